@@ -66,7 +66,7 @@ class Step(BaseModel):
     type: Label
     content: Content
 
-# %% ../../nbs/traces/10_schema.ipynb #e9655f68
+# %% ../../nbs/traces/10_schema.ipynb #95b38481
 class Trace(BaseModel):
     "A prompt, the steps that lead somewhere, and a final answer."
 
@@ -101,6 +101,11 @@ class Trace(BaseModel):
     def category(self) -> str:
         "The kind of task, from `meta`, or `other`."
         return str((self.meta or {}).get("category", "other"))
+
+    def _repr_html_(self) -> str:
+        from tunix_rt.traces.display import trace_html
+
+        return trace_html(self)
 
 # %% ../../nbs/traces/10_schema.ipynb #8646c432
 def describe(

@@ -1,0 +1,29 @@
+"""tunix_rt's Gemma-2 at the benchmark's sizes: float32, the default settings."""
+
+from __future__ import annotations
+
+from flax import nnx
+from workload import Size
+
+from tunix_rt.models.config import GemmaConfig
+from tunix_rt.models.gemma import Gemma
+
+
+def build_model(
+    size: Size,  # The shape
+) -> Gemma:  # Random weights, float32
+    "Build Gemma-2 with tunix_rt's own module."
+    config = GemmaConfig(
+        vocabulary=size.vocabulary,
+        width=size.width,
+        layers=size.layers,
+        query_heads=size.heads,
+        key_heads=size.kv_heads,
+        head_width=size.head_width,
+        hidden=size.mlp,
+        query_scale=size.head_width,
+        window=4096,
+        attention_soft_cap=50.0,
+        logit_soft_cap=30.0,
+    )
+    return Gemma(config, nnx.Rngs(0))

@@ -1,0 +1,220 @@
+"What happens to a run when one of its processes dies, and how it goes on."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from tunix_rt.runs.execute import RunFailed, execute
+from tunix_rt.runs.folder import read_run
+from tunix_rt.runs.lock import held, holder
+
+CALLER = """
+import sys
+from tunix_rt.runs.execute import execute
+execute(sys.argv[1], {}, sys.argv[2])
+"""
+
+# Training in small: it adds a number a step, keeps a checkpoint, and goes on from it.
+ADDING = """
+from tunix_rt.core.files import append_json, read_json, write_json
+from tunix_rt.runs.folder import open_run
+import os, time
+run = open_run("add", run_dir, {"steps": steps})
+run.record(kernel=os.getpid())
+saved = run.checkpoints / "last.json"
+step, total = read_json(saved) if saved.exists() else (0, 0)
+"""
+LOOP = """
+try:
+    while step < steps:
+        step, total = step + 1, total + step + 1
+        append_json(run.metrics_path, {"step": step, "total": total})
+        write_json(saved, [step, total])
+        print("step", step, flush=True)
+        if not run.facts["resumed_at"]:
+            time.sleep(0.05)
+except KeyboardInterrupt:
+    (run.folder / "interrupted.txt").write_text("asked to stop")
+    raise
+"""
+STEPS = 400  # Some twenty seconds, if nobody interferes
+
+
+def notebook(folder: Path, name: str, *cells: str) -> Path:
+    ask = new_code_cell(cells[0], metadata={"tags": ["parameters"]})
+    rest = [new_code_cell(cell) for cell in cells[1:]]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(
+        new_notebook(cells=[ask, *rest], metadata={"kernelspec": kernel}), folder / name
+    )
+    return folder / name
+
+
+@pytest.fixture
+def adding(tmp_path: Path) -> Path:
+    ask = f'steps: int = {STEPS}  # How many\nrun_dir: str = ""  # Where'
+    return notebook(tmp_path, "add.ipynb", ask, ADDING, LOOP, "run.finish({'total': total})")
+
+
+def call(source: Path, folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", CALLER, str(source), str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def steps_done(folder: Path) -> int:
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+def test_killed_caller_takes_all_down_and_the_same_call_goes_on(adding: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    caller = call(adding, folder)
+    until(lambda: steps_done(folder) > 5)
+    caller.kill()
+    until(lambda: not held(folder), seconds=5)
+
+    killed = read_run(folder)
+    assert killed.facts["status"] == "running" and killed.status == "interrupted"
+    nbformat.read(killed.notebook, as_version=4)  # whole, although it was killed at work
+    done = steps_done(folder)
+    time.sleep(0.5)
+    assert steps_done(folder) == done  # nobody writes any more
+
+    run = execute(adding, {}, folder, echo=False)
+    assert run.completed and run.results == {"total": STEPS * (STEPS + 1) // 2}
+    assert run.run_id == killed.run_id and len(run.facts["resumed_at"]) == 1
+    lines = [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()]
+    assert lines == list(range(1, STEPS + 1))
+    assert run.log.read_text().count("step 3\n") == 1
+
+
+def test_sigterm_cancels_and_the_notebook_may_clean_up(adding: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    caller = call(adding, folder)
+    until(lambda: steps_done(folder) > 2)
+    caller.terminate()
+    caller.communicate(timeout=30)
+    run = read_run(folder)
+    assert run.status == "cancelled" and run.facts["duration_seconds"] > 0
+    assert (folder / "interrupted.txt").exists()
+    assert "KeyboardInterrupt" in run.notebook.read_text()
+    assert not held(folder)
+
+
+def test_second_caller_is_refused_by_name(adding: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    first = call(adding, folder)
+    until(lambda: steps_done(folder) > 0)
+    assert holder(folder) == first.pid
+    second = call(adding, folder)
+    output, _ = second.communicate(timeout=30)
+    assert f"in use by process {first.pid}" in output and second.returncode == 1
+    assert read_run(folder).status == "running"  # the first was not disturbed
+    first.kill()
+
+
+def test_killed_kernel_is_a_failure_that_says_why(adding: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    caller = call(adding, folder)
+    until(lambda: steps_done(folder) > 2)
+    os.kill(read_run(folder).facts["kernel"], signal.SIGKILL)
+    output, _ = caller.communicate(timeout=60)
+    run = read_run(folder)
+    assert run.status == "failed" and "memory ran out" in run.facts["error"]["message"]
+    assert "memory ran out" in output
+
+
+def test_killed_executor_is_a_failure_and_leaves_nobody_behind(adding: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    caller = call(adding, folder)
+    until(lambda: steps_done(folder) > 2)
+    kernel = read_run(folder).facts["kernel"]
+    executor = int(Path(f"/proc/{kernel}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(executor, signal.SIGKILL)
+    caller.communicate(timeout=60)
+    run = read_run(folder)
+    assert run.status == "failed" and "signal 9" in run.facts["error"]["message"]
+    assert not held(folder)
+
+
+def test_failure_keeps_partial_metrics_traceback_and_notebook(tmp_path: Path):
+    source = notebook(
+        tmp_path,
+        "break.ipynb",
+        'run_dir: str = ""  # Where',
+        "from tunix_rt.core.files import append_json\nfrom tunix_rt.runs.folder import open_run\n"
+        "run = open_run('break', run_dir, {})\nappend_json(run.metrics_path, {'step': 1})",
+        "print('about to fail')\nraise OSError('the disk is full')",
+        "run.finish({})",
+    )
+    with pytest.raises(RunFailed, match="the disk is full"):
+        execute(source, {}, tmp_path / "run", echo=False)
+    run = read_run(tmp_path / "run")
+    assert run.status == "failed" and run.facts["error"]["name"] == "OSError"
+    assert "raise OSError" in run.facts["error"]["traceback"]
+    assert steps_done(run.folder) == 1
+    assert "about to fail" in run.log.read_text()
+    assert "the disk is full" in run.notebook.read_text()
+
+
+def test_run_all_in_jupyterlab_leaves_the_same_record(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TUNIX_RT_ROOT", str(tmp_path))
+    source = notebook(
+        tmp_path,
+        "lab.ipynb",
+        'steps: int = 0  # How many\nrun_dir: str = ""  # Where',
+        "from tunix_rt.runs.folder import open_run, parameters_in\n"
+        "run = open_run('lab', run_dir, parameters_in(globals()))",
+        "run.finish({'each': 60 // steps})",
+    )
+    with pytest.raises(nbclient.exceptions.CellExecutionError):
+        nbclient.NotebookClient(nbformat.read(source, as_version=4)).execute()
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    run = read_run(folder)
+    assert folder.name.startswith("lab-") and run.parameters == {"steps": 0}
+    assert run.status == "failed" and run.facts["error"]["name"] == "ZeroDivisionError"
+
+
+def test_composed_run_skips_what_is_done(tmp_path: Path):
+    child = notebook(
+        tmp_path,
+        "child.ipynb",
+        "value: int = 1  # Any\nrun_dir: str = ''  # Where",
+        "from tunix_rt.runs.folder import open_run\n"
+        "run = open_run('child', run_dir, {'value': value})\n"
+        "with open(run.folder.parent / 'calls.txt', 'a') as file:\n    file.write(f'{value} ')",
+        "run.finish({'double': 2 * value})",
+    )
+    parent = notebook(
+        tmp_path,
+        "parent.ipynb",
+        f"child: str = {str(child)!r}  # The part\nstop: str = ''  # A file\nrun_dir: str = ''  # Where",
+        "from pathlib import Path\nfrom tunix_rt.runs.execute import execute\n"
+        "from tunix_rt.runs.folder import open_run\nrun = open_run('parent', run_dir, {})",
+        "parts = [execute(child, {'value': 3}, run.folder / 'three', reuse=True)]\n"
+        "if not Path(stop).exists():\n    Path(stop).touch()\n    raise RuntimeError('power cut')",
+        "parts.append(execute(child, {'value': 4}, run.folder / 'four', reuse=True))",
+        "run.finish({'doubles': [part.results['double'] for part in parts]})",
+    )
+    stop = {"stop": str(tmp_path / "stop")}
+    with pytest.raises(RunFailed, match="power cut"):
+        execute(parent, stop, tmp_path / "run", echo=False)
+    run = execute(parent, stop, tmp_path / "run", echo=False)
+    assert run.results == {"doubles": [6, 8]}
+    assert (run.folder / "calls.txt").read_text() == "3 4 "
+    assert read_run(run.folder / "four").facts["parent_run_id"] == run.run_id
