@@ -1,4 +1,5 @@
 "What happens to a run when one of its processes dies, and how it goes on."
+
 import json
 import os
 import signal
@@ -52,9 +53,7 @@ def notebook(folder: Path, name: str, *cells: str) -> Path:
     ask = new_code_cell(cells[0], metadata={"tags": ["parameters"]})
     rest = [new_code_cell(cell) for cell in cells[1:]]
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    nbformat.write(
-        new_notebook(cells=[ask, *rest], metadata={"kernelspec": kernel}), folder / name
-    )
+    nbformat.write(new_notebook(cells=[ask, *rest], metadata={"kernelspec": kernel}), folder / name)
     return folder / name
 
 
@@ -203,7 +202,8 @@ def test_composed_run_skips_what_is_done(tmp_path: Path):
     parent = notebook(
         tmp_path,
         "parent.ipynb",
-        f"child: str = {str(child)!r}  # The part\nstop: str = ''  # A file\nrun_dir: str = ''  # Where",
+        f"child: str = {str(child)!r}  # The part\nstop: str = ''  # A file\n"
+        "run_dir: str = ''  # Where",
         "from pathlib import Path\nfrom tunix_rt.runs.execute import execute\n"
         "from tunix_rt.runs.folder import open_run\nrun = open_run('parent', run_dir, {})",
         "parts = [execute(child, {'value': 3}, run.folder / 'three', reuse=True)]\n"

@@ -22,7 +22,7 @@ from ..traces.display import trace_text, visible
 from ..traces.schema import Trace, read_traces
 
 # %% auto #0
-__all__ = ['columns', 'text_of', 'sum_of', 'size', 'run_text', 'dataset_text', 'find_trace', 'show_text']
+__all__ = ['columns', 'text_of', 'sum_of', 'size', 'run_text', 'way_on', 'dataset_text', 'find_trace', 'show_text']
 
 # %% ../../nbs/cli/10_show.ipynb #7f0b1f8e
 def columns(
@@ -58,7 +58,7 @@ def text_of(
         return ", ".join(text_of(item) for item in value) or "-"
     return str(value)
 
-# %% ../../nbs/cli/10_show.ipynb #51b519d6
+# %% ../../nbs/cli/10_show.ipynb #a394a8fe
 def _files(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.glob("[!.]*")):
@@ -88,6 +88,19 @@ def size(
     return f"{count / 1000**power:,.1f} {units[power - 1]}"
 
 
+def _scores(run: Run) -> dict[str, str]:
+    if not run.evaluation.is_file():
+        return {}
+    from tunix_rt.evaluation.evaluate import load_evaluation
+
+    shown = {}
+    for name, found in load_evaluation(run.evaluation).scores.items():
+        ends = [end for end in (found.mean, found.low, found.high) if end is not None]
+        shares = [f"{100 * end:.1f}" for end in ends]
+        shown[name] = f"{shares[0]} % [{', '.join(shares[1:])}]" if shares else "nothing to judge"
+    return shown
+
+
 def run_text(
     run: Run,  # As it stands now
 ) -> str:  # A screen of text
@@ -109,10 +122,13 @@ def run_text(
         "folder": str(run.folder),
         "parameters": run.parameters,
         "results": run.results,
+        "scores, with 95 % intervals": _scores(run),
         "files": _files(run.folder),
     }
     shown = columns({name: value for name, value in rows.items() if value is not None})
-    return shown + _way_on(run)
+    going_on = way_on(run)
+    advice = f"\n\nIt did not reach its end. To go on from where it stopped:\n  {going_on}"
+    return shown + (advice if going_on else "")
 
 
 def _differing(run: Run) -> dict[str, Any]:
@@ -127,14 +143,16 @@ def _differing(run: Run) -> dict[str, Any]:
     }
 
 
-def _way_on(run: Run) -> str:
+def way_on(
+    run: Run,  # As it stands now
+) -> str:  # The command, or "" when it is completed or at work
+    "Say how to continue a run that stopped."
     if run.status not in ("interrupted", "failed", "cancelled", "timeout"):
         return ""
     words = ["tunix-rt", run.pipeline]
     for name, value in _differing(run).items():
         words += ["-p", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    command = shlex.join([*words, "--run-dir", str(run.folder)])
-    return visible(f"\n\nIt did not reach its end. To go on from where it stopped:\n  {command}")
+    return visible(shlex.join([*words, "--run-dir", str(run.folder)]))
 
 # %% ../../nbs/cli/10_show.ipynb #630b91c8
 def dataset_text(

@@ -17,7 +17,7 @@ from ..traces.schema import Trace
 # %% auto #0
 __all__ = ['SIZES', 'dataset_manifest', 'front_matter', 'dataset_card']
 
-# %% ../../nbs/data/70_cards.ipynb #c8f56b43
+# %% ../../nbs/data/70_cards.ipynb #8326d8b2
 def dataset_manifest(
     spool: Spool,  # What there was
     chosen: list[int],  # What was taken
@@ -41,19 +41,18 @@ def dataset_manifest(
     facts = {
         **request,
         "dataset_schema_version": "1.0",
-        "trace_ids": [str(spool.id(index)) for index in chosen],
         "trace_count": len(chosen),
         "stats": statistics(spool, chosen),
         "splits": dict(splits),
         "fingerprints": {"traces.jsonl": fingerprint},
     }
-    build_id = UUID(sha256_text(canonical_json(facts))[:32])
     return {
         "dataset_key": facts["dataset_key"],
-        "build_id": str(build_id),
+        "build_id": str(UUID(sha256_text(canonical_json(facts))[:32])),
         "created_at": created_at,
         **facts,
         "provenance": {**automatic, **provenance},
+        "trace_ids": [str(spool.id(index)) for index in chosen],
     }
 
 # %% ../../nbs/data/70_cards.ipynb #c0d62f01

@@ -13,9 +13,9 @@ from .statistics import Difference, Figure
 from ..traces.display import STYLE, Html, visible
 
 # %% auto #0
-__all__ = ['SERIES', 'CHART_STYLE', 'Rows', 'Points', 'MOST_POINTS', 'PLOT', 'percent', 'interval', 'bar_svg', 'framed',
-           'figures_html', 'points', 'chance', 'point_svg', 'differences_html', 'thinned', 'round_steps', 'short',
-           'curve_svg', 'curves_html']
+__all__ = ['SERIES', 'CHART_STYLE', 'Rows', 'Points', 'MOST_POINTS', 'PLOT', 'percent', 'interval', 'bar_svg', 'colours_for',
+           'framed', 'figures_html', 'points', 'chance', 'point_svg', 'differences_html', 'thinned', 'round_steps',
+           'short', 'curve_svg', 'curves_html']
 
 # %% ../../nbs/evaluation/25_charts.ipynb #bff2594c
 SERIES = ("var(--one)", "var(--two)", "var(--three)", "var(--four)")  # Colours of the columns
@@ -95,8 +95,16 @@ def bar_svg(
         f"<title>{title}</title>{''.join(parts)}</svg>"
     )
 
-# %% ../../nbs/evaluation/25_charts.ipynb #a974866a
+# %% ../../nbs/evaluation/25_charts.ipynb #7c90d29a
 Rows = Mapping[str, Mapping[str, Figure]]  # Figures by row, then by column
+
+
+def colours_for(
+    names: Sequence[str],  # Of models, in the order of their columns
+) -> dict[str, str]:  # CSS colour of each
+    "Choose a colour for each column: grey comes first, and the last of a few is blue."
+    chosen = {1: SERIES[2:3], 2: (SERIES[0], SERIES[2])}.get(len(names), SERIES)
+    return {name: chosen[place % len(chosen)] for place, name in enumerate(names)}
 
 
 def framed(
@@ -127,9 +135,7 @@ def figures_html(
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees the numbers
     "Lay out figures as a table of bars."
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    colours = {name: SERIES[place % len(SERIES)] for place, name in enumerate(columns)}
-    if len(columns) == 1:
-        colours = {columns[0]: SERIES[2]}
+    colours = colours_for(columns)
     heads = "".join(
         f'<th scope="col"><i style="background:{colours[name]}"></i>{escape(visible(name))}</th>'
         for name in columns
@@ -140,7 +146,7 @@ def figures_html(
         kind = ' class="tunix-all"' if whole and place == 0 else ""
         body += f'<tr{kind}><th scope="row">{escape(visible(label))}</th>{cells}</tr>'
         shown = [row.get(name) for name in columns]
-        texts = [f"{percent(f.mean, f.count)} [{interval(f)}]" if f else "" for f in shown]
+        texts = [f"{percent(f.mean, f.count)} {interval(f)}" if f else "" for f in shown]
         plain.append(f"{visible(label):20}" + "".join(f"{text:>24}" for text in texts))
     table = (
         f'<table><thead><tr><th scope="col">{escape(head)}</th>{heads}</tr></thead>'
@@ -248,7 +254,7 @@ def short(
     "Write a number for an axis."
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 
-# %% ../../nbs/evaluation/25_charts.ipynb #c4e6f60f
+# %% ../../nbs/evaluation/25_charts.ipynb #9f4709d6
 PLOT = (430, 170)  # Width and height of the area that holds the curves, in pixels
 
 
@@ -271,8 +277,8 @@ def curve_svg(
     steps, values = [x for x, _ in every], [y for _, y in every]
     logarithmic = not linear and 0 < 30 * min(values) < max(values)
     if logarithmic:
-        least, most = floor(log10(min(values))), ceil(log10(max(values)))
-        marks = {float(power): short(10.0**power) for power in range(least, most + 1)}
+        least, most = float(floor(log10(min(values)))), float(ceil(log10(max(values))))
+        marks = {power: short(10.0**power) for power in round_steps(least, most)}
     else:
         least, most = min(0.0, *values), max(values) or 1.0
         marks = {mark: short(mark) for mark in round_steps(least, most)}
@@ -300,15 +306,13 @@ def curve_svg(
 def curves_html(
     panels: Mapping[str, Mapping[str, Points]],  # Title of each picture, then its curves by name
     *,
-    colours: Mapping[str, str] | None = None,  # Colour of each name; in order of `SERIES` if None
+    colours: Mapping[str, str] | None = None,  # Colour of each name; chosen for it if None
     linear: Collection[str] = ("learning rate",),  # Titles that never get a logarithmic scale
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees where each curve ends
     "Lay out pictures of curves side by side."
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    chosen = dict(colours or {})
-    for place, name in enumerate(names):
-        chosen.setdefault(name, SERIES[(place + 2) % len(SERIES)])
+    chosen = colours_for(names) | dict(colours or {})
     body, plain = "", []
     for title, curves in panels.items():
         key = "".join(

@@ -34,7 +34,7 @@ from tunix_rt.runs.pipelines import (
 )
 
 # %% auto #0
-__all__ = ['GRACE', 'executor', 'RunFailed', 'execute']
+__all__ = ['GRACE', 'executor', 'RunFailed', 'RunCancelled', 'execute']
 
 # %% ../../nbs/runs/40_execute.ipynb #fe31b4c9
 class _ByRename:
@@ -66,7 +66,7 @@ def _kernel_manager(started: list[int]) -> type:
 
     return ThisPython
 
-# %% ../../nbs/runs/40_execute.ipynb #6de3a674
+# %% ../../nbs/runs/40_execute.ipynb #b287b0b5
 def _follow_caller(kernels: list[int]) -> None:
     while os.read(0, 1024):
         pass
@@ -79,6 +79,7 @@ def _follow_caller(kernels: list[int]) -> None:
 
 
 def _papermill(source: str, folder: Path, parameters: dict[str, Any]) -> None:
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
     from papermill.iorw import papermill_io
 
@@ -262,7 +263,15 @@ class RunFailed(RunError):
             )
         super().__init__(message)
 
-# %% ../../nbs/runs/40_execute.ipynb #7a227599
+# %% ../../nbs/runs/40_execute.ipynb #88e58805
+class RunCancelled(KeyboardInterrupt):
+    "A run was stopped on purpose; `run` says how far it came."
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        super().__init__(f"{run.pipeline} was cancelled; {run.folder} can be gone on with")
+
+# %% ../../nbs/runs/40_execute.ipynb #86cb5c53
 def execute(
     pipeline: str | os.PathLike[str],  # A verb such as "train", or the path of a notebook
     parameters: Mapping[str, Any] | None = None,  # Only those that differ from the defaults
@@ -294,7 +303,7 @@ def execute(
     stopped = _supervise(process, run, echo, max_seconds)
     run = _last_word(run, process.returncode, stopped)
     if stopped == "cancelled" and not run.completed:
-        raise KeyboardInterrupt
+        raise RunCancelled(run)
     if not run.completed:
         raise RunFailed(run)
     return run

@@ -1,0 +1,80 @@
+"""Fine-tune with tunix_rt; started by `python benchmarks/sft.py --contenders ours`.
+
+Packed rows, float32, AdamW, the same step and the same batches that the training loop takes.
+"""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import numpy as np
+from ours_model import build_model
+from workload import SIZES, Size, arguments, report, sequences
+
+from tunix_rt.training.batches import Example, Rows, batch_at, pack
+from tunix_rt.training.loop import make_step
+from tunix_rt.training.recipe import Recipe
+from tunix_rt.training.sft import sft_objective
+
+WARM_UP = 2  # Steps on other sequences before the clock starts
+
+
+def packed(
+    size: Size,  # Row length
+    tokens: list[np.ndarray],  # Sequences to pack
+) -> Rows:  # Every token counts, as for the peers
+    "Pack sequences as training does."
+    examples = [Example(sequence, np.ones(len(sequence), bool)) for sequence in tokens]
+    return pack(examples, size.seq)
+
+
+def main() -> None:
+    "Warm up on other sequences, then time `--steps`."
+    options = arguments(steps=0, slice=0)
+    size = SIZES[options.size]
+    steps = options.steps or size.steps
+
+    recipe = Recipe(
+        max_steps=WARM_UP + steps,
+        batch_rows=size.batch,
+        row_tokens=size.seq,
+        slice_rows=options.slice,
+        learning_rate=1e-4,
+    )
+    warm_up = packed(size, sequences(size, 6 * size.batch, seed=1))
+    rows = packed(size, sequences(size))
+    model = build_model(size)
+    state, step = make_step(model, sft_objective(recipe), recipe)
+
+    first = 0.0
+    start = time.perf_counter()
+    for number in range(WARM_UP):
+        state, figures = step(state, batch_at(warm_up, number, size=size.batch, seed=0))
+        jax.block_until_ready(state)
+        first = first or time.perf_counter() - start
+
+    seen = []
+    start = time.perf_counter()
+    for number in range(steps):
+        batch = batch_at(rows, number, size=size.batch, seed=0)
+        state, figures = step(state, batch)
+        seen.append(batch)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - start
+
+    held = [batch.segments > 0 for batch in seen]
+    reach = [(batch.positions + 1)[mask] for batch, mask in zip(seen, held, strict=True)]
+    report(
+        tokens=int(sum(mask.sum() for mask in held)),
+        pairs=int(sum(part.sum() for part in reach)),
+        slots=steps * size.batch * size.seq,
+        steps=steps,
+        seconds=seconds,
+        first_step=first,
+        loss=float(figures["loss"]),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"The command line as people type it: in a folder of their own, by exit code and by what is printed."
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from tunix_rt.runs.folder import read_run
+
+ASK = 'steps: int = 3  # How far to count\nrun_dir: str = ""  # The run folder'
+OPEN = (
+    "from tunix_rt.runs.folder import open_run\nrun = open_run('count', run_dir, {'steps': steps})"
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path / "count.ipynb", ASK, OPEN, "run.finish({'each': 60 // steps})")
+    return tmp_path
+
+
+def write(path: Path, ask: str, *cells: str) -> None:
+    first = new_code_cell(ask, metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[first, *map(new_code_cell, cells)]), path)
+
+
+def start(root: Path, *words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", "from tunix_rt.cli.app import main; main()", *words],
+        cwd=root,
+        env={**os.environ, "TUNIX_RT_ROOT": str(root), "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def typed(root: Path, line: str) -> tuple[int, str, str]:
+    process = start(root, *line.split())
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
+def test_help_is_quick_and_lists_the_commands(root: Path):
+    typed(root, "--help")  # so that the bytecode is there
+    begun = time.monotonic()
+    code, output, _ = typed(root, "--help")
+    assert code == 0 and time.monotonic() - begun < 1
+    for command in ("generate", "ingest", "build", "export", "run", "compare", "show", "doctor"):
+        assert f"\n  {command} " in output
+
+
+def test_from_a_recipe_to_a_file(root: Path):
+    code, output, _ = typed(root, "generate golden --version v2")
+    assert code == 0 and "golden-v2: 100 traces" in output
+    assert typed(root, "build golden-v2 --name ten --limit 10 --selection random --seed 1")[0] == 0
+    code, output, _ = typed(root, "export ten-v1 --format messages")
+    assert code == 0 and len(output.splitlines()) == 10
+    code, output, _ = typed(root, "show golden-v2:7")
+    assert code == 0 and output.lstrip().startswith("prompt")
+    assert "its first trace" in typed(root, "show ten-v1")[1]
+    assert not list(root.rglob("*.tmp-*"))
+
+
+def test_refusals_are_one_paragraph_without_a_traceback(root: Path):
+    (root / "bad.jsonl").write_text('{"prompt": "2 + 2"}\n')
+    refused = {
+        "build bad.jsonl --name bad": "bad.jsonl:1: steps: it is missing",
+        "generate nonsense": "there is no recipe 'nonsense'",
+        "export golden-v9": "there is no dataset 'golden-v9'",
+        "run count.ipynb -p step=3": "did you mean 'steps'?",
+        "run count.ipynb -p steps=many": "steps should be int",
+        "run nowhere.ipynb": "there is no notebook",
+        "show nobody": "nothing is called 'nobody'",
+    }
+    for line, reason in refused.items():
+        code, output, errors = typed(root, line)
+        assert code == 1 and reason in errors and "Traceback" not in errors, (line, errors)
+    assert not (root / "outputs").exists() and not (root / "data/datasets/bad-v1").exists()
+    assert "Traceback" in typed(root, "show nobody --debug")[2]
+
+
+def test_typing_errors_show_the_usage(root: Path):
+    for line in ("show", "generate", "fly", "run count.ipynb -p steps", "export golden --formt x"):
+        code, _, errors = typed(root, line)
+        assert code == 2 and "Usage:" in errors, line
+
+
+def test_run_then_show(root: Path):
+    code, output, _ = typed(root, "run count.ipynb -p steps=4 --run-dir outputs/four")
+    assert code == 0 and "each" in output and "15" in output
+    assert read_run(root / "outputs/four").parameters == {"steps": 4}
+    code, output, _ = typed(root, "show outputs/four")
+    assert code == 0 and "status    completed" in output
+    code, _, errors = typed(root, "run count.ipynb -p steps=4 --run-dir outputs/four")
+    assert code == 1 and "is not overwritten" in errors
+
+
+def test_failed_run_says_why_and_how_to_go_on(root: Path):
+    code, _, errors = typed(root, "run count.ipynb -p steps=0 --run-dir outputs/zero")
+    assert code == 1 and "ZeroDivisionError" in errors and "Traceback" not in errors
+    assert "tunix-rt count -p steps=0" in typed(root, "show outputs/zero")[1]
+
+
+def test_ctrl_c_cancels(root: Path):
+    write(root / "long.ipynb", ASK, OPEN, "import time; print('begun', flush=True); time.sleep(60)")
+    process = start(root, "run", "long.ipynb", "--run-dir", "outputs/long")
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "cancelled; to go on from here" in errors
+    assert read_run(root / "outputs/long").status == "cancelled"
+
+
+def test_doctor_finds_this_machine_well(root: Path):
+    code, output, _ = typed(root, "doctor")
+    assert "cpu" in output and str(root) in output
+    assert code == (0 if "missing    nothing" in output else 1)
