@@ -61,7 +61,10 @@ def main() -> None:
         return seconds
 
     first = sample()
-    report(first_call=first, seconds=[sample() for _ in range(options.repeats)])
+    cpu = time.process_time()
+    seconds = [sample() for _ in range(options.repeats)]
+    cpu = (time.process_time() - cpu) / options.repeats
+    report(first_call=first, seconds=seconds, core_seconds=cpu)
 
 
 if __name__ == "__main__":

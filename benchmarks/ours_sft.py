@@ -55,13 +55,13 @@ def main() -> None:
         first = first or time.perf_counter() - start
 
     seen = []
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for number in range(steps):
         batch = batch_at(rows, number, size=size.batch, seed=0)
         state, figures = step(state, batch)
         seen.append(batch)
     jax.block_until_ready(state)
-    seconds = time.perf_counter() - start
+    seconds, core_seconds = time.perf_counter() - start, time.process_time() - cpu
 
     held = [batch.segments > 0 for batch in seen]
     reach = [(batch.positions + 1)[mask] for batch, mask in zip(seen, held, strict=True)]
@@ -71,6 +71,7 @@ def main() -> None:
         slots=steps * size.batch * size.seq,
         steps=steps,
         seconds=seconds,
+        core_seconds=core_seconds,
         first_step=first,
         loss=float(figures["loss"]),
     )

@@ -59,6 +59,7 @@ def tabulate(
     for name, rounds in results.items():
         for one in (one for one in rounds if "error" not in one):
             one["tokens_per_second"] = PROMPTS * NEW_TOKENS / median(one["seconds"])
+            one["tokens_per_core_second"] = PROMPTS * NEW_TOKENS / one["core_seconds"]
         rates = sorted(one["tokens_per_second"] for one in rounds if "error" not in one)
         rows.append(
             {
@@ -67,6 +68,7 @@ def tabulate(
                 "slowest-fastest": f"{rates[0]:,.0f}-{rates[-1]:,.0f}" if rates else "failed",
                 "first call s": middle(rounds, "first_call"),
                 "peak RSS MB": middle(rounds, "rss_mb"),
+                "tokens/core-s": middle(rounds, "tokens_per_core_second"),
                 "cores taken by others": middle(rounds, "others"),
             }
         )

@@ -67,6 +67,7 @@ def tabulate(
         for one in (one for one in rounds if "error" not in one):
             work = useful_flops(size, one["tokens"], one["pairs"])
             one["tokens_per_second"] = one["tokens"] / one["seconds"]
+            one["tokens_per_core_second"] = one["tokens"] / one["core_seconds"]
             one["useful_gflops"] = work / one["seconds"] / 1e9
             one["tokens_per_step"] = one["tokens"] / one["steps"]
         useful = middle(rounds, "useful_gflops")
@@ -81,6 +82,7 @@ def tabulate(
                 "first step s": middle(rounds, "first_step"),
                 "peak RSS MB": middle(rounds, "rss_mb"),
                 "tokens a step": middle(rounds, "tokens_per_step"),
+                "tokens/core-s": middle(rounds, "tokens_per_core_second"),
                 "cores taken by others": middle(rounds, "others"),
             }
         )

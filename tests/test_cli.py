@@ -105,7 +105,8 @@ def test_run_then_show(root: Path):
 def test_failed_run_says_why_and_how_to_go_on(root: Path):
     code, _, errors = typed(root, "run count.ipynb -p steps=0 --run-dir outputs/zero")
     assert code == 1 and "ZeroDivisionError" in errors and "Traceback" not in errors
-    assert "tunix-rt count -p steps=0" in typed(root, "show outputs/zero")[1]
+    going_on = f"tunix-rt run {root}/count.ipynb -p steps=0 --run-dir {root}/outputs/zero"
+    assert going_on in typed(root, "show outputs/zero")[1]
 
 
 def test_ctrl_c_cancels(root: Path):
@@ -121,4 +122,4 @@ def test_ctrl_c_cancels(root: Path):
 def test_doctor_finds_this_machine_well(root: Path):
     code, output, _ = typed(root, "doctor")
     assert "cpu" in output and str(root) in output
-    assert code == (0 if "missing    nothing" in output else 1)
+    assert code == (0 if "missing  nothing" in output else 1)

@@ -64,13 +64,14 @@ class Clock(TrainerCallback):
         self.first_step = 0.0
 
     def on_train_begin(self, *_: object, **__: object) -> None:
-        self.start = time.perf_counter()
+        self.start, self.cpu = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *_: object, **__: object) -> None:
         self.first_step = self.first_step or time.perf_counter() - self.start
 
     def on_train_end(self, *_: object, **__: object) -> None:
         self.seconds = time.perf_counter() - self.start
+        self.core_seconds = time.process_time() - self.cpu
 
     def count(
         self,
@@ -104,7 +105,8 @@ def train(
         per_device_train_batch_size=1 if one_row else size.batch,
         gradient_accumulation_steps=size.batch if one_row else 1,
         packing=mode.startswith("packed"),
-        train_sampling_strategy="sequential",
+        # Packed rows come longest sequences first, so they are shuffled, as is the default.
+        train_sampling_strategy="random" if mode.startswith("packed") else "sequential",
         bf16=False,
         gradient_checkpointing=False,
         max_grad_norm=0.0,
@@ -174,6 +176,7 @@ def main() -> None:
         slots=clock.slots,
         steps=steps,
         seconds=clock.seconds,
+        core_seconds=clock.core_seconds,
         first_step=first.first_step,
     )
 

@@ -56,9 +56,9 @@ def timed_batches(
     yield batches[0]
     clock["first"] = now()
     yield batches[1]
-    clock["warm"] = now()
+    clock["warm"], clock["warm_cpu"] = now(), time.process_time()
     yield from batches[2:]
-    clock["done"] = now()
+    clock["done"], clock["done_cpu"] = now(), time.process_time()
 
 
 def main() -> None:
@@ -84,6 +84,7 @@ def main() -> None:
         slots=steps * size.batch * size.seq,
         steps=steps,
         seconds=clock["done"] - clock["warm"],
+        core_seconds=clock["done_cpu"] - clock["warm_cpu"],
         first_step=clock["first"] - start,
     )
 

@@ -206,7 +206,7 @@ def disk_full_explained(
             f"Make room, about twice the size of the traces, and try again."
         ) from error
 
-# %% ../../nbs/data/80_datasets.ipynb #87cf3601
+# %% ../../nbs/data/80_datasets.ipynb #a0808137
 def same_or_refuse(
     folder: Path,  # A dataset that exists
     manifest: Mapping[str, Any],  # Of what was just built under the same key
@@ -223,7 +223,7 @@ def same_or_refuse(
         )
     return existing
 
-
+# %% ../../nbs/data/80_datasets.ipynb #6448aefc
 def put_in_place(
     bench: Path,  # Folder with the finished files
     target: Path,  # Where the dataset is to be

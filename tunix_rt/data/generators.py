@@ -24,8 +24,8 @@ from .puzzles import ordering, parity, repetition, reversal
 from ..traces.schema import Step, Trace, normalised_prompt
 
 # %% auto #0
-__all__ = ['FAMILIES', 'RECIPES', 'Family', 'Recipe', 'shares', 'Asked', 'fresh_problems', 'as_trace', 'checked_options',
-           'draw_recipe', 'generate', 'generate_arithmetic_steps']
+__all__ = ['FAMILIES', 'RECIPES', 'LIMITS', 'Family', 'Recipe', 'shares', 'Asked', 'fresh_problems', 'as_trace',
+           'checked_options', 'draw_recipe', 'generate']
 
 # %% ../../nbs/data/40_generators.ipynb #8db616a7
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ FAMILIES: dict[str, Family] = {
     "parity": Family(parity, "logic"),
 }
 
-# %% ../../nbs/data/40_generators.ipynb #2fca4e7c
+# %% ../../nbs/data/40_generators.ipynb #792379f6
 @dataclass(frozen=True)
 class Recipe:
     "Which families, in what proportion, how hard, and how many."
@@ -83,18 +83,18 @@ RECIPES: dict[str, Recipe] = {
     ),
     "arithmetic-steps": Recipe(
         mix={
-            "addition": 24,
+            "addition": 20,
             "subtraction": 20,
             "multiplication": 20,
             "word_problem": 20,
-            "reversal": 8,
-            "ordering": 4,
+            "reversal": 7,
+            "repetition": 6,
+            "ordering": 5,
             "parity": 2,
-            "repetition": 2,
         },
         train=20_000,
         held_out=500,
-        options={"repetition": {"words": (1, 4)}},
+        options={"repetition": {"words": (1, 3)}},
         clear_of=("golden", "dev-reasoning"),
     ),
 }
@@ -183,19 +183,29 @@ def as_trace(
     }
     return Trace(prompt=problem.prompt, steps=steps, final_answer=problem.answer, meta=meta)
 
-# %% ../../nbs/data/40_generators.ipynb #3a9d5173
+# %% ../../nbs/data/40_generators.ipynb #b2fa5a5a
+LIMITS = {"digits": (1, 6), "letters": (1, 26), "words": (1, 20), "people": (2, 6)}
+
+
 def checked_options(
     family: str,  # Its name
     options: Mapping[str, Any],  # For its keywords
 ) -> Mapping[str, Any]:  # The same
-    "Refuse an option that a family does not have."
-    known = list(inspect.signature(FAMILIES[family].make).parameters)[1:]
+    "Refuse an option that a family does not have, or a value that it cannot take."
+    defaults = dict(list(inspect.signature(FAMILIES[family].make).parameters.items())[1:])
     for option, value in options.items():
-        bounds = isinstance(value, (tuple, list)) and len(value) == 2
-        if option not in known or (bounds and not 1 <= value[0] <= value[1]):
+        if option in LIMITS and option in defaults:
+            fewest, most = LIMITS[option]
+            numbers = isinstance(value, (tuple, list)) and all(type(n) is int for n in value)
+            fine = numbers and len(value) == 2 and fewest <= value[0] <= value[1] <= most
+            wanted = f"a fewest and a most, between {fewest} and {most}"
+        else:
+            fine, wanted = option in defaults and isinstance(value, bool), "True or False"
+        if not fine:
+            known = ", ".join(defaults)
             raise DatasetError(
-                f"{family} cannot take {option}={value!r}; its options are {', '.join(known)}, "
-                f"and those with two bounds go from the fewest, at least 1, to the most"
+                f"{family} cannot take {option}={value!r}; its options are {known}"
+                + (f", and {option} is {wanted}" if option in defaults else "")
             )
     return options
 
@@ -230,7 +240,7 @@ def draw_recipe(
         parts.append(traces)
     return parts[1], parts[0]
 
-# %% ../../nbs/data/40_generators.ipynb #9c9f3806
+# %% ../../nbs/data/40_generators.ipynb #653e6cb9
 def generate(
     recipe: str = "arithmetic-steps",  # Name in RECIPES
     *,
@@ -238,7 +248,7 @@ def generate(
     held_out: int | None = None,  # Problems to be examined on; the recipe's number by default
     seed: int = 42,  # Fixes every draw
     mix: Mapping[str, float] | None = None,  # Family to share; the recipe's by default
-    options: Mapping[str, Mapping[str, Any]] | None = None,  # By family; added to the recipe's
+    options: Mapping[str, Mapping[str, Any]] | None = None,  # By family; in place of the recipe's
     avoid: Iterable[Trace] = (),  # Traces whose prompts must not be asked
 ) -> tuple[list[Trace], list[Trace]]:  # Train and held out: distinct, and never the same question
     "Make the traces of a recipe; the same arguments always make the same traces."
@@ -254,17 +264,8 @@ def generate(
     )
     if min(wanted.train, wanted.held_out) < 0:
         raise DatasetError(f"sizes count problems, so {train=} and {held_out=} cannot be negative")
-    asked = Asked(prompts={normalised_prompt(trace.prompt) for trace in avoid})
+    asked = Asked()
     for other in base.clear_of:
         draw_recipe(other, RECIPES[other], seed=42, asked=asked)
+    asked.prompts |= {normalised_prompt(trace.prompt) for trace in avoid}
     return draw_recipe(recipe, wanted, seed=seed, asked=asked)
-
-
-def generate_arithmetic_steps(
-    *,
-    train: int = 20_000,  # Problems to train on
-    held_out: int = 500,  # Problems to be examined on
-    seed: int = 42,  # Fixes every draw
-) -> tuple[list[Trace], list[Trace]]:  # Train and held out
-    "Make what the tiny model learns from, and its examination."
-    return generate("arithmetic-steps", train=train, held_out=held_out, seed=seed)

@@ -18,7 +18,7 @@ from ..traces.display import Html
 # %% auto #0
 __all__ = ['Comparison', 'comparison_html', 'compare_evaluations', 'in_words']
 
-# %% ../../nbs/evaluation/35_compare.ipynb #95557592
+# %% ../../nbs/evaluation/35_compare.ipynb #49fdfb38
 class Comparison(BaseModel):
     "What changed between two evaluations of the same prompts."
 
@@ -58,7 +58,7 @@ def comparison_html(
         style=style,
     )
 
-
+# %% ../../nbs/evaluation/35_compare.ipynb #048f58eb
 def _paired(
     before: Sequence[Item], after: Sequence[Item], scorer: str, seed: int
 ) -> Difference | None:
@@ -106,6 +106,8 @@ def compare_evaluations(
         mine = [item for item in before.items if item.category == category]
         theirs = [item for item in after.items if item.category == category]
         categories[category] = _paired(mine, theirs, scorer, seed)
+    if differences[scorer] is None:
+        raise ScoringError(f"scorer {scorer!r} judged no prompt in both evaluations; use another")
     old, new = prompt_means(before.items, scorer), prompt_means(after.items, scorer)
     both = [fingerprint for fingerprint in old if fingerprint in new]
     return Comparison(

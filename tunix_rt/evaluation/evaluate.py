@@ -26,7 +26,7 @@ from ..traces.display import Html
 from ..traces.schema import Trace, describe
 
 # %% auto #0
-__all__ = ['Answered', 'ScorerNote', 'Item', 'Evaluation', 'match_up', 'prompt_means', 'evaluate', 'evaluation_html',
+__all__ = ['Answered', 'DOUBLINGS', 'ScorerNote', 'Item', 'Evaluation', 'match_up', 'prompt_means', 'evaluate', 'evaluation_html',
            'write_evaluation', 'load_evaluation']
 
 # %% ../../nbs/evaluation/30_evaluate.ipynb #1a3726b8
@@ -115,7 +115,7 @@ def _refuse_gaps(asked: list[Trace], found: dict[str, dict[int, Prediction]]) ->
             f"model; sample the rest, or evaluate on fewer traces."
         )
 
-# %% ../../nbs/evaluation/30_evaluate.ipynb #9fea1183
+# %% ../../nbs/evaluation/30_evaluate.ipynb #59d7bea1
 def prompt_means(
     items: Sequence[Item],  # Scored responses
     scorer: str,  # Name of a scorer
@@ -134,6 +134,9 @@ def _figures(items: Sequence[Item], scorers: Iterable[str], seed: int) -> dict[s
         name: mean_interval(list(prompt_means(items, name).values()), seed=seed) for name in scorers
     }
 
+# %% ../../nbs/evaluation/30_evaluate.ipynb #0babe609
+DOUBLINGS = (1, 2, 4, 8, 16, 32, 64, 128)  # Tries for which pass@k is reported
+
 
 def _tries(answered: Answered, items: Sequence[Item], seed: int) -> tuple[dict[int, Figure], ...]:
     samples = len(answered[0][1])
@@ -142,13 +145,13 @@ def _tries(answered: Answered, items: Sequence[Item], seed: int) -> tuple[dict[i
     right = [item.scores["answer_correctness"] or 0.0 for item in items]
     by_prompt = [right[start : start + samples] for start in range(0, len(right), samples)]
     counts = [round(sum(values)) for values in by_prompt]
-    sizes = [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k < samples] + [samples]
+    sizes = [k for k in DOUBLINGS if k < samples] + [samples]
     passes = {k: mean_interval(pass_at_k(counts, samples=samples, k=k), seed=seed) for k in sizes}
     votes = [[ballot(p.answer) if p.answer else None for p in said] for _, said in answered]
     won = [majority_at_k(*pair) for pair in zip(votes, by_prompt, strict=True)]
     return passes, {samples: mean_interval(won, seed=seed)}
 
-
+# %% ../../nbs/evaluation/30_evaluate.ipynb #8844858f
 def evaluate(
     predictions: Iterable[Prediction],  # One or more samples for each trace, in any order
     traces: Iterable[Trace],  # The evaluation set

@@ -31,7 +31,7 @@ class Figure(BaseModel):
     count: int
     method: Literal["bootstrap", "wilson", "none"]
 
-# %% ../../nbs/evaluation/20_statistics.ipynb #789a9965
+# %% ../../nbs/evaluation/20_statistics.ipynb #0f4e79ef
 def resampled_means(
     scores: Sequence[float],  # At least one
     *,
@@ -41,7 +41,7 @@ def resampled_means(
     "Draw sets of the same size with replacement, and take the mean of each."
     values, counts = np.unique(np.asarray(scores, dtype=float), return_counts=True)
     draw = np.random.default_rng(seed)
-    rows = max(1, 4_000_000 // len(values))  # keeps memory flat when all values differ
+    rows = max(1, 4_000_000 // len(values))  # memory stays flat when all values differ
     parts = []
     for start in range(0, resamples, rows):
         size = min(rows, resamples - start)

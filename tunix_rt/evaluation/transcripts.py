@@ -29,7 +29,7 @@ def as_said(
         working = prediction.output
     return Side(steps=tuple(split_steps(working or "")), answer=prediction.answer)
 
-# %% ../../nbs/evaluation/40_transcripts.ipynb #4968e8e8
+# %% ../../nbs/evaluation/40_transcripts.ipynb #ac1b0c95
 TRANSCRIPT_STYLE = """
 .tunix.tunix-transcripts {
   max-width: none;
@@ -86,7 +86,7 @@ def transcript_html(
         plain="  ".join([f"{excerpt(before.prompt, 60):60}", *(excerpt(a, 12) for a in answers)]),
     )
 
-
+# %% ../../nbs/evaluation/40_transcripts.ipynb #c6078247
 def framed_transcripts(
     entries: Sequence[Html],  # From `transcript_html`
     *,
@@ -100,7 +100,7 @@ def framed_transcripts(
     plain = "\n".join([*(entry.plain for entry in entries), note]).strip()
     return Html(f'{sheets}<div class="{frame}">{body}</div>', plain=plain)
 
-# %% ../../nbs/evaluation/40_transcripts.ipynb #c6aca1bc
+# %% ../../nbs/evaluation/40_transcripts.ipynb #ed35099a
 SHOWN = 6  # Transcripts of each list, before the rest is only counted
 
 
@@ -128,7 +128,7 @@ def spread_out(
         ranked.append((turns[category], place, prompt))
     return [prompt for _, _, prompt in sorted(ranked)[:most]]
 
-
+# %% ../../nbs/evaluation/40_transcripts.ipynb #7e0c56de
 def changes_html(
     comparison: Comparison,  # Which prompts changed
     before: Iterable[Prediction],  # What the first model said
@@ -155,7 +155,7 @@ def changes_html(
     note = f"and {left} more, in predictions.jsonl" if left else ""
     return framed_transcripts(entries, note=note if prompts else "none", style=style)
 
-
+# %% ../../nbs/evaluation/40_transcripts.ipynb #8ea59bc7
 def best_example(
     comparison: Comparison,  # Which prompts changed
     after: Iterable[Prediction],  # What the second model said

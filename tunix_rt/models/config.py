@@ -16,7 +16,7 @@ from ..core.errors import ModelError
 # %% auto #0
 __all__ = ['PRESETS', 'GemmaConfig', 'parameter_count', 'preset', 'from_hugging_face', 'to_hugging_face']
 
-# %% ../../nbs/models/10_config.ipynb #df8353fb
+# %% ../../nbs/models/10_config.ipynb #bfc24ff4
 @dataclass(frozen=True)
 class GemmaConfig:
     "The shape of one Gemma decoder."
@@ -59,6 +59,13 @@ class GemmaConfig:
     ) -> bool:  # Whether that layer sees only its window
         "Tell sliding layers from global ones."
         return (layer + 1) % self.sliding_every != 0
+
+    def resized(
+        self,
+        **changes: Any,  # Numbers that differ, such as vocabulary=512
+    ) -> GemmaConfig:  # A new shape
+        "Copy the shape with some numbers changed."
+        return dataclasses.replace(self, **changes)
 
     @property
     def fingerprint(self) -> str:

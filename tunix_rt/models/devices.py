@@ -12,9 +12,12 @@ import jax
 from ..core.errors import ModelError
 
 # %% auto #0
-__all__ = ['Device', 'choose_device']
+__all__ = ['CACHED_TOKENS', 'Device', 'choose_device']
 
-# %% ../../nbs/models/05_devices.ipynb #ee49ac87
+# %% ../../nbs/models/05_devices.ipynb #e4ab8d8d
+CACHED_TOKENS = 512  # Tokens whose activations a laptop's cache can hold
+
+
 @dataclass(frozen=True)
 class Device:
     "What a run computes on."
@@ -23,6 +26,17 @@ class Device:
     name: str  # As the maker calls it
     count: int  # How many of them
     why: str  # Asked for, or found
+
+    def slice_rows(
+        self,
+        batch_rows: int,  # B, rows in one update
+        row_tokens: int,  # T, tokens in a row
+    ) -> int:  # Rows to compute at a time; 0 for all at once
+        "Keep a slice small enough for a processor's cache; an accelerator wants all at once."
+        if self.kind != "cpu":
+            return 0
+        most = max(1, CACHED_TOKENS // row_tokens)
+        return max(rows for rows in range(1, most + 1) if batch_rows % rows == 0)
 
     def __str__(self) -> str:
         return f"{self.count} x {self.name} ({self.kind}): {self.why}"

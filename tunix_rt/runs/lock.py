@@ -14,23 +14,24 @@ from typing import IO
 from ..core.errors import RunError
 
 # %% auto #0
-__all__ = ['LOCK', 'holder', 'claim', 'join', 'release', 'held']
+__all__ = ['LOCK', 'OWNER', 'DYING', 'owner', 'claim', 'join', 'release', 'held']
 
-# %% ../../nbs/runs/10_lock.ipynb #2ce0d172
-LOCK = ".lock"  # Hidden, so that a listing of the folder shows only what the run made
+# %% ../../nbs/runs/10_lock.ipynb #ea0baaee
+LOCK, OWNER = ".lock", ".owner"  # Hidden, so that a listing shows only what the run made
+DYING = 1.0  # Seconds that a killed process may take to be gone, on a busy machine
 
-_held: dict[Path, IO[str]] = {}
+_held: dict[Path, list[IO[str]]] = {}
 
 
 def _forget() -> None:
-    for handle in _held.values():
+    for handle in [handle for handles in _held.values() for handle in handles]:
         handle.close()
     _held.clear()
 
 
 os.register_at_fork(after_in_child=_forget)
 
-# %% ../../nbs/runs/10_lock.ipynb #503db667
+# %% ../../nbs/runs/10_lock.ipynb #78b358c5
 def _take(handle: IO[str], kind: int) -> bool:
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
@@ -39,27 +40,17 @@ def _take(handle: IO[str], kind: int) -> bool:
     return True
 
 
-def _lives(process: int | None) -> bool:
-    if process is None or process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # it lives, and belongs to somebody else
-    return True
-
-
-def holder(
+def owner(
     folder: Path,  # A run folder
-) -> int | None:  # Process id of whoever claimed it last; None if it was given back
-    "Read who wrote their name on the lock."
-    lock = folder / LOCK
-    text = lock.read_text() if lock.exists() else ""
-    return int(text) if text.isdigit() else None
+) -> int | None:  # Process id of the living process that claimed it
+    "Say who has claimed a folder."
+    if not (folder / OWNER).exists():
+        return None
+    with (folder / OWNER).open() as handle:
+        text = handle.read()
+        return int(text) if text.isdigit() and not _take(handle, fcntl.LOCK_SH) else None
 
-# %% ../../nbs/runs/10_lock.ipynb #5abcc785
+
 def claim(
     folder: Path,  # An existing run folder
     *,
@@ -69,31 +60,33 @@ def claim(
     folder = folder.resolve()
     if folder in _held:
         return
-    handle = (folder / LOCK).open("a+")
-    deadline = time.monotonic() + patience
-    while not _take(handle, fcntl.LOCK_EX):
-        process = holder(folder)
-        if _lives(process) or time.monotonic() > deadline:
-            handle.close()
+    lock, begun = (folder / LOCK).open("a+"), time.monotonic()
+    while not _take(lock, fcntl.LOCK_EX):
+        process, waited = owner(folder), time.monotonic() - begun
+        if waited > (patience if process is None else DYING):
+            lock.close()
             raise RunError(
                 f"{folder} is in use by process {process or 'unknown'}, and two writers would "
                 f"mix their results. Wait for it, stop it, or choose another run_dir."
             )
         time.sleep(0.1)
-    handle.truncate(0)
-    handle.write(str(os.getpid()))
-    handle.flush()
-    _share(folder, handle)
+    name = (folder / OWNER).open("a+")
+    fcntl.flock(name, fcntl.LOCK_EX)  # at most a moment: somebody may be asking who the owner is
+    name.truncate(0)
+    name.write(str(os.getpid()))
+    name.flush()
+    _share(folder, [lock, name])
 
-# %% ../../nbs/runs/10_lock.ipynb #7c27ddef
-def _share(folder: Path, handle: IO[str]) -> None:
-    if not _take(handle, fcntl.LOCK_SH):
-        handle.close()
+# %% ../../nbs/runs/10_lock.ipynb #887cb9e2
+def _share(folder: Path, handles: list[IO[str]]) -> None:
+    if not _take(handles[0], fcntl.LOCK_SH):
+        for handle in handles:
+            handle.close()
         raise RunError(
             f"{folder} was taken by another process at the same moment. Start this one again "
             f"when the other is done, or choose another run_dir."
         )
-    _held[folder] = handle
+    _held[folder] = handles
 
 
 def join(
@@ -102,17 +95,14 @@ def join(
     "Hold a folder together with the process that started this one."
     folder = folder.resolve()
     if folder not in _held:
-        _share(folder, (folder / LOCK).open("a+"))
+        _share(folder, [(folder / LOCK).open("a+")])
 
 
 def release(
     folder: Path,  # A folder that was claimed or joined; anything else is let be
 ) -> None:
     "Give a folder back."
-    handle = _held.pop(folder.resolve(), None)
-    if handle is not None:
-        if holder(folder) == os.getpid():
-            handle.truncate(0)
+    for handle in _held.pop(folder.resolve(), []):
         handle.close()
 
 

@@ -136,7 +136,7 @@ def truncated(trace: Trace, prediction: Prediction) -> float:
     "Judge whether the limit of tokens cut the response off."
     return float(prediction.finish_reason == "length" or prediction.status == "truncated")
 
-# %% ../../nbs/scoring/40_scorers.ipynb #e6987ba5
+# %% ../../nbs/scoring/40_scorers.ipynb #1ec8cd58
 SCORERS = {
     scorer.name: scorer
     for scorer in (
@@ -182,7 +182,7 @@ def find_scorer(
         raise ScoringError(f"there is no scorer {scorer!r}; choose from {', '.join(SCORERS)}")
     return SCORERS[scorer]
 
-
+# %% ../../nbs/scoring/40_scorers.ipynb #28b44e46
 def score(
     scorer: str | Scorer,  # A name from the registry, or a scorer of your own
     trace: Trace,  # What was asked, and the answer that is right
