@@ -4,8 +4,9 @@ Peak memory belongs to a process, so each contender gets one. Machines drift, so
 (A B C A B C ...) and every figure is a median over rounds.
 
 "others" is how many cores' worth of work unrelated processes did meanwhile: a figure taken beside
-0.0 is worth more than one beside 1.5. Where the machine was busy, tokens per core-second (of
-processor time, not of the clock) are the better witness.
+0.0 is worth more than one beside 1.5. On a busy machine, tokens per core-second (of processor
+time, not of the clock) are the better witness for JAX; torch's threads spin while they wait, so
+for TRL and transformers nothing replaces a calm machine.
 
 Environments are made on first use under `.bench/` in the repository root. Set
 TUNIX_RT_BENCH_LOCK to a file to hold its lock while a contender is timed.

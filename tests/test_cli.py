@@ -123,3 +123,14 @@ def test_doctor_finds_this_machine_well(root: Path):
     code, output, _ = typed(root, "doctor")
     assert "cpu" in output and str(root) in output
     assert code == (0 if "missing  nothing" in output else 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_full_disk_is_explained(root: Path):
+    write(root / "talk.ipynb", ASK, OPEN, "print('not for long')\n1 / 0")
+    assert typed(root, "run talk.ipynb --run-dir outputs/full")[0] == 1
+    (root / "outputs/full/log.txt").unlink()
+    (root / "outputs/full/log.txt").symlink_to("/dev/full")
+    code, _, errors = typed(root, "run talk.ipynb --run-dir outputs/full")
+    assert code == 1 and "No space left" in errors and "Traceback" not in errors
+    assert read_run(root / "outputs/full").status == "interrupted"

@@ -41,12 +41,12 @@ try:
         write_json(saved, [step, total])
         print("step", step, flush=True)
         if not run.facts["resumed_at"]:
-            time.sleep(0.05)
+            time.sleep(0.12)
 except KeyboardInterrupt:
     (run.folder / "interrupted.txt").write_text("asked to stop")
     raise
 """
-STEPS = 400  # Some twenty seconds, if nobody interferes
+STEPS = 150  # Some twenty seconds, if nobody interferes
 
 
 def notebook(folder: Path, name: str, *cells: str) -> Path:
@@ -72,7 +72,7 @@ def until(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
+        time.sleep(0.12)
 
 
 def steps_done(folder: Path) -> int:

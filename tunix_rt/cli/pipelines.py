@@ -65,7 +65,7 @@ def pipeline_command(
 
     return PipelineCommand
 
-# %% ../../nbs/cli/40_pipelines.ipynb #cda636bd
+# %% ../../nbs/cli/40_pipelines.ipynb #4423a257
 def ending(
     run: Run,  # Completed
 ) -> str:  # A few lines
@@ -78,7 +78,7 @@ def ending(
 
 
 def _brief(value: Any) -> bool:
-    return not isinstance(value, Mapping | list) and len(str(value)) < 100
+    return value is not None and not isinstance(value, Mapping | list) and len(str(value)) < 100
 
 
 def run_notebook(

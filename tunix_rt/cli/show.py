@@ -25,7 +25,7 @@ from ..traces.schema import Trace, read_traces
 # %% auto #0
 __all__ = ['columns', 'text_of', 'sum_of', 'size', 'run_text', 'way_on', 'dataset_text', 'find_trace', 'show_text']
 
-# %% ../../nbs/cli/10_show.ipynb #7f0b1f8e
+# %% ../../nbs/cli/10_show.ipynb #c47b3975
 def columns(
     rows: Mapping[str, Any],  # Label to value; a mapping as value is indented below its label
     *,
@@ -57,7 +57,7 @@ def text_of(
         return f"{value:,}"
     if isinstance(value, list | tuple):
         return ", ".join(text_of(item) for item in value) or "-"
-    return str(value)
+    return str(value) or '""'
 
 # %% ../../nbs/cli/10_show.ipynb #efee699a
 def _files(folder: Path) -> dict[str, str]:

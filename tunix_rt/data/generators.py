@@ -47,7 +47,7 @@ FAMILIES: dict[str, Family] = {
     "parity": Family(parity, "logic"),
 }
 
-# %% ../../nbs/data/40_generators.ipynb #792379f6
+# %% ../../nbs/data/40_generators.ipynb #ac7b8967
 @dataclass(frozen=True)
 class Recipe:
     "Which families, in what proportion, how hard, and how many."
@@ -78,18 +78,21 @@ RECIPES: dict[str, Recipe] = {
             "parity": 5,
         },
         train=200,
-        options={"word_problem": {"verify": True}, "reversal": {"real_words": True}},
+        options={
+            "word_problem": {"verify": True},
+            "reversal": {"letters": (4, 4), "real_words": True},
+        },
         clear_of=("golden",),
     ),
     "arithmetic-steps": Recipe(
         mix={
-            "addition": 20,
+            "addition": 22,
             "subtraction": 20,
             "multiplication": 20,
             "word_problem": 20,
             "reversal": 7,
-            "repetition": 6,
             "ordering": 5,
+            "repetition": 4,
             "parity": 2,
         },
         train=20_000,

@@ -34,7 +34,7 @@ from tunix_rt.runs.pipelines import (
 )
 
 # %% auto #0
-__all__ = ['GRACE', 'executor', 'RunFailed', 'RunCancelled', 'execute']
+__all__ = ['GRACE', 'STOPPED', 'executor', 'RunFailed', 'RunCancelled', 'execute']
 
 # %% ../../nbs/runs/40_execute.ipynb #fe31b4c9
 class _ByRename:
@@ -66,13 +66,13 @@ def _kernel_manager(started: list[int]) -> type:
 
     return ThisPython
 
-# %% ../../nbs/runs/40_execute.ipynb #b287b0b5
+# %% ../../nbs/runs/40_execute.ipynb #d50c4201
 def _follow_caller(kernels: list[int]) -> None:
     while os.read(0, 1024):
         pass
     for kernel in kernels:
         try:
-            os.kill(kernel, signal.SIGKILL)
+            os.killpg(kernel, signal.SIGKILL)  # a kernel leads a group of its own
         except ProcessLookupError:
             pass
     os.kill(os.getpid(), signal.SIGKILL)
@@ -233,13 +233,14 @@ def _supervise(
             process.wait()
     return None
 
-# %% ../../nbs/runs/40_execute.ipynb #0e681d3c
+# %% ../../nbs/runs/40_execute.ipynb #b1175681
+STOPPED = {"timeout": "TimeoutError", "cancelled": "KeyboardInterrupt"}
+
+
 def _last_word(run: Run, code: int, stopped: str | None) -> Run:
     run = read_run(run.folder)
-    if stopped == "timeout":
-        run.end("timeout", error={"name": "TimeoutError", "message": "its time was up"})
-    elif stopped == "cancelled" and not run.completed:
-        run.end("cancelled", error={"name": "KeyboardInterrupt", "message": "cancelled"})
+    if stopped and not run.completed:
+        run.end(stopped, error={"name": STOPPED[stopped], "message": f"it was stopped: {stopped}"})
     elif run.facts["status"] == "running":
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         run.fail(
@@ -248,7 +249,6 @@ def _last_word(run: Run, code: int, stopped: str | None) -> Run:
                 f"log.txt; if memory ran out, try a smaller batch or model."
             )
         )
-    release(run.folder)
     return read_run(run.folder)
 
 
@@ -274,7 +274,7 @@ class RunCancelled(KeyboardInterrupt):
         self.run = run
         super().__init__(f"{run.pipeline} was cancelled; {run.folder} can be gone on with")
 
-# %% ../../nbs/runs/40_execute.ipynb #51e3902a
+# %% ../../nbs/runs/40_execute.ipynb #3afe5162
 def execute(
     pipeline: str | os.PathLike[str],  # A verb such as "train", or the path of a notebook
     parameters: Mapping[str, Any] | None = None,  # Only those that differ from the defaults
@@ -300,12 +300,15 @@ def execute(
     )
     if run.completed:
         return run
-    run.record(source={"path": str(notebook), "sha256": sha256_file(notebook)})
-    if "run_dir" in read_parameters(notebook):
-        given["run_dir"] = str(run.folder)
-    process = _start_executor(notebook, run, given)
-    stopped = _supervise(process, run, echo, max_seconds)
-    run = _last_word(run, process.returncode, stopped)
+    try:
+        run.record(source={"path": str(notebook), "sha256": sha256_file(notebook)})
+        if "run_dir" in read_parameters(notebook):
+            given["run_dir"] = str(run.folder)
+        process = _start_executor(notebook, run, given)
+        stopped = _supervise(process, run, echo, max_seconds)
+        run = _last_word(run, process.returncode, stopped)
+    finally:
+        release(run.folder)
     if stopped == "cancelled" and not run.completed:
         raise RunCancelled(run)
     if not run.completed:

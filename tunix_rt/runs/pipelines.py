@@ -226,7 +226,7 @@ def read_value(
     except RunError:
         return check_value(parameter, text)
 
-# %% ../../nbs/runs/30_pipelines.ipynb #e42a1e15
+# %% ../../nbs/runs/30_pipelines.ipynb #737c221a
 def check_parameters(
     notebook: Path,  # The notebook to be executed
     given: Mapping[str, Any],  # Values by name; only those that differ from the defaults
@@ -258,4 +258,4 @@ def with_defaults(
     "Add the defaults that are literals."
     declared = read_parameters(notebook)
     known = {name: item.default for name, item in declared.items() if not item.computed}
-    return json.loads(canonical_json({**known, **given}))  # type: ignore[no-any-return]
+    return {**known, **given}
