@@ -47,7 +47,7 @@ FAMILIES: dict[str, Family] = {
     "parity": Family(parity, "logic"),
 }
 
-# %% ../../nbs/data/40_generators.ipynb #ac7b8967
+# %% ../../nbs/data/40_generators.ipynb #4ebab22a
 @dataclass(frozen=True)
 class Recipe:
     "Which families, in what proportion, how hard, and how many."
@@ -86,13 +86,13 @@ RECIPES: dict[str, Recipe] = {
     ),
     "arithmetic-steps": Recipe(
         mix={
-            "addition": 22,
-            "subtraction": 20,
-            "multiplication": 20,
-            "word_problem": 20,
-            "reversal": 7,
-            "ordering": 5,
-            "repetition": 4,
+            "addition": 20,
+            "subtraction": 19,
+            "multiplication": 19,
+            "word_problem": 16,
+            "reversal": 9,
+            "ordering": 8,
+            "repetition": 7,
             "parity": 2,
         },
         train=20_000,

@@ -104,7 +104,7 @@ def choose(
     allowed = strike_out(scores / sampling.temperature, sampling)
     return jax.vmap(jax.random.categorical)(keys, allowed)
 
-# %% ../../nbs/models/60_sampling.ipynb #8e8a7975
+# %% ../../nbs/models/60_sampling.ipynb #ef172b67
 class State(NamedTuple):
     "Everything the loop carries from token to token."
 
@@ -112,7 +112,7 @@ class State(NamedTuple):
     scores: jax.Array  # For the next token, [B, V]
     tokens: jax.Array  # Written so far, [B, new]
     done: jax.Array  # Rows that have ended, [B]
-    count: jax.Array  # Tokens written in each row, its ending included, [B]
+    written: jax.Array  # Tokens written in each row, its ending included, [B]
     step: jax.Array  # How many steps have been taken
 
 
@@ -155,7 +155,7 @@ def prefill(
         scores=logits(model, last),
         tokens=jnp.zeros((rows, new), jnp.int32),
         done=jnp.zeros(rows, bool),
-        count=jnp.zeros(rows, jnp.int32),
+        written=jnp.zeros(rows, jnp.int32),
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -207,7 +207,7 @@ def advance(
     last = rms_norm(x[:, 0], model.norm[...], config.epsilon)
     return updated, logits(model, last)
 
-# %% ../../nbs/models/60_sampling.ipynb #c7d24317
+# %% ../../nbs/models/60_sampling.ipynb #82caf6cf
 @partial(jax.jit, static_argnames=("new", "dtype"))
 def start(model, prompts, lengths, *, new, dtype):
     "Compile and run `prefill`."
@@ -233,17 +233,17 @@ def write(
         return (state.step < until) & ~state.done.all()
 
     def one(state: State) -> State:
-        drawn = choose(state.scores, jax.vmap(jax.random.fold_in)(keys, state.count), sampling)
+        drawn = choose(state.scores, jax.vmap(jax.random.fold_in)(keys, state.written), sampling)
         drawn = jnp.where(state.done, 0, drawn).astype(jnp.int32)
         tokens = jax.lax.dynamic_update_slice_in_dim(
             state.tokens, drawn[:, None], state.step, axis=1
         )
-        count = state.count + ~state.done
+        written = state.written + ~state.done
         done = state.done | jnp.isin(drawn, jnp.array(ends))
         caches, scores = advance(
             model, state.caches, drawn, width + state.step, width - lengths, dtype
         )
-        return State(caches, scores, tokens, done, count, state.step + 1)
+        return State(caches, scores, tokens, done, written, state.step + 1)
 
     return jax.lax.while_loop(go_on, one, state)
 
@@ -271,7 +271,7 @@ def row_keys(
     )
     return fold(prompts, samples)
 
-# %% ../../nbs/models/60_sampling.ipynb #b868a414
+# %% ../../nbs/models/60_sampling.ipynb #7f24a436
 def finish(
     tokenizer: Tokenizer,  # To decode with
     request: tuple[int, int],  # Prompt and sample
@@ -283,7 +283,7 @@ def finish(
     "Decode one response and say why it ended."
     ended = bool(written) and written[-1] in ends
     tokens = written[:-1] if ended else written
-    text = tokenizer.decode(tokens, skip_special_tokens=False)
+    text = str(tokenizer.decode(tokens, skip_special_tokens=False))
     cuts = [text.find(words) for words in stop if words in text]
     if cuts:
         ended, text = True, text[: min(cuts)]
@@ -322,7 +322,7 @@ def complete_batch(
             ends=ends,
             dtype=dtype,
         )
-        tokens, count, done = (np.array(x) for x in (state.tokens, state.count, state.done))
+        tokens, count, done = (np.array(x) for x in (state.tokens, state.written, state.done))
         responses = [
             finish(tokenizer, request, len(prompt), line[:size].tolist(), ends, sampling.stop)
             for request, prompt, line, size in zip(requests, held, tokens, count, strict=False)

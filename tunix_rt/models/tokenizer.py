@@ -98,18 +98,18 @@ def load_tokenizer(
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
-# %% ../../nbs/models/40_tokenizer.ipynb #0d2997ba
+# %% ../../nbs/models/40_tokenizer.ipynb #9efeea55
 def end_of_turn(
     tokenizer: Tokenizer,  # Any Gemma tokenizer, real or tiny
 ) -> int:  # Its id
     "Find the token with which a model ends what it has to say."
     token = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    if token is None or token == tokenizer.unk_token_id:
+    if not isinstance(token, int) or token == tokenizer.unk_token_id:
         raise ModelError(
             "this tokenizer has no <end_of_turn>, so a model could never be taught to stop; "
             "use the tokenizer of a Gemma model"
         )
-    return token
+    return int(token)
 
 
 def encode_prompts(

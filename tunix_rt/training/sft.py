@@ -17,7 +17,7 @@ from .recipe import Recipe
 # %% auto #0
 __all__ = ['shifted', 'sft_objective']
 
-# %% ../../nbs/training/60_sft.ipynb #755af972
+# %% ../../nbs/training/60_sft.ipynb #7383e187
 def shifted(
     batch: Rows,  # Packed rows, [B, T]
 ) -> tuple[jax.Array, jax.Array]:  # Targets [B, T], and whether each is learnt [B, T]
@@ -36,9 +36,7 @@ def sft_objective(
     def objective(model: Gemma, batch: Rows) -> jax.Array:
         hidden = hidden_states(
             model,
-            batch.tokens,
-            batch.positions,
-            batch.segments,
+            *(jnp.asarray(part) for part in (batch.tokens, batch.positions, batch.segments)),
             dtype=jnp.dtype(recipe.dtype),
             remat=recipe.remat,
         )

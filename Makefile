@@ -1,0 +1,29 @@
+# make demo: set everything up and run the main job.   make test: set everything up and pass the tests.
+# Both need only Python 3.11 or newer, git and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test lab clean
+
+demo: .venv/run.stamp
+	$(BIN)/tunix-rt demo
+
+test: .venv/dev.stamp
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh .ci/check
+
+lab: .venv/dev.stamp
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+clean:
+	rm -rf .venv build dist *.egg-info outputs/runs
+
+.venv/run.stamp: settings.ini setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/dev.stamp: settings.ini setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch .venv/run.stamp $@
