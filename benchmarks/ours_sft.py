@@ -12,6 +12,7 @@ import numpy as np
 from ours_model import build_model
 from workload import SIZES, Size, arguments, report, sequences
 
+from tunix_rt.models.devices import choose_device
 from tunix_rt.training.batches import Example, Rows, batch_at, pack
 from tunix_rt.training.loop import make_step
 from tunix_rt.training.recipe import Recipe
@@ -31,15 +32,16 @@ def packed(
 
 def main() -> None:
     "Warm up on other sequences, then time `--steps`."
-    options = arguments(steps=0, slice=0)
+    options = arguments(steps=0, slice=-1)
     size = SIZES[options.size]
     steps = options.steps or size.steps
 
+    chosen = choose_device().slice_rows(size.batch, size.seq)  # As the train pipeline does
     recipe = Recipe(
         max_steps=WARM_UP + steps,
         batch_rows=size.batch,
         row_tokens=size.seq,
-        slice_rows=options.slice,
+        slice_rows=options.slice if options.slice >= 0 else chosen,
         learning_rate=1e-4,
     )
     warm_up = packed(size, sequences(size, 6 * size.batch, seed=1))

@@ -29,10 +29,13 @@ from tunix_rt.runs.pipelines import (
 )
 
 # %% auto #0
-__all__ = ['Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending', 'run_notebook',
+__all__ = ['TYPED', 'Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending', 'run_notebook',
            'pipeline_function', 'run', 'add_pipeline']
 
-# %% ../../nbs/cli/40_pipelines.ipynb #370b3c54
+# %% ../../nbs/cli/40_pipelines.ipynb #61d93bb9
+TYPED = {"demo": {"size": "full"}}  # Defaults that a notebook keeps small so that tests can run it
+
+
 def as_typed(
     value: Any,  # A default
 ) -> str:  # What one would have to type for it
@@ -44,10 +47,11 @@ def parameter_rows(
     notebook: Path,  # A pipeline
 ) -> list[tuple[str, str]]:  # "steps: int" and what it means
     "List the parameters of a notebook for a help page."
-    rows = []
+    rows, typed = [], TYPED.get(pipeline_name(notebook), {})
     for name, item in read_parameters(notebook).items():
         if name != "run_dir":
             default = "worked out" if item.computed else as_typed(item.default) or '""'
+            default = typed.get(name, default)
             rows.append((f"{name}: {item.kind}", f"{item.note} [default: {default}]"))
     return rows
 
@@ -103,7 +107,7 @@ def run_notebook(
         raise typer.Exit(130) from None
     typer.echo(f"\n{ending(run)}")
 
-# %% ../../nbs/cli/40_pipelines.ipynb #886922fa
+# %% ../../nbs/cli/40_pipelines.ipynb #fbc153a9
 Parameters = Annotated[
     list[str] | None,
     typer.Option("--parameter", "-p", help="NAME=VALUE; give it several times"),
@@ -129,7 +133,7 @@ def pipeline_function(
             ),
         ] = name in RESUMED,
     ) -> None:
-        given = assignments(parameter, "--parameter")
+        given = TYPED.get(name, {}) | assignments(parameter, "--parameter")
         run_notebook(name, given, run_dir=run_dir, resume=resume)
 
     return command
@@ -165,6 +169,6 @@ def add_pipeline(
 
 def _example(notebook: Path) -> str:
     for name, item in read_parameters(notebook).items():
-        if item.kind in ("int", "float") and not item.computed:
+        if item.kind in ("int", "float") and item.default and not item.computed:
             return f"-p {name}={item.default}"
     return ""
