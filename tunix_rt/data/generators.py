@@ -47,7 +47,7 @@ FAMILIES: dict[str, Family] = {
     "parity": Family(parity, "logic"),
 }
 
-# %% ../../nbs/data/40_generators.ipynb #4ebab22a
+# %% ../../nbs/data/40_generators.ipynb #f8401a9e
 @dataclass(frozen=True)
 class Recipe:
     "Which families, in what proportion, how hard, and how many."
@@ -86,13 +86,13 @@ RECIPES: dict[str, Recipe] = {
     ),
     "arithmetic-steps": Recipe(
         mix={
-            "addition": 20,
-            "subtraction": 19,
-            "multiplication": 19,
-            "word_problem": 16,
-            "reversal": 9,
-            "ordering": 8,
-            "repetition": 7,
+            "addition": 24,
+            "subtraction": 22,
+            "multiplication": 20,
+            "word_problem": 18,
+            "reversal": 8,
+            "repetition": 4,
+            "ordering": 2,
             "parity": 2,
         },
         train=20_000,
