@@ -76,7 +76,7 @@ def new_folder(
 class JSONRefused(TunixError):
     "A text is not JSON that every program would read the same way."
 
-# %% ../../nbs/core/30_files.ipynb #7b852efd
+# %% ../../nbs/core/30_files.ipynb #82432e9f
 INT_LIMIT = 2**63  # Integers at or beyond this do not fit a database column
 
 
@@ -85,7 +85,7 @@ def _integer(text: str) -> int:
         raise ValueError(f"the integer {text[:20]}... does not fit in 64 bits")
     return int(text)
 
-
+# %% ../../nbs/core/30_files.ipynb #a88cb149
 def _number(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
@@ -96,7 +96,7 @@ def _number(text: str) -> float:
 def _constant(text: str) -> float:
     raise ValueError(f"{text} is not a JSON number")
 
-
+# %% ../../nbs/core/30_files.ipynb #60c947e9
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -179,7 +179,7 @@ def read_lines(
             elif line.strip():
                 yield number, line.rstrip(b"\r\n")
 
-# %% ../../nbs/core/30_files.ipynb #e2992fb4
+# %% ../../nbs/core/30_files.ipynb #b58c1e3c
 def append_json(
     path: Path,  # JSONL file to add to
     value: dict[str, Any],  # One record
@@ -188,7 +188,7 @@ def append_json(
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
-
+# %% ../../nbs/core/30_files.ipynb #689e667e
 def read_log(
     path: Path,  # JSONL file; need not exist
 ) -> list[dict[str, Any]]:  # Its whole records

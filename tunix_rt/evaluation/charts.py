@@ -49,7 +49,7 @@ CHART_STYLE = """
 }
 """
 
-# %% ../../nbs/evaluation/25_charts.ipynb #9cab9f61
+# %% ../../nbs/evaluation/25_charts.ipynb #587ed106
 def percent(
     share: float | None,  # From 0 to 1; None for no figure
     count: int = 0,  # How many prompts it rests on, which decides the decimals
@@ -65,7 +65,7 @@ def percent(
         return f"<{10**-digits:.{digits}f}%"
     return f">{100 - 10**-digits:.{digits}f}%" if float(shown[:-1]) == 100 else shown
 
-
+# %% ../../nbs/evaluation/25_charts.ipynb #f988a794
 def interval(
     figure: Figure,  # Any figure
 ) -> str:  # Such as "91–97"; nothing for no figure
@@ -97,7 +97,7 @@ def bar_svg(
         f"<title>{title}</title>{''.join(parts)}</svg>"
     )
 
-# %% ../../nbs/evaluation/25_charts.ipynb #7c90d29a
+# %% ../../nbs/evaluation/25_charts.ipynb #9c6aacbb
 Rows = Mapping[str, Mapping[str, Figure]]  # Figures by row, then by column
 
 
@@ -108,7 +108,7 @@ def colours_for(
     chosen = {1: SERIES[2:3], 2: (SERIES[0], SERIES[2])}.get(len(names), SERIES)
     return {name: chosen[place % len(chosen)] for place, name in enumerate(names)}
 
-
+# %% ../../nbs/evaluation/25_charts.ipynb #a8869fcd
 def framed(
     body: str,  # HTML
     *,
@@ -127,7 +127,7 @@ def _cell(figure: Figure | None, colour: str) -> str:
         f"<small>{interval(figure)}</small>{bar_svg(figure, colour=colour)}</div></td>"
     )
 
-
+# %% ../../nbs/evaluation/25_charts.ipynb #b6fd2da8
 def figures_html(
     rows: Rows,  # The first row may be the whole: see `whole`
     *,
@@ -156,7 +156,7 @@ def figures_html(
     )
     return Html(framed(table, style=style), plain="\n".join(plain))
 
-# %% ../../nbs/evaluation/25_charts.ipynb #aa730991
+# %% ../../nbs/evaluation/25_charts.ipynb #b6d56457
 def points(
     difference: Difference,  # Any difference
 ) -> str:  # Such as "+41.7 [36, 47]"
@@ -174,7 +174,7 @@ def chance(
         "<0.0001" if p_value < 0.0001 else f"{p_value:.2g}" if p_value < 0.1 else f"{p_value:.2f}"
     )
 
-
+# %% ../../nbs/evaluation/25_charts.ipynb #b01c5620
 def point_svg(
     difference: Difference,  # What to draw
     *,
@@ -196,7 +196,7 @@ def point_svg(
         f'<circle cx="{place(difference.difference)}" cy="8" r="4" fill="{SERIES[2]}"/></svg>'
     )
 
-
+# %% ../../nbs/evaluation/25_charts.ipynb #7cf8e68e
 def differences_html(
     rows: Mapping[str, Difference],  # By scorer or category
     *,
@@ -222,7 +222,7 @@ def differences_html(
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     return Html(framed(table, style=style), plain="\n".join(plain))
 
-# %% ../../nbs/evaluation/25_charts.ipynb #5a7ae6fc
+# %% ../../nbs/evaluation/25_charts.ipynb #94d5026b
 Points = Sequence[tuple[float, float]]  # (step, value)
 MOST_POINTS = 240  # Columns a curve is drawn with
 
@@ -236,7 +236,7 @@ def thinned(
     groups = [kept[start : start + size] for start in range(0, len(kept), size)]
     return [tuple(sum(axis) / len(group) for axis in zip(*group, strict=True)) for group in groups]
 
-
+# %% ../../nbs/evaluation/25_charts.ipynb #f913b2e9
 def round_steps(
     low: float,  # The least value
     high: float,  # The greatest value
@@ -334,7 +334,7 @@ def curve_svg(
     view = f"-52 -8 {width + 70} {height + 46}"
     return f'<svg width="{width + 70}" viewBox="{view}" role="img">{_grid(across, up)}{lines}</svg>'
 
-# %% ../../nbs/evaluation/25_charts.ipynb #8bbc69a7
+# %% ../../nbs/evaluation/25_charts.ipynb #545c05df
 def curves_html(
     panels: Mapping[str, Mapping[str, Points]],  # Title of each picture, then its curves by name
     *,

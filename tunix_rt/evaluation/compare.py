@@ -18,7 +18,7 @@ from ..traces.display import Html
 # %% auto #0
 __all__ = ['Comparison', 'comparison_html', 'compare_evaluations', 'in_words']
 
-# %% ../../nbs/evaluation/35_compare.ipynb #49fdfb38
+# %% ../../nbs/evaluation/35_compare.ipynb #cda97125
 class Comparison(BaseModel):
     "What changed between two evaluations of the same prompts."
 
@@ -43,7 +43,7 @@ class Comparison(BaseModel):
     def _repr_html_(self) -> str:
         return str(comparison_html(self))
 
-
+# %% ../../nbs/evaluation/35_compare.ipynb #81d8e8e6
 def comparison_html(
     comparison: Comparison,  # Any comparison
     *,
@@ -58,7 +58,7 @@ def comparison_html(
         style=style,
     )
 
-# %% ../../nbs/evaluation/35_compare.ipynb #048f58eb
+# %% ../../nbs/evaluation/35_compare.ipynb #ee17f4a0
 def _paired(
     before: Sequence[Item], after: Sequence[Item], scorer: str, seed: int
 ) -> Difference | None:
@@ -68,7 +68,7 @@ def _paired(
         return None
     return paired_difference([old[key] for key in both], [new[key] for key in both], seed=seed)
 
-
+# %% ../../nbs/evaluation/35_compare.ipynb #b6e1cecd
 def _refuse_unlike(before: Evaluation, after: Evaluation, scorer: str) -> None:
     if before.prompts_fingerprint != after.prompts_fingerprint:
         mine, theirs = ({item.fingerprint for item in e.items} for e in (before, after))
@@ -89,7 +89,7 @@ def _refuse_unlike(before: Evaluation, after: Evaluation, scorer: str) -> None:
                 f"difference may be the scorer's. Score the older predictions again."
             )
 
-
+# %% ../../nbs/evaluation/35_compare.ipynb #c9e87922
 def compare_evaluations(
     before: Evaluation,  # The one to start from
     after: Evaluation,  # The one that should be better

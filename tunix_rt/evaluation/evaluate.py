@@ -73,7 +73,7 @@ class Evaluation(BaseModel):
     def _repr_html_(self) -> str:
         return str(evaluation_html(self))
 
-# %% ../../nbs/evaluation/30_evaluate.ipynb #8cc080eb
+# %% ../../nbs/evaluation/30_evaluate.ipynb #f33e5521
 Answered = list[tuple[Trace, list[Prediction]]]  # Each trace with its samples, in order
 
 
@@ -100,7 +100,7 @@ def match_up(
     _refuse_gaps(asked, found)
     return [(t, [found[t.fingerprint][n] for n in sorted(found[t.fingerprint])]) for t in asked]
 
-
+# %% ../../nbs/evaluation/30_evaluate.ipynb #8630cca5
 def _refuse_gaps(asked: list[Trace], found: dict[str, dict[int, Prediction]]) -> None:
     if not asked:
         raise ScoringError("there is nothing to evaluate: no trace was given")
@@ -134,7 +134,7 @@ def _figures(items: Sequence[Item], scorers: Iterable[str], seed: int) -> dict[s
         name: mean_interval(list(prompt_means(items, name).values()), seed=seed) for name in scorers
     }
 
-# %% ../../nbs/evaluation/30_evaluate.ipynb #0babe609
+# %% ../../nbs/evaluation/30_evaluate.ipynb #fa3e6ed1
 DOUBLINGS = (1, 2, 4, 8, 16, 32, 64, 128)  # Tries for which pass@k is reported
 
 

@@ -39,7 +39,7 @@ from ..traces.display import STYLE, Html, text_html, visible
 __all__ = ['MAIN', 'REPORT_STYLE', 'PAGE_STYLE', 'FORBIDDING', 'leading_scorer', 'card_html', 'curves_of', 'facts_html',
            'example_html', 'report_html', 'write_report']
 
-# %% ../../nbs/evaluation/50_report.ipynb #53e49d62
+# %% ../../nbs/evaluation/50_report.ipynb #b7821141
 MAIN = "answer_correctness"  # The scorer that a page leads with, if it was used
 
 
@@ -55,7 +55,7 @@ def leading_scorer(
         )
     return shared[0]
 
-
+# %% ../../nbs/evaluation/50_report.ipynb #37dac7c4
 def card_html(
     evaluation: Evaluation,  # Of one model
     *,
@@ -128,7 +128,7 @@ def example_html(
         f'<div class="tunix-asked">{asked}<small>The right answer</small> {expected}</div>{sides}'
     )
 
-# %% ../../nbs/evaluation/50_report.ipynb #6811d752
+# %% ../../nbs/evaluation/50_report.ipynb #7e0a5421
 REPORT_STYLE = """
 .tunix.tunix-report {
   max-width: 74rem;
@@ -157,6 +157,7 @@ REPORT_STYLE = """
 }
 """
 
+# %% ../../nbs/evaluation/50_report.ipynb #1de91b8c
 PAGE_STYLE = """
 :root { color-scheme: light dark; }
 body { margin: 0; padding: 3.2rem clamp(1.1rem, 5vw, 4rem) 4rem;
@@ -175,12 +176,12 @@ main { max-width: 74rem; margin: 0 auto; }
 }
 """
 
-# %% ../../nbs/evaluation/50_report.ipynb #3da7315e
+# %% ../../nbs/evaluation/50_report.ipynb #f306080b
 def _section(title: str, *parts: str) -> str:
     body = "".join(part for part in parts if part)
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
-
+# %% ../../nbs/evaluation/50_report.ipynb #e6bd5f00
 def _changes(comparison: Comparison, predictions: Mapping[str, Sequence[Prediction]]) -> str:
     old, new = (predictions.get(name, ()) for name in (comparison.before, comparison.after))
     if not old or not new:
@@ -214,7 +215,7 @@ def _scorer_notes(evaluations: Mapping[str, Evaluation]) -> str:
     )
     return facts_html(rows)
 
-# %% ../../nbs/evaluation/50_report.ipynb #ee583569
+# %% ../../nbs/evaluation/50_report.ipynb #acdc4f74
 def _tables(evaluations: Mapping[str, Evaluation], main: str) -> tuple[str, str]:
     scorers = dict.fromkeys(name for e in evaluations.values() for name in e.scores)
     by_scorer = {
@@ -239,7 +240,21 @@ def _tables(evaluations: Mapping[str, Evaluation], main: str) -> tuple[str, str]
     scores, categories = (f'<div class="tunix-scroll">{table}</div>' for table in shown)
     return scores, categories
 
-# %% ../../nbs/evaluation/50_report.ipynb #c2be3434
+# %% ../../nbs/evaluation/50_report.ipynb #02b2efdc
+def _header(
+    title: str, lead: str, evaluations: Mapping[str, Evaluation], *, main: str, found: list[str]
+) -> str:
+    colours = colours_for(list(evaluations))
+    cards = "".join(
+        card_html(evaluation, name=name, colour=colours[name], scorer=main)
+        for name, evaluation in evaluations.items()
+    )
+    cards = framed(f'<div class="tunix-cards">{cards}</div>', style=False)
+    opening = f'<p class="tunix-lead">{escape(visible(lead))}</p>' if lead else ""
+    words = "".join(f'<p class="tunix-found">{escape(visible(sentence))}</p>' for sentence in found)
+    return f"<header><h1>{escape(visible(title))}</h1>{opening}{cards}{words}</header>"
+
+# %% ../../nbs/evaluation/50_report.ipynb #91b963e0
 def report_html(
     *,
     title: str,  # Heads the page
@@ -253,13 +268,7 @@ def report_html(
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees the findings in words
     "Lay out everything a run has to say."
     main, colours = leading_scorer(evaluations), colours_for(list(evaluations))
-    cards = "".join(
-        card_html(evaluation, name=name, colour=colours[name], scorer=main)
-        for name, evaluation in evaluations.items()
-    )
-    cards = framed(f'<div class="tunix-cards">{cards}</div>', style=False)
     found = [in_words(comparison) for comparison in comparisons]
-    words = "".join(f'<p class="tunix-found">{escape(visible(sentence))}</p>' for sentence in found)
     scores, categories = _tables(evaluations, main)
     differences = "".join(
         f"<h3>{escape(visible(f'{c.before} → {c.after}'))}</h3>"
@@ -285,11 +294,10 @@ def report_html(
     ]
     sheets = STYLE + COMPARE_STYLE + CHART_STYLE + TRANSCRIPT_STYLE + REPORT_STYLE
     front = f"<style>{sheets}</style>" if style else ""
-    opening = f'<p class="tunix-lead">{escape(visible(lead))}</p>' if lead else ""
+    header = _header(title, lead, evaluations, main=main, found=found)
     body = (
         f'<div class="tunix tunix-report mathjax_ignore tex2jax_ignore">'
-        f"<header><h1>{escape(visible(title))}</h1>{opening}"
-        f"{cards}{words}</header>{''.join(sections)}</div>"
+        f"{header}{''.join(sections)}</div>"
     )
     return Html(front + body, plain="\n".join([visible(title), *found]))
 

@@ -29,7 +29,7 @@ def as_said(
         working = prediction.output
     return Side(steps=tuple(split_steps(working or "")), answer=prediction.answer)
 
-# %% ../../nbs/evaluation/40_transcripts.ipynb #ac1b0c95
+# %% ../../nbs/evaluation/40_transcripts.ipynb #4eb3d1a6
 TRANSCRIPT_STYLE = """
 .tunix.tunix-transcripts {
   max-width: none;
@@ -57,7 +57,7 @@ def _given(label: str, answer: str | None, *, right: bool) -> str:
     mark = '<span class="tunix-mark" aria-label="right"> ✓</span>' if right else ""
     return f"<span><small>{escape(visible(label))}</small>{escape(shown)}{mark}</span>"
 
-
+# %% ../../nbs/evaluation/40_transcripts.ipynb #87ff7eab
 def transcript_html(
     before: Prediction,  # What one model said
     after: Prediction,  # What the other said to the same prompt

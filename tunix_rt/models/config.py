@@ -73,12 +73,12 @@ class GemmaConfig:
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../../nbs/models/10_config.ipynb #c4b5242e
+# %% ../../nbs/models/10_config.ipynb #0e7ed48c
 PRESETS: dict[str, GemmaConfig] = {
     "tiny": GemmaConfig(
         vocabulary=512, width=128, layers=4, query_heads=4, key_heads=2, head_width=32,
-        hidden=512, query_scale=32, window=4096, attention_soft_cap=50.0, logit_soft_cap=30.0,
-        positions=1024,
+        hidden=512, query_scale=32, window=512, rope_base=300.0, rope_base_sliding=300.0,
+        query_key_norm=True, positions=1024, family="gemma3_text",
     ),
     "gemma-2-2b": GemmaConfig(
         vocabulary=256_000, width=2304, layers=26, query_heads=8, key_heads=4, head_width=256,

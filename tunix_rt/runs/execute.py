@@ -36,7 +36,7 @@ from tunix_rt.runs.pipelines import (
 # %% auto #0
 __all__ = ['GRACE', 'STOPPED', 'executor', 'RunFailed', 'RunCancelled', 'execute']
 
-# %% ../../nbs/runs/40_execute.ipynb #fe31b4c9
+# %% ../../nbs/runs/40_execute.ipynb #3444e8bc
 class _ByRename:
     "Where papermill writes the executed notebook."
 
@@ -47,7 +47,7 @@ class _ByRename:
     def pretty_path(self, path: str) -> str:
         return path
 
-
+# %% ../../nbs/runs/40_execute.ipynb #709d755c
 def _kernel_manager(started: list[int]) -> type:
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -66,7 +66,7 @@ def _kernel_manager(started: list[int]) -> type:
 
     return ThisPython
 
-# %% ../../nbs/runs/40_execute.ipynb #d50c4201
+# %% ../../nbs/runs/40_execute.ipynb #2a8c475a
 def _follow_caller(kernels: list[int]) -> None:
     while os.read(0, 1024):
         pass
@@ -77,7 +77,7 @@ def _follow_caller(kernels: list[int]) -> None:
             pass
     os.kill(os.getpid(), signal.SIGKILL)
 
-
+# %% ../../nbs/runs/40_execute.ipynb #f777c63e
 def _papermill(source: str, folder: Path, parameters: dict[str, Any]) -> None:
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
@@ -114,12 +114,12 @@ def _papermill(source: str, folder: Path, parameters: dict[str, Any]) -> None:
         cwd=str(settings().root),
     )
 
-# %% ../../nbs/runs/40_execute.ipynb #8c66d38e
+# %% ../../nbs/runs/40_execute.ipynb #bb8043ca
 def _refusals(family: type[TunixError] = TunixError) -> set[str]:
     children = [_refusals(child) for child in family.__subclasses__()]
     return {family.__name__}.union(*children)
 
-
+# %% ../../nbs/runs/40_execute.ipynb #ae43d632
 def _note_failure(run: Run, error: BaseException) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -143,7 +143,7 @@ def _note_failure(run: Run, error: BaseException) -> None:
         }
         run.end("failed", error=found)
 
-
+# %% ../../nbs/runs/40_execute.ipynb #f6de9329
 def executor() -> None:
     "Execute the notebook that standard input names; the main function of the second process."
     request = json.loads(sys.stdin.readline())
@@ -183,7 +183,7 @@ def _relay(
             sys.stdout.write(text)
             sys.stdout.flush()
 
-# %% ../../nbs/runs/40_execute.ipynb #3d27a85d
+# %% ../../nbs/runs/40_execute.ipynb #b8670811
 GRACE = 20.0  # Seconds that a notebook has to end after it was interrupted
 
 
@@ -202,7 +202,7 @@ def _sigterm_interrupts() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
 
-
+# %% ../../nbs/runs/40_execute.ipynb #9bc2e58a
 def _stop(process: subprocess.Popen[bytes], log: IO[str], echo: bool) -> None:
     try:
         process.terminate()
@@ -210,7 +210,7 @@ def _stop(process: subprocess.Popen[bytes], log: IO[str], echo: bool) -> None:
     except (TimeoutError, KeyboardInterrupt):
         pass  # time is up, or a second Ctrl-C: no more patience
 
-
+# %% ../../nbs/runs/40_execute.ipynb #c6d2be7f
 def _supervise(
     process: subprocess.Popen[bytes], run: Run, echo: bool, max_seconds: float | None
 ) -> str | None:
@@ -233,7 +233,7 @@ def _supervise(
             process.wait()
     return None
 
-# %% ../../nbs/runs/40_execute.ipynb #b1175681
+# %% ../../nbs/runs/40_execute.ipynb #40b4b6dd
 STOPPED = {"timeout": "TimeoutError", "cancelled": "KeyboardInterrupt"}
 
 
@@ -251,7 +251,7 @@ def _last_word(run: Run, code: int, stopped: str | None) -> Run:
         )
     return read_run(run.folder)
 
-
+# %% ../../nbs/runs/40_execute.ipynb #b57fc4d8
 class RunFailed(RunError):
     "A run ended without a result; `run` says how far it came."
 
@@ -274,7 +274,31 @@ class RunCancelled(KeyboardInterrupt):
         self.run = run
         super().__init__(f"{run.pipeline} was cancelled; {run.folder} can be gone on with")
 
-# %% ../../nbs/runs/40_execute.ipynb #3afe5162
+# %% ../../nbs/runs/40_execute.ipynb #95ca289b
+def _start_executor(notebook: Path, run: Run, given: dict[str, Any]) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "TUNIX_RT_ROOT": str(settings().root),
+        "TUNIX_RT_RUN": str(run.folder),
+        "PYTHONUNBUFFERED": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from tunix_rt.runs.execute import executor; executor()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=settings().root,
+        env=environment,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    request = {"source": str(notebook), "folder": str(run.folder), "parameters": given}
+    process.stdin.write(json.dumps(request).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+# %% ../../nbs/runs/40_execute.ipynb #720eabc7
 def execute(
     pipeline: str | os.PathLike[str],  # A verb such as "train", or the path of a notebook
     parameters: Mapping[str, Any] | None = None,  # Only those that differ from the defaults
@@ -314,27 +338,3 @@ def execute(
     if not run.completed:
         raise RunFailed(run)
     return run
-
-
-def _start_executor(notebook: Path, run: Run, given: dict[str, Any]) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        "TUNIX_RT_ROOT": str(settings().root),
-        "TUNIX_RT_RUN": str(run.folder),
-        "PYTHONUNBUFFERED": "1",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from tunix_rt.runs.execute import executor; executor()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=settings().root,
-        env=environment,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    request = {"source": str(notebook), "folder": str(run.folder), "parameters": given}
-    process.stdin.write(json.dumps(request).encode() + b"\n")
-    process.stdin.flush()
-    return process

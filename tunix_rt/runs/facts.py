@@ -52,7 +52,7 @@ def plain(
         f"dicts, and put large things in a file of the run folder"
     )
 
-# %% ../../nbs/runs/15_facts.ipynb #b99317d9
+# %% ../../nbs/runs/15_facts.ipynb #f9a870e4
 def _git(*question: str) -> str | None:
     here = Path(tunix_rt.__file__).parents[1]
     if not (here / ".git").exists():
@@ -75,7 +75,7 @@ def code_version() -> dict[str, Any]:  # version, commit, dirty
         "dirty": None if edited is None else bool(edited),
     }
 
-
+# %% ../../nbs/runs/15_facts.ipynb #db27086b
 def package_versions() -> dict[str, str]:  # Distribution name -> version
     "List the installed versions of the packages that tunix_rt stands on."
     found = {}

@@ -18,7 +18,7 @@ from .folder import RECORD, Run, differences, read_run
 # %% auto #0
 __all__ = ['list_runs', 'find_run', 'unfinished_run']
 
-# %% ../../nbs/runs/25_finding.ipynb #8b8b7a7d
+# %% ../../nbs/runs/25_finding.ipynb #211edef7
 def list_runs(
     pipeline: str | None = None,  # Only runs of this verb
 ) -> list[Run]:  # The newest first
@@ -28,12 +28,12 @@ def list_runs(
         try:
             run = read_run(record.parent)
         except TunixError:
-            continue  # a broken record must not hide the healthy runs
+            continue
         if pipeline in (None, run.pipeline):
             found.append(run)
     return sorted(found, key=lambda run: str(run.facts["started_at"]), reverse=True)
 
-
+# %% ../../nbs/runs/25_finding.ipynb #6bf6a526
 def find_run(
     name: str | os.PathLike[str],  # A folder, the name of one in the folder of runs, or an id
 ) -> Run:  # As it stands now

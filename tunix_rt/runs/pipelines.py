@@ -28,7 +28,7 @@ from ..core.settings import resolve
 __all__ = ['PLAIN', 'pipeline_name', 'list_pipelines', 'find_pipeline', 'Parameter', 'read_parameters', 'read_summary',
            'check_value', 'read_value', 'check_parameters', 'with_defaults']
 
-# %% ../../nbs/runs/30_pipelines.ipynb #2d87321e
+# %% ../../nbs/runs/30_pipelines.ipynb #a717e125
 def pipeline_name(
     path: Path,  # Such as nbs/pipelines/10_train.ipynb
 ) -> str:  # Such as "train"
@@ -45,7 +45,7 @@ def list_pipelines() -> dict[str, Path]:  # Verb -> notebook, in reading order
             return {pipeline_name(path): path for path in notebooks}
     return {}
 
-
+# %% ../../nbs/runs/30_pipelines.ipynb #ac3a9be9
 def find_pipeline(
     name: str | os.PathLike[str],  # A verb, or the path of any notebook
 ) -> Path:  # An existing notebook
@@ -63,7 +63,7 @@ def find_pipeline(
         f"the path of a notebook (.ipynb)."
     )
 
-
+# %% ../../nbs/runs/30_pipelines.ipynb #0e65f88c
 def _meant(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -72,7 +72,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
 def _or(names: Iterable[str]) -> str:
     return ", ".join(names) or "(none is installed)"
 
-# %% ../../nbs/runs/30_pipelines.ipynb #4592f71d
+# %% ../../nbs/runs/30_pipelines.ipynb #b5546e54
 @dataclass(frozen=True)
 class Parameter:
     "One thing that may be asked of a notebook."
@@ -85,7 +85,7 @@ class Parameter:
         False  # Whether the default is an expression that only the notebook can evaluate
     )
 
-
+# %% ../../nbs/runs/30_pipelines.ipynb #5915bf0f
 def _notes(source: str) -> dict[int, str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {
@@ -94,7 +94,7 @@ def _notes(source: str) -> dict[int, str]:
         if token.type == tokenize.COMMENT and token.line.strip() != token.string
     }
 
-
+# %% ../../nbs/runs/30_pipelines.ipynb #b73222f3
 def _parameter(line: ast.stmt, notes: Mapping[int, str]) -> Parameter | None:
     target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
     value = getattr(line, "value", None)
@@ -111,7 +111,7 @@ def _parameter(line: ast.stmt, notes: Mapping[int, str]) -> Parameter | None:
     note = notes.get(line.end_lineno or line.lineno, "")
     return Parameter(name=target.id, kind=kind, default=default, note=note, computed=computed)
 
-# %% ../../nbs/runs/30_pipelines.ipynb #a5c1a02a
+# %% ../../nbs/runs/30_pipelines.ipynb #f0d5b05e
 def _cells(notebook: Path) -> list[tuple[list[str], str]]:
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -122,7 +122,7 @@ def _cells(notebook: Path) -> list[tuple[list[str], str]]:
             f"in JupyterLab and save it again."
         ) from None
 
-
+# %% ../../nbs/runs/30_pipelines.ipynb #90e4d609
 def read_parameters(
     notebook: Path,  # An existing .ipynb file
 ) -> dict[str, Parameter]:  # In the order of the cell; empty when no cell is tagged
@@ -147,7 +147,7 @@ def read_summary(
             return found[1].strip()
     return ""
 
-# %% ../../nbs/runs/30_pipelines.ipynb #226a237f
+# %% ../../nbs/runs/30_pipelines.ipynb #a0ceec18
 PLAIN = {"int": int, "float": float, "bool": bool, "str": str, "Any": Any, "None": None}
 
 
@@ -171,7 +171,7 @@ def _type(node: ast.expr) -> Any:
             return Literal[ast.literal_eval(node.slice)]
     raise ValueError(ast.unparse(node))
 
-
+# %% ../../nbs/runs/30_pipelines.ipynb #2b57ac12
 def _adapter(parameter: Parameter) -> TypeAdapter[Any]:
     try:
         kind = _type(ast.parse(parameter.kind, mode="eval").body)
@@ -183,7 +183,7 @@ def _adapter(parameter: Parameter) -> TypeAdapter[Any]:
         ) from None
     return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
 
-
+# %% ../../nbs/runs/30_pipelines.ipynb #5f2e6098
 def check_value(
     parameter: Parameter,  # As declared
     value: Any,  # As given, in Python's types
@@ -200,7 +200,7 @@ def check_value(
         f"the default is {parameter.default!r}."
     )
 
-# %% ../../nbs/runs/30_pipelines.ipynb #107ac2a8
+# %% ../../nbs/runs/30_pipelines.ipynb #2095ef31
 def _literal(text: str) -> Any:
     try:
         return parse_json(text)
@@ -211,7 +211,7 @@ def _literal(text: str) -> Any:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
-
+# %% ../../nbs/runs/30_pipelines.ipynb #ee2e5ac3
 def read_value(
     parameter: Parameter,  # As declared
     text: str,  # As typed
@@ -226,7 +226,7 @@ def read_value(
     except RunError:
         return check_value(parameter, text)
 
-# %% ../../nbs/runs/30_pipelines.ipynb #737c221a
+# %% ../../nbs/runs/30_pipelines.ipynb #2ead9fc6
 def check_parameters(
     notebook: Path,  # The notebook to be executed
     given: Mapping[str, Any],  # Values by name; only those that differ from the defaults
@@ -250,7 +250,7 @@ def check_parameters(
     read = read_value if as_text else check_value
     return {key: read(declared[key], value) for key, value in given.items()}
 
-
+# %% ../../nbs/runs/30_pipelines.ipynb #aca36d9a
 def with_defaults(
     notebook: Path,  # The notebook to be executed
     given: Mapping[str, Any],  # Checked values

@@ -16,7 +16,7 @@ from ..core.errors import TrainingError
 from ..core.files import canonical_json, sha256_text
 
 # %% auto #0
-__all__ = ['ADAM_SHARE', 'Recipe', 'schedule', 'build_optimiser']
+__all__ = ['Recipe', 'schedule', 'build_optimiser']
 
 # %% ../../nbs/training/30_recipe.ipynb #f7f8eed4
 @dataclass(frozen=True)
@@ -79,10 +79,7 @@ def schedule(
         end_value=recipe.learning_rate * recipe.final_rate,
     )
 
-# %% ../../nbs/training/30_recipe.ipynb #42d1b50b
-ADAM_SHARE = 0.3  # What Muon leaves to Adam learns at this share of Muon's rate
-
-
+# %% ../../nbs/training/30_recipe.ipynb #5eb8fc9c
 def _matrices(params: Any) -> Any:
     "Say which parameters Muon may treat as matrices: the projections."
 
@@ -107,7 +104,6 @@ def build_optimiser(
             rate,
             weight_decay=recipe.weight_decay,
             muon_weight_dimension_numbers=_matrices,
-            adam_learning_rate=lambda step: rate(step) * ADAM_SHARE,
         )
     else:
         chosen = optax.adamw(rate, b2=0.95, weight_decay=recipe.weight_decay, mask=_decays)
