@@ -24,14 +24,14 @@ from ..traces.schema import read_traces
 # %% auto #0
 __all__ = ['DUEL', 'announce', 'generate', 'ingest', 'assignments', 'traces_of', 'build', 'export']
 
-# %% ../../nbs/cli/30_data.ipynb #c3c6d321
+# %% ../../nbs/cli/30_data.ipynb #73c9bd4b
 def announce(
     dataset: Dataset,  # Just made, or found to be there already
 ) -> None:
     "Say where a dataset is."
     typer.echo(f"{dataset!r}\n  in {dataset.folder}")
 
-
+# %% ../../nbs/cli/30_data.ipynb #5f021d9e
 DUEL = "high-card-duel"  # The one generator that is a game and no recipe
 
 
@@ -97,7 +97,7 @@ def ingest(
         f"lines left out\n  in {target}"
     )
 
-# %% ../../nbs/cli/30_data.ipynb #a7f1c02f
+# %% ../../nbs/cli/30_data.ipynb #e2514f7a
 def assignments(
     texts: list[str] | None,  # Such as ["category=addition"]
     option: str,  # Named in the refusal, such as "--filter"
@@ -113,14 +113,14 @@ def assignments(
         found[name.strip()] = value
     return found
 
-
+# %% ../../nbs/cli/30_data.ipynb #f136f37a
 def _value(text: str) -> Any:
     try:
         return parse_json(text)
     except Exception:  # not JSON, so it is the word itself
         return text
 
-
+# %% ../../nbs/cli/30_data.ipynb #47eb6f02
 def traces_of(
     source: str,  # A JSONL file, or a dataset
 ) -> Any:  # An iterator of Trace
@@ -130,7 +130,7 @@ def traces_of(
     file = Path(source).expanduser()
     return read_traces(file.absolute() if file.exists() else resolve(source))
 
-
+# %% ../../nbs/cli/30_data.ipynb #acda6c12
 def build(
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE", help="JSONL files and datasets, oldest first")

@@ -25,7 +25,7 @@ from ..traces.schema import Trace, read_traces
 # %% auto #0
 __all__ = ['columns', 'text_of', 'sum_of', 'size', 'run_text', 'way_on', 'dataset_text', 'find_trace', 'show_text']
 
-# %% ../../nbs/cli/10_show.ipynb #c47b3975
+# %% ../../nbs/cli/10_show.ipynb #51a1c5d8
 def columns(
     rows: Mapping[str, Any],  # Label to value; a mapping as value is indented below its label
     *,
@@ -42,7 +42,7 @@ def columns(
             lines.append(start.ljust(indent + width) + visible(text_of(value)))
     return "\n".join(lines)
 
-
+# %% ../../nbs/cli/10_show.ipynb #a79adc35
 def text_of(
     value: Any,  # A figure or a word
 ) -> str:  # As a person would write it
@@ -59,7 +59,7 @@ def text_of(
         return ", ".join(text_of(item) for item in value) or "-"
     return str(value) or '""'
 
-# %% ../../nbs/cli/10_show.ipynb #efee699a
+# %% ../../nbs/cli/10_show.ipynb #2e91dee8
 def _files(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.glob("[!.]*")):
@@ -70,7 +70,7 @@ def _files(folder: Path) -> dict[str, str]:
             found[path.name] = size(path.stat().st_size)
     return found
 
-
+# %% ../../nbs/cli/10_show.ipynb #c691c44b
 def sum_of(
     files: list[Path],  # Existing files
 ) -> int:  # Bytes
@@ -88,7 +88,7 @@ def size(
     power = next((i for i in (1, 2) if count < 1000 ** (i + 1)), 3)
     return f"{count / 1000**power:,.1f} {units[power - 1]}"
 
-
+# %% ../../nbs/cli/10_show.ipynb #30ecd4cb
 def _scores(run: Run) -> dict[str, str]:
     if not run.evaluation.is_file():
         return {}
@@ -101,7 +101,7 @@ def _scores(run: Run) -> dict[str, str]:
         shown[name] = f"{shares[0]} % [{', '.join(shares[1:])}]" if shares else "nothing to judge"
     return shown
 
-
+# %% ../../nbs/cli/10_show.ipynb #ede94654
 def run_text(
     run: Run,  # As it stands now
 ) -> str:  # A screen of text
@@ -131,7 +131,7 @@ def run_text(
     advice = f"\n\nIt did not reach its end. To go on from where it stopped:\n  {going_on}"
     return shown + (advice if going_on else "")
 
-
+# %% ../../nbs/cli/10_show.ipynb #79f24d41
 def _differing(run: Run) -> dict[str, Any]:
     try:
         source = run.facts.get("source") or {}
@@ -144,7 +144,7 @@ def _differing(run: Run) -> dict[str, Any]:
         if name not in declared or declared[name].computed or declared[name].default != value
     }
 
-
+# %% ../../nbs/cli/10_show.ipynb #d6758e38
 def way_on(
     run: Run,  # As it stands now
 ) -> str:  # The command, or "" when it is completed or at work
@@ -204,7 +204,7 @@ def find_trace(
         )
     return found
 
-# %% ../../nbs/cli/10_show.ipynb #0e205a57
+# %% ../../nbs/cli/10_show.ipynb #7083f1b1
 def _dataset_named(name: str) -> Dataset | None:
     for folder in (Path(name).expanduser(), resolve(name)):
         if (folder / "manifest.json").is_file():
@@ -215,7 +215,7 @@ def _dataset_named(name: str) -> Dataset | None:
         return None
     return load_dataset(folder) if (folder / "manifest.json").is_file() else None
 
-
+# %% ../../nbs/cli/10_show.ipynb #cd6748f6
 def show_text(
     name: str,  # Of a trace, a run or a dataset
 ) -> str:  # A screen of text

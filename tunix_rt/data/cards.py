@@ -55,7 +55,7 @@ def dataset_manifest(
         "trace_ids": [str(spool.id(index)) for index in chosen],
     }
 
-# %% ../../nbs/data/70_cards.ipynb #c0d62f01
+# %% ../../nbs/data/70_cards.ipynb #63b44c3d
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -66,7 +66,7 @@ def front_matter(
     count = manifest["trace_count"]
     size = next((name for limit, name in SIZES if count < limit), "n>1M")
     splits = list(manifest["splits"])
-    split = splits[0] if len(splits) == 1 else "train"  # the hub knows splits by file only
+    split = splits[0] if len(splits) == 1 else "train"
     lines = [
         f"pretty_name: {json.dumps(manifest['dataset_key'])}",
         "language: [en]",
@@ -79,7 +79,7 @@ def front_matter(
     ]
     return "\n".join(["---", *lines, "---"])
 
-
+# %% ../../nbs/data/70_cards.ipynb #2f53c489
 def dataset_card(
     manifest: Mapping[str, Any],  # Of the dataset
     counts: Mapping[str, int],  # Category to traces

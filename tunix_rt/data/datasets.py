@@ -144,7 +144,7 @@ def load_dataset(
         )
     return dataset
 
-# %% ../../nbs/data/80_datasets.ipynb #cca60993
+# %% ../../nbs/data/80_datasets.ipynb #0138da82
 def make_files(
     bench: Path,  # An empty folder
     traces: Iterable[Trace],  # From old to new; any number, one in memory at a time
@@ -181,9 +181,7 @@ def make_files(
         provenance=provenance,
     )
     with (bench / "manifest.json").open("w", encoding="utf-8") as file:
-        json.dump(
-            manifest, file, indent=2, ensure_ascii=False, allow_nan=False
-        )  # a piece at a time
+        json.dump(manifest, file, indent=2, ensure_ascii=False, allow_nan=False)
     first = next(read_traces(bench / "traces.jsonl"))
     card = dataset_card(manifest, categories(spool, chosen), first)
     (bench / "README.md").write_text(card, encoding="utf-8")

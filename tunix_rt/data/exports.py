@@ -19,7 +19,7 @@ from ..traces.schema import Trace
 __all__ = ['Record', 'FORMATS', 'trace_record', 'tunix_sft_record', 'training_example_record', 'messages_record',
            'prompt_completion_record', 'export_lines', 'export_file']
 
-# %% ../../nbs/data/95_exports.ipynb #ed813eca
+# %% ../../nbs/data/95_exports.ipynb #753a0bef
 Record = dict[str, Any]
 
 
@@ -52,7 +52,7 @@ def training_example_record(
     example = render.training_example(trace)
     return {"id": str(trace.id), **example, "metadata": trace.meta or {}}
 
-
+# %% ../../nbs/data/95_exports.ipynb #575d1d49
 def messages_record(
     trace: Trace,  # Any trace that can be told from the format around it
 ) -> Record:  # id, messages

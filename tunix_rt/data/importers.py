@@ -17,7 +17,7 @@ from .selection import prompt_digest
 from ..traces.schema import Trace, parse_trace
 
 # %% auto #0
-__all__ = ['MOST_SHOWN', 'LINE', 'ADVICE', 'Intake', 'read_import', 'checked_line', 'labelled', 'ingest']
+__all__ = ['MOST_SHOWN', 'LINE', 'ADVICE', 'Intake', 'checked_line', 'labelled', 'read_import', 'ingest']
 
 # %% ../../nbs/data/90_importers.ipynb #574c1e3f
 MOST_SHOWN = 50  # Bad lines that are named; the rest are counted
@@ -50,7 +50,30 @@ class Intake:
             f"Mend them, or ask for the bad lines to be skipped. Nothing was written."
         )
 
-# %% ../../nbs/data/90_importers.ipynb #91bc5ae3
+# %% ../../nbs/data/90_importers.ipynb #e98f443b
+LINE = "this line"  # How a line calls itself until its number is put before it
+ADVICE = " Mend the line, or leave it out."  # Said once for all of them
+
+
+def checked_line(
+    line: bytes | None,  # As read; None when it was over the limit
+    limit: int,  # Most bytes that a trace may take
+) -> Trace:  # Acceptable
+    "Read one line, or say what is wrong with it."
+    if line is None:
+        raise TraceError(f"it is longer than {limit:,} bytes, the most that one trace may take")
+    return parse_trace(line, where=LINE)
+
+
+def labelled(
+    trace: Trace,  # As it came
+    intake: Intake,  # Where it came from
+) -> Trace:  # The same thought with its origin in `meta`
+    "Write down where a trace came from."
+    origin = {"source": intake.source, "ingest_source_file": intake.file}
+    return trace.model_copy(update={"meta": {**(trace.meta or {}), **origin}})
+
+# %% ../../nbs/data/90_importers.ipynb #64634c60
 def read_import(
     path: Path,  # JSONL, one trace a line
     *,
@@ -82,29 +105,6 @@ def read_import(
         raise DatasetError(f"{intake.file} is empty; a file of traces holds at least one line")
     if intake.bad and not (skip_invalid and intake.accepted):
         raise intake.refusal()
-
-
-LINE = "this line"  # How a line calls itself until its number is put before it
-ADVICE = " Mend the line, or leave it out."  # Said once for all of them
-
-
-def checked_line(
-    line: bytes | None,  # As read; None when it was over the limit
-    limit: int,  # Most bytes that a trace may take
-) -> Trace:  # Acceptable
-    "Read one line, or say what is wrong with it."
-    if line is None:
-        raise TraceError(f"it is longer than {limit:,} bytes, the most that one trace may take")
-    return parse_trace(line, where=LINE)
-
-
-def labelled(
-    trace: Trace,  # As it came
-    intake: Intake,  # Where it came from
-) -> Trace:  # The same thought with its origin in `meta`
-    "Write down where a trace came from."
-    origin = {"source": intake.source, "ingest_source_file": intake.file}
-    return trace.model_copy(update={"meta": {**(trace.meta or {}), **origin}})
 
 # %% ../../nbs/data/90_importers.ipynb #21a25a65
 def ingest(

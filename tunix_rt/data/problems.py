@@ -50,7 +50,7 @@ def check(
         )
     return problem
 
-# %% ../../nbs/data/20_problems.ipynb #8d20063a
+# %% ../../nbs/data/20_problems.ipynb #104d0341
 WORDINGS = ("What is {}?", "Calculate {}.", "Work out {}.")
 
 
@@ -62,7 +62,7 @@ def number_with(
     size = draw.randint(*digits)
     return draw.randrange(max(2, 10 ** (size - 1)), 10**size)
 
-
+# %% ../../nbs/data/20_problems.ipynb #b2b1ca56
 def sum_problem(
     working: Working,  # How it is worked out
     *,
@@ -80,7 +80,7 @@ def sum_problem(
         difficulty=len(working.lines),
     )
 
-
+# %% ../../nbs/data/20_problems.ipynb #f10e5656
 def addition(
     draw: Random,  # Source of randomness
     *,
@@ -113,7 +113,7 @@ def multiplication(
     working = multiply_in_columns(left, right)
     return sum_problem(working, key=("*", left, right), draw=draw)
 
-# %% ../../nbs/data/20_problems.ipynb #b3ef5525
+# %% ../../nbs/data/20_problems.ipynb #5dd5d732
 NAMES = ("Ann", "Ben", "Eva", "Ida", "Leo", "Max", "Mia", "Sam", "Tom", "Zoe")
 THINGS = ("apples", "books", "cards", "coins", "nuts", "pens", "shells", "stamps")
 
@@ -127,7 +127,7 @@ class Story:
     signs: tuple[str, str]  # Of the two sums; the second starts from the first result
     addend: str = "c"  # What the second sum brings in: c, or a once more
 
-
+# %% ../../nbs/data/20_problems.ipynb #21911589
 STORIES = (
     Story(
         "{name} has {a} {thing}, buys {b} more and gives {c} away. "

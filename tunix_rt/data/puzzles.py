@@ -25,7 +25,7 @@ WORDS = tuple(
     """.split()
 )
 
-# %% ../../nbs/data/30_puzzles.ipynb #1d7d7ecc
+# %% ../../nbs/data/30_puzzles.ipynb #fd38e05e
 def numbered(
     items: list[str],  # What to number, from 1
 ) -> list[str]:  # "1 p", "2 l", ...
@@ -79,7 +79,7 @@ def repetition(
         difficulty=len(chosen),
     )
 
-# %% ../../nbs/data/30_puzzles.ipynb #984aebba
+# %% ../../nbs/data/30_puzzles.ipynb #70715ab4
 RELATIONS = (
     ("taller", "tallest", "shortest"),
     ("older", "oldest", "youngest"),
@@ -98,7 +98,7 @@ def orders_allowed(
         if all(order.index(more) < order.index(less) for more, less in claims)
     ]
 
-
+# %% ../../nbs/data/30_puzzles.ipynb #f5d120eb
 def grown(
     order: list[str],  # People from most to least
     draw: Random,  # Source of randomness
@@ -113,7 +113,7 @@ def grown(
         lines.append(order[first : last + 1])
     return lines
 
-
+# %% ../../nbs/data/30_puzzles.ipynb #4ab9191c
 def ordering(
     draw: Random,  # Source of randomness
     *,

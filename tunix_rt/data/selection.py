@@ -49,14 +49,14 @@ def matches(
             return False
     return True
 
-# %% ../../nbs/data/60_selection.ipynb #c73117c5
+# %% ../../nbs/data/60_selection.ipynb #a6930603
 def prompt_digest(
     prompt: str,  # As written
 ) -> bytes:  # 16 bytes, equal for prompts that ask the same
     "Digest a prompt without its case, spacing and compatibility forms."
     return bytes.fromhex(sha256_text(normalised_prompt(prompt))[:32])
 
-
+# %% ../../nbs/data/60_selection.ipynb #7b11aa4b
 @dataclass
 class Spool:
     "Lines on disk, and what is known of each in memory."
@@ -81,7 +81,7 @@ class Spool:
         "The prompt digest of the trace on one line."
         return bytes(self.prompts[16 * index : 16 * index + 16])
 
-
+# %% ../../nbs/data/60_selection.ipynb #429746a5
 def fill_spool(
     path: Path,  # File to write
     traces: Iterable[Trace],  # Any number, one in memory at a time
@@ -110,7 +110,7 @@ def fill_spool(
             spool.categories.append(trace.category)
     return spool
 
-# %% ../../nbs/data/60_selection.ipynb #fabbe224
+# %% ../../nbs/data/60_selection.ipynb #d15b4fc1
 STRATEGIES = ("latest", "random")
 
 

@@ -80,7 +80,7 @@ def make_prediction(
         completion_tokens=completion_tokens,
     )
 
-# %% ../../nbs/scoring/30_predictions.ipynb #781b597d
+# %% ../../nbs/scoring/30_predictions.ipynb #95c91e05
 LINE_LIMIT = 16 * 1024**2  # Longest line accepted, in bytes; an output may be a megabyte
 
 
@@ -95,7 +95,7 @@ def write_predictions(
             file.write(canonical_json(prediction.model_dump(mode="json")) + "\n")
     return count
 
-
+# %% ../../nbs/scoring/30_predictions.ipynb #b1eb0d8d
 def read_prediction(
     line: bytes | None,  # One line of JSON; None for a line that was too long to read
     where: str,  # Named in the refusal, such as "predictions.jsonl:7"
@@ -112,7 +112,7 @@ def read_prediction(
             f"{where}: {describe(error)}. Mend the line, or make the predictions again."
         ) from None
 
-
+# %% ../../nbs/scoring/30_predictions.ipynb #55931653
 def read_predictions(
     path: Path,  # A JSONL file, one prediction a line
 ) -> list[Prediction]:  # In file order

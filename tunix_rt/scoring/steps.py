@@ -166,7 +166,7 @@ def read_sides(
         last.clear()
     return sides
 
-# %% ../../nbs/scoring/20_steps.ipynb #9606718d
+# %% ../../nbs/scoring/20_steps.ipynb #c292d613
 def holds(
     left: Fraction,  # Value of the left side
     right: Fraction,  # Value of the right side
@@ -178,7 +178,7 @@ def holds(
     decimals = len(written[0].partition(".")[2])
     return decimals >= 2 and round(left, decimals) == right
 
-
+# %% ../../nbs/scoring/20_steps.ipynb #bfc8a8a3
 @dataclass(frozen=True)
 class StepCheck:
     "How many equations a text holds, how many are true, and the first that is not."

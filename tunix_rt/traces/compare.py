@@ -170,7 +170,7 @@ COMPARE_STYLE = """
 }
 """
 
-# %% ../../nbs/traces/40_compare.ipynb #2fceed1a
+# %% ../../nbs/traces/40_compare.ipynb #ed2fb560
 def _texts(left: str | None, right: str | None) -> tuple[str, str]:
     short = len(words(left or "")) <= MOST_WORDS and len(words(right or "")) <= MOST_WORDS
     if left and right and left != right and short and likeness(left, right) >= ALIKE:
@@ -193,7 +193,7 @@ def _cells(left: str | None, right: str | None, numbers: tuple[str, str] = ("", 
         cells += f'<td class="{kind}"><div>{label}{text}</div></td>' if kind else "<td></td>"
     return cells
 
-# %% ../../nbs/traces/40_compare.ipynb #cccae84e
+# %% ../../nbs/traces/40_compare.ipynb #0a073574
 def _folded(run: list[Pair], first: int) -> str:
     steps = "".join(f"<li>{text_html(left or '')}</li>" for left, _ in run)
     summary = f"<summary><small>{len(run):,} equal steps</small></summary>"
@@ -217,7 +217,7 @@ def _step_rows(pairs: list[Pair]) -> str:
             rows.append(f"<tr><th></th>{_cells(left, right, (str(i), str(j)))}</tr>")
     return "".join(rows).replace("<th></th>", '<th scope="rowgroup">steps</th>', 1)
 
-
+# %% ../../nbs/traces/40_compare.ipynb #9cc15db4
 def _prompt_row(left: str | None, right: str | None) -> str:
     if left is None and right is None:
         return ""

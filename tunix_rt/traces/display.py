@@ -92,8 +92,8 @@ def text_html(
     size = f"<small>{len(text):,} characters</small>"
     return f"<details><summary>{start} {size}</summary>{whole}</details>"
 
-# %% ../../nbs/traces/30_display.ipynb #849074bd
-STYLE = """
+# %% ../../nbs/traces/30_display.ipynb #b3154a89
+_FRAME = """
 .tunix.tunix {
   --quiet: var(--jp-content-font-color2, color-mix(in srgb, currentColor 62%, transparent));
   --line: rgba(127, 127, 127, .3);
@@ -112,7 +112,10 @@ STYLE = """
     font-size: .95em; background: none; color: inherit; margin: 0; padding: 0; }
   & summary { cursor: pointer; overflow-wrap: anywhere; }
   & details[open] > summary .tunix-start { display: none; }
-}
+}"""
+
+# %% ../../nbs/traces/30_display.ipynb #d4787562
+_TRACE = """
 .tunix.tunix-trace {
   border: 1px solid var(--line);
   border-radius: 6px;
@@ -133,7 +136,10 @@ STYLE = """
     margin-top: 1rem; padding-top: .6rem; border-top: 1px solid var(--line); font-size: .86em; }
   & footer small { font-size: inherit; }
   & footer code { color: var(--quiet); margin-left: auto; }
-}
+}"""
+
+# %% ../../nbs/traces/30_display.ipynb #f7e6a8f2
+_TABLE = """
 .tunix.tunix-traces {
   & table { width: 100%; table-layout: auto; border-collapse: collapse; font-size: inherit;
     color: inherit; margin: 0; }
@@ -151,12 +157,17 @@ STYLE = """
   & td:last-child { font-weight: 600; }
   & ol { margin: .5rem 0 .2rem; padding-left: 1.9rem; list-style: decimal; }
   & li { margin-bottom: .2rem; }
-}
+}"""
+
+# %% ../../nbs/traces/30_display.ipynb #acb63120
+_NARROW = """
 @media (max-width: 36rem) {
   .tunix.tunix-trace dl { grid-template-columns: minmax(0, 1fr); gap: .2rem;
     & dd { margin-bottom: .7rem; } }
 }
 """
+
+STYLE = _FRAME + _TRACE + _TABLE + _NARROW
 
 # %% ../../nbs/traces/30_display.ipynb #55571e8e
 STEPS_SHOWN = 12  # A longer list of steps folds after this many
