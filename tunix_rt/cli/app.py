@@ -21,7 +21,7 @@ from ..runs.pipelines import list_pipelines
 # %% auto #0
 __all__ = ['MENDABLE', 'show', 'doctor', 'build_app', 'main']
 
-# %% ../../nbs/cli/60_app.ipynb #211e58fa
+# %% ../../nbs/cli/60_app.ipynb #df46b4fe
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of a trace, a run or a dataset")],
 ) -> None:
@@ -45,7 +45,7 @@ def doctor() -> None:
     typer.echo(text)
     raise typer.Exit(0 if well else 1)
 
-
+# %% ../../nbs/cli/60_app.ipynb #c847fb9e
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"tunix-rt {tunix_rt.__version__}")
@@ -84,7 +84,7 @@ def build_app() -> typer.Typer:  # Ready to be called
         app.command()(command)
     return app
 
-# %% ../../nbs/cli/60_app.ipynb #11b4f2b6
+# %% ../../nbs/cli/60_app.ipynb #75c98310
 MENDABLE = {
     errno.ENOSPC: "Make room on the disk and give the same command again; what was done is kept.",
     errno.EDQUOT: "Make room and give the same command again; what was done is kept.",
@@ -92,7 +92,7 @@ MENDABLE = {
     errno.EROFS: "Set TUNIX_RT_ROOT to a folder that can be written to.",
 }
 
-
+# %% ../../nbs/cli/60_app.ipynb #dd364127
 def main(
     arguments: list[str] | None = None,  # What was typed; that of this process by default
 ) -> None:

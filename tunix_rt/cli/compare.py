@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['evaluation_of', 'compare']
 
-# %% ../../nbs/cli/50_compare.ipynb #4b61be0e
+# %% ../../nbs/cli/50_compare.ipynb #b1c3b67e
 def evaluation_of(
     name: str,  # Of a run, or the path of a folder or file that holds an evaluation
 ) -> Evaluation:  # Called by the name of its folder
@@ -42,7 +42,7 @@ def evaluation_of(
         )
     return load_evaluation(run.evaluation).model_copy(update={"name": run.folder.name})
 
-
+# %% ../../nbs/cli/50_compare.ipynb #2e6cd670
 def compare(
     before: Annotated[str, typer.Argument(metavar="BEFORE", help="The run to start from")],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="The one that should be better")],

@@ -32,7 +32,7 @@ from tunix_rt.runs.pipelines import (
 __all__ = ['TYPED', 'Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending', 'run_notebook',
            'pipeline_function', 'run', 'add_pipeline']
 
-# %% ../../nbs/cli/40_pipelines.ipynb #61d93bb9
+# %% ../../nbs/cli/40_pipelines.ipynb #e6bde7fe
 TYPED = {"demo": {"size": "full"}}  # Defaults that a notebook keeps small so that tests can run it
 
 
@@ -42,7 +42,7 @@ def as_typed(
     "Spell a value as the command line reads it."
     return value if isinstance(value, str) else json.dumps(value)
 
-
+# %% ../../nbs/cli/40_pipelines.ipynb #b78b1854
 def parameter_rows(
     notebook: Path,  # A pipeline
 ) -> list[tuple[str, str]]:  # "steps: int" and what it means
@@ -55,7 +55,7 @@ def parameter_rows(
             rows.append((f"{name}: {item.kind}", f"{item.note} [default: {default}]"))
     return rows
 
-
+# %% ../../nbs/cli/40_pipelines.ipynb #5e62d676
 def pipeline_command(
     notebook: Path,  # A pipeline
 ) -> type[TyperCommand]:  # A command whose help page ends with the parameters
@@ -69,7 +69,7 @@ def pipeline_command(
 
     return PipelineCommand
 
-# %% ../../nbs/cli/40_pipelines.ipynb #4423a257
+# %% ../../nbs/cli/40_pipelines.ipynb #523a9ccd
 def ending(
     run: Run,  # Completed
 ) -> str:  # A few lines
@@ -80,11 +80,11 @@ def ending(
     results = {name: value for name, value in run.results.items() if _brief(value)}
     return columns({**results, **places})
 
-
+# %% ../../nbs/cli/40_pipelines.ipynb #b8d123a6
 def _brief(value: Any) -> bool:
     return value is not None and not isinstance(value, Mapping | list) and len(str(value)) < 100
 
-
+# %% ../../nbs/cli/40_pipelines.ipynb #b317d7a5
 def run_notebook(
     name: str,  # A verb, or the path of a notebook
     parameters: Mapping[str, str],  # As typed
@@ -107,7 +107,7 @@ def run_notebook(
         raise typer.Exit(130) from None
     typer.echo(f"\n{ending(run)}")
 
-# %% ../../nbs/cli/40_pipelines.ipynb #fbc153a9
+# %% ../../nbs/cli/40_pipelines.ipynb #82b63743
 Parameters = Annotated[
     list[str] | None,
     typer.Option("--parameter", "-p", help="NAME=VALUE; give it several times"),
@@ -117,7 +117,7 @@ RunDir = Annotated[
 ]
 RESUMED = ("demo",)  # Pipelines that go on by themselves
 
-
+# %% ../../nbs/cli/40_pipelines.ipynb #f2ecbf9e
 def pipeline_function(
     name: str,  # The verb
 ) -> Callable[..., None]:  # For typer
@@ -138,7 +138,7 @@ def pipeline_function(
 
     return command
 
-
+# %% ../../nbs/cli/40_pipelines.ipynb #867f53d9
 def run(
     notebook: Annotated[str, typer.Argument(metavar="NOTEBOOK", help="A path, or a verb")],
     parameter: Parameters = None,
@@ -152,7 +152,7 @@ def run(
     """
     run_notebook(notebook, assignments(parameter, "--parameter"), run_dir=run_dir)
 
-
+# %% ../../nbs/cli/40_pipelines.ipynb #3feb7e15
 def add_pipeline(
     app: typer.Typer,  # The command line
     name: str,  # The verb, or a path in tests
@@ -163,7 +163,7 @@ def add_pipeline(
     try:
         help_text = f"{read_summary(notebook)}\n\nExample: tunix-rt {verb} {_example(notebook)}"
     except TunixError as error:
-        help_text = str(error)  # one broken notebook must not take the other commands with it
+        help_text = str(error)
     app.command(verb, help=help_text, cls=pipeline_command(notebook))(pipeline_function(name))
 
 

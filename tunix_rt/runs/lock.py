@@ -31,7 +31,7 @@ def _forget() -> None:
 
 os.register_at_fork(after_in_child=_forget)
 
-# %% ../../nbs/runs/10_lock.ipynb #78b358c5
+# %% ../../nbs/runs/10_lock.ipynb #3d5d9408
 def _take(handle: IO[str], kind: int) -> bool:
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
@@ -39,7 +39,7 @@ def _take(handle: IO[str], kind: int) -> bool:
         return False
     return True
 
-
+# %% ../../nbs/runs/10_lock.ipynb #1d47b7c0
 def owner(
     folder: Path,  # A run folder
 ) -> int | None:  # Process id of the living process that claimed it
@@ -50,7 +50,7 @@ def owner(
         text = handle.read()
         return int(text) if text.isdigit() and not _take(handle, fcntl.LOCK_SH) else None
 
-
+# %% ../../nbs/runs/10_lock.ipynb #aea2252a
 def claim(
     folder: Path,  # An existing run folder
     *,
@@ -77,7 +77,7 @@ def claim(
     name.flush()
     _share(folder, [lock, name])
 
-# %% ../../nbs/runs/10_lock.ipynb #887cb9e2
+# %% ../../nbs/runs/10_lock.ipynb #46732251
 def _share(folder: Path, handles: list[IO[str]]) -> None:
     if not _take(handles[0], fcntl.LOCK_SH):
         for handle in handles:
@@ -97,7 +97,7 @@ def join(
     if folder not in _held:
         _share(folder, [(folder / LOCK).open("a+")])
 
-
+# %% ../../nbs/runs/10_lock.ipynb #d4fbf230
 def release(
     folder: Path,  # A folder that was claimed or joined; anything else is let be
 ) -> None:

@@ -72,7 +72,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
 def _or(names: Iterable[str]) -> str:
     return ", ".join(names) or "(none is installed)"
 
-# %% ../../nbs/runs/30_pipelines.ipynb #b5546e54
+# %% ../../nbs/runs/30_pipelines.ipynb #025d4db9
 @dataclass(frozen=True)
 class Parameter:
     "One thing that may be asked of a notebook."
@@ -81,9 +81,7 @@ class Parameter:
     kind: str  # As annotated: "int", "str | None", "list[float]"
     default: Any  # None, with `computed`, when it is not a literal
     note: str  # What it means, for people
-    computed: bool = (
-        False  # Whether the default is an expression that only the notebook can evaluate
-    )
+    computed: bool = False  # Whether only the notebook can work the default out
 
 # %% ../../nbs/runs/30_pipelines.ipynb #5915bf0f
 def _notes(source: str) -> dict[int, str]:
@@ -183,14 +181,15 @@ def _adapter(parameter: Parameter) -> TypeAdapter[Any]:
         ) from None
     return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
 
-# %% ../../nbs/runs/30_pipelines.ipynb #5f2e6098
+# %% ../../nbs/runs/30_pipelines.ipynb #a553de30
 def check_value(
     parameter: Parameter,  # As declared
     value: Any,  # As given, in Python's types
 ) -> Any:  # The same, with whole numbers turned into floats where floats are declared
     "Check one value against the annotation of its parameter."
+    adapter = _adapter(parameter)
     try:
-        found = _adapter(parameter).validate_python(value)
+        found = adapter.validate_python(value)
         if parse_json(canonical_json(found).encode()) == found:
             return found
     except (ValidationError, TunixError, ValueError, TypeError):
