@@ -23,7 +23,7 @@ from ..traces.display import trace_text, visible
 from ..traces.schema import Trace, read_traces
 
 # %% auto #0
-__all__ = ['columns', 'text_of', 'sum_of', 'size', 'run_text', 'way_on', 'dataset_text', 'find_trace', 'show_text']
+__all__ = ['TYPED', 'columns', 'text_of', 'sum_of', 'size', 'run_text', 'way_on', 'dataset_text', 'find_trace', 'show_text']
 
 # %% ../../nbs/cli/10_show.ipynb #51a1c5d8
 def columns(
@@ -131,17 +131,25 @@ def run_text(
     advice = f"\n\nIt did not reach its end. To go on from where it stopped:\n  {going_on}"
     return shown + (advice if going_on else "")
 
-# %% ../../nbs/cli/10_show.ipynb #79f24d41
+# %% ../../nbs/cli/10_show.ipynb #c45ab74e
+TYPED = {
+    "demo": {"size": "full"}
+}  # Defaults of the command line, where they are not the notebook's
+
+
 def _differing(run: Run) -> dict[str, Any]:
     try:
         source = run.facts.get("source") or {}
         declared = read_parameters(find_pipeline(source.get("path", run.pipeline)))
     except TunixError:
         return run.parameters  # the notebook is elsewhere now, so its defaults are not known
+    typed = TYPED.get(run.pipeline, {})
     return {
         name: value
         for name, value in run.parameters.items()
-        if name not in declared or declared[name].computed or declared[name].default != value
+        if name not in declared
+        or declared[name].computed
+        or typed.get(name, declared[name].default) != value
     }
 
 # %% ../../nbs/cli/10_show.ipynb #d6758e38
