@@ -49,7 +49,7 @@ def resampled_means(
         parts.append(drawn @ values / counts.sum())
     return np.concatenate(parts)
 
-# %% ../../nbs/evaluation/20_statistics.ipynb #5a75f268
+# %% ../../nbs/evaluation/20_statistics.ipynb #efaea4bd
 Z = 1.959964  # The normal distribution holds 95% within this many standard deviations
 
 
@@ -60,7 +60,9 @@ def wilson(
     "Find the 95% interval of a share, after Wilson."
     spread = Z * sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     centre, scale = share + Z**2 / (2 * count), 1 + Z**2 / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low = 0.0 if share == 0 else (centre - spread) / scale
+    high = 1.0 if share == 1 else (centre + spread) / scale
+    return low, high
 
 # %% ../../nbs/evaluation/20_statistics.ipynb #177024fc
 FEWEST = 5  # Fewer scores than this beside the commonest one, and a bootstrap sees too little
