@@ -10,13 +10,13 @@ from contextlib import contextmanager
 
 # %% auto #0
 __all__ = ['TunixError', 'TraceError', 'DatasetError', 'ModelError', 'TrainingError', 'ScoringError', 'RunError', 'PathError',
-           'expect_fail']
+           'StoreError', 'MissingError', 'expect_fail']
 
 # %% ../../nbs/core/10_errors.ipynb #3c2926f4
 class TunixError(Exception):
     "Something was refused on purpose; the message says what, where, why and what to do."
 
-# %% ../../nbs/core/10_errors.ipynb #e2c8ed2a
+# %% ../../nbs/core/10_errors.ipynb #193139da
 class TraceError(TunixError):
     "A trace, or a line that should be one, is not acceptable."
 
@@ -43,6 +43,14 @@ class RunError(TunixError):
 
 class PathError(TunixError):
     "A path leads outside the folder it must stay in, or to something that is not there."
+
+
+class StoreError(TunixError):
+    "The database cannot be opened or reached, or does not fit this version of the code."
+
+# %% ../../nbs/core/10_errors.ipynb #482e6190
+class MissingError(TunixError):
+    "Nothing has the name or the id that was asked for."
 
 # %% ../../nbs/core/10_errors.ipynb #980b459e
 @contextmanager
