@@ -8,8 +8,10 @@ Peak memory belongs to a process, so each contender gets one. Machines drift, so
 time, not of the clock) are the better witness for JAX; torch's threads spin while they wait, so
 for TRL and transformers nothing replaces a calm machine.
 
-Environments are made on first use under `.bench/` in the repository root. Set
-TUNIX_RT_BENCH_LOCK to a file to hold its lock while a contender is timed.
+Environments are made on first use under `.bench/` in the repository root. Where they are there
+already, or nothing can be downloaded, name an interpreter: TUNIX_RT_BENCH_TORCH=/path/to/python
+is used for the environment "torch", and so for the others. Set TUNIX_RT_BENCH_LOCK to a file to
+hold its lock while a contender is timed.
 """
 
 from __future__ import annotations
@@ -39,8 +41,10 @@ INSTALLS = {
     # torch first and alone: this version comes as a CPU build.
     "trl": [["torch==2.13.0"], ["trl", "transformers", "datasets", "accelerate"]],
     "tunix": [["google-tunix==0.1.7"]],
+    "torch": [["torch", "transformers", "peft", "accelerate"]],
 }
 PACKAGES = {
+    "torch": ["torch", "transformers", "peft"],
     "trl": ["torch", "transformers", "trl"],
     "tunix": ["google-tunix", "jax", "flax"],
     "ours": ["jax", "flax", "optax"],
@@ -52,23 +56,26 @@ class Contender:
     "One row of the table."
 
     name: str  # What the table calls it
-    environment: str  # "trl", "tunix", or "ours": the project's own
+    environment: str  # "trl", "tunix", "torch", or "ours": the project's own
     script: str  # Relative to this folder
     options: tuple[str, ...] = ()  # Beside --size and --steps
     note: str = ""  # How it was set up
+    accelerator: bool = False  # Whether it may use a GPU or TPU, and every core
 
 
 def python_of(
-    environment: str,  # "trl", "tunix" or "ours"
+    environment: str,  # "trl", "tunix", "torch" or "ours"
 ) -> Path:  # Its interpreter
     "Find an environment's interpreter, making the environment when it is missing."
     if environment == "ours":
         return Path(sys.executable)
+    if named := os.environ.get(f"TUNIX_RT_BENCH_{environment.upper()}"):
+        return Path(named)
     folder = ROOT / ".bench" / environment
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     ready = folder / "ready"
     if not ready.exists():
-        print(f"making {folder.relative_to(ROOT)}: this downloads about 1.5 GB", flush=True)
+        print(f"making {folder.relative_to(ROOT)}: this downloads 1.5 GB or more", flush=True)
         venv.create(folder, with_pip=True)
         for packages in INSTALLS[environment]:
             subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
@@ -111,7 +118,11 @@ def measure(
     "Run one contender once."
     path = os.pathsep.join(map(str, (HERE, HERE / "peers", ROOT)))
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
-    environment = {**os.environ, **threads, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": path}
+    if not contender.accelerator:
+        environment |= threads | {"JAX_PLATFORMS": "cpu"}
+    elif kept := os.environ.get("PYTHONPATH"):
+        environment["PYTHONPATH"] += os.pathsep + kept
     python = python_of(contender.environment)
     command = [python, HERE / contender.script, *contender.options, *options]
     with quiet_machine():
@@ -120,7 +131,7 @@ def measure(
             command,
             env=environment,
             cwd=ROOT,
-            preexec_fn=two_cores,
+            preexec_fn=None if contender.accelerator else two_cores,
             capture_output=True,
             text=True,
         )
@@ -239,12 +250,15 @@ def save(
     contenders: list[Contender],  # For their notes and versions
     raw: dict,  # Every measurement
     settings: dict,  # The arguments of this run
+    device: str = "",  # What it ran on, if not on the processor
 ) -> None:
     "Print the tables, and save them with every measurement under benchmarks/results."
     now = datetime.datetime.now(datetime.UTC)
-    machine = {"processor": processor(), "threads": THREADS, "system": platform.system()}
+    machine = {"processor": processor(), "system": platform.system()}
+    machine |= {"device": device} if device else {"threads": THREADS}
     found = versions(contenders)
-    text = [title, f"{now:%Y-%m-%d %H:%M} UTC, {machine['processor']}, {THREADS} threads."]
+    where = device or f"{machine['processor']}, {THREADS} threads"
+    text = [title, f"{now:%Y-%m-%d %H:%M} UTC, {where}."]
     for heading, rows in sections.items():
         if rows:
             text += [f"## {heading}", markdown_table(rows)]

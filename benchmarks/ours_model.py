@@ -1,7 +1,10 @@
-"""tunix_rt's Gemma-2 at the benchmark's sizes: float32, the default settings."""
+"""tunix_rt's Gemma-2 at the benchmark's sizes."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax.numpy as jnp
 from flax import nnx
 from workload import Size
 
@@ -11,7 +14,10 @@ from tunix_rt.models.gemma import Gemma
 
 def build_model(
     size: Size,  # The shape
-) -> Gemma:  # Random weights, float32
+    dtype: Any = jnp.float32,  # Of the weights
+    *,
+    stacked: bool = False,  # Whether the layers are compiled once, as one stack
+) -> Gemma:  # Random weights
     "Build Gemma-2 with tunix_rt's own module."
     config = GemmaConfig(
         vocabulary=size.vocabulary,
@@ -26,4 +32,4 @@ def build_model(
         attention_soft_cap=50.0,
         logit_soft_cap=30.0,
     )
-    return Gemma(config, nnx.Rngs(0))
+    return Gemma(config, nnx.Rngs(0), dtype, stacked=stacked)

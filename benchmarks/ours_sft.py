@@ -14,9 +14,9 @@ from workload import SIZES, Size, arguments, report, sequences
 
 from tunix_rt.models.devices import choose_device
 from tunix_rt.training.batches import Example, Rows, batch_at, pack
-from tunix_rt.training.loop import make_step
 from tunix_rt.training.recipe import Recipe
 from tunix_rt.training.sft import sft_objective
+from tunix_rt.training.step import make_step
 
 WARM_UP = 2  # Steps on other sequences before the clock starts
 

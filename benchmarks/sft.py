@@ -109,7 +109,7 @@ def compare(
         }
 
     lines = []
-    for other, target in TARGETS[size.name].items():
+    for other, target in TARGETS.get(size.name, {}).items():
         if "ours" in rates and other in rates:
             ratio = rates["ours"] / rates[other]
             lines.append(line(f"tokens/s, ours / {other}", ratio, target, ratio >= target))

@@ -49,6 +49,8 @@ SIZES = {
     for size in (
         Size("S", 512, 128, 4, 4, 2, 32, 512, seq=256, batch=16, steps=20),
         Size("M", 8192, 384, 6, 6, 2, 64, 1536, seq=512, batch=8, steps=8),
+        Size("gemma-2-2b", 256_000, 2304, 26, 8, 4, 256, 9216, seq=2048, batch=4, steps=10),
+        Size("toy", 512, 64, 2, 4, 2, 16, 128, seq=128, batch=2, steps=2),
     )
 }
 
