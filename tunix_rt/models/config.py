@@ -14,9 +14,10 @@ from typing import Any
 from ..core.errors import ModelError
 
 # %% auto #0
-__all__ = ['PRESETS', 'GemmaConfig', 'parameter_count', 'preset', 'from_hugging_face', 'to_hugging_face']
+__all__ = ['SECOND', 'THIRD', 'SEEING', 'PRESETS', 'LEFT_OUT', 'GRANTED', 'GemmaConfig', 'preset', 'parameter_count',
+           'rope_settings', 'layer_rhythm', 'check_family', 'from_hugging_face', 'to_hugging_face']
 
-# %% ../../nbs/models/10_config.ipynb #bfc24ff4
+# %% ../../nbs/models/10_config.ipynb #d2738a06
 @dataclass(frozen=True)
 class GemmaConfig:
     "The shape of one Gemma decoder."
@@ -31,6 +32,7 @@ class GemmaConfig:
     query_scale: float  # Scores are divided by the square root of this
     window: int  # Tokens a sliding layer sees, itself included
     sliding_every: int = 2  # One layer in so many is global, the last of each group
+    pattern: tuple[bool, ...] = ()  # Whether each layer slides, where that has no such rhythm
     rope_base: float = 10_000.0  # Longest wavelength of positions, global layers
     rope_base_sliding: float = 10_000.0  # The same for sliding layers
     rope_factor: float = 1.0  # Positions of global layers are divided by this
@@ -52,13 +54,18 @@ class GemmaConfig:
                 f"head_width is {self.head_width}, and rotary positions turn features in pairs; "
                 f"make it even"
             )
+        if self.pattern and len(self.pattern) != self.layers:
+            raise ModelError(
+                f"pattern says of {len(self.pattern)} layers whether they slide, and there are "
+                f"{self.layers}; give one value for each layer, or none"
+            )
 
     def is_sliding(
         self,
         layer: int,  # Index from 0
     ) -> bool:  # Whether that layer sees only its window
         "Tell sliding layers from global ones."
-        return (layer + 1) % self.sliding_every != 0
+        return self.pattern[layer] if self.pattern else (layer + 1) % self.sliding_every != 0
 
     def resized(
         self,
@@ -73,42 +80,46 @@ class GemmaConfig:
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../../nbs/models/10_config.ipynb #0e7ed48c
+# %% ../../nbs/models/10_config.ipynb #f81c28da
+SECOND = GemmaConfig(
+    vocabulary=256_000, width=2304, layers=26, query_heads=8, key_heads=4, head_width=256,
+    hidden=9216, query_scale=256, window=4096, attention_soft_cap=50.0, logit_soft_cap=30.0,
+)  # fmt: skip
+THIRD = GemmaConfig(
+    vocabulary=262_144, width=1152, layers=26, query_heads=4, key_heads=1, head_width=256,
+    hidden=6912, query_scale=256, window=512, sliding_every=6, rope_base=1_000_000.0,
+    query_key_norm=True, positions=32_768, family="gemma3_text",
+)  # fmt: skip
+
+# %% ../../nbs/models/10_config.ipynb #ae3cb791
+SEEING = THIRD.resized(vocabulary=262_208, window=1024, rope_factor=8.0, positions=131_072)
 PRESETS: dict[str, GemmaConfig] = {
     "tiny": GemmaConfig(
         vocabulary=512, width=128, layers=4, query_heads=4, key_heads=2, head_width=32,
         hidden=512, query_scale=32, window=512, rope_base=300.0, rope_base_sliding=300.0,
         query_key_norm=True, positions=1024, family="gemma3_text",
     ),
-    "gemma-2-2b": GemmaConfig(
-        vocabulary=256_000, width=2304, layers=26, query_heads=8, key_heads=4, head_width=256,
-        hidden=9216, query_scale=256, window=4096, attention_soft_cap=50.0, logit_soft_cap=30.0,
+    "gemma-2-2b": SECOND,
+    "gemma-2-9b": SECOND.resized(
+        width=3584, layers=42, query_heads=16, key_heads=8, hidden=14_336
     ),
-    "gemma-2-9b": GemmaConfig(
-        vocabulary=256_000, width=3584, layers=42, query_heads=16, key_heads=8, head_width=256,
-        hidden=14_336, query_scale=256, window=4096, attention_soft_cap=50.0, logit_soft_cap=30.0,
+    "gemma-2-27b": SECOND.resized(
+        width=4608, layers=46, query_heads=32, key_heads=16, head_width=128, hidden=36_864,
+        query_scale=144,
     ),
-    "gemma-3-270m": GemmaConfig(
-        vocabulary=262_144, width=640, layers=18, query_heads=4, key_heads=1, head_width=256,
-        hidden=2048, query_scale=256, window=512, sliding_every=6, rope_base=1_000_000.0,
-        query_key_norm=True, positions=32_768, family="gemma3_text",
+    "gemma-3-270m": THIRD.resized(width=640, layers=18, hidden=2048),
+    "gemma-3-1b": THIRD,
+    "gemma-3-4b": SEEING.resized(
+        width=2560, layers=34, query_heads=8, key_heads=4, hidden=10_240
     ),
-    "gemma-3-1b": GemmaConfig(
-        vocabulary=262_144, width=1152, layers=26, query_heads=4, key_heads=1, head_width=256,
-        hidden=6912, query_scale=256, window=512, sliding_every=6, rope_base=1_000_000.0,
-        query_key_norm=True, positions=32_768, family="gemma3_text",
+    "gemma-3-12b": SEEING.resized(
+        width=3840, layers=48, query_heads=16, key_heads=8, hidden=15_360
+    ),
+    "gemma-3-27b": SEEING.resized(
+        width=5376, layers=62, query_heads=32, key_heads=16, head_width=128, hidden=21_504,
+        query_scale=168,
     ),
 }  # fmt: skip
-
-# %% ../../nbs/models/10_config.ipynb #1ae9b998
-def parameter_count(
-    config: GemmaConfig,  # Any shape
-) -> int:  # Trainable numbers, the tied embedding counted once
-    "Count the parameters of a model without building it."
-    heads = (2 * config.query_heads + 2 * config.key_heads) * config.head_width
-    norms = 4 * config.width + (2 * config.head_width if config.query_key_norm else 0)
-    layer = config.width * (heads + 3 * config.hidden) + norms
-    return config.vocabulary * config.width + config.layers * layer + config.width
 
 
 def preset(
@@ -119,14 +130,51 @@ def preset(
         raise ModelError(f"no model is called {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
-# %% ../../nbs/models/10_config.ipynb #eb091933
-def _rope(
-    given: dict[str, Any],
-) -> tuple[float, float, float]:
-    "Find the two bases and the scaling factor in either generation of config.json."
+# %% ../../nbs/models/10_config.ipynb #eee64002
+def parameter_count(
+    config: GemmaConfig,  # Any shape
+) -> int:  # Trainable numbers, the tied embedding counted once
+    "Count the parameters of a model without building it."
+    heads = (2 * config.query_heads + 2 * config.key_heads) * config.head_width
+    norms = 4 * config.width + (2 * config.head_width if config.query_key_norm else 0)
+    layer = config.width * (heads + 3 * config.hidden) + norms
+    return config.vocabulary * config.width + config.layers * layer + config.width
+
+# %% ../../nbs/models/10_config.ipynb #b5a2bf54
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "vocab_size": 256_000,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 2,
+        "rope_theta": 10_000.0,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 8192,
+    },
+}
+LEFT_OUT["gemma3_text"] = LEFT_OUT["gemma2"] | {
+    "vocab_size": 262_208,
+    "sliding_window_pattern": 6,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "max_position_embeddings": 131_072,
+}
+
+# %% ../../nbs/models/10_config.ipynb #94d8a817
+def rope_settings(
+    given: dict[str, Any],  # What config.json holds
+) -> dict[str, float]:  # The bases of global and of sliding layers, and the factor
+    "Find how positions turn, in either generation of config.json."
     parameters = given.get("rope_parameters") or {}
-    wide = parameters.get("full_attention", parameters)
-    near = parameters.get("sliding_attention", {})
+    wide = parameters.get("full_attention") or parameters
+    near = parameters.get("sliding_attention") or {}
     scaling = given.get("rope_scaling") or wide
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "linear"):
@@ -134,67 +182,82 @@ def _rope(
             f"config.json scales positions by {kind!r}, which no Gemma does and this decoder "
             f"does not know; it knows 'default' and 'linear'"
         )
-    base = float(wide.get("rope_theta", given.get("rope_theta", 10_000.0)))
-    sliding = float(
-        near.get("rope_theta", given.get("rope_local_base_freq", 10_000.0 if near else base))
-    )
-    return base, sliding, float(scaling.get("factor", 1.0)) if kind == "linear" else 1.0
+    base = float(wide.get("rope_theta", given["rope_theta"]))
+    return {
+        "rope_base": base,
+        "rope_base_sliding": float(near.get("rope_theta", given.get("rope_local_base_freq", base))),
+        "rope_factor": float(scaling.get("factor", 1.0)) if kind == "linear" else 1.0,
+    }
 
 
-def _sliding_every(
-    given: dict[str, Any],
-    layers: int,
-    default: int,
-) -> int:
-    "Read the rhythm of global layers from either spelling, refusing one without rhythm."
-    kinds = given.get("layer_types")
-    if not kinds:
-        return int(given.get("sliding_window_pattern", default))
-    wide = [index for index, kind in enumerate(kinds) if kind == "full_attention"]
-    every = wide[0] + 1 if wide else layers + 1
-    if wide != list(range(every - 1, layers, every)):
+def layer_rhythm(
+    given: dict[str, Any],  # What config.json holds
+) -> tuple[int, tuple[bool, ...]]:  # One layer in so many is global; or else, which ones slide
+    "Read which layers slide from either generation of config.json."
+    every = given.get("_sliding_window_pattern", given["sliding_window_pattern"])
+    slides = tuple(kind != "full_attention" for kind in given.get("layer_types") or ())
+    if not slides:
+        return int(every), ()
+    every = slides.index(False) + 1 if False in slides else len(slides) + 1
+    regular = tuple((layer + 1) % every != 0 for layer in range(len(slides)))
+    return every, () if slides == regular else slides
+
+# %% ../../nbs/models/10_config.ipynb #377ca2bc
+GRANTED: dict[str, Any] = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "use_bidirectional_attention": False,
+}
+
+
+def check_family(
+    given: dict[str, Any],  # What config.json holds
+) -> str:  # "gemma2" or "gemma3_text"
+    "Refuse models that are no Gemma 2 or 3, or differ in what is taken for granted."
+    family = str(given.get("model_type"))
+    if family not in LEFT_OUT:
         raise ModelError(
-            f"config.json makes layers {wide} global, which is no regular rhythm; "
-            f"this decoder needs every n-th layer to be global"
+            f"config.json describes a model of type {family!r}; this decoder covers "
+            f"'gemma2' and 'gemma3_text' (and the text part of 'gemma3')"
         )
-    return every
+    for key, expected in GRANTED.items():
+        if given.get(key) not in (None, expected):
+            raise ModelError(
+                f"config.json says {key}: {given[key]!r}, and this decoder only does {expected!r}; "
+                f"the weights would load and the model would say something else"
+            )
+    return family
 
-# %% ../../nbs/models/10_config.ipynb #e113ccf7
+# %% ../../nbs/models/10_config.ipynb #6c667f3d
 def from_hugging_face(
     given: dict[str, Any],  # What config.json holds
 ) -> GemmaConfig:  # The same shape in our words
     "Read the shape of a downloaded model."
     given = given.get("text_config", given)  # Gemma 3 from 4B on also has eyes
-    family = given.get("model_type")
-    if family not in ("gemma2", "gemma3_text"):
-        raise ModelError(
-            f"config.json describes a model of type {family!r}; this decoder covers "
-            f"'gemma2' and 'gemma3_text' (and the text part of 'gemma3')"
-        )
-    third = family == "gemma3_text"
+    family = check_family(given)
+    given = LEFT_OUT[family] | given
+    every, pattern = layer_rhythm(given)
     try:
-        base, sliding, factor = _rope(given)
-        layers = int(given["num_hidden_layers"])
         return GemmaConfig(
             vocabulary=int(given["vocab_size"]),
             width=int(given["hidden_size"]),
-            layers=layers,
+            layers=int(given["num_hidden_layers"]),
             query_heads=int(given["num_attention_heads"]),
             key_heads=int(given["num_key_value_heads"]),
             head_width=int(given["head_dim"]),
             hidden=int(given["intermediate_size"]),
-            query_scale=float(given.get("query_pre_attn_scalar", 256)),
-            window=int(given.get("sliding_window", 4096)),
-            sliding_every=_sliding_every(given, layers, 6 if third else 2),
-            rope_base=base,
-            rope_base_sliding=sliding,
-            rope_factor=factor,
-            attention_soft_cap=given.get("attn_logit_softcapping"),
-            logit_soft_cap=given.get("final_logit_softcapping"),
-            query_key_norm=third,
-            epsilon=float(given.get("rms_norm_eps", 1e-6)),
-            positions=int(given.get("max_position_embeddings", 8192)),
+            query_scale=float(given["query_pre_attn_scalar"]),
+            window=int(given["sliding_window"] or given["max_position_embeddings"]),
+            sliding_every=every,
+            pattern=pattern,
+            attention_soft_cap=given["attn_logit_softcapping"],
+            logit_soft_cap=given["final_logit_softcapping"],
+            query_key_norm=family == "gemma3_text",
+            epsilon=float(given["rms_norm_eps"]),
+            positions=int(given["max_position_embeddings"]),
             family=family,
+            **rope_settings(given),
         )
     except KeyError as missing:
         raise ModelError(
@@ -202,7 +265,14 @@ def from_hugging_face(
             f"Take the file that came with the weights."
         ) from None
 
-# %% ../../nbs/models/10_config.ipynb #5dace573
+# %% ../../nbs/models/10_config.ipynb #2b0a730c
+def _whole(
+    number: float,
+) -> float | int:
+    "Spell a whole number without a point."
+    return int(number) if number == int(number) else number
+
+# %% ../../nbs/models/10_config.ipynb #527e4364
 def to_hugging_face(
     config: GemmaConfig,  # Our words
     **more: Any,  # Further keys, such as bos_token_id
@@ -220,7 +290,7 @@ def to_hugging_face(
         "num_key_value_heads": config.key_heads,
         "head_dim": config.head_width,
         "intermediate_size": config.hidden,
-        "query_pre_attn_scalar": config.query_scale,
+        "query_pre_attn_scalar": _whole(config.query_scale),
         "sliding_window": config.window,
         "layer_types": [kinds[not config.is_sliding(layer)] for layer in range(config.layers)],
         "rope_theta": config.rope_base,
@@ -234,6 +304,7 @@ def to_hugging_face(
     }
     if third:
         given["rope_local_base_freq"] = config.rope_base_sliding
+    if third and not config.pattern:
         given["sliding_window_pattern"] = config.sliding_every
     if config.rope_factor != 1.0:
         given["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_factor}

@@ -12,7 +12,7 @@ import jax
 from ..core.errors import ModelError
 
 # %% auto #0
-__all__ = ['CACHED_TOKENS', 'Device', 'choose_device']
+__all__ = ['CACHED_TOKENS', 'Device', 'choose_device', 'platform']
 
 # %% ../../nbs/models/05_devices.ipynb #e4ab8d8d
 CACHED_TOKENS = 512  # Tokens whose activations a laptop's cache can hold
@@ -63,3 +63,14 @@ def choose_device(
         why = "asked for"
     jax.config.update("jax_default_device", None if asked == "auto" else found[0])
     return Device(found[0].platform, found[0].device_kind, len(found), why)
+
+# %% ../../nbs/models/05_devices.ipynb #aeb31a7a
+def platform() -> str:
+    "Tell what code that is traced now will run on: `cpu`, `gpu` or `tpu`."
+    described = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    chosen = getattr(jax.config, "jax_default_device", None)
+    for device in (described, chosen):
+        name = device if isinstance(device, str) else getattr(device, "platform", None)
+        if name:
+            return {"cuda": "gpu"}.get(name, name)
+    return jax.default_backend()

@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 
 # %% auto #0
-__all__ = ['CONTROL', 'SPACE', 'ASCII', 'CHAT_TEMPLATE', 'train_tokenizer', 'load_tokenizer', 'end_of_turn', 'encode_prompts',
-           'encode_responses']
+__all__ = ['CONTROL', 'SPACE', 'ASCII', 'CHAT_TEMPLATE', 'OLDER', 'train_tokenizer', 'load_tokenizer', 'save_tokenizer',
+           'end_of_turn', 'encode_prompts', 'encode_responses']
 
 # %% ../../nbs/models/40_tokenizer.ipynb #6e8bee6a
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch; we do not
 
-# %% ../../nbs/models/40_tokenizer.ipynb #2357e9a0
+# %% ../../nbs/models/40_tokenizer.ipynb #abbb49ef
+import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..core.errors import ModelError
+from ..core.files import write_json
 
 # %% ../../nbs/models/40_tokenizer.ipynb #d7ad1ba5
 CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
@@ -83,7 +86,7 @@ def train_tokenizer(
         padding_side="right",
     )
 
-# %% ../../nbs/models/40_tokenizer.ipynb #39912499
+# %% ../../nbs/models/40_tokenizer.ipynb #33fb298c
 def load_tokenizer(
     folder: Path,  # Holds tokenizer.json and tokenizer_config.json
 ) -> Tokenizer:  # Ready to encode chats
@@ -93,12 +96,40 @@ def load_tokenizer(
             f"{folder} holds no tokenizer.json, without which text cannot become tokens; "
             f"copy the tokenizer files that belong to the model into it"
         )
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever a library makes of a damaged file
+        raise ModelError(
+            f"{folder}: the tokenizer files cannot be read ({type(error).__name__}: {error}); "
+            f"copy them again"
+        ) from None
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
-# %% ../../nbs/models/40_tokenizer.ipynb #9efeea55
+# %% ../../nbs/models/40_tokenizer.ipynb #1b571f24
+OLDER = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+
+
+def save_tokenizer(
+    folder: Path,  # An existing folder
+    tokenizer: Tokenizer,  # To be saved
+) -> None:
+    "Write the files of a tokenizer, in words that older readers know as well."
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    name = settings.get("tokenizer_class")
+    settings["tokenizer_class"] = OLDER.get(name, name)
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(folder / "tokenizer_config.json", settings)
+    original = Path(tokenizer.name_or_path or folder) / "tokenizer.model"
+    if original.is_file() and not (folder / "tokenizer.model").exists():
+        shutil.copyfile(original, folder / "tokenizer.model")
+
+# %% ../../nbs/models/40_tokenizer.ipynb #7c54c0a9
 def end_of_turn(
     tokenizer: Tokenizer,  # Any Gemma tokenizer, real or tiny
 ) -> int:  # Its id
@@ -132,5 +163,6 @@ def encode_responses(
     if not responses:
         return []
     stop = end_of_turn(tokenizer)
-    encoded = tokenizer(list(responses), add_special_tokens=False).input_ids
+    said = [response.strip() for response in responses]
+    encoded = tokenizer(said, add_special_tokens=False).input_ids
     return [[*tokens, stop] for tokens in encoded]

@@ -77,7 +77,7 @@ def _follow_caller(kernels: list[int]) -> None:
             pass
     os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/runs/40_execute.ipynb #f777c63e
+# %% ../../nbs/runs/40_execute.ipynb #ac7294d1
 def _papermill(source: str, folder: Path, parameters: dict[str, Any]) -> None:
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
@@ -87,6 +87,8 @@ def _papermill(source: str, folder: Path, parameters: dict[str, Any]) -> None:
     stopping = threading.Event()
 
     def stop(number: int, frame: Any) -> None:
+        if stopping.is_set():
+            return
         stopping.set()
         if not kernels:
             raise KeyboardInterrupt
@@ -183,8 +185,8 @@ def _relay(
             sys.stdout.write(text)
             sys.stdout.flush()
 
-# %% ../../nbs/runs/40_execute.ipynb #b8670811
-GRACE = 20.0  # Seconds that a notebook has to end after it was interrupted
+# %% ../../nbs/runs/40_execute.ipynb #1a1da867
+GRACE = 300.0  # Seconds that a notebook has to save and end after it was interrupted
 
 
 @contextmanager
@@ -202,8 +204,12 @@ def _sigterm_interrupts() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
 
-# %% ../../nbs/runs/40_execute.ipynb #9bc2e58a
+# %% ../../nbs/runs/40_execute.ipynb #5a205048
 def _stop(process: subprocess.Popen[bytes], log: IO[str], echo: bool) -> None:
+    if echo:
+        print(
+            "\nstopping; what is at work may save first (Ctrl-C again ends it at once)", flush=True
+        )
     try:
         process.terminate()
         _relay(process, log, echo, time.monotonic() + GRACE)
@@ -233,14 +239,17 @@ def _supervise(
             process.wait()
     return None
 
-# %% ../../nbs/runs/40_execute.ipynb #40b4b6dd
+# %% ../../nbs/runs/40_execute.ipynb #ca1cc1c7
 STOPPED = {"timeout": "TimeoutError", "cancelled": "KeyboardInterrupt"}
 
 
 def _last_word(run: Run, code: int, stopped: str | None) -> Run:
     run = read_run(run.folder)
     if stopped and not run.completed:
-        run.end(stopped, error={"name": STOPPED[stopped], "message": f"it was stopped: {stopped}"})
+        found = run.facts.get("error") or {}
+        said = found.get("message") if found.get("name") == "KeyboardInterrupt" else ""
+        message = f"it was stopped: {stopped}" + (f"; {said}" if said else "")
+        run.end(stopped, error={"name": STOPPED[stopped], "message": message})
     elif run.facts["status"] == "running":
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         run.fail(

@@ -57,7 +57,7 @@ def find_run(
         f"are: {names}"
     )
 
-# %% ../../nbs/runs/25_finding.ipynb #6b045814
+# %% ../../nbs/runs/25_finding.ipynb #c90388f4
 def unfinished_run(
     pipeline: str,  # The verb
     parameters: Mapping[str, Any],  # What is asked for now
@@ -67,7 +67,6 @@ def unfinished_run(
     for run in list_runs(pipeline):
         code = run.facts.get("code") or {}
         same_code = all(code.get(name) == now[name] for name in ("version", "commit"))
-        open_end = run.facts["status"] != "completed"
-        if open_end and same_code and not differences(run.parameters, asked):
+        if run.may_go_on and same_code and not differences(run.parameters, asked):
             return run
     return None

@@ -18,7 +18,7 @@ from ..core.files import canonical_json, sha256_text
 # %% auto #0
 __all__ = ['Recipe', 'schedule', 'build_optimiser']
 
-# %% ../../nbs/training/30_recipe.ipynb #f7f8eed4
+# %% ../../nbs/training/30_recipe.ipynb #514a8ace
 @dataclass(frozen=True)
 class Recipe:
     "The numbers of a training."
@@ -34,7 +34,7 @@ class Recipe:
     weight_decay: float = 0.0  # Pull of every matrix towards zero, per unit of rate
     clip: float = 1.0  # Largest norm of a gradient; longer ones are shortened
     dtype: str = "float32"  # To compute in; parameters and optimiser stay in float32
-    remat: bool = False  # Forget activations and compute them again, to save memory
+    remat: str = "none"  # What each layer forgets and computes again: "none", "dots", "full"
     seed: int = 0  # Fixes first weights and data order
 
     def __post_init__(self) -> None:
@@ -50,6 +50,7 @@ class Recipe:
             "weight_decay": not 0 <= self.weight_decay < 10,
             "clip": not 0 < self.clip,
             "dtype": self.dtype not in ("float32", "bfloat16"),
+            "remat": self.remat not in ("none", "dots", "full"),
         }
         notes = {field.name: field for field in fields(self)}
         for name, bad in wrong.items():
@@ -57,7 +58,8 @@ class Recipe:
                 raise TrainingError(
                     f"the recipe says {name}={getattr(self, name)!r}, which cannot be followed; "
                     f"its default is {notes[name].default!r}, slice_rows must divide batch_rows, "
-                    f"rates are positive and below 10, and optimisers are adamw and muon"
+                    f"rates are positive and below 10, optimisers are adamw and muon, "
+                    f"and remat is none, dots or full"
                 )
 
     @property
@@ -79,19 +81,25 @@ def schedule(
         end_value=recipe.learning_rate * recipe.final_rate,
     )
 
-# %% ../../nbs/training/30_recipe.ipynb #5eb8fc9c
+# %% ../../nbs/training/30_recipe.ipynb #4940c575
 def _matrices(params: Any) -> Any:
     "Say which parameters Muon may treat as matrices: the projections."
 
     def choose(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
-        return MuonDimensionNumbers() if str(path[-1].key).endswith("_proj") else None
+        name = str(path[-1].key)
+        matrix = name.endswith("_proj") or name in ("a", "b")
+        return MuonDimensionNumbers(reduction_axis=-2, output_axis=-1) if matrix else None
 
     return jax.tree_util.tree_map_with_path(choose, params)
 
 
 def _decays(params: Any) -> Any:
     "Decay matrices only: a norm that decayed would forget its gain."
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    def choose(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+        return not str(path[-1].key).endswith("norm")
+
+    return jax.tree_util.tree_map_with_path(choose, params)
 
 
 def build_optimiser(

@@ -1,0 +1,155 @@
+"""Tiny random Gemmas made by `transformers`, to compare ours with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    SiglipVisionConfig,
+)
+from transformers import PreTrainedModel as Torch
+
+from tunix_rt.models.tokenizer import Tokenizer, end_of_turn, train_tokenizer
+
+VOCABULARY = 128
+TEXTS = ["What is 47 plus 86?\nones: 7 + 6 = 13, write 3, carry 1\n<answer>133</answer>"] * 20
+
+SECOND: dict[str, Any] = {  # Soft caps tight enough to bend, a window shorter than the rows
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 8,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 4.0,
+    "max_position_embeddings": 256,
+}
+THIRD: dict[str, Any] = {  # Five sliding layers to one global, positions scaled by 8
+    **SECOND,
+    "num_hidden_layers": 7,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+CASES = ("second", "second-mqa", "second-plain", "third", "third-mqa", "third-eyes")
+
+
+def tokenizer() -> Tokenizer:
+    "A tokenizer that fits the tiny vocabulary."
+    return train_tokenizer(TEXTS, vocabulary=VOCABULARY)
+
+
+def make(
+    case: str,  # One of CASES
+    seed: int = 0,  # Of its weights
+) -> Torch:  # In float32, ready to be compared with
+    """Build a random model whose norms, too, are random.
+
+    Small embeddings before a large last norm: else a random model repeats its last token forever.
+    """
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    model = _shape(case).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.normal_(std=0.3 if value.ndim == 1 else 1.5 * value[0].numel() ** -0.5)
+            if "embed_tokens" in name:
+                value.mul_(0.3)
+            if name.endswith("model.norm.weight"):
+                value.add_(3)
+    model.generation_config.eos_token_id = ends(tokenizer())
+    return model
+
+
+def _shape(case: str) -> Torch:
+    eager = {"attn_implementation": "eager"}
+    if case == "second":
+        return Gemma2ForCausalLM(Gemma2Config(**SECOND, **eager))
+    if case == "second-mqa":  # 3 * 16 = 48: heads as wide as the model
+        heads = {"num_attention_heads": 3, "num_key_value_heads": 1}
+        return Gemma2ForCausalLM(Gemma2Config(**SECOND | heads, **eager))
+    if case == "second-plain":  # No caps, every head with keys of its own
+        plain = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+        return Gemma2ForCausalLM(
+            Gemma2Config(**SECOND | plain | {"num_key_value_heads": 4}, **eager)
+        )
+    if case == "third":
+        return Gemma3ForCausalLM(Gemma3TextConfig(**THIRD, **eager))
+    if case == "third-mqa":
+        one = {"num_key_value_heads": 1, "rope_parameters": None}
+        return Gemma3ForCausalLM(Gemma3TextConfig(**THIRD | one, **eager))
+    text, vision = Gemma3TextConfig(**THIRD), SiglipVisionConfig(**VISION)
+    whole = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=3, **eager
+    )
+    return Gemma3ForConditionalGeneration(whole)
+
+
+def ends(words: Tokenizer) -> list[int]:
+    "The tokens at which a response ends."
+    return [words.eos_token_id, end_of_turn(words)]
+
+
+def publish(
+    model: Torch,  # From `make`
+    folder: Path,  # Created
+    **how: Any,  # For `save_pretrained`, such as max_shard_size="20KB"
+) -> Path:  # The same folder
+    "Save a model and its tokenizer as Hugging Face does."
+    model.save_pretrained(folder, **how)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def scores(
+    model: Torch,  # Any of them
+    tokens: np.ndarray,  # [B, T]
+) -> np.ndarray:  # Logits, [B, T, V]
+    "Ask a model of theirs for its logits."
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens).long()).logits.float().numpy()
+
+
+def continuation(
+    model: Torch,  # Any of them
+    prompt: list[int],  # Tokens
+    new: int,  # How many to write at most
+) -> list[int]:  # Without the token that ended it
+    "Let a model of theirs write greedily."
+    end = ends(tokenizer())
+    given = torch.tensor([prompt])
+    with torch.no_grad():
+        written = model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=0,
+        )
+    found = written[0, len(prompt) :].tolist()
+    return found[:-1] if found and found[-1] in end else found

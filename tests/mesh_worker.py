@@ -1,0 +1,195 @@
+"""What tests/test_mesh.py runs in processes of its own: tiny trainings on pretended devices.
+
+How many devices a processor pretends to be is settled before JAX starts, so the caller sets
+XLA_FLAGS. Each call prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tunix_rt.models.config import preset
+from tunix_rt.models.gemma import Gemma
+from tunix_rt.models.lora import Lora, add_lora
+from tunix_rt.models.mesh import bytes_per_device, feed, join_hosts, make_mesh, place
+from tunix_rt.training.batches import Rows, batch_at
+from tunix_rt.training.checkpoints import Checkpoints, restore_state, save_state
+from tunix_rt.training.recipe import Recipe
+from tunix_rt.training.sft import sft_objective
+from tunix_rt.training.step import Step, TrainState, make_step
+
+ROWS, TIME = 16, 16
+CONFIG = dataclasses.replace(preset("tiny"), vocabulary=512, layers=2, width=32, hidden=64)
+IDENTITY = {"model": "tiny", "data": "counting"}
+STARTS = np.random.default_rng(0).integers(1, 400, (64, 1))
+ONES = np.ones((64, TIME), np.int32)
+COUNTING = Rows(STARTS + np.arange(TIME) * ONES, ONES, np.arange(TIME) * ONES, ONES > 0)
+COUNTING = Rows(*(np.asarray(part, "i4") for part in COUNTING[:3]), COUNTING.counted)
+
+
+@cache
+def small_model(lora: bool, stacked: bool) -> Gemma:
+    "Build the same tiny model every time; a training copies its parameters."
+    model = Gemma(CONFIG, nnx.Rngs(0), stacked=stacked)
+    if lora:
+        add_lora(model, Lora(rank=4, dropout=0.2), nnx.Rngs(1))
+    return model
+
+
+def prepare(kind: str, mesh: Any, slice_rows: int = 0) -> tuple[TrainState, Step]:
+    "Prepare a training, say `lora stacked muon`."
+    words = kind.split()
+    recipe = Recipe(
+        max_steps=10,
+        batch_rows=ROWS,
+        row_tokens=TIME,
+        learning_rate=1e-2,
+        warmup_steps=1,
+        optimiser=words[-1],
+        slice_rows=slice_rows,
+    )
+    model = small_model("lora" in words, "stacked" in words)
+    return make_step(model, sft_objective(recipe), recipe, mesh=mesh)
+
+
+def go_on(state: TrainState, step: Step, first: int, last: int) -> tuple[TrainState, list[float]]:
+    "Take some steps and note the losses."
+    losses = []
+    for number in range(first, last):
+        state, figures = step(state, batch_at(COUNTING, number, size=ROWS, seed=0))
+        losses.append(float(figures["loss"]))
+    return state, losses
+
+
+def sharing(state: TrainState) -> dict[str, Any]:
+    "Compare what one device holds with what one device would hold alone."
+    whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    parts = {"params": (state.params, whole.params), "moments": (state.optimiser, whole.optimiser)}
+    return {name: (bytes_per_device(a), bytes_per_device(b)) for name, (a, b) in parts.items()}
+
+
+CASES = {  # What is trained -> meshes of data, fsdp, tensor, and rows of a slice
+    "full adamw": [(8, 1, 1, 0), (1, 4, 2, 0)],
+    "full stacked muon": [(1, 8, 1, 0), (2, 2, 2, 8)],
+    "lora stacked adamw": [(8, 1, 1, 0), (2, 2, 2, 0)],
+    "lora muon": [(1, 4, 2, 0)],
+}
+
+
+def compare(wanted: str, folder: Path) -> dict[str, Any]:
+    "Train on one device and on meshes; move checkpoints from the last mesh elsewhere."
+    found: dict[str, Any] = {}
+    for kind, meshes in CASES.items():
+        if not kind.startswith(wanted):
+            continue
+        alone, step_alone = prepare(kind, None)
+        alone, expected = go_on(alone, step_alone, 0, 3)
+        for *sides, slice_rows in meshes:
+            state, step = prepare(kind, make_mesh(*sides), slice_rows)
+            share = sharing(state)
+            state, losses = go_on(state, step, 0, 3)
+            found[f"{kind} {sides}"] = share | {"losses": losses, "expected": expected}
+        if "stacked" in kind:
+            found[f"{kind} moved"] = move(folder / kind, state, step, step_alone, alone)
+    return found
+
+
+def move(
+    folder: Path, state: TrainState, step: Step, step_alone: Step, alone: TrainState
+) -> dict[str, Any]:
+    "Save on a mesh while training goes on; restore on one of another shape, and on one device."
+    saved = Checkpoints(folder, IDENTITY)
+    copy, like = jax.device_get(state), jax.tree.map(jnp.array, alone)
+    save_state(saved, 3, state, loss=1.0, memory={})
+    _, there = go_on(state, step, 3, 5)
+    saved.wait()
+    _, one, _ = restore_state(saved, like)  # type: ignore[misc]
+    _, other, _ = restore_state(saved, place(like, make_mesh(1, 2, 4)))  # type: ignore[misc]
+    same = jax.tree.map(lambda *x: all((x[0] == y).all() for y in x[1:]), copy, one, other)
+    names = jax.tree_util.tree_leaves_with_path(saved.manager.item_metadata(3).state["params"])
+    saved.close()
+    return {
+        "losses": there,
+        "expected": go_on(alone, step_alone, 3, 5)[1],
+        "restored": go_on(one, step_alone, 3, 5)[1],
+        "same": bool(all(jax.tree.leaves(same))),
+        "held": (bytes_per_device(other.params), bytes_per_device(one.params)),
+        "names": sorted({str(path[-1].key) for path, _ in names}),
+    }
+
+
+def compiled(lora: bool) -> dict[str, Any]:
+    "Look into a compiled step: what is exchanged, and how large its largest array is."
+    rows, time, words = 32, 64, 8192
+    config = dataclasses.replace(CONFIG, vocabulary=words)
+    recipe = Recipe(batch_rows=rows, row_tokens=time, dtype="bfloat16" if lora else "float32")
+
+    def build() -> Gemma:
+        model = Gemma(config, nnx.Rngs(0), jnp.bfloat16 if lora else jnp.float32)
+        if lora:
+            add_lora(model, Lora(rank=4), nnx.Rngs(1))
+        return model
+
+    model = nnx.eval_shape(build)
+    state, step = make_step(model, sft_objective(recipe), recipe, mesh=make_mesh(1, 4, 2))
+    shapes = (jax.ShapeDtypeStruct((rows, time), kind) for kind in ("i4", "i4", "i4", "?"))
+    batch = Rows(*shapes)
+    text = step.lower(state, batch).compile().as_text()
+    with step.active():
+        traced = str(jax.make_jaxpr(step.update)(state, step.frozen, batch))
+    found = re.findall(r"[a-z]+\d+\[([\d,]+)\]", text)
+    return {
+        "gathered": re.findall(r"= \S*\[([\d,]+)\]\S* all-gather", text),
+        "largest": max(int(np.prod([int(size) for size in each.split(",")])) for each in found),
+        "table_in_float32": traced.count(f"f32[{words // 8},{CONFIG.width}]"),
+    }
+
+
+def host(coordinator: str, index: int, folder: Path) -> dict[str, Any]:
+    "Be one of two processes that train together."
+    met = join_hosts(coordinator, 2, index)
+    mesh = make_mesh(fsdp=-1)
+    state, step = prepare("full adamw", mesh)
+    batch = feed(batch_at(COUNTING, 0, size=ROWS, seed=0), mesh)
+    mine = sum(shard.data.shape[0] for shard in batch.tokens.addressable_shards)
+    state, losses = go_on(state, step, 0, 3)
+    saved = Checkpoints(folder, IDENTITY)
+    save_state(saved, 3, state, loss=1.0, memory={})
+    saved.close()
+    return {"met": met, "losses": losses, "rows": mine, "held": sharing(state)["params"]}
+
+
+def after_hosts(folder: Path) -> dict[str, Any]:
+    "Go on alone from what two processes saved, and from the same without them."
+    state, step = prepare("full adamw", None)
+    saved = Checkpoints(folder, IDENTITY)
+    _, restored, _ = restore_state(saved, state)  # type: ignore[misc]
+    saved.close()
+    expected = go_on(state, step, 0, 5)[1][3:]
+    return {"losses": go_on(restored, step, 3, 5)[1], "expected": expected}
+
+
+def main(task: str, *words: str) -> None:
+    "Do one task and print what was found."
+    if task == "host":
+        found = host(words[0], int(words[1]), Path(words[2]))
+    else:
+        found = compare(task, Path(words[0])) | {f"{task} compiled": compiled(task == "lora")}
+        if task == "full":
+            found["after hosts"] = after_hosts(Path(words[1]))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
