@@ -149,11 +149,12 @@ class RunRow(Base):
     __tablename__ = "runs"
     __table_args__ = (
         Index(None, "queued_at", "id"),
-        Index(None, "status", "available_at", "queued_at"),
+        Index(None, "status", "queued_at", "id"),
         Index(None, "status", "lease_until"),
         Index(None, "dataset_key", "queued_at"),
         Index(None, "mode", "queued_at"),
         Index(None, "model_id", "queued_at"),
+        Index(None, "parent_run_id"),
         _one_of("status", STATUSES),
         _one_of("mode", MODES),
     )
@@ -216,6 +217,9 @@ class EvaluationRow(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    predictions_run_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("runs.id", ondelete="SET NULL"), index=True
+    )
     model_id: Mapped[str | None] = mapped_column(String(256))
     dataset_key: Mapped[str | None] = mapped_column(String(200))
     evaluation_set: Mapped[str | None] = mapped_column(String(200))
@@ -287,10 +291,13 @@ class TuningJob(Base):
     best_run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id"))
     best_value: Mapped[float | None]
     best_params: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    importances: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     message: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
+    turn_token: Mapped[str | None] = mapped_column(String(64))
+    turn_until: Mapped[datetime | None]
 
 # %% ../../nbs/store/10_tables.ipynb #00728439
 class Trial(Base):

@@ -94,9 +94,15 @@ def _give_ids(
     session: Session,  # A writing one
     rows: Sequence[Spelled],  # Changed in place
 ) -> list[UUID]:  # In the same order
-    wanted = [UUID(row[0]) for row in rows]
-    query = select(TraceRow.id).where(TraceRow.id.in_(wanted))
-    taken, given = set(session.scalars(query)), []
+    wanted, connection = [UUID(row[0]) for row in rows], session.connection()
+    if connection.dialect.name == "sqlite":
+        query = f"SELECT id FROM traces WHERE id IN ({', '.join('?' * len(rows))})"
+        found = connection.exec_driver_sql(query, tuple(row[0] for row in rows))
+        taken = {UUID(id) for (id,) in found}
+    else:
+        query = "SELECT id FROM traces WHERE id = ANY(%s)"
+        taken = {id for (id,) in connection.exec_driver_sql(query, (wanted,))}
+    given = []
     for row, id in zip(rows, wanted, strict=True):
         given.append(uuid4() if id in taken else id)
         row[0] = given[-1].hex

@@ -81,8 +81,9 @@ sa.Table(
     sa.Index(None, "dataset_key", "queued_at"),
     sa.Index(None, "mode", "queued_at"),
     sa.Index(None, "model_id", "queued_at"),
+    sa.Index(None, "parent_run_id"),
     sa.Index(None, "queued_at", "id"),
-    sa.Index(None, "status", "available_at", "queued_at"),
+    sa.Index(None, "status", "queued_at", "id"),
     sa.Index(None, "status", "lease_until"),
 )
 
@@ -120,6 +121,7 @@ sa.Table(
     TABLES,
     sa.Column("id", sa.Uuid, primary_key=True),
     sa.Column("run_id", sa.Uuid, sa.ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("predictions_run_id", sa.Uuid, sa.ForeignKey("runs.id", ondelete="SET NULL")),
     sa.Column("model_id", sa.String(256)),
     sa.Column("dataset_key", sa.String(200)),
     sa.Column("evaluation_set", sa.String(200)),
@@ -139,6 +141,7 @@ sa.Table(
     sa.Index(None, "dataset_key", "score"),
     sa.Index(None, "evaluation_set", "score"),
     sa.Index(None, "model_id", "score"),
+    sa.Index(None, "predictions_run_id"),
     sa.Index(None, "run_id", "evaluated_at"),
     sa.Index(None, "score", "id"),
 )
@@ -206,10 +209,13 @@ sa.Table(
     sa.Column("best_run_id", sa.Uuid, sa.ForeignKey("runs.id")),
     sa.Column("best_value", sa.Double),
     sa.Column("best_params", sa.JSON),
+    sa.Column("importances", sa.JSON),
     sa.Column("message", sa.Text),
     sa.Column("created_at", MOMENT, nullable=False),
     sa.Column("started_at", MOMENT),
     sa.Column("completed_at", MOMENT),
+    sa.Column("turn_token", sa.String(64)),
+    sa.Column("turn_until", MOMENT),
     sa.Index(None, "created_at", "id"),
     sa.Index(None, "status"),
 )
