@@ -55,6 +55,10 @@ VISION: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
+SHORT: dict[str, Any] = {  # For trainings: one layer of either kind, which compiles soon
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 CASES = ("second", "second-mqa", "second-plain", "third", "third-mqa", "third-eyes")
 
 
@@ -64,7 +68,7 @@ def tokenizer() -> Tokenizer:
 
 
 def make(
-    case: str,  # One of CASES
+    case: str,  # One of CASES, or "second-short" or "third-short"
     seed: int = 0,  # Of its weights
 ) -> Torch:  # In float32, ready to be compared with
     """Build a random model whose norms, too, are random.
@@ -89,6 +93,10 @@ def _shape(case: str) -> Torch:
     eager = {"attn_implementation": "eager"}
     if case == "second":
         return Gemma2ForCausalLM(Gemma2Config(**SECOND, **eager))
+    if case == "second-short":
+        return Gemma2ForCausalLM(Gemma2Config(**SECOND | SHORT, **eager))
+    if case == "third-short":
+        return Gemma3ForCausalLM(Gemma3TextConfig(**THIRD | SHORT, **eager))
     if case == "second-mqa":  # 3 * 16 = 48: heads as wide as the model
         heads = {"num_attention_heads": 3, "num_key_value_heads": 1}
         return Gemma2ForCausalLM(Gemma2Config(**SECOND | heads, **eager))

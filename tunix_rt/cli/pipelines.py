@@ -66,7 +66,7 @@ def pipeline_command(
 
     return PipelineCommand
 
-# %% ../../nbs/cli/40_pipelines.ipynb #523a9ccd
+# %% ../../nbs/cli/40_pipelines.ipynb #76de5783
 def ending(
     run: Run,  # Completed
 ) -> str:  # A few lines
@@ -75,7 +75,9 @@ def ending(
     if run.report.exists():
         places["report"] = str(run.report)
     results = {name: value for name, value in run.results.items() if _brief(value)}
-    return columns({**results, **places})
+    more = way_on(run)
+    advice = f"\n\nIt stopped early, and there is more to do:\n  {more}" if more else ""
+    return columns({**results, **places}) + advice
 
 # %% ../../nbs/cli/40_pipelines.ipynb #b8d123a6
 def _brief(value: Any) -> bool:

@@ -16,7 +16,7 @@ from .facts import code_version, plain
 from .folder import RECORD, Run, differences, read_run
 
 # %% auto #0
-__all__ = ['list_runs', 'find_run', 'unfinished_run']
+__all__ = ['list_runs', 'find_run', 'unfinished_run', 'ancestors']
 
 # %% ../../nbs/runs/25_finding.ipynb #211edef7
 def list_runs(
@@ -70,3 +70,18 @@ def unfinished_run(
         if run.may_go_on and same_code and not differences(run.parameters, asked):
             return run
     return None
+
+# %% ../../nbs/runs/25_finding.ipynb #f288a343
+def ancestors(
+    folder: Path | None,  # Of a model; None for one without a past
+) -> list[Run]:  # The newest first; empty for a model that no run has made
+    "Follow a model back through the runs that trained it."
+    found: list[Run] = []
+    while folder is not None:
+        if folder.parent in [run.folder for run in found] or not (folder.parent / RECORD).is_file():
+            break
+        run = read_run(folder.parent)
+        found.append(run)
+        earlier = resolve(str(run.parameters.get("model") or "tiny"))
+        folder = earlier / "model" if (earlier / RECORD).is_file() else earlier
+    return found

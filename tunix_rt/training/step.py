@@ -165,12 +165,12 @@ def make_step(
 ) -> tuple[TrainState, Step]:  # The first state, and the compiled step
     "Prepare training: a fresh state, and a step that turns a state and a batch into the next."
     check_rows(recipe.slice_rows or recipe.batch_rows, mesh)
-    parts = take_apart(model)
+    graph, trained, frozen = take_apart(model)
     optimiser, shards = build_optimiser(recipe), row_shards(mesh)
     dropout = model.lora is not None and model.lora.dropout > 0
 
     def summed(trained: Any, frozen: Any, batch: Rows, key: jax.Array | None = None) -> jax.Array:
-        return objective(put_together(Parts(parts.graph, trained, frozen)), batch, key)
+        return objective(put_together(Parts(graph, trained, frozen)), batch, key)
 
     def update(
         state: TrainState, frozen: Any, batch: Rows
@@ -195,7 +195,7 @@ def make_step(
         params = optax.apply_updates(state.params, change)
         return TrainState(params, memory, state.step + 1), figures
 
-    state, frozen = first_state(parts.trained, recipe, mesh), place(parts.frozen, mesh)
+    state, frozen = first_state(trained, recipe, mesh), place(frozen, mesh)
     if mesh is None:
         step = Step(jax.jit(update, donate_argnums=0), jax.jit(summed), frozen, mesh)
     else:
