@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +35,7 @@ from tunix_rt.runs.pipelines import (
 )
 
 # %% auto #0
-__all__ = ['GRACE', 'STOPPED', 'executor', 'RunFailed', 'RunCancelled', 'execute']
+__all__ = ['GRACE', 'STOPPED', 'RunCrashed', 'executor', 'RunFailed', 'RunCancelled', 'execute']
 
 # %% ../../nbs/runs/40_execute.ipynb #3444e8bc
 class _ByRename:
@@ -117,6 +118,10 @@ def _papermill(source: str, folder: Path, parameters: dict[str, Any]) -> None:
     )
 
 # %% ../../nbs/runs/40_execute.ipynb #bb8043ca
+class RunCrashed(RunError):
+    "A process of a run died before it could say why."
+
+
 def _refusals(family: type[TunixError] = TunixError) -> set[str]:
     children = [_refusals(child) for child in family.__subclasses__()]
     return {family.__name__}.union(*children)
@@ -127,7 +132,7 @@ def _note_failure(run: Run, error: BaseException) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     if isinstance(error, DeadKernelError):
-        error = RunError(
+        error = RunCrashed(
             "the kernel that ran the notebook died without a word. Most often memory ran out: try "
             "a smaller batch or model, and see log.txt for what it printed last."
         )
@@ -162,36 +167,57 @@ def executor() -> None:
         run.end("completed", error=None)
 
 # %% ../../nbs/runs/40_execute.ipynb #8a77177f
-def _relay(
-    process: subprocess.Popen[bytes], log: IO[str], echo: bool, deadline: float | None
-) -> None:
-    assert process.stdout is not None
-    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
-    silent_since_exit = 0
-    while silent_since_exit < 4:
-        if deadline is not None and time.monotonic() > deadline:
-            raise TimeoutError
-        ready, _, _ = select.select([process.stdout], [], [], 0.5)
-        if not ready:
-            silent_since_exit += process.poll() is not None
-            continue
-        chunk = os.read(process.stdout.fileno(), 65536)
-        if not chunk:
-            return
-        text = decode(chunk)
-        log.write(text)
-        log.flush()
-        if echo:
+@dataclass(eq=False)
+class _Audience:
+    log: IO[str]
+    echo: bool
+    on_text: Callable[[str, str], None] | None = None
+    patience: Callable[[], float | None] | None = None
+    granted: float | None = None
+
+    def hear(self, stream: str, text: str) -> None:
+        self.log.write(text)
+        self.log.flush()
+        if self.echo:
             sys.stdout.write(text)
             sys.stdout.flush()
+        if self.on_text and text:
+            self.on_text(stream, text)
+
+    def loses_patience(self) -> bool:
+        left = self.patience() if self.patience else None
+        if left is None or (self.granted is not None and left >= self.granted):
+            return False
+        self.granted = left
+        return True
+
+# %% ../../nbs/runs/40_execute.ipynb #a40e0002
+def _relay(process: subprocess.Popen[bytes], audience: _Audience, deadline: float | None) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")
+    pipes = {"stdout": process.stdout, "stderr": process.stderr}
+    open_pipes = {pipe: (name, decoder("replace")) for name, pipe in pipes.items() if pipe}
+    silent_since_exit = 0
+    while open_pipes and silent_since_exit < 4:
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimeoutError
+        if audience.loses_patience():
+            raise KeyboardInterrupt
+        ready, _, _ = select.select(list(open_pipes), [], [], 0.5)
+        silent_since_exit += not ready and process.poll() is not None
+        for pipe in ready:
+            name, decode = open_pipes[pipe]
+            chunk = os.read(pipe.fileno(), 65536)
+            audience.hear(name, decode.decode(chunk, final=not chunk))
+            if not chunk:
+                del open_pipes[pipe]
 
 # %% ../../nbs/runs/40_execute.ipynb #1a1da867
 GRACE = 300.0  # Seconds that a notebook has to save and end after it was interrupted
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
+def _sigterm_interrupts(wanted: bool) -> Iterator[None]:
+    if not wanted or threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -205,37 +231,41 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/runs/40_execute.ipynb #5a205048
-def _stop(process: subprocess.Popen[bytes], log: IO[str], echo: bool) -> None:
-    if echo:
+def _stop(process: subprocess.Popen[bytes], audience: _Audience) -> None:
+    if audience.echo:
         print(
             "\nstopping; what is at work may save first (Ctrl-C again ends it at once)", flush=True
         )
+    left = GRACE if audience.granted is None else audience.granted
     try:
         process.terminate()
-        _relay(process, log, echo, time.monotonic() + GRACE)
+        _relay(process, audience, time.monotonic() + left)
     except (TimeoutError, KeyboardInterrupt):
-        pass  # time is up, or a second Ctrl-C: no more patience
+        pass  # time is up, a second Ctrl-C, or patience that ended early
 
 # %% ../../nbs/runs/40_execute.ipynb #c6d2be7f
 def _supervise(
-    process: subprocess.Popen[bytes], run: Run, echo: bool, max_seconds: float | None
+    process: subprocess.Popen[bytes], audience: _Audience, max_seconds: float | None
 ) -> str | None:
     assert process.stdin is not None
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
-    with run.log.open("a", encoding="utf-8") as log, _sigterm_interrupts():
+    try:
+        _relay(process, audience, deadline)
+        process.wait(timeout=10)
+    except KeyboardInterrupt:
+        _stop(process, audience)
+        return "cancelled"
+    except TimeoutError:
+        _stop(process, audience)
+        return "timeout"
+    except subprocess.TimeoutExpired:
+        pass  # it is done, and does not end; closing its input ends it
+    finally:
+        process.stdin.close()
         try:
-            _relay(process, log, echo, deadline)
             process.wait(timeout=10)
-        except KeyboardInterrupt:
-            _stop(process, log, echo)
-            return "cancelled"
-        except TimeoutError:
-            _stop(process, log, echo)
-            return "timeout"
         except subprocess.TimeoutExpired:
-            pass  # it is done, and does not end; closing its input ends it
-        finally:
-            process.stdin.close()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return None
 
@@ -253,11 +283,13 @@ def _last_word(run: Run, code: int, stopped: str | None) -> Run:
     elif run.facts["status"] == "running":
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         run.fail(
-            RunError(
+            RunCrashed(
                 f"the process that executed the notebook {how} before it could say why. See "
                 f"log.txt; if memory ran out, try a smaller batch or model."
             )
         )
+    elif run.completed:
+        run.seal()
     return read_run(run.folder)
 
 # %% ../../nbs/runs/40_execute.ipynb #b57fc4d8
@@ -296,7 +328,7 @@ def _start_executor(notebook: Path, run: Run, given: dict[str, Any]) -> subproce
         [sys.executable, "-c", "from tunix_rt.runs.execute import executor; executor()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         cwd=settings().root,
         env=environment,
         start_new_session=True,
@@ -317,6 +349,9 @@ def execute(
     as_text: bool = False,  # Whether the values were typed on a command line
     echo: bool = True,  # Pass on what the notebook prints
     max_seconds: float | None = None,  # Stop after this long; None is never
+    run_id: str | None = None,  # The UUID that the run must have
+    on_text: Callable[[str, str], None] | None = None,  # Hears "stdout" or "stderr", and the text
+    patience: Callable[[], float | None] | None = None,  # Seconds it has to end; None is for ever
 ) -> Run:  # Completed; anything else raises
     "Execute a pipeline notebook in a process of its own."
     notebook = find_pipeline(pipeline)
@@ -330,6 +365,7 @@ def execute(
         everything,
         reuse=reuse,
         parent_run_id=read_run(Path(parent)).run_id if parent else None,
+        run_id=run_id,
     )
     if run.completed:
         return run
@@ -338,7 +374,8 @@ def execute(
         if "run_dir" in read_parameters(notebook):
             given["run_dir"] = str(run.folder)
         process = _start_executor(notebook, run, given)
-        stopped = _supervise(process, run, echo, max_seconds)
+        with run.log.open("a", encoding="utf-8") as log, _sigterm_interrupts(patience is None):
+            stopped = _supervise(process, _Audience(log, echo, on_text, patience), max_seconds)
         run = _last_word(run, process.returncode, stopped)
     finally:
         release(run.folder)

@@ -22,6 +22,7 @@ from ..core.errors import RunError, TunixError
 from ..core.files import read_json, write_json
 from ..core.settings import resolve, settings
 from .facts import plain, surroundings
+from .inventory import inventory
 from .lock import claim, held, join, release
 
 # %% auto #0
@@ -174,8 +175,13 @@ class Run(RunRecord):
         self, results: Mapping[str, Any] | None = None, *, stopped_early: bool = False
     ) -> None:
         "Say that the run reached its end, with its key figures, and whether there is more to do."
-        self.end("completed", error=None, results=dict(results or {}), stopped_early=stopped_early)
+        results, files = dict(results or {}), inventory(self.folder, at_work=True)
+        self.end("completed", error=None, results=results, stopped_early=stopped_early, files=files)
         release(self.folder)
+
+    def seal(self) -> None:
+        "Take the hashes of the files anew, after something was added."
+        self.record(files=inventory(self.folder))
 
     def fail(self, error: BaseException) -> None:
         "Say that the run stopped, and why; Ctrl-C counts as cancelled."
@@ -242,7 +248,11 @@ def differences(
     ]
 
 # %% ../../nbs/runs/20_folder.ipynb #0624e03b
-def _check(run: Run, pipeline: str, asked: dict[str, Any], reuse: bool) -> None:
+def _check(run: Run, pipeline: str, asked: dict[str, Any], reuse: bool, run_id: str | None) -> None:
+    if run_id not in (None, run.run_id):
+        raise RunError(
+            f"{run.folder} holds the run {run.run_id}, not {run_id}. Choose another run_dir."
+        )
     if run.pipeline != pipeline:
         raise RunError(
             f"{run.folder} holds a run of {run.pipeline!r}, not of {pipeline!r}. Choose another "
@@ -278,9 +288,10 @@ def start_run(
     *,
     reuse: bool = False,  # Hand back a completed run with the same parameters as it is
     parent_run_id: str | None = None,  # The run that started this one
+    run_id: str | None = None,  # The UUID it must have; None makes one up
 ) -> Run:  # Claimed by this process, unless it is completed
     "Start a run folder, or go on with one that did not end."
-    asked, run_id = _asked(parameters), str(uuid4())
+    asked, wanted, run_id = _asked(parameters), run_id, run_id or str(uuid4())
     folder = resolve(run_dir) if os.fspath(run_dir) else _fresh(pipeline, run_id)
     _prepare(folder)
     claim(folder)
@@ -290,7 +301,7 @@ def start_run(
             write_json(folder / RECORD, facts)
             return Run(folder=folder, facts=facts)
         run = read_run(folder)
-        _check(run, pipeline, asked, reuse)
+        _check(run, pipeline, asked, reuse, wanted)
         if run.may_go_on:
             _go_on(run, asked)
             return run
