@@ -1,8 +1,8 @@
 """Compile one training step for devices that need not be there, and report the bytes it takes.
 
-Started by `python benchmarks/v5e.py`. No weight is made: the model is a tree of shapes, and the
-step is the one that training takes. With `--platform tpu` XLA's own compiler for TPU v5e does the
-work, out of libtpu; with `--platform cpu` the mesh is of virtual processors.
+Started by `python benchmarks/v5e8_memory.py`. No weight is made: the model is a tree of shapes, and
+the step is the one that training takes. With `--platform tpu` XLA's own compiler for TPU v5e does
+the work, out of libtpu; with `--platform cpu` the mesh is of virtual processors.
 """
 
 from __future__ import annotations
@@ -12,36 +12,31 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 from jax.experimental import topologies
 from workload import report
 
 from tunix_rt.models.config import preset
-from tunix_rt.models.gemma import Gemma
-from tunix_rt.models.lora import Lora, add_lora
-from tunix_rt.models.mesh import make_mesh
-from tunix_rt.training.batches import Rows
+from tunix_rt.models.lora import Lora
+from tunix_rt.training.measure import measure
+from tunix_rt.training.memory import Setup, parts_of, sum_of_parts
 from tunix_rt.training.recipe import Recipe
-from tunix_rt.training.sft import sft_objective
-from tunix_rt.training.step import make_step
 
 DEFAULTS = {
     "platform": "tpu",  # Or "cpu"
     "model": "gemma-3-1b",
     "layers": 0,  # Fewer than the model has, to try something out
     "rank": 0,  # Of adapters; 0 trains every parameter
-    "base_dtype": "float32",  # Of the stored parameters
+    "base_dtype": "float32",  # Of parameters that are only read
     "dtype": "bfloat16",  # To compute in
     "mesh": "1,8,1",  # data, fsdp, tensor
     "rows": 1,  # On each device, in one update
     "slice_rows": 0,  # On each device, computed at a time; 0 for all
     "row_tokens": 1024,
     "remat": "full",
+    "stacked": 1,  # 0 for a list of layers
     "attention": "xla",
     "optimiser": "adamw",
 }
-PARTS = ("argument", "output", "alias", "temp", "generated_code", "peak_memory")
 
 
 def devices(
@@ -53,54 +48,56 @@ def devices(
     return list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices)
 
 
-def build(
+def setup_of(
     options: Any,  # From the command line
-) -> Gemma:
-    "Make the model."
+) -> Setup:
+    "Describe what is trained, as it would be on a TPU."
+    data, fsdp, tensor = (int(side) for side in options.mesh.split(","))
     config = preset(options.model)
-    config = config.resized(layers=options.layers or config.layers)
-    model = Gemma(config, nnx.Rngs(0), jnp.dtype(options.base_dtype), stacked=True)
-    if options.rank:
-        add_lora(model, Lora(rank=options.rank), nnx.Rngs(1))
-    return model
-
-
-def main() -> None:
-    "Trace, compile and report."
-    parser = argparse.ArgumentParser()
-    for name, default in DEFAULTS.items():
-        parser.add_argument(f"--{name}", default=default, type=type(default))
-    options = parser.parse_args()
-    sides = [int(side) for side in options.mesh.split(",")]
-    mesh = make_mesh(*sides, devices=devices(options.platform))
-    rows = options.rows * sides[0] * sides[1]
     recipe = Recipe(
-        batch_rows=rows,
-        slice_rows=options.slice_rows * sides[0] * sides[1],
+        batch_rows=options.rows * data * fsdp,
+        slice_rows=options.slice_rows * data * fsdp,
         row_tokens=options.row_tokens,
         optimiser=options.optimiser,
         dtype=options.dtype,
         remat=options.remat,
     )
-    model = nnx.eval_shape(lambda: build(options))
-    objective = sft_objective(recipe)
-    state, step = make_step(model, objective, recipe, mesh=mesh)
-    numbers = jax.ShapeDtypeStruct((rows, options.row_tokens), jnp.int32)
-    marks = jax.ShapeDtypeStruct(numbers.shape, jnp.bool_)
-    batch = Rows(tokens=numbers, segments=numbers, positions=numbers, counted=marks)
+    return Setup(
+        config.resized(layers=options.layers or config.layers),
+        recipe,
+        Lora(rank=options.rank) if options.rank else None,
+        base=options.base_dtype,
+        data=data,
+        fsdp=fsdp,
+        tensor=tensor,
+        stacked=bool(options.stacked),
+        name=options.model,
+    )
 
-    start = time.perf_counter()
-    lowered = step.lower(state, batch)
-    traced = time.perf_counter() - start
-    with step.active():
-        compiled = lowered.compile()
-    memory = compiled.memory_analysis()
-    found = {part: int(getattr(memory, f"{part}_size_in_bytes", 0)) for part in PARTS[:-1]}
+
+def main() -> None:
+    "Plan, trace, compile and report."
+    parser = argparse.ArgumentParser()
+    for name, default in DEFAULTS.items():
+        parser.add_argument(f"--{name}", default=default, type=type(default))
+    options = parser.parse_args()
+    setup = setup_of(options)
+    parts = parts_of(setup)
+    begun = time.process_time()
+    seen = measure(setup, attention=options.attention, devices=devices(options.platform))
+    spent = time.process_time() - begun
     report(
-        **found,
-        peak=int(memory.peak_memory_in_bytes),
-        trace_seconds=traced,
-        compile_seconds=time.perf_counter() - start - traced,
+        arguments=seen.arguments,
+        temporaries=seen.temporaries,
+        outputs=seen.outputs,
+        aliased=seen.aliased,
+        total=seen.total,
+        planned=sum_of_parts(parts),
+        parts=parts,
+        lines=len(seen.compiled.as_text().splitlines()),
+        trace_seconds=seen.trace_seconds,
+        compile_seconds=seen.compile_seconds,
+        processor_seconds=spent,
     )
 
 

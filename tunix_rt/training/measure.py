@@ -43,8 +43,8 @@ def trace_step(
         mesh = make_mesh(setup.data, setup.fsdp, setup.tensor, devices=list(there[:count]))
     objective = sft_objective(recipe, attention=attention)
     state, step = make_step(shape_of(setup), objective, recipe, mesh=mesh)
-    numbers = jax.ShapeDtypeStruct((recipe.batch_rows, recipe.row_tokens), jnp.int32)
-    counted = jax.ShapeDtypeStruct(numbers.shape, jnp.bool_)
+    numbers: Any = jax.ShapeDtypeStruct((recipe.batch_rows, recipe.row_tokens), jnp.int32)
+    counted: Any = jax.ShapeDtypeStruct(numbers.shape, jnp.bool_)
     return step.lower(state, Rows(numbers, numbers, numbers, counted)), step
 
 # %% ../../nbs/training/67_measure.ipynb #64ea1464

@@ -133,7 +133,8 @@ def _held(setup: Setup) -> tuple[int, int, int]:
     parts = take_apart(shape_of(setup))
     state = first_state(parts.trained, setup.recipe, setup.mesh)  # type: ignore[arg-type]
     frozen = place(parts.frozen, setup.mesh)
-    return tuple(map(bytes_per_device, (frozen, state.params, state.optimiser)))  # type: ignore
+    frozen_bytes = bytes_per_device(frozen)
+    return frozen_bytes, bytes_per_device(state.params), bytes_per_device(state.optimiser)
 
 
 def held_bytes(
@@ -162,7 +163,7 @@ def own_share(
 def _kept(setup: Setup) -> int:
     config, recipe = setup.config, setup.recipe
     model = shape_of(setup)
-    graph, trained, frozen = nnx.split(model.layers[0], trainable(model), ...)
+    graph, *states = nnx.split(model.layers[0], trainable(model), ...)
     numbers = jax.ShapeDtypeStruct((1, recipe.row_tokens), jnp.int32)
     stream = jax.ShapeDtypeStruct((*numbers.shape, config.width), jnp.dtype(recipe.dtype))
     look = partial(sight_of, config, sliding=False, attention="xla")
@@ -177,7 +178,7 @@ def _kept(setup: Setup) -> int:
 
         return jax.vjp(layer, trained, stream)[1]
 
-    traced = jax.make_jaxpr(way_back)(stream, trained, frozen, angles, numbers).jaxpr
+    traced = jax.make_jaxpr(way_back)(stream, *states, angles, numbers).jaxpr
     known = set(map(id, traced.invars[1:]))
     kept = {id(each): each.aval for each in traced.outvars if id(each) not in known}
     return sum(math.prod(each.shape) * each.dtype.itemsize for each in kept.values())  # type: ignore

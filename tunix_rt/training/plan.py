@@ -192,8 +192,10 @@ def plan(
     **on: Any,  # The rest of `Setup`: base, data, fsdp, tensor, stacked, kind
 ) -> Plan:  # Shows itself as a table
     "Say what a training will take of each device, and what to change if that is too much."
-    known = isinstance(model, GemmaConfig)
-    name, config = ("a model", model) if known else (str(model), shape_named(str(model)))
+    if isinstance(model, GemmaConfig):
+        name, config = "a model", model
+    else:
+        name, config = str(model), shape_named(str(model))
     kind = on.pop("kind", "") or platform()
     memory = device_memory() if memory is None else memory
     setup = Setup(config, recipe, lora, kind=kind, name=name, **on)

@@ -1,0 +1,170 @@
+"""A plan must agree with the compiler, and the step must be as frugal as the plan believes.
+
+Steps are compiled, not run, for a processor that pretends to be eight devices; so the work is done
+in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+CASES: dict[str, dict[str, Any]] = {
+    "full, forgets nothing": {},
+    "full, keeps products": {"remat": "dots"},
+    "full, forgets all": {"remat": "full"},
+    "full, two rows at a time": {"remat": "full", "slice_rows": 2},
+    "full, a list": {"stacked": False},
+    "LoRA, forgets nothing": {"rank": 8},
+    "LoRA, forgets all": {"rank": 8, "remat": "full"},
+    "LoRA, a list": {"rank": 8, "stacked": False},
+    "full, fsdp 8": {"remat": "full", "fsdp": 8},
+    "LoRA, fsdp 4 tensor 2": {"rank": 8, "remat": "full", "fsdp": 4, "tensor": 2},
+}
+ALONE = [name for name, given in CASES.items() if "fsdp" not in given]
+BATCH, TOKENS, WORDS = 16, 128, 16_384
+
+
+@cache
+def seen() -> dict[str, Any]:
+    "What the compiler says about every case, and what was planned."
+    flags = f"--xla_force_host_platform_device_count=8 {COMPILE_FAST}"
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).resolve())],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_plan_agrees_with_the_compiler(case: str) -> None:
+    found = seen()[case]
+    assert found["planned"] == pytest.approx(found["total"], rel=0.15), found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_lies_there_all_the_time_is_exact(case: str) -> None:
+    found = seen()[case]
+    batch = found["batch"] * TOKENS * 13
+    assert found["arguments"] == found["held"] + batch + 4, "the state, the batch and a counter"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_state_is_written_over(case: str) -> None:
+    found = seen()[case]
+    assert found["outputs"] - found["aliased"] < 4096, "only the figures of the step are new"
+
+
+@pytest.mark.parametrize("kind", ["full", "LoRA"])
+def test_what_is_forgotten_is_not_held(kind: str) -> None:
+    most, least = (seen()[f"{kind}, forgets {what}"]["temporaries"] for what in ("nothing", "all"))
+    assert least < 0.4 * most
+
+
+def test_keeping_products_lies_between() -> None:
+    found = [seen()[f"full, {how}"]["temporaries"] for how in ("forgets all", "keeps products")]
+    assert found[0] < found[1] < seen()["full, forgets nothing"]["temporaries"]
+
+
+def test_rows_in_turns_need_less_than_all_at_once() -> None:
+    turns, at_once = (seen()[f"full, {how}"] for how in ("two rows at a time", "forgets nothing"))
+    assert turns["temporaries"] < at_once["temporaries"] / 2
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_scores_of_all_tokens_never_exist(case: str) -> None:
+    assert seen()[case]["largest"] < BATCH * TOKENS * WORDS / 2
+
+
+def test_a_deep_stack_is_a_short_program() -> None:
+    lines = seen()["lines"]
+    assert lines["stack 12"] == lines["stack 6"]
+    assert lines["list 4"] > 1.5 * lines["list 2"]
+
+
+def test_what_is_trained_is_float32_whatever_is_computed_in() -> None:
+    kinds = seen()["kinds"]
+    assert kinds == {"trained": ["float32"], "frozen": ["bfloat16"], "products": True}
+
+
+def main() -> None:
+    "Plan, trace and compile everything."
+    from dataclasses import replace
+
+    import jax
+    import numpy as np
+
+    from tunix_rt.models.config import preset
+    from tunix_rt.models.lora import Lora
+    from tunix_rt.models.mesh import row_shards
+    from tunix_rt.training.measure import measure, trace_step
+    from tunix_rt.training.memory import Setup, held_bytes, parts_of, sum_of_parts
+    from tunix_rt.training.recipe import Recipe
+
+    config = preset("gemma-3-1b").resized(
+        vocabulary=WORDS, width=256, layers=3, query_heads=4, head_width=64, hidden=1024
+    )
+
+    def setup_of(given: dict[str, Any]) -> Setup:
+        given = dict(given)
+        names = ("remat", "slice_rows", "optimiser", "dtype")
+        recipe = {name: given.pop(name) for name in names if name in given}
+        rank = given.pop("rank", 0)
+        alone = Setup(config, lora=Lora(rank=rank) if rank else None, kind="cpu")
+        rows = BATCH * given.get("fsdp", 1) // (2 if "fsdp" in given else 1)
+        return replace(alone, recipe=Recipe(batch_rows=rows, row_tokens=TOKENS, **recipe), **given)
+
+    def one(setup: Setup) -> dict[str, Any]:
+        made = measure(setup)
+        shapes = re.findall(r"[a-z]+\d+\[([\d,]+)\]", made.compiled.as_text())
+        return {
+            "planned": sum_of_parts(parts_of(setup)),
+            "held": sum(held_bytes(setup)),
+            "batch": setup.recipe.batch_rows // row_shards(setup.mesh),
+            "largest": max(int(np.prod([int(n) for n in each.split(",")])) for each in shapes),
+            **{name: getattr(made, name) for name in ("arguments", "outputs", "aliased")},
+            "temporaries": made.temporaries,
+            "total": made.total,
+        }
+
+    found: dict[str, Any] = {}
+    for name in sys.argv[1:] or CASES:
+        found[name] = one(setup_of(CASES[name]))
+        print(name, found[name], file=sys.stderr, flush=True)
+    found["lines"] = {
+        f"{'stack' if stacked else 'list'} {layers}": len(
+            trace_step(
+                replace(setup_of({}), config=config.resized(layers=layers), stacked=stacked)
+            )[0]
+            .as_text()
+            .splitlines()
+        )
+        for stacked, layers in ((True, 6), (True, 12), (False, 2), (False, 4))
+    }
+    coarse = replace(setup_of({"rank": 8, "dtype": "bfloat16"}), base="bfloat16")
+    lowered, step = trace_step(coarse)
+    state, frozen, _ = lowered.in_avals[0]
+    kinds = {"trained": state.params, "frozen": frozen}
+    found["kinds"] = {
+        name: sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)})
+        for name, tree in kinds.items()
+    }
+    found["kinds"]["products"] = bool(re.search(r"dot_general.*xbf16>", lowered.as_text()))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
