@@ -18,7 +18,7 @@ from ..core.errors import ModelError
 from .attention import rotary_angles, rotate
 from .config import GemmaConfig
 from .kernels import attend
-from .mesh import ROWS, constrain
+from .mesh import ROWS, constrain, look_up
 from .products import gated_gelu, linear, scaled_linear
 
 # %% auto #0
@@ -269,8 +269,7 @@ def embed(
 ) -> jax.Array:  # [B, T, D]
     "Look tokens up, scaled by the square root of the width as Gemma does."
     scale = jnp.asarray(model.config.width**0.5, dtype)
-    found = model.embedding[...][tokens].astype(dtype) * scale
-    return constrain(found, ROWS, None, None)
+    return constrain(look_up(model.embedding[...], tokens, dtype) * scale, ROWS, None, None)
 
 # %% ../../nbs/models/30_gemma.ipynb #62263176
 class Sight(NamedTuple):
