@@ -125,14 +125,19 @@ def _template() -> str:
     return name
 
 
+def new_database():
+    "Give the address of a new Postgres database with our tables, for the length of a block."
+    postgres_address()
+    return empty_database(_template())
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request, tmp_path):
     "The address of a database with our tables, empty, and for this test alone."
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'tunix_rt.db'}"
         return
-    postgres_address()
-    with empty_database(_template()) as address:
+    with new_database() as address:
         yield address
 
 

@@ -43,8 +43,12 @@ def _storable(text: Any) -> Any:
     if isinstance(text, str):
         if "\0" in text:
             raise ValueError("it holds a NUL character, which a database cannot keep")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError("it holds half of a surrogate pair, which is not a character")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                "it holds half of a surrogate pair, which is not a character"
+            ) from None
     return text
 
 

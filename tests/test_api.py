@@ -1,0 +1,439 @@
+"Every endpoint of the contract, its shapes and its refusals, on both databases."
+
+import asyncio
+import io
+import json
+import time
+import zipfile
+from uuid import UUID, uuid4
+
+import pytest
+from serving import make_run, serving, sum_trace
+
+from tunix_rt.runs.logs import append_log
+from tunix_rt.runs.queue import get_queued
+from tunix_rt.serve.app import create_app
+from tunix_rt.serve.events import Watch, follow
+from tunix_rt.store.tables import IdempotentReply, RunRow
+from tunix_rt.store.traces import count_traces
+
+NOBODY = uuid4()
+
+CONTRACT = """
+GET /api/health
+GET /api/redi/health
+GET /metrics
+POST /api/traces
+POST /api/traces/batch
+GET /api/traces
+GET /api/traces/compare
+GET /api/traces/{trace_id}
+POST /api/traces/{trace_id}/score
+GET /api/ungar/status
+POST /api/ungar/high-card-duel/generate
+GET /api/ungar/high-card-duel/export.jsonl
+POST /api/datasets/build
+POST /api/datasets/ingest
+GET /api/datasets/{dataset_key}/export.jsonl
+GET /api/tunix/status
+POST /api/tunix/sft/export
+POST /api/tunix/sft/manifest
+POST /api/tunix/run
+GET /api/tunix/runs
+GET /api/tunix/runs/{run_id}
+GET /api/tunix/runs/{run_id}/status
+GET /api/tunix/runs/{run_id}/logs
+POST /api/tunix/runs/{run_id}/cancel
+GET /api/tunix/runs/{run_id}/artifacts
+GET /api/tunix/runs/{run_id}/artifacts/{filename}/download
+GET /api/tunix/runs/{run_id}/metrics
+POST /api/tunix/runs/{run_id}/evaluate
+GET /api/tunix/runs/{run_id}/evaluation
+GET /api/tunix/evaluations
+POST /api/regression/baselines
+POST /api/regression/check
+POST /api/tuning/jobs
+POST /api/tuning/jobs/{job_id}/start
+GET /api/tuning/jobs
+GET /api/tuning/jobs/{job_id}
+POST /api/models
+GET /api/models
+GET /api/models/{model_id}
+POST /api/models/{model_id}/versions/promote
+GET /api/models/versions/{version_id}
+GET /api/models/versions/{version_id}/download
+"""
+
+
+def test_the_document_has_all_endpoints_of_the_contract():
+    paths = create_app().openapi()["paths"]
+    there = {f"{method.upper()} {path}" for path, ways in paths.items() for method in ways}
+    asked = set(CONTRACT.split("\n")) - {""}
+    assert len(asked) == 42 and asked <= there
+
+
+def good(answer, status=200):
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def refused(answer, status, words=""):
+    assert answer.status_code == status, answer.text
+    detail = answer.json()["detail"]
+    assert isinstance(detail, str) and words in detail, detail
+    return detail
+
+
+def test_traces_from_arrival_to_score(api):
+    first = good(api.post("/api/traces", json=sum_trace(1) | {"unknown": "dropped"}), 201)
+    assert set(first) == {"id", "created_at", "trace_version"} and first["trace_version"] == "1.0"
+    batch = good(api.post("/api/traces/batch", json=[sum_trace(n) for n in (2, 3)]), 201)
+    assert batch["created_count"] == 2
+
+    page = good(api.get("/api/traces?limit=2"))
+    ids = [each["id"] for each in (first, *batch["traces"])]
+    assert [each["id"] for each in page["data"]] == [ids[2], ids[1]]
+    assert page["pagination"].items() >= {"limit": 2, "offset": 0, "next_offset": 2}.items()
+    for query in ("limit=2&offset=2", f"limit=2&after={page['pagination']['next_after']}"):
+        rest = good(api.get(f"/api/traces?{query}"))
+        assert [each["id"] for each in rest["data"]] == [ids[0]]
+        assert rest["pagination"]["next_offset"] is None
+    assert len(good(api.get("/api/traces?text=3 %2B 3"))["data"]) == 1
+
+    shown = good(api.get(f"/api/traces/{ids[1]}"))
+    assert set(shown) == {"id", "created_at", "trace_version", "payload"}
+    assert shown["payload"]["prompt"] == "What is 2 + 2?"
+
+    path = f"/api/traces/{ids[0]}/score"
+    score = good(api.post(path, json={"criteria": "baseline"}), 201)
+    assert score["trace_id"] == ids[0] and score["score"] == pytest.approx(5 + 50 * 9 / 500)
+    assert {"step_count", "avg_step_length", "total_chars", "scored_at"} <= set(score["details"])
+    both = good(api.get("/api/traces/compare", params={"base": ids[0], "other": ids[1]}))
+    assert (both["base"]["score"], both["other"]["score"]) == (score["score"], None)
+
+
+def test_traces_that_are_refused(api, store):
+    refused(api.post("/api/traces/batch", json=[]), 400, "1 to 1000")
+    refused(api.post("/api/traces/batch", json=[sum_trace(1)] * 1001), 400, "1,001")
+    assert "body.1.steps" in refused(
+        api.post("/api/traces/batch", json=[sum_trace(1), sum_trace(2) | {"steps": []}]), 422
+    )
+    long = sum_trace(1) | {"prompt": "x" * 50_000}
+    assert good(api.post("/api/traces", json=long), 201)
+    refused(api.post("/api/traces", content=b"x" * 1_048_577), 413, "TUNIX_RT_TRACE_MAX_BYTES")
+    steps = [{"i": i, "type": "s", "content": "x" * 20_000} for i in range(60)]
+    refused(api.post("/api/traces/batch", json=[sum_trace(1) | {"steps": steps}]), 413, "trace 0")
+    refused(api.get(f"/api/traces/{NOBODY}"), 404, str(NOBODY))
+    refused(api.get("/api/traces/7"), 422, "path.trace_id")
+    known = good(api.get("/api/traces"))["data"][0]["id"]
+    refused(api.get(f"/api/traces/compare?base={known}&other={NOBODY}"), 404, "other")
+    refused(api.post(f"/api/traces/{NOBODY}/score", json={"criteria": "baseline"}), 404)
+    for query in ("limit=0", "limit=101", "offset=-1", f"offset={2**70}", "source=%00"):
+        refused(api.get(f"/api/traces?{query}"), 422, "query.")
+    refused(api.get("/api/nothing"), 404, "/openapi.json")
+    assert count_traces(store) == 1
+
+
+def test_games(api):
+    assert good(api.get("/api/ungar/status"))["available"] is True
+    path = "/api/ungar/high-card-duel"
+    played = good(api.post(f"{path}/generate", json={"count": 4, "seed": 7}), 201)
+    assert len(played["trace_ids"]) == 4 and len(played["preview"]) == 3
+    assert set(played["preview"][0]) == {"trace_id", "game", "result", "my_card"}
+    unkept = good(api.post(f"{path}/generate", json={"count": 1, "persist": False}), 201)
+    assert unkept["trace_ids"] == []
+    api.post("/api/traces", json=sum_trace(1))
+    answer = api.get(f"{path}/export.jsonl?limit=3")
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert [line["metadata"]["seed"] for line in lines] == [10, 9, 8]
+    one = api.get(f"{path}/export.jsonl", params={"trace_ids": played["trace_ids"][1]})
+    assert json.loads(one.text)["final_answer"] == "reveal"
+    refused(api.post(f"{path}/generate", json={"count": 101}), 422)
+    refused(api.get(f"{path}/export.jsonl?trace_ids=1,2"), 422, "commas")
+
+
+def test_datasets(api, root):
+    api.post("/api/traces/batch", json=[sum_trace(n, level=n % 2) for n in range(10)])
+    asked = {"dataset_name": "odd sums", "dataset_version": "v1", "filters": {"level": 1}}
+    built = good(api.post("/api/datasets/build", json=asked), 201)
+    assert built["dataset_key"] == "odd_sums-v1" and built["trace_count"] == 5
+    assert built["manifest_path"] == "data/datasets/odd_sums-v1/manifest.json"
+    assert good(api.post("/api/datasets/build", json=asked), 201) == built
+    manifest = good(api.get("/api/datasets/odd_sums-v1"))
+    assert manifest["provenance"]["source"] == "tunix_rt_backend_api"
+    listed = good(api.get("/api/datasets?limit=1"))
+    assert listed["data"][0]["dataset_key"] == "odd_sums-v1"
+    assert listed["pagination"]["next_offset"] == 1
+    for format in ("trace", "tunix_sft", "training_example", "messages", "prompt_completion"):
+        answer = api.get(f"/api/datasets/odd_sums-v1/export.jsonl?format={format}")
+        assert answer.status_code == 200 and len(answer.text.splitlines()) == 5
+    refused(api.get("/api/datasets/none-v1/export.jsonl"), 404, "none-v1")
+    refused(api.get("/api/datasets/odd_sums-v1/export.jsonl?format=xml"), 422)
+    asked["dataset_version"] = "v2"
+    random = asked | {"selection_strategy": "random"}
+    refused(api.post("/api/datasets/build", json=random), 422, "seed")
+    nothing = asked | {"filters": {"level": 9}}
+    refused(api.post("/api/datasets/build", json=nothing), 422, "no trace matches")
+    refused(api.post("/api/datasets/build", json=asked | {"dataset_name": "../x"}), 422)
+    assert not (root / "data" / "datasets" / "odd_sums-v2").exists()
+
+
+def test_files_taken_in(api, root, store):
+    lines = [json.dumps(sum_trace(n)) for n in (1, 2, 2)]
+    (root / "data" / "imports" / "good.jsonl").write_text("\n".join(lines))
+    done = good(
+        api.post("/api/datasets/ingest", json={"path": "good.jsonl", "source_name": "x"}), 201
+    )
+    assert done["ingested_count"] == 2 and done["duplicates"] == 1
+    meta = good(api.get(f"/api/traces/{done['trace_ids'][0]}"))["payload"]["meta"]
+    assert (meta["source"], meta["ingest_source_file"]) == ("x", "good.jsonl")
+
+    bad = "\n".join([*lines, "{}", "nonsense"])
+    (root / "data" / "imports" / "bad.jsonl").write_text(bad)
+    asked = {"path": "bad.jsonl", "source_name": "x"}
+    detail = refused(api.post("/api/datasets/ingest", json=asked), 400, "refused whole")
+    assert "bad.jsonl:4" in detail and "bad.jsonl:5" in detail
+    some = good(api.post("/api/datasets/ingest", json=asked | {"skip_invalid": True}), 201)
+    assert [line["line"] for line in some["bad_lines"]] == [4, 5]
+    refused(api.post("/api/datasets/ingest", json=asked | {"path": "none.jsonl"}), 400)
+    refused(api.post("/api/datasets/ingest", json=asked | {"path": "../../x"}), 400, "outside")
+
+    before, query = count_traces(store), {"source_name": "sent"}
+    sent = api.post("/api/datasets/upload", params=query, content="\n".join(lines))
+    assert good(sent, 201)["ingested_count"] == 2
+    refused(api.post("/api/datasets/upload", params=query, content=bad), 400, "upload.jsonl:4")
+    assert count_traces(store) == before + 2
+
+
+def test_training_asked_for(api):
+    assert good(api.get("/api/tunix/status"))["runtime_required"] is False
+    answer = api.post("/api/tunix/sft/export", json={"dataset_key": "sums-v1"})
+    first = json.loads(answer.text.splitlines()[0])
+    assert first["prompts"].startswith("<start_of_turn>user\n")
+    assert first["metadata"]["format"] == "tunix_sft"
+    refused(api.post("/api/tunix/sft/export", json={}), 400, "dataset_key")
+    refused(api.post("/api/tunix/sft/export", json={"dataset_key": "none"}), 404)
+    refused(api.post("/api/tunix/sft/export", json={"trace_ids": [str(NOBODY)]}), 404)
+
+    asked = {"dataset_key": "sums-v1", "model_id": "google/gemma-3-1b-it", "output_dir": "out: 1"}
+    manifest = good(api.post("/api/tunix/sft/manifest", json=asked), 201)
+    lines = manifest["manifest_yaml"].splitlines()
+    assert '  output_dir: "out: 1"' in lines and 'runner: "tunix"' in lines
+    assert manifest["format"] == "tunix_sft"
+    refused(api.post("/api/tunix/sft/manifest", json=asked | {"dataset_key": "none"}), 404)
+    for field, value in (("learning_rate", 0), ("batch_size", 513), ("max_seq_length", 127)):
+        refused(api.post("/api/tunix/sft/manifest", json=asked | {field: value}), 422, field)
+
+    dry = good(api.post("/api/tunix/run", json=asked))
+    assert (dry["status"], dry["mode"], dry["exit_code"]) == ("completed", "dry-run", 0)
+    refused(api.post("/api/tunix/run", json=asked | {"dataset_key": "none"}), 404)
+    refused(api.post("/api/tunix/run", json=asked | {"model_id": "../../etc"}), 403)
+
+
+def test_runs_listed_watched_and_cancelled(api, store):
+    asked = {"dataset_key": "sums-v1", "model_id": "tiny", "dry_run": False}
+    run = good(api.post("/api/tunix/run?mode=async", json=asked))
+    assert run["status"] == "pending" and run["mode"] == "local"
+    good(api.post("/api/tunix/run", json=asked | {"dry_run": True}))
+    page = good(api.get("/api/tunix/runs"))
+    assert [each["mode"] for each in page["data"]] == ["dry-run", "local"]
+    only = good(api.get("/api/tunix/runs?mode=local&status=pending&dataset_key=sums-v1"))
+    assert [each["run_id"] for each in only["data"]] == [run["run_id"]]
+    refused(api.get("/api/tunix/runs?status=asleep"), 422)
+    path = f"/api/tunix/runs/{run['run_id']}"
+    assert good(api.get(path))["parameters"]["dataset"] == "sums-v1"
+    assert set(good(api.get(f"{path}/status"))) == {
+        *("run_id", "status", "queued_at", "started_at", "completed_at", "exit_code")
+    }
+    assert good(api.get(f"{path}/artifacts")) == {"artifacts": []}
+    assert good(api.get(f"{path}/metrics")) == []
+    assert good(api.post(f"{path}/cancel"))["status"] == "cancelled"
+    refused(api.post(f"{path}/cancel"), 400)
+    for rest in ("", "/status", "/logs", "/artifacts", "/metrics", "/evaluation"):
+        refused(api.get(f"/api/tunix/runs/{NOBODY}{rest}"), 404)
+    refused(api.post(f"/api/tunix/runs/{NOBODY}/cancel"), 404)
+
+
+def events(text: str) -> list[tuple[str, dict]]:
+    pieces = [piece.split("\n")[-2:] for piece in text.strip().split("\n\n")]
+    return [(kind[7:], json.loads(data[6:])) for kind, data in pieces]
+
+
+def test_a_log_is_sent_to_its_end_and_from_where_one_left_off(api, store):
+    run = RunRow(pipeline="train", status="running")
+    with store.writing() as session:
+        session.add(run)
+    append_log(store, run.id, [("stdout", "one\n"), ("stderr", "two\n"), ("stdout", "three\n")])
+    with store.writing() as session:
+        session.get_one(RunRow, run.id).status = "failed"
+    path = f"/api/tunix/runs/{run.id}/logs"
+    answer = api.get(path)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    told = events(answer.text)
+    assert [kind for kind, _ in told] == ["log", "log", "log", "status"]
+    assert set(told[0][1]) == {"seq", "stream", "chunk", "created_at"}
+    assert told[-1][1] == {"status": "failed"}
+    seq = told[1][1]["seq"]
+    assert events(api.get(f"{path}?since_seq={seq}").text) == told[2:]
+    assert events(api.get(path, headers={"Last-Event-ID": str(seq)}).text) == told[2:]
+
+
+def test_from_predictions_to_a_champion(api, store, root):
+    better, worse = (make_run(store, root, right, model_id="tiny") for right in (8, 2))
+    path = f"/api/tunix/runs/{better}"
+    refused(api.get(f"{path}/evaluation"), 404)
+    refused(api.post(f"{path}/evaluate", json={"judge_override": "mock"}), 400, "mock")
+    scored = good(api.post(f"{path}/evaluate", json={}), 201)
+    assert (scored["score"], scored["verdict"], scored["item_count"]) == (100, "pass", 8)
+    assert scored["judge"]["name"] == "answer_correctness"
+    good(api.post(f"/api/tunix/runs/{worse}/evaluate"), 201)
+    assert good(api.get(f"{path}/evaluation"))["evaluation_id"] == scored["evaluation_id"]
+    board = good(api.get("/api/tunix/evaluations?evaluation_set=sums-v1"))["data"]
+    assert [row["run_id"] for row in board] == [str(better), str(worse)]
+    assert [row["standing"] for row in board] == ["best", "behind"]
+
+    bar = {"name": "bar", "run_id": str(better), "metric": "score"}
+    assert good(api.post("/api/regression/baselines", json=bar), 201)["value"] == 100
+    assert len(good(api.get("/api/regression/baselines"))["data"]) == 1
+    refused(api.post("/api/regression/baselines", json=bar | {"metric": "luck"}), 400, "luck")
+    check = {"run_id": str(worse), "baseline_name": "bar"}
+    found = good(api.post("/api/regression/check", json=check))
+    assert (found["verdict"], found["delta"], found["delta_percent"]) == ("fail", -75, -75)
+    refused(api.post("/api/regression/check", json=check | {"baseline_name": "x"}), 404)
+
+    model = good(api.post("/api/models", json={"name": "adder"}), 201)
+    refused(api.post("/api/models", json={"name": "adder"}), 409)
+    refused(api.post("/api/models", json={"name": "a/b"}), 422)
+    home = f"/api/models/{model['id']}"
+    gated = {"source_run_id": str(worse), "gate": "bar"}
+    refused(api.post(f"{home}/versions/promote", json=gated), 400)
+    asked = {"source_run_id": str(better), "description": "the first"}
+    version = good(api.post(f"{home}/versions/promote", json=asked))
+    assert (version["version"], version["status"]) == ("v1", "ready")
+    assert good(api.post(f"{home}/versions/promote", json=asked))["id"] == version["id"]
+    shown = good(api.put(f"{home}/aliases/champion", json={"version_id": version["id"]}))
+    assert shown["aliases"] == {"champion": "v1"}
+    assert good(api.get("/api/models"))[0]["latest_version"]["id"] == version["id"]
+    assert good(api.get(f"{home}/versions"))["data"][0]["sha256"] == version["sha256"]
+    place = f"/api/models/versions/{version['id']}"
+    assert good(api.get(f"{place}/verify"))["ok"] is True
+    packed = zipfile.ZipFile(io.BytesIO(api.get(f"{place}/download").content))
+    assert "adder-v1/config.json" in packed.namelist() and packed.testzip() is None
+    assert good(api.delete(f"{home}/aliases/champion"))["aliases"] == {}
+    refused(api.get(f"/api/models/{NOBODY}"), 404)
+    refused(api.get(f"/api/models/versions/{NOBODY}/download"), 404)
+
+
+def test_what_a_run_left_behind(api, store, root):
+    id = make_run(store, root, 1)
+    path = f"/api/tunix/runs/{id}"
+    files = good(api.get(f"{path}/artifacts"))["artifacts"]
+    sizes = {each["name"]: each["size"] for each in files}
+    assert sizes["model/model.safetensors"] == 100_000
+    assert all(each["path"].startswith("train-1/") for each in files)
+    answer = api.get(f"{path}/artifacts/model/config.json/download")
+    assert answer.json()["right"] == 1
+    assert "attachment" in answer.headers["content-disposition"]
+    refused(api.get(f"{path}/artifacts/none.txt/download"), 404)
+    assert good(api.get(f"{path}/metrics")) == [{"step": 1, "loss": 2.5}]
+
+
+def test_a_search(api):
+    space = {"learning_rate": {"type": "loguniform", "min": 0.001, "max": 0.1}}
+    asked = {"name": "search", "dataset_key": "sums-v1", "base_model_id": "tiny"}
+    asked |= {"search_space": space, "metric_name": "loss", "metric_mode": "min"}
+    job = good(api.post("/api/tuning/jobs", json=asked), 201)
+    assert (job["status"], job["num_samples"]) == ("created", 1)
+    assert [each["id"] for each in good(api.get("/api/tuning/jobs"))] == [job["id"]]
+    started = good(api.post(f"/api/tuning/jobs/{job['id']}/start"))
+    assert started["job_id"] == job["id"] and started["status"] == "running"
+    refused(api.post(f"/api/tuning/jobs/{job['id']}/start"), 400)
+    assert "trials" in good(api.get(f"/api/tuning/jobs/{job['id']}"))
+    good(api.post(f"/api/tuning/jobs/{job['id']}/cancel"))
+    refused(api.get(f"/api/tuning/jobs/{NOBODY}"), 404)
+    backwards = {"learning_rate": {"type": "uniform", "min": 1.0, "max": 0.1}}
+    refused(api.post("/api/tuning/jobs", json=asked | {"search_space": backwards}), 422, "below")
+    unknown = {"no_such": {"type": "choice", "values": [1]}}
+    refused(api.post("/api/tuning/jobs", json=asked | {"search_space": unknown}), 422, "no_such")
+    refused(api.post("/api/tuning/jobs", json=asked | {"dataset_key": "none-v1"}), 404)
+
+
+def test_health_and_figures(api, store, root):
+    assert good(api.get("/api/health")) == {"status": "healthy"}
+    assert good(api.get("/api/ready"))["database"] == store.dialect
+    redi = good(api.get("/api/redi/health"))
+    assert redi["status"] == "down" and "REDIAI_BASE_URL" in redi["error"]
+    make_run(store, root, 1, duration_seconds=3.0)
+    api.post("/api/traces", json=sum_trace(1))
+    text = api.get("/metrics").text
+    assert 'tunix_runs_total{mode="local",status="completed"} 2.0' in text
+    assert 'tunix_runs_duration_seconds_sum{mode="local",status="completed"} 3.0' in text
+    assert 'tunix_db_write_latency_ms_count{operation="create_trace"} 1.0' in text
+
+
+def test_the_same_request_is_done_once(api, store):
+    key = {"Idempotency-Key": "k1"}
+    first = api.post("/api/traces", json=sum_trace(1), headers=key)
+    again = api.post("/api/traces", json=sum_trace(1), headers=key)
+    assert again.json() == first.json() and again.status_code == 201
+    assert again.headers["idempotent-replayed"] == "true"
+    refused(api.post("/api/traces", json=sum_trace(2), headers=key), 422, "another request")
+    batch = {"Idempotency-Key": "k2"}
+    asked = [sum_trace(n) for n in (3, 4)]
+    answers = [api.post("/api/traces/batch", json=asked, headers=batch).json() for _ in range(3)]
+    assert answers[0] == answers[1] == answers[2] and count_traces(store) == 3
+    run = {"dataset_key": "sums-v1", "model_id": "tiny", "dry_run": False}
+    key = {"Idempotency-Key": "k3"}
+    ids = [
+        api.post("/api/tunix/run?mode=async", json=run, headers=key).json()["run_id"]
+        for _ in range(2)
+    ]
+    assert ids[0] == ids[1] and len(good(api.get("/api/tunix/runs"))["data"]) == 1
+    assert get_queued(store, UUID(ids[0])).status == "pending"
+
+
+def test_a_key_whose_trace_was_not_kept_is_free(api, store, monkeypatch):
+    "The answer and the trace are one transaction, so neither is there without the other."
+    key = {"Idempotency-Key": "k1"}
+    with monkeypatch.context() as patch:
+        patch.setattr("tunix_rt.serve.arrivals.insert_rows", lambda *_: 1 / 0)
+        assert api.post("/api/traces", json=sum_trace(1), headers=key).status_code == 500
+    with store.reading() as session:
+        assert session.get(IdempotentReply, "k1") is None
+    good(api.post("/api/traces", json=sum_trace(1), headers=key), 201)
+    assert count_traces(store) == 1
+
+
+def test_many_listeners_hold_no_connection(store, root):
+    "Forty streams at once on a pool of ten, while traces are posted."
+    run = RunRow(pipeline="train", status="running")
+    with store.writing() as session:
+        session.add(run)
+
+    async def listen(watch):
+        return [told async for told in follow(watch, run.id)]
+
+    async def crowd():
+        watch = Watch(store, every=0.02)
+        listeners = [asyncio.create_task(listen(watch)) for _ in range(40)]
+        await asyncio.sleep(0.3)
+        held = store.engine.pool.checkedout()
+        append_log(store, run.id, [("stdout", "news\n")])
+        with store.writing() as session:
+            session.get_one(RunRow, run.id).status = "completed"
+        told = await asyncio.gather(*listeners)
+        await watch.close()
+        return held, told
+
+    begun = time.monotonic()
+    held, told = asyncio.run(crowd())
+    assert held <= 1 and time.monotonic() - begun < 20
+    assert all("news" in each[0] and "completed" in each[-1] for each in told)
+
+
+def test_a_neighbour_in_trouble_does_not_stop_us(store, root):
+    with serving(store, rediai_url="http://127.0.0.1:9") as api:
+        begun = time.monotonic()
+        answers = [good(api.get("/api/redi/health")) for _ in range(5)]
+        assert answers[0]["status"] == "down" and time.monotonic() - begun < 5

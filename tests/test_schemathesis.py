@@ -1,0 +1,138 @@
+"Requests made up from the OpenAPI document, valid and not: no fault of ours, no answer beside it."
+
+import json
+from collections import defaultdict
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks as conformance
+from serving import TOKEN, make_run
+
+from tunix_rt.core.settings import Settings
+from tunix_rt.runs.evaluations import evaluate_run
+from tunix_rt.runs.promotion import promote
+from tunix_rt.runs.queue import enqueue
+from tunix_rt.runs.registry import create_model
+from tunix_rt.runs.tuning import create_job
+from tunix_rt.serve.app import create_app
+from tunix_rt.serve.schemas.traces import EXAMPLE
+from tunix_rt.store.traces import add_traces
+from tunix_rt.traces.schema import Trace
+
+QUICK = settings(
+    max_examples=5,
+    deadline=None,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+CHECKS = [
+    not_a_server_error,
+    conformance.status_code_conformance,
+    conformance.content_type_conformance,
+    conformance.response_schema_conformance,
+]
+schemathesis.serializer.alias("application/x-ndjson", "text/plain")
+TRACE = json.dumps(EXAMPLE)
+ORDER = {"dataset_key": "sums-v1", "model_id": "tiny"}
+SEARCH = {
+    "name": "search",
+    "dataset_key": "sums-v1",
+    "base_model_id": "tiny",
+    "metric_name": "loss",
+    "search_space": {"learning_rate": {"type": "choice", "values": [0.1, 0.2]}},
+}
+KINDS = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+
+
+@pytest.fixture
+def known(store, root):
+    "One of everything, so that requests which name something find it."
+    run = make_run(store, root, 3)
+    evaluate_run(store, run)
+    model = create_model(store, "adder")
+    (root / "data" / "imports" / "good.jsonl").write_text(TRACE)
+    ids = {
+        "trace_id": add_traces(store, [Trace.model_validate(EXAMPLE)])[0].id,
+        "run_id": run,
+        "model_id": model.id,
+        "version_id": promote(store, model.id, run).id,
+        "waiting_id": enqueue(store, "train", {"dataset": "sums-v1"}).id,
+        "job_id": create_job(store, **SEARCH).id,
+    }
+    others = {"dataset_key": "sums-v1", "filename": "run.json", "alias": "champion"}
+    return {name: str(id) for name, id in ids.items()} | others
+
+
+GOOD = {
+    "GET /api/traces/compare": {"query": {"base": "trace_id", "other": "trace_id"}},
+    "POST /api/traces/{trace_id}/score": {"body": {"criteria": "baseline"}},
+    "POST /api/tunix/runs/{run_id}/cancel": {"path_parameters": {"run_id": "waiting_id"}},
+    "POST /api/datasets/ingest": {"body": {"path": "good.jsonl", "source_name": "tests"}},
+    "POST /api/datasets/build": {"body": {"dataset_name": "all", "dataset_version": "v1"}},
+    "POST /api/datasets/upload": {"query": {"source_name": "t"}, "body": TRACE},
+    "POST /api/tunix/sft/export": {"body": {"dataset_key": "sums-v1"}},
+    "POST /api/tunix/sft/manifest": {"body": ORDER | {"output_dir": "out"}},
+    "POST /api/tunix/run": {"body": ORDER},
+    "POST /api/regression/baselines": {
+        "body": {"run_id": "run_id", "name": "b", "metric": "score"}
+    },
+    "POST /api/regression/check": {"body": {"run_id": "run_id", "baseline_name": "b"}},
+    "POST /api/tuning/jobs": {"body": SEARCH},
+    "POST /api/models/{model_id}/versions/promote": {"body": {"source_run_id": "run_id"}},
+    "PUT /api/models/{model_id}/aliases/{alias}": {"body": {"version_id": "version_id"}},
+}
+
+
+def ask_well(operation, known, answers):
+    "Send the one request that has an answer, and hold that against the document."
+    fields = {"path_parameters": {p.name: known[p.name] for p in operation.path_parameters}}
+    for part, value in GOOD.get(operation.label, {}).items():
+        if isinstance(value, dict):
+            value = {k: known.get(v, v) if isinstance(v, str) else v for k, v in value.items()}
+        fields[part] = value
+    case = operation.Case(**fields)
+    answer = case.call(base_url="http://localhost", headers=BEARER)
+    answers[operation.label].add(answer.status_code)
+    case.validate_response(answer, checks=CHECKS)
+
+
+def attack(operation, kind, answers, **fixed):
+    "Send some requests to one endpoint, and hold each answer against the document."
+
+    @seed(20261124)
+    @QUICK
+    @given(case=operation.as_strategy(generation_mode=kind, **fixed))
+    def one(case):
+        answer = case.call(base_url="http://localhost", headers=BEARER)
+        answers[operation.label].add(answer.status_code)
+        case.validate_response(
+            answer,
+            checks=CHECKS,
+        )
+
+    one()
+
+
+def test_every_endpoint_keeps_its_word(store, known):
+    app = create_app(Settings(token=TOKEN, allowed_hosts="testserver"), store)
+    document = schemathesis.openapi.from_asgi("/openapi.json", app, headers=BEARER)
+    refused, answers = [], defaultdict(set)
+    for found in document.get_all_operations():
+        operation = found.ok()
+        try:
+            ask_well(operation, known, answers)
+            for kind in KINDS:
+                attack(operation, kind, answers)
+        except Unsatisfiable:
+            pass  # nothing about such a request could be wrong
+        except Exception as error:
+            refused.append(f"{operation.label}: {error}")
+    assert not refused, "\n\n".join(refused)
+    unheard = [label for label, statuses in answers.items() if min(statuses) >= 300]
+    assert unheard == []  # each was asked at least once in a way that it could answer
