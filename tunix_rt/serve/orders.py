@@ -11,17 +11,19 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..core.errors import PathError
+from ..core.errors import PathError, RunError
 from ..core.files import read_json
 from ..core.settings import inside, resolve, settings
 from ..data.datasets import dataset_folder
 from ..runs.queue import QueuedRun, enqueue, get_queued
 from ..runs.worker import work
 from .schemas.runs import ManifestRequest, RunRequest, TrainingFields
+from .schemas.tuning import TuningRequest
 from ..store.engine import Store
 
 # %% auto #0
-__all__ = ['CHARACTERS', 'updates', 'model_source', 'training_parameters', 'order', 'order_and_wait', 'training_manifest']
+__all__ = ['CHARACTERS', 'PLACES', 'updates', 'model_source', 'training_parameters', 'order', 'order_and_wait', 'search_settings',
+           'training_manifest']
 
 # %% ../../nbs/serve/62_orders.ipynb #204ccba6
 CHARACTERS = 3.0  # In a token, as a guess
@@ -104,6 +106,26 @@ def order_and_wait(
     if not enough():
         work(store, until=enough, poll_seconds=0.5)
     return get_queued(store, run.id)
+
+# %% ../../nbs/serve/62_orders.ipynb #b887ece5
+PLACES = ("model", "base", "dataset", "evaluation_set", "continue_from", "coordinator", "run_dir")
+
+
+def search_settings(
+    asked: TuningRequest,  # As sent
+) -> dict[str, Any]:  # As `runs.tuning.create_job` takes them
+    "Say a search in the words of the notebook."
+    if places := [name for name in asked.search_space if name in PLACES]:
+        raise RunError(
+            f"a search over HTTP cannot vary {', '.join(places)}, which names a place on the "
+            f"server; search numbers and choices of the training, such as learning_rate"
+        )
+    fixed = {
+        "model": model_source(asked.base_model_id),
+        "optimiser": "muon" if asked.base_model_id == "tiny" else "adamw",
+    }
+    kept = {name: value for name, value in fixed.items() if name not in asked.search_space}
+    return asked.model_dump() | {"parameters": kept}
 
 # %% ../../nbs/serve/62_orders.ipynb #e6681400
 def training_manifest(

@@ -13,6 +13,7 @@ from ...core.errors import RunError
 from ...runs import tuning
 from ..bodies import StrictRoute
 from ..dependencies import Limit, Offset, Opened, say_next
+from ..orders import search_settings
 from ..refusals import answering
 from tunix_rt.serve.schemas.tuning import (
     TuningJobDetail,
@@ -32,7 +33,7 @@ router = APIRouter(route_class=StrictRoute, tags=["tuning"], prefix="/api/tuning
 def create_tuning_job(store: Opened, asked: TuningRequest) -> TuningJobShown:
     "Describe a search."
     with answering(422, RunError):
-        made = tuning.create_job(store, **asked.model_dump())
+        made = tuning.create_job(store, **search_settings(asked))
     return TuningJobShown.model_validate(made)
 
 

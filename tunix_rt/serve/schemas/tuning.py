@@ -75,6 +75,10 @@ class TuningRequest(BaseModel):
     search_space: Annotated[dict[Parameter, Dimension], Field(min_length=1, max_length=50)] = Field(
         examples=[{"learning_rate": {"type": "loguniform", "min": 0.001, "max": 0.1}}]
     )
+    evaluation_set: Annotated[Key, Field(description="What trials are examined on")] | None = None
+    sampler: Literal["tpe", "random"] = "tpe"
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
+    prune: bool = False
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #09c0abe0
 class TuningJobShown(BaseModel):
