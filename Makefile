@@ -25,5 +25,5 @@ clean:
 
 .venv/dev.stamp: settings.ini setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,serve,postgres]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,serve,postgres,kaggle]"
 	touch .venv/run.stamp $@
