@@ -74,7 +74,15 @@ def prompts(
     size: Size,  # Sets the vocabulary
 ) -> np.ndarray:  # int32 token ids, [PROMPTS, PROMPT_LENGTH]
     "Draw the prompts that every sampler continues."
-    shape = (PROMPTS, PROMPT_LENGTH)
+    return rows_of_prompts(size, PROMPTS)
+
+
+def rows_of_prompts(
+    size: Size,  # Sets the vocabulary
+    rows: int,  # How many
+) -> np.ndarray:  # int32 token ids, [rows, PROMPT_LENGTH]
+    "Draw any number of prompts; the first of them are always the same."
+    shape = (rows, PROMPT_LENGTH)
     return np.random.default_rng(1).integers(FIRST_TOKEN, size.vocabulary, shape, dtype=np.int32)
 
 
