@@ -12,14 +12,15 @@ from typing import Annotated
 import typer
 
 import tunix_rt
-from . import data
+from . import data, registry, server, store, tune
 from .compare import compare
+from .kaggle import app as kaggle
 from .pipelines import add_pipeline, run
 from ..core.errors import TunixError
 from ..runs.pipelines import list_pipelines
 
 # %% auto #0
-__all__ = ['MENDABLE', 'show', 'doctor', 'build_app', 'main']
+__all__ = ['TEAM', 'MENDABLE', 'show', 'doctor', 'build_app', 'main']
 
 # %% ../../nbs/cli/60_app.ipynb #df46b4fe
 def show(
@@ -36,12 +37,52 @@ def show(
 
     typer.echo(show_text(name))
 
+# %% ../../nbs/cli/60_app.ipynb #d1a0d002
+def doctor(
+    context: typer.Context,
+    plan: Annotated[
+        str, typer.Option(metavar="MODEL", help="Say what training this model would take")
+    ] = "",
+    memory: Annotated[str, typer.Option(help="Of one device, such as 16GiB; else asked")] = "",
+    devices: Annotated[int, typer.Option(min=0, help="How many there would be")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu or tpu")] = "auto",
+    lora_rank: Annotated[int, typer.Option(min=0, help="Of adapters; 0 trains everything")] = 0,
+    lora_targets: Annotated[str, typer.Option(help="all, attention, mlp, or names")] = "all",
+    base_dtype: Annotated[str, typer.Option(help="float32, bfloat16 or int8")] = "float32",
+    batch_rows: Annotated[int, typer.Option(help="Packed rows in one update")] = 8,
+    row_tokens: Annotated[int, typer.Option(help="Tokens in a row")] = 256,
+    slice_rows: Annotated[int, typer.Option(help="Rows at a time; 0 for all")] = 0,
+    optimiser: Annotated[str, typer.Option(help="adamw or muon")] = "adamw",
+    dtype: Annotated[str, typer.Option(help="To compute in: float32 or bfloat16")] = "float32",
+    remat: Annotated[str, typer.Option(help="Computed twice: none, dots or full")] = "none",
+    stacked: Annotated[
+        bool | None, typer.Option(help="Layers as one stack; by default if there are many")
+    ] = None,
+    mesh_data: Annotated[int, typer.Option(help="Devices with all weights; -1: the rest")] = 0,
+    mesh_fsdp: Annotated[int, typer.Option(help="Devices with a share of the weights")] = 0,
+    mesh_tensor: Annotated[int, typer.Option(help="Devices that split every product")] = 0,
+) -> None:
+    """Say what this machine has and lacks, or what a training would take.
 
-def doctor() -> None:
-    """Say what this machine has and lacks, and where things go."""
-    from tunix_rt.cli.doctor import doctor_text
+    With --plan: what parameters, optimiser, gradients, activations and scores take on each device,
+    and what to change if that is too much. Ends with 1 if something is missing or does not fit.
 
-    text, well = doctor_text()
+    Example: tunix-rt doctor --plan gemma-2-2b --lora-rank 16 --devices 8 --memory 16GiB
+    """
+    from tunix_rt.cli.doctor import doctor_text, plan_text
+
+    typed = {name: value for name, value in context.params.items() if name != "plan"}
+    if plan:
+        text, well = plan_text(plan, **typed)
+    else:
+        sources = {name: context.get_parameter_source(name) for name in typed}
+        strays = [
+            each for each, source in sources.items() if source and source.name == "COMMANDLINE"
+        ]
+        if strays:
+            given = ", ".join("--" + name.replace("_", "-") for name in strays)
+            raise typer.BadParameter(f"without --plan MODEL there is nothing for {given} to say")
+        text, well = doctor_text()
     typer.echo(text)
     raise typer.Exit(0 if well else 1)
 
@@ -65,6 +106,15 @@ def _everywhere(
     Begin with: tunix-rt demo
     """
 
+# %% ../../nbs/cli/60_app.ipynb #7ea30002
+TEAM = (
+    *(server.serve, server.worker, server.queue, server.runs, server.cancel),
+    *(tune.tune, tune.tuning),
+    *(registry.leaderboard, registry.score, registry.baseline, registry.gate),
+    *(registry.promote, registry.models, registry.verify),
+    *(store.import_run, store.backup, store.restore),
+)
+
 # %% ../../nbs/cli/60_app.ipynb #40f9284f
 def build_app() -> typer.Typer:  # Ready to be called
     "Put the commands together."
@@ -82,6 +132,10 @@ def build_app() -> typer.Typer:  # Ready to be called
     made = (data.generate, data.ingest, data.build, data.export)
     for command in (*made, run, compare, show, doctor):
         app.command()(command)
+    for shared in TEAM:
+        app.command()(shared)
+    app.add_typer(store.db, name="db")
+    app.add_typer(kaggle, name="kaggle", help="Take a submission to Kaggle, and results home.")
     return app
 
 # %% ../../nbs/cli/60_app.ipynb #75c98310

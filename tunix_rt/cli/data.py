@@ -5,6 +5,7 @@
 # %% ../../nbs/cli/30_data.ipynb #91773366
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +19,12 @@ from ..data.datasets import Dataset, build_dataset, freeze_recipe, load_dataset
 from ..data.exports import FORMATS, export_file, export_lines
 from ..data.generators import RECIPES
 from ..data.importers import ingest as read_file
+from ..data.shapes import SHAPES, harvest
 from ..data.ungar import high_card_duel
 from ..traces.schema import read_traces
 
 # %% auto #0
-__all__ = ['DUEL', 'announce', 'generate', 'ingest', 'assignments', 'traces_of', 'build', 'export']
+__all__ = ['DUEL', 'announce', 'generate', 'lengths_text', 'ingest', 'assignments', 'traces_of', 'build', 'export']
 
 # %% ../../nbs/cli/30_data.ipynb #73c9bd4b
 def announce(
@@ -65,8 +67,26 @@ def generate(
         announce(dataset)
 
 # %% ../../nbs/cli/30_data.ipynb #f2e7c18a
+def lengths_text(
+    path: Path,  # File of traces
+    room: int,  # Most that one example may take
+    tokenizer: str,  # Model folder whose tokens are counted; "" for characters
+) -> str:  # A table
+    "Sum up how long the traces of a file are."
+    from tunix_rt.data.lengths import by_domain, lengths
+
+    count, unit = len, "characters"
+    if tokenizer:
+        from tunix_rt.models.tokenizer import load_tokenizer
+
+        reader, unit = load_tokenizer(resolve(tokenizer)), "tokens"
+        count = lambda text: len(reader(text).input_ids)  # noqa: E731
+    table = by_domain(lengths(read_traces(path), count), room)
+    return f"\n{unit} in question and response, and how many are longer than {room:,}:\n{table}"
+
+
 def ingest(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="JSONL file, one trace a line")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSONL, one trace a line, or CSV")],
     source: Annotated[str, typer.Option(help="Where it comes from; kept in every trace")],
     into: Annotated[str, typer.Option(help="File to write [default: data/traces/FILE]")] = "",
     skip_invalid: Annotated[
@@ -75,15 +95,23 @@ def ingest(
     unlike: Annotated[
         list[str] | None, typer.Option(help="Evaluation set whose questions must not come in")
     ] = None,
+    format: Annotated[str, typer.Option(help=f"trace, {', '.join(SHAPES)}")] = "trace",
+    room: Annotated[
+        int, typer.Option(help="Sum up lengths, and count examples longer than this")
+    ] = 0,
+    tokenizer: Annotated[
+        str, typer.Option(help="Model folder whose tokens are counted [default: characters]")
+    ] = "",
 ) -> None:
-    """Check a file of traces and write the good ones to another.
+    """Check a file of traces, or of another shape, and write the good ones to another.
 
-    Example: tunix-rt ingest ~/Downloads/math.jsonl --source kaggle --unlike golden-v2
+    Example: tunix-rt ingest ~/Downloads/train.jsonl --source gsm8k --format gsm8k --room 1024
     """
-    target = resolve(into or Path("data/traces") / Path(file).name)
+    target = resolve(into or Path("data/traces") / Path(file).with_suffix(".jsonl").name)
     name = Path(file).expanduser()
     examined = chain.from_iterable(load_dataset(key) for key in unlike or [])
-    intake = read_file(
+    read = read_file if format == "trace" else partial(harvest, shape=format)
+    intake = read(
         name.absolute() if name.exists() else file,
         source=source,
         into=target,
@@ -96,6 +124,10 @@ def ingest(
         f"{intake.accepted:,} traces taken in, {intake.duplicates:,} copies and {intake.bad:,} bad "
         f"lines left out\n  in {target}"
     )
+    if secret := getattr(intake, "examined", 0):
+        typer.echo(f"  {secret:,} questions of the examination left out")
+    if room:
+        typer.echo(lengths_text(target, room, tokenizer))
 
 # %% ../../nbs/cli/30_data.ipynb #e2514f7a
 def assignments(

@@ -1,0 +1,299 @@
+"""To Kaggle and back: a session on a dressed machine, cut and resumed; a push to a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+import zipfile
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from kaggle_machine import Machine, dress, is_gone, newer_wheel
+from kaggle_server import KEY, Kaggle
+
+from tunix_rt.core.settings import settings
+from tunix_rt.kaggle.rules import FRAMEWORKS, KaggleError, faults, slug_of
+
+TOY = {
+    "model": "tiny", "method": "lora", "lora_rank": 4, "train_traces": 48, "held_out": 6,
+    "max_steps": 24, "checkpoint_every": 4, "batch_rows": 2, "row_tokens": 128, "examined": 4,
+    "max_new_tokens": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A folder with our wheel."
+    return newer_wheel(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "The submission as it leaves for Kaggle."
+    from tunix_rt.kaggle.submission import render
+
+    return render(TOY, tmp_path_factory.mktemp("rendered"))
+
+
+def lines_of(run: Path) -> list[tuple[int, float, float | None]]:
+    "What must not depend on luck in a run's metrics."
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line.get("validation_loss")) for line in lines]
+
+
+def cut(machine: Machine, notebook: Path, step: int) -> Path:
+    "Run the notebook until a step is saved, then cut the power; returns the run folder."
+    process, deadline = machine.start(notebook), time.monotonic() + 600
+    while not (found := list(machine.runs.glob(f"*-train/checkpoints/{step}"))):
+        assert process.poll() is None, process.communicate()[0].decode()[-3000:]
+        assert time.monotonic() < deadline, "it never came to the place where it was to be cut"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    train = found[0].parent.parent
+    while not is_gone(process, train):
+        assert time.monotonic() < deadline, "somebody still works in a run that was killed"
+        time.sleep(0.05)
+    return train.with_name(train.name.removesuffix("-train"))
+
+
+def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
+    tmp_path: Path, wheels: Path, notebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunix_rt.kaggle.resume import save_session
+    from tunix_rt.runs.execute import execute
+    from tunix_rt.runs.folder import read_run
+
+    machine = dress(tmp_path / "machine")
+    machine.attach(wheels, "tunix-rt-wheels")
+    run = cut(machine, notebook, step=4)
+    assert read_run(run).status == "interrupted" and not (run / "model").exists()
+    save_session(read_run(run), tmp_path / "saved")
+
+    machine.attach(tmp_path / "saved", "my-session")
+    machine.new_session()
+    process = machine.start(notebook)
+    said = process.communicate(timeout=900)[0].decode()
+    assert process.returncode == 0, said[-3000:]
+    assert (
+        "installed tunix_rt-99.0-py3-none-any.whl" in said and f"going on with {run.name}" in said
+    )
+
+    done, trained = read_run(run), read_run(Path(f"{run}-train"))
+    assert done.status == "completed" and len(done.facts["sessions"]) == 2
+    assert len(trained.facts["resumed_at"]) == 1
+    assert re.search(r"24 steps, going on from step (4|8|12|16|20),", trained.log.read_text())
+    made = {path.name for path in run.glob("[!.]*")}
+    assert {
+        "model",
+        "hackathon",
+        "predictions.jsonl",
+        "evaluation.json",
+        "report.html",
+        "image.txt",
+    } <= made
+    assert done.results["steps"] == 24 and done.results["before"] is not None
+
+    for name in ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, machine.variables()[name])
+    monkeypatch.setenv("TUNIX_RT_ROOT", str(machine.working))
+    settings.cache_clear()
+    whole = execute("train", trained.parameters, tmp_path / "whole", echo=False)
+    settings.cache_clear()
+    assert lines_of(whole.folder) == lines_of(trained.folder)
+    weights = [(r.model / "model.safetensors").read_bytes() for r in (whole, done)]
+    assert weights[0] == weights[1]
+    judges_can_restore(run)
+
+
+def judges_can_restore(run: Path) -> None:
+    "Restore the hackathon's layout with nothing but Orbax, and see that it holds what was learnt."
+    told = json.loads((run / "hackathon/lora.json").read_text())
+    folder = run / f"hackathon/actor/{told['step']}/model_params"
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(folder.absolute())
+    layer = found["layers"]["0"]
+    assert set(layer["attn"]) == {"q_einsum", "kv_einsum", "attn_vec_einsum"}
+    learnt = layer["attn"]["q_einsum"]["w_lora_b"]["value"]
+    assert learnt.shape[0] == told["rank"] == 8 and np.abs(learnt).max() > 0
+
+
+def test_a_session_without_wheels_fails_in_its_first_cell(tmp_path: Path, notebook: Path) -> None:
+    machine = dress(tmp_path / "machine")
+    process = machine.start(notebook)
+    said = process.communicate(timeout=300)[0].decode()
+    assert process.returncode != 0 and "attach the dataset with the wheels" in said
+    assert not machine.runs.exists()
+
+
+@pytest.fixture
+def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kaggle:
+    "A stand-in server, and a root of one's own."
+    server = Kaggle()
+    for name, value in server.variables(tmp_path / "config").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TUNIX_RT_ROOT", str(tmp_path / "root"))
+    settings.cache_clear()
+    yield server
+    server.server.shutdown()
+    monkeypatch.undo()
+    settings.cache_clear()
+
+
+def typed(line: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    "Type a line after `tunix-rt kaggle`."
+    from tunix_rt.cli.app import main
+
+    code = 0
+    try:
+        main(["kaggle", *line])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr()
+    assert KEY not in said.out + said.err, "a credential was printed"
+    return code, said.out + said.err
+
+
+def bundle_of(folder: Path) -> Path:
+    "A bundle with one wheel in it, as far as an upload can tell."
+    from tunix_rt.core.files import sha256_file, write_json
+
+    folder.mkdir(parents=True)
+    wheel = folder / "tunix_rt-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        text = "Metadata-Version: 2.1\nName: tunix_rt\nVersion: 0.1.0\n\n"
+        archive.writestr("tunix_rt-0.1.0.dist-info/METADATA", text)
+    facts = {"python": "3.12", "wheels": [], "sha256": {wheel.name: sha256_file(wheel)}}
+    write_json(folder / "bundle.json", facts)
+    return folder
+
+
+def test_push_through_kaggles_own_client(
+    kaggle: Kaggle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tunix_rt.data.datasets import build_dataset
+    from tunix_rt.data.generators import generate
+    from tunix_rt.kaggle.resume import SUBMISSION
+    from tunix_rt.runs.folder import start_run
+    from tunix_rt.runs.lock import release
+
+    build_dataset(generate("golden")[0], name="mine", version="v1")
+    run = start_run(SUBMISSION, tmp_path / "root/outputs/runs/first", {"model": "tiny"})
+    release(run.folder)
+    wheels = bundle_of(tmp_path / "wheels")
+    line = ["push", "--title", "Gemma shows its work", "-p", "dataset=mine-v1", "-p"]
+    line += ["max_steps=50", "--bundle", str(wheels), "--session", str(run.folder)]
+
+    code, said = typed([*line, "--dry-run", "--into", str(tmp_path / "dry")], capsys)
+    assert code == 0 and not kaggle.calls, said
+    assert sorted(path.name for path in (tmp_path / "dry").iterdir()) == [
+        "data-dataset", "notebook", "session", "wheels"]  # fmt: skip
+
+    code, said = typed(line, capsys)
+    assert code == 0 and "version 1, https://www.kaggle.com/code/ada/gemma-shows-its-work" in said
+    sent = kaggle.last("SaveKernel")
+    refs = [f"ada/gemma-shows-its-work-{part}" for part in ("wheels", "data", "session")]
+    assert sent["datasetDataSources"] == refs and set(kaggle.datasets) == set(refs)
+    assert sent["modelDataSources"] == ["google/gemma-2/transformers/gemma-2-2b/2"]
+    assert (sent["machineShape"], sent["enableInternet"]) == ("TpuV5E8", False)
+    assert sent["sessionTimeoutSeconds"] == 9 * 3600 and "max_steps = 50" in sent["text"]
+    assert kaggle.names_of(kaggle.datasets[refs[0]]["files"]) == {
+        "bundle.json",
+        "tunix_rt-0.1.0-py3-none-any.whl",
+    }
+    assert kaggle.names_of(kaggle.datasets[refs[2]]["files"]) == {"session.json", "session.tar"}
+    assert all(body["isPrivate"] for body in kaggle.datasets.values())
+
+    assert typed(line, capsys)[0] == 0 and kaggle.last("CreateDatasetVersion")[
+        "datasetSlug"
+    ].endswith("session")
+
+
+def test_what_kaggle_leaves_out_is_an_error(
+    kaggle: Kaggle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["push", "--title", "Gemma shows its work", "--internet"]
+    kaggle.unknown = ["google/gemma-2/transformers/gemma-2-2b/2"]
+    code, said = typed(line, capsys)
+    assert code == 1 and "without model google/gemma-2/transformers/gemma-2-2b/2" in said
+    kaggle.refused = {"tunix_rt-0.1.0-py3-none-any.whl"}
+    code, said = typed([*line, "--bundle", str(bundle_of(tmp_path / "wheels"))], capsys)
+    assert code == 1 and "without some of its files" in said and "Traceback" not in said
+
+
+def test_results_come_home_and_go_onto_the_leaderboard(
+    kaggle: Kaggle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tunix_rt.kaggle.resume import SUBMISSION
+    from tunix_rt.runs.folder import start_run
+    from tunix_rt.runs.queue import get_queued
+    from tunix_rt.store.engine import open_store
+
+    far = tmp_path / "far/outputs/runs/first"
+    run = start_run(SUBMISSION, far, {"model": "tiny"})
+    (far / "model").mkdir()
+    (far / "model/README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    (far / "checkpoints/2").mkdir(parents=True)
+    (far / "checkpoints/2/state").write_text("large")
+    run.finish({"answer_correctness": 0.5})
+    kaggle.output = tmp_path / "far"
+
+    assert typed(["status", "ada/gemma-shows-its-work"], capsys) == (
+        0,
+        "ada/gemma-shows-its-work: complete\n",
+    )
+    code, said = typed(
+        ["pull", "ada/gemma-shows-its-work", "--into", str(tmp_path / "home")], capsys
+    )
+    assert code == 0 and f"is run {run.run_id}" in said
+    assert not list((tmp_path / "home").rglob("checkpoints"))
+    store = open_store()
+    assert get_queued(store, UUID(run.run_id)).status == "completed"
+    store.close()
+
+    words = ["save", str(far), "--as", "model", "--title", "Gemma shows its work", "--upload"]
+    code, said = typed(words, capsys)
+    assert code == 0 and "ada/gemma-shows-its-work/transformers/main: a new variation" in said
+    assert kaggle.last("CreateModel")["description"] == "# A model"
+    assert kaggle.names_of(kaggle.last("CreateModelInstance")["body"]["files"]) == {"README.md"}
+
+
+def test_our_rules_are_those_of_kaggles_client() -> None:
+    from kaggle.api.kaggle_api_extended import KaggleApi
+    from kagglesdk.models.types.model_enums import ModelFramework
+    from slugify import slugify
+
+    for title in ("Gemma shows its work", "Ünï-cödé: 2B (v3)", "What's 2+2?", "a_b  c"):
+        assert slug_of(title) == slugify(title)
+    none, read = ModelFramework.MODEL_FRAMEWORK_UNSPECIFIED, KaggleApi().lookup_enum
+    known = {read(ModelFramework, none, name) for name in FRAMEWORKS}
+    assert len(known) == len(FRAMEWORKS) == len(ModelFramework) - 1
+
+
+def test_a_bundle_never_carries_jax(tmp_path: Path) -> None:
+    from tunix_rt.kaggle.bundle import check_bundle
+
+    folder = bundle_of(tmp_path / "wheels")
+    assert check_bundle(folder).facts["python"] == "3.12"
+    for name in ("jaxlib-0.10.2", "libtpu-0.0.44", "jax_cuda12_plugin-0.10.2"):
+        stem, _, version = name.rpartition("-")
+        wheel = folder / f"{name}-py3-none-any.whl"
+        shutil.copy(folder / "tunix_rt-0.1.0-py3-none-any.whl", wheel)
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"{name}.dist-info/METADATA", f"Name: {stem}\nVersion: {version}\n\n")
+        with pytest.raises(KaggleError, match="would replace"):
+            check_bundle(folder)
+        wheel.unlink()
+
+
+def test_faults_are_all_found_at_once() -> None:
+    assert (
+        len(list(faults("kernel", {"title": "x", "id": "X/y", "language": "perl", "more": 1}))) >= 6
+    )
