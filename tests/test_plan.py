@@ -71,7 +71,7 @@ def test_the_state_is_written_over(case: str) -> None:
 @pytest.mark.parametrize("kind", ["full", "LoRA"])
 def test_what_is_forgotten_is_not_held(kind: str) -> None:
     most, least = (seen()[f"{kind}, forgets {what}"]["temporaries"] for what in ("nothing", "all"))
-    assert least < 0.4 * most
+    assert least < most / 2, "of three layers one is held at a time; embedding and logits stay"
 
 
 def test_keeping_products_lies_between() -> None:
