@@ -230,6 +230,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'tunix_rt/data/importers.py'),
                                          'tunix_rt.data.importers.checked_line': ( 'data/importers.html#checked_line',
                                                                                    'tunix_rt/data/importers.py'),
+                                         'tunix_rt.data.importers.file_to_take': ( 'data/importers.html#file_to_take',
+                                                                                   'tunix_rt/data/importers.py'),
                                          'tunix_rt.data.importers.ingest': ('data/importers.html#ingest', 'tunix_rt/data/importers.py'),
                                          'tunix_rt.data.importers.labelled': ('data/importers.html#labelled', 'tunix_rt/data/importers.py'),
                                          'tunix_rt.data.importers.read_import': ( 'data/importers.html#read_import',

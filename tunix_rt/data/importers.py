@@ -17,7 +17,7 @@ from .selection import prompt_digest
 from ..traces.schema import Trace, parse_trace
 
 # %% auto #0
-__all__ = ['MOST_SHOWN', 'LINE', 'ADVICE', 'Intake', 'checked_line', 'labelled', 'read_import', 'ingest']
+__all__ = ['MOST_SHOWN', 'LINE', 'ADVICE', 'Intake', 'checked_line', 'labelled', 'read_import', 'file_to_take', 'ingest']
 
 # %% ../../nbs/data/90_importers.ipynb #574c1e3f
 MOST_SHOWN = 50  # Bad lines that are named; the rest are counted
@@ -106,6 +106,23 @@ def read_import(
     if intake.bad and not (skip_invalid and intake.accepted):
         raise intake.refusal()
 
+# %% ../../nbs/data/90_importers.ipynb #da23105f
+def file_to_take(
+    path: str | Path,  # As asked
+    source: str,  # What will be written to `meta.source`, 1 to 64 characters
+    folder: Path | None,  # Read only below this folder; None reads anywhere
+) -> tuple[Path, str]:  # The file, and what to call it
+    "Find a file that is to be taken in, refusing a source that is no name."
+    if not 1 <= len(source) <= 64 or not source.isprintable():
+        raise DatasetError(
+            f"the source {source[:80]!r} must be a name of 1 to 64 printable characters"
+        )
+    file = resolve(path) if folder is None else inside(folder, path)
+    if not file.is_file():
+        raise PathError(f"{file} is not a file; name a local file of records, one a line")
+    name = file.name if folder is None else file.relative_to(folder.resolve()).as_posix()
+    return file, name
+
 # %% ../../nbs/data/90_importers.ipynb #21a25a65
 def ingest(
     path: str | Path,  # JSONL, one trace a line
@@ -117,14 +134,7 @@ def ingest(
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
 ) -> Intake:  # What became of the lines
     "Check a file of traces and write the good ones, labelled, to another."
-    if not 1 <= len(source) <= 64 or not source.isprintable():
-        raise DatasetError(
-            f"the source {source[:80]!r} must be a name of 1 to 64 printable characters"
-        )
-    file = resolve(path) if folder is None else inside(folder, path)
-    if not file.is_file():
-        raise PathError(f"{file} is not a file; name a JSONL file, one trace a line")
-    name = file.name if folder is None else file.relative_to(folder.resolve()).as_posix()
+    file, name = file_to_take(path, source, folder)
     intake = Intake(file=name, source=source)
     traces = read_import(file, intake=intake, skip_invalid=skip_invalid, evaluation=evaluation)
     with disk_full_explained(into.name, into.parent), replacing(into) as output:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import DatasetError, PathError, TraceError
+from ..core.errors import DatasetError, TraceError
 from ..core.files import JSONRefused, canonical_json, parse_json, read_lines, replacing
-from ..core.settings import inside, resolve, settings
+from ..core.settings import settings
 from .datasets import disk_full_explained
-from .importers import ADVICE, LINE, Intake, labelled
+from .importers import ADVICE, LINE, Intake, file_to_take, labelled
 from .selection import prompt_digest
 from ..traces.render import check_renderable, split_steps
 from ..traces.schema import Trace, normalised_prompt, parse_trace
@@ -344,14 +344,7 @@ def harvest(
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
 ) -> Harvest:  # What became of the lines
     "Turn a file of another shape into a file of traces."
-    if not 1 <= len(source) <= 64 or not source.isprintable():
-        raise DatasetError(
-            f"the source {source[:80]!r} must be a name of 1 to 64 printable characters"
-        )
-    file = resolve(path) if folder is None else inside(folder, path)
-    if not file.is_file():
-        raise PathError(f"{file} is not a file; name a local file of the shape {shape}")
-    name = file.name if folder is None else file.relative_to(folder.resolve()).as_posix()
+    file, name = file_to_take(path, source, folder)
     taken = Harvest(file=name, source=source)
     traces = read_shape(
         file, shape, harvest=taken, skip_invalid=skip_invalid, evaluation=evaluation

@@ -18,10 +18,8 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ..core.errors import DatasetError, PathError
-from ..core.settings import inside, resolve
 from ..data.datasets import Dataset, build_dataset
-from ..data.importers import Intake, read_import
+from ..data.importers import Intake, file_to_take, read_import
 from ..data.selection import matches
 from .engine import Store
 from .tables import TraceRow, now
@@ -177,14 +175,7 @@ def ingest_into_store(
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
 ) -> Ingested:  # What became of the lines
     "Take a file of traces into the store, all of it or nothing."
-    if not 1 <= len(source_name) <= 64 or not source_name.isprintable():
-        raise DatasetError(
-            f"the source {source_name[:80]!r} must be a name of 1 to 64 printable characters"
-        )
-    file = resolve(path) if folder is None else inside(folder, path)
-    if not file.is_file():
-        raise PathError(f"{file} is not a file; name a JSONL file, one trace a line")
-    name = file.name if folder is None else file.relative_to(folder.resolve()).as_posix()
+    file, name = file_to_take(path, source_name, folder)
     done = Ingested(Intake(file=name, source=source_name))
     traces = read_import(file, intake=done.intake, skip_invalid=skip_invalid, evaluation=evaluation)
     with TemporaryFile("w+", encoding="utf-8", newline="\n") as spool:
