@@ -1,4 +1,4 @@
-"""To Kaggle and back: a session on a dressed machine, cut and resumed; a push to a stand-in."""
+"""To Kaggle and back: a session from a bundle, cut and resumed; a push to a stand-in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -15,23 +17,40 @@ from uuid import UUID
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from kaggle_machine import Machine, dress, is_gone, newer_wheel
+from kaggle_machine import COMPILED, Machine, dress, is_gone, make_image
 from kaggle_server import KEY, Kaggle
+from packaging.utils import canonicalize_name
 
+import tunix_rt
 from tunix_rt.core.settings import settings
 from tunix_rt.kaggle.rules import FRAMEWORKS, KaggleError, faults, slug_of
+from tunix_rt.runs.folder import Run
 
 TOY = {
-    "model": "tiny", "method": "lora", "lora_rank": 4, "train_traces": 48, "held_out": 6,
-    "max_steps": 24, "checkpoint_every": 4, "batch_rows": 2, "row_tokens": 128, "examined": 4,
+    "model": "tiny", "method": "lora", "lora_rank": 4, "train_traces": 32, "held_out": 2,
+    "max_steps": 16, "checkpoint_every": 4, "batch_rows": 2, "row_tokens": 128, "examined": 2,
     "max_new_tokens": 8,
 }  # fmt: skip
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "A folder with our wheel."
-    return newer_wheel(tmp_path_factory.mktemp("built"))
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A folder of links to what Kaggle's image has, with a frozen list beside it."
+    return make_image(tmp_path_factory.mktemp("usr") / "image")
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Path:
+    "The bundle that such an image needs, from the package index."
+    from tunix_rt.kaggle.bundle import make_bundle
+
+    into, frozen = tmp_path_factory.mktemp("made") / "wheels", image.with_suffix(".txt")
+    made = make_bundle(into, python=PYTHON, image=frozen)
+    carried = {wheel["name"] for wheel in made.facts["wheels"]}
+    assert {"tunix-rt", "optuna", "math-verify", "pydantic-settings"} <= carried
+    assert not carried & set(made.facts["image"]), "it carries what the image has"
+    return made.folder
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +84,14 @@ def cut(machine: Machine, notebook: Path, step: int) -> Path:
 
 
 def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
-    tmp_path: Path, wheels: Path, notebook: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, image: Path, wheels: Path, notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tunix_rt.kaggle.resume import save_session
+    from tunix_rt.kaggle.verify import compare_with_transformers
     from tunix_rt.runs.execute import execute
     from tunix_rt.runs.folder import read_run
 
-    machine = dress(tmp_path / "machine")
+    machine = dress(tmp_path / "machine", image)
     machine.attach(wheels, "tunix-rt-wheels")
     run = cut(machine, notebook, step=4)
     assert read_run(run).status == "interrupted" and not (run / "model").exists()
@@ -82,14 +102,14 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
     process = machine.start(notebook)
     said = process.communicate(timeout=900)[0].decode()
     assert process.returncode == 0, said[-3000:]
-    assert (
-        "installed tunix_rt-99.0-py3-none-any.whl" in said and f"going on with {run.name}" in said
-    )
+    assert f"installed tunix_rt-{tunix_rt.__version__}-py3-none-any.whl beside jax" in said
+    assert f"going on with {run.name}" in said and "PyTorch is not installed here" in said
+    assert compare_with_transformers(run / "model", "Is 7 odd?").startswith("transformers computes")
 
     done, trained = read_run(run), read_run(Path(f"{run}-train"))
     assert done.status == "completed" and len(done.facts["sessions"]) == 2
     assert len(trained.facts["resumed_at"]) == 1
-    assert re.search(r"24 steps, going on from step (4|8|12|16|20),", trained.log.read_text())
+    assert re.search(r"16 steps, going on from step (4|8|12),", trained.log.read_text())
     made = {path.name for path in run.glob("[!.]*")}
     assert {
         "model",
@@ -99,9 +119,9 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
         "report.html",
         "image.txt",
     } <= made
-    assert done.results["steps"] == 24 and done.results["before"] is not None
+    assert done.results["steps"] == 16 and done.results["before"] is not None
 
-    for name in ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "JAX_COMPILATION_CACHE_DIR"):
+    for name in (*COMPILED, "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.setenv(name, machine.variables()[name])
     monkeypatch.setenv("TUNIX_RT_ROOT", str(machine.working))
     settings.cache_clear()
@@ -111,6 +131,27 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
     weights = [(r.model / "model.safetensors").read_bytes() for r in (whole, done)]
     assert weights[0] == weights[1]
     judges_can_restore(run)
+
+
+@pytest.mark.skipif("TUNIX_RT_NIGHTLY" not in os.environ, reason="takes minutes; done every night")
+def test_a_bundle_for_an_image_that_nobody_has_seen_installs_into_the_barest(
+    tmp_path: Path, notebook: Path
+) -> None:
+    from tunix_rt.kaggle.bundle import KNOWN, make_bundle
+
+    image = make_image(tmp_path / "usr/image", [*KNOWN["tpu"], "ipykernel", "torch", "pip"])
+    made = make_bundle(tmp_path / "wheels", python=PYTHON, accelerator="tpu")
+    carried = {wheel["name"] for wheel in made.facts["wheels"]}
+    assert {"transformers", "pandas", "optuna", "ipykernel"} <= carried
+    machine = dress(tmp_path / "machine", image)
+    machine.attach(made.folder, "tunix-rt-wheels")
+    process = machine.start(notebook)
+    said = process.communicate(timeout=900)[0].decode()
+    assert process.returncode == 0, said[-3000:]
+    assert "transformers computes the same logits" in said and "restored as the judges do" in said
+    site = next(machine.disk.glob("opt/lib/python*/site-packages"))
+    brought = {canonicalize_name(path.name.split("-")[0]) for path in site.glob("*.dist-info")}
+    assert brought and brought <= carried - set(KNOWN["tpu"])
 
 
 def judges_can_restore(run: Path) -> None:
@@ -125,12 +166,39 @@ def judges_can_restore(run: Path) -> None:
     assert learnt.shape[0] == told["rank"] == 8 and np.abs(learnt).max() > 0
 
 
-def test_a_session_without_wheels_fails_in_its_first_cell(tmp_path: Path, notebook: Path) -> None:
-    machine = dress(tmp_path / "machine")
+def test_a_session_without_wheels_fails_in_its_first_cell(
+    tmp_path: Path, image: Path, notebook: Path
+) -> None:
+    machine = dress(tmp_path / "machine", image)
     process = machine.start(notebook)
     said = process.communicate(timeout=300)[0].decode()
     assert process.returncode != 0 and "attach the dataset with the wheels" in said
     assert not machine.runs.exists()
+
+
+def test_a_bundle_that_does_not_fit_is_refused_and_jax_stays(
+    tmp_path: Path, image: Path, notebook: Path
+) -> None:
+    machine = dress(tmp_path / "machine", image)
+    cells = json.loads(notebook.read_text())["cells"]
+    (cell,) = ("".join(c["source"]) for c in cells if "def install(" in "".join(c["source"]))
+
+    def installing(*needs: str, python: str = PYTHON) -> str:
+        shutil.rmtree(machine.disk / "kaggle/input")
+        machine.attach(bundle_of(tmp_path / str(len(needs)) / python, *needs, python=python), "w")
+        place = {"cwd": machine.working, "env": machine.variables()}
+        words = [str(machine.python), "-c", cell]
+        said = subprocess.run(words, capture_output=True, text=True, **place)
+        assert said.returncode == 1, said.stdout
+        return said.stderr
+
+    said = installing(python="3.9")
+    assert f"made for Python 3.9, and this is {PYTHON}" in said and "--python" in said
+    said = installing("jax>=99", "optuna>=98")
+    assert "does not install beside jax" in said and "jax>=99" in said
+    assert "optuna>=98" in installing("optuna>=98")
+    left = list(machine.disk.glob("opt/lib/python*/site-packages/*"))
+    assert [path.name for path in left] == ["image.pth"], "something was installed all the same"
 
 
 @pytest.fixture
@@ -161,18 +229,33 @@ def typed(line: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str
     return code, said.out + said.err
 
 
-def bundle_of(folder: Path) -> Path:
-    "A bundle with one wheel in it, as far as an upload can tell."
+def bundle_of(folder: Path, *needs: str, python: str = "3.12") -> Path:
+    "A bundle with one wheel in it, as far as anybody can tell who does not import it."
     from tunix_rt.core.files import sha256_file, write_json
 
     folder.mkdir(parents=True)
     wheel = folder / "tunix_rt-0.1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        text = "Metadata-Version: 2.1\nName: tunix_rt\nVersion: 0.1.0\n\n"
-        archive.writestr("tunix_rt-0.1.0.dist-info/METADATA", text)
-    facts = {"python": "3.12", "wheels": [], "sha256": {wheel.name: sha256_file(wheel)}}
+        lines = ["Metadata-Version: 2.1", "Name: tunix_rt", "Version: 0.1.0"]
+        lines += [f"Requires-Dist: {need}" for need in needs]
+        archive.writestr("tunix_rt-0.1.0.dist-info/METADATA", "\n".join(lines) + "\n\n")
+        archive.writestr("tunix_rt-0.1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+        archive.writestr("tunix_rt-0.1.0.dist-info/RECORD", "")
+    facts = {"python": python, "wheels": [], "sha256": {wheel.name: sha256_file(wheel)}}
     write_json(folder / "bundle.json", facts)
     return folder
+
+
+def finished(folder: Path, model: str) -> Run:
+    "A submission that is complete, as far as an upload can tell."
+    from tunix_rt.kaggle.resume import SUBMISSION
+    from tunix_rt.runs.folder import start_run
+
+    run = start_run(SUBMISSION, folder, {"model": model})
+    run.model.mkdir()
+    (run.model / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    run.finish({"answer_correctness": 0.5})
+    return run
 
 
 def test_push_through_kaggles_own_client(
@@ -187,14 +270,25 @@ def test_push_through_kaggles_own_client(
     build_dataset(generate("golden")[0], name="mine", version="v1")
     run = start_run(SUBMISSION, tmp_path / "root/outputs/runs/first", {"model": "tiny"})
     release(run.folder)
+    whole = finished(tmp_path / "root/outputs/runs/whole", "google/gemma-2-2b")
     wheels = bundle_of(tmp_path / "wheels")
     line = ["push", "--title", "Gemma shows its work", "-p", "dataset=mine-v1", "-p"]
     line += ["max_steps=50", "--bundle", str(wheels), "--session", str(run.folder)]
+    line += ["--publish", str(whole.folder)]
 
     code, said = typed([*line, "--dry-run", "--into", str(tmp_path / "dry")], capsys)
     assert code == 0 and not kaggle.calls, said
     assert sorted(path.name for path in (tmp_path / "dry").iterdir()) == [
-        "data-dataset", "notebook", "session", "wheels"]  # fmt: skip
+        "data-dataset", "model", "notebook", "session", "wheels"]  # fmt: skip
+    written = sorted(path.relative_to(tmp_path / "dry") for path in tmp_path.glob("dry/**/*-meta*"))
+    assert [str(path) for path in written] == [
+        "data-dataset/dataset-metadata.json",
+        "model/instance/model-instance-metadata.json",
+        "model/model-metadata.json",
+        "notebook/kernel-metadata.json",
+        "session/dataset-metadata.json",
+        "wheels/dataset-metadata.json",
+    ]
 
     code, said = typed(line, capsys)
     assert code == 0 and "version 1, https://www.kaggle.com/code/ada/gemma-shows-its-work" in said
@@ -210,6 +304,12 @@ def test_push_through_kaggles_own_client(
     }
     assert kaggle.names_of(kaggle.datasets[refs[2]]["files"]) == {"session.json", "session.tar"}
     assert all(body["isPrivate"] for body in kaggle.datasets.values())
+    assert kaggle.last("CreateModel")["isPrivate"]
+    variation = kaggle.last("CreateModelInstance")["body"]
+    assert variation["baseModelInstance"] == "google/gemma-2/transformers/gemma-2-2b"
+    assert kaggle.names_of(variation["files"]) == {"README.md"}
+    order = [name for name, _ in kaggle.calls if name.startswith(("Create", "SaveKernel"))]
+    assert order[-3:] == ["CreateModel", "CreateModelInstance", "SaveKernel"]
 
     assert typed(line, capsys)[0] == 0 and kaggle.last("CreateDatasetVersion")[
         "datasetSlug"
@@ -220,6 +320,9 @@ def test_what_kaggle_leaves_out_is_an_error(
     kaggle: Kaggle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["push", "--title", "Gemma shows its work", "--internet"]
+    code, said = typed(line, capsys)
+    assert code == 1 and "the session installs tunix_rt from wheels" in said and not kaggle.calls
+    line += ["--dataset-source", "ada/wheels"]
     kaggle.unknown = ["google/gemma-2/transformers/gemma-2-2b/2"]
     code, said = typed(line, capsys)
     assert code == 1 and "without model google/gemma-2/transformers/gemma-2-2b/2" in said
@@ -231,18 +334,13 @@ def test_what_kaggle_leaves_out_is_an_error(
 def test_results_come_home_and_go_onto_the_leaderboard(
     kaggle: Kaggle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tunix_rt.kaggle.resume import SUBMISSION
-    from tunix_rt.runs.folder import start_run
     from tunix_rt.runs.queue import get_queued
     from tunix_rt.store.engine import open_store
 
     far = tmp_path / "far/outputs/runs/first"
-    run = start_run(SUBMISSION, far, {"model": "tiny"})
-    (far / "model").mkdir()
-    (far / "model/README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    run = finished(far, "tiny")
     (far / "checkpoints/2").mkdir(parents=True)
     (far / "checkpoints/2/state").write_text("large")
-    run.finish({"answer_correctness": 0.5})
     kaggle.output = tmp_path / "far"
 
     assert typed(["status", "ada/gemma-shows-its-work"], capsys) == (

@@ -94,6 +94,7 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Let everybody see it")] = False,
     bundle: Annotated[str, typer.Option(help="Folder of wheels, from `bundle`")] = "",
     session: Annotated[str, typer.Option(help="Run to go on with")] = "",
+    publish: Annotated[str, typer.Option(help="Completed run whose model is published")] = "",
     model_source: Annotated[
         list[str] | None, typer.Option(help="owner/model/framework/variation/version to attach")
     ] = None,
@@ -106,7 +107,7 @@ def push(
 ) -> None:
     """Push the submission notebook to Kaggle with everything it needs; Kaggle runs it at once.
 
-    Example: tunix-rt kaggle push --title "Gemma shows its work" -p max_steps=500 --dry-run
+    Example: tunix-rt kaggle push --title "Gemma shows its work" --bundle outputs/kaggle/wheels-1
     """
     from tunix_rt.cli.data import assignments
     from tunix_rt.core.settings import resolve
@@ -127,6 +128,7 @@ def push(
         private=not public,
         bundle=resolve(bundle) if bundle else None,
         session=find_run(session) if session else None,
+        publish=find_run(publish) if publish else None,
         models=tuple(model_source or ()),
         datasets=tuple(dataset_source or ()),
     )

@@ -13,21 +13,21 @@ __all__ = ['SHOTS', 'spoken', 'video_outline']
 
 # %% ../../nbs/kaggle/90_outline.ipynb #8f104825
 SHOTS = (
-    ("0:00", 15, "The question", "A question of the examination, alone on the screen.",
+    (15, "The question", "A question of the examination, alone on the screen.",
      "Can a small model show how it gets to its answer?"),
-    ("0:15", 25, "Before", "The transcript of the untaught model, as it ran.",
+    (25, "Before", "The transcript of the untaught model, as it ran.",
      "Before, {before} of its answers are right, and it cannot say why."),
-    ("0:40", 30, "A trace", "One worked example, a step appearing at a time.",
+    (30, "A trace", "One worked example, a step appearing at a time.",
      "It learns from examples in which every step is written out and checked."),
-    ("1:10", 30, "Training", "The notebook's loss curve being drawn.",
+    (30, "Training", "The notebook's loss curve being drawn.",
      "{steps} steps, {tokens} tokens, one session. The recipe and its reasons are on the page."),
-    ("1:40", 30, "After", "The same question, the same model, its steps appearing.",
+    (30, "After", "The same question, the same model, its steps appearing.",
      "After, {answer_correctness} are right, between {low} and {high} with 95 % confidence."),
-    ("2:10", 20, "Is it luck?", "The table of differences, question by question.",
+    (20, "Is it luck?", "The table of differences, question by question.",
      "The same questions, paired: the chance of so large a difference by luck is {p_value}."),
-    ("2:30", 20, "What it cannot do", "A transcript that it gets wrong now.",
+    (20, "What it cannot do", "A transcript that it gets wrong now.",
      "It fails here, and where nobody taught it anything we have measured nothing."),
-    ("2:50", 10, "Yours", "The parameters cell of the notebook.",
+    (10, "Yours", "The parameters cell of the notebook.",
      "Change this cell and run it: everything is in the notebook."),
 )  # fmt: skip
 
@@ -50,7 +50,9 @@ def video_outline(
     "Lay out the video of a submission."
     names = ("before", "answer_correctness", "low", "high", "p_value", "steps", "tokens")
     said = {name: spoken(name, results.get(name)) for name in names}
-    lines = ["| from | seconds | shot | on the screen | said |", "|---|---|---|---|---|"]
-    for start, seconds, title, screen, words in SHOTS:
+    lines, begun = ["| from | seconds | shot | on the screen | said |", "|---|---|---|---|---|"], 0
+    for seconds, title, screen, words in SHOTS:
+        start = f"{begun // 60}:{begun % 60:02}"
         lines.append(f"| {start} | {seconds} | {title} | {screen} | {words.format(**said)} |")
+        begun += seconds
     return "\n".join(lines)

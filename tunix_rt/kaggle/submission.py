@@ -29,8 +29,8 @@ from ..runs.folder import Run
 from ..runs.pipelines import check_parameters, find_pipeline, with_defaults
 
 # %% auto #0
-__all__ = ['CODE', 'BASES', 'USAGE', 'render', 'Submission', 'Upload', 'base_source', 'dataset_upload', 'write_submission',
-           'write_model']
+__all__ = ['CODE', 'BASES', 'USAGE', 'render', 'Submission', 'Upload', 'base_source', 'dataset_upload', 'write_model',
+           'write_submission']
 
 # %% ../../nbs/kaggle/70_submission.ipynb #0a849438
 CODE = "submission.ipynb"
@@ -77,6 +77,7 @@ class Submission:
     private: bool = True
     bundle: Path | None = None  # Wheels, for a session without internet
     session: Run | None = None  # A run to go on with
+    publish: Run | None = None  # A completed run whose model goes along
     models: tuple[str, ...] = ()  # owner/model/framework/variation/version, beside the base
     datasets: tuple[str, ...] = ()  # owner/dataset, which are on Kaggle already
 
@@ -138,36 +139,6 @@ def _datasets(submission: Submission, asked: Mapping[str, Any], folder: Path) ->
         uploads.append(dataset_upload(folder / "session", submission, "session", line))
     return uploads
 
-
-def write_submission(
-    submission: Submission,  # What is to be pushed
-    into: Path,  # The folder to create; must not exist
-) -> list[Upload]:  # In the order in which they have to arrive
-    "Write everything that goes to Kaggle, and nothing that breaks its rules."
-    notebook = find_pipeline(SUBMISSION)
-    asked = with_defaults(notebook, check_parameters(notebook, submission.parameters))
-    if not submission.internet and submission.bundle is None:
-        raise KaggleError(
-            "a session without internet installs from wheels, and none are given. Make them with "
-            "`tunix-rt kaggle bundle` and name the folder with --bundle, or allow --internet"
-        )
-    with new_folder(into) as folder:
-        uploads = _datasets(submission, asked, folder)
-        (folder / "notebook").mkdir()
-        render(submission.parameters, folder / "notebook")
-        metadata = kernel_metadata(
-            submission.owner,
-            submission.title,
-            accelerator=submission.accelerator,
-            internet=submission.internet,
-            private=submission.private,
-            datasets=[upload.ref for upload in uploads] + list(submission.datasets),
-            models=[*base_source(str(asked["model"])), *submission.models],
-        )
-        write_metadata("kernel", folder / "notebook", metadata)
-        uploads.append(Upload("kernel", folder / "notebook", metadata["id"]))
-    return [replace(one, folder=into / one.folder.name) for one in uploads]
-
 # %% ../../nbs/kaggle/70_submission.ipynb #b62eb562
 USAGE = """# Model Format
 
@@ -189,8 +160,8 @@ def write_model(
     title: str,  # Of the model, 6 to 50 characters
     into: Path,  # The folder to create; must not exist
     *,
+    private: bool = True,  # Whether only the owner sees it
     variation: str = "main",  # Slug of this variation
-    base: str = "",  # owner/model/framework/variation on Kaggle
     licence: str = "Apache 2.0",  # From MODEL_LICENCES
 ) -> Upload:  # With the variation's files in `instance`
     "Write the result of a submission as a model for Kaggle."
@@ -198,7 +169,8 @@ def write_model(
         raise KaggleError(f"{run.folder} is {run.status} and holds no model; publish a whole run")
     card = (run.model / "README.md").read_text(encoding="utf-8")
     plain = card.split("---", 2)[2].strip() if card.startswith("---") else card
-    model = model_metadata(owner, title, description=plain)
+    model = model_metadata(owner, title, description=plain, private=private)
+    base = BASES.get(str(run.parameters.get("model")), "").rpartition("/")[0]
     with new_folder(into) as folder:
         shutil.copytree(run.model, folder / "instance")
         if (run.folder / "hackathon").is_dir():
@@ -217,3 +189,38 @@ def write_model(
         write_metadata("model", folder, model)
         write_metadata("instance", folder / "instance", instance)
     return Upload("model", into, f"{owner}/{model['slug']}")
+
+# %% ../../nbs/kaggle/70_submission.ipynb #91900f35
+def write_submission(
+    submission: Submission,  # What is to be pushed
+    into: Path,  # The folder to create; must not exist
+) -> list[Upload]:  # In the order in which they have to arrive
+    "Write everything that goes to Kaggle, and nothing that breaks its rules."
+    notebook = find_pipeline(SUBMISSION)
+    asked = with_defaults(notebook, check_parameters(notebook, submission.parameters))
+    if submission.bundle is None and not submission.datasets:
+        raise KaggleError(
+            "the session installs tunix_rt from wheels, and none are given. Make them with "
+            "`tunix-rt kaggle bundle` and name the folder with --bundle, or attach those that an "
+            "earlier push has uploaded with --dataset-source owner/...-wheels"
+        )
+    with new_folder(into) as folder:
+        uploads = _datasets(submission, asked, folder)
+        attached = [upload.ref for upload in uploads]
+        if submission.publish is not None:
+            words = (submission.publish, submission.owner, submission.title, folder / "model")
+            uploads.append(write_model(*words, private=submission.private))
+        (folder / "notebook").mkdir()
+        render(submission.parameters, folder / "notebook")
+        metadata = kernel_metadata(
+            submission.owner,
+            submission.title,
+            accelerator=submission.accelerator,
+            internet=submission.internet,
+            private=submission.private,
+            datasets=[*attached, *submission.datasets],
+            models=[*base_source(str(asked["model"])), *submission.models],
+        )
+        write_metadata("kernel", folder / "notebook", metadata)
+        uploads.append(Upload("kernel", folder / "notebook", metadata["id"]))
+    return [replace(one, folder=into / one.folder.name) for one in uploads]
