@@ -1,0 +1,251 @@
+"The pages, by a program and by a browser."
+
+import hashlib
+import re
+import shutil
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from importlib.resources import files
+from uuid import uuid4
+
+import httpx
+import pytest
+from serving import TOKEN, make_run, server_process, serving, sum_trace
+
+from tunix_rt.runs.baselines import set_baseline
+from tunix_rt.runs.evaluations import evaluate_run
+from tunix_rt.runs.logs import append_log
+from tunix_rt.runs.registry import find_model_named
+from tunix_rt.serve.access import COOKIE
+from tunix_rt.serve.app import create_app
+from tunix_rt.serve.routing import PAGES
+from tunix_rt.store.engine import open_store
+from tunix_rt.store.tables import RunRow, now
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+LISTS = ("/traces", "/datasets", "/runs", "/leaderboard", "/tuning", "/models")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HIT = "document.documentElement.dataset.hit = 1"
+EVIL = f"<script>{HIT}</script><img src=x onerror='{HIT}'> [click](javascript:{HIT})"
+
+
+@pytest.fixture
+def own(root):
+    "A store of our own, and where it is."
+    address = f"sqlite:///{root / 'pages.db'}"
+    with closing(open_store(address)) as store:
+        store.address = address
+        yield store
+
+
+def evil_trace() -> dict:
+    "A trace that would like to be a page."
+    meta = {"source": EVIL, "category": f"'\">{EVIL}"}
+    step = {"i": 0, "type": "<b>", "content": f"<svg onload='{HIT}'>"}
+    return {"prompt": EVIL, "final_answer": EVIL, "steps": [step], "meta": meta}
+
+
+def test_what_is_empty_says_how_to_fill_it(own):
+    with serving(own) as client:
+        for path in ("/", *LISTS, "/models/promote"):
+            page = client.get(path, headers=BROWSER)
+            assert page.status_code == 200, page.text
+            words = re.findall(r'class="empty">.*?</div>', page.text, re.DOTALL)
+            filled = path == "/datasets"
+            assert filled or any("tunix-rt" in each or "curl" in each for each in words), path
+            assert "script-src 'self'" in page.headers["content-security-policy"]
+            assert "<script>" not in page.text and " style=" not in page.text
+    paths = {path for path in create_app().openapi()["paths"]}
+    assert not any(path.split("/")[1] not in ("api", "metrics") for path in paths)
+    assert len([route for module in PAGES for route in module.router.routes]) >= 30
+
+
+def test_refusals_are_pages_for_people_and_json_for_programs(own):
+    missing = f"/runs/{uuid4()}"
+    with serving(own) as client:
+        page, told = client.get(missing, headers=BROWSER), client.get(missing)
+        assert page.status_code == told.status_code == 404
+        assert page.headers["content-type"].startswith("text/html")
+        assert "there is no run" in page.text and "there is no run" in told.json()["detail"]
+        assert (
+            page.headers["x-request-id"] and "script-src" in page.headers["content-security-policy"]
+        )
+        for path, status in (("/runs?status=odd", 400), ("/runs/7", 422), ("/nothing", 404)):
+            page = client.get(path, headers=BROWSER)
+            assert (page.status_code, "text/html; charset=utf-8") == (
+                status,
+                page.headers["content-type"],
+            )
+        part = client.get(missing, headers={**BROWSER, "HX-Request": "true"})
+        assert part.headers["content-type"] == "application/json"
+        foreign = {"Origin": "https://evil.example"}
+        assert client.post("/models/promote", headers={**BROWSER, **foreign}).status_code == 403
+        assert client.get("/static/../app.py").status_code == 404
+        assert client.get("/static/VENDORED.md").status_code == 404
+
+
+def test_signing_in(own):
+    with serving(own, token=TOKEN) as client:
+        sent = client.get("/runs?status=failed", headers=BROWSER, follow_redirects=False)
+        assert sent.status_code == 303
+        assert sent.headers["location"] == "/login?next=/runs%3Fstatus%3Dfailed"
+        assert client.get("/runs").status_code == 401
+        assert (
+            client.get("/login").status_code == client.get("/static/pages.css").status_code == 200
+        )
+        refused = client.post("/login", data={"token": "guess"}, headers=BROWSER)
+        assert refused.status_code == 403 and COOKIE not in client.cookies
+        away = {"token": TOKEN, "next": "//evil.example"}
+        assert client.post("/login", data=away, follow_redirects=False).headers["location"] == "/"
+        cookie = client.post("/login", data=away, follow_redirects=False).headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=lax" in cookie and TOKEN not in cookie
+        assert client.get("/runs").status_code == client.get("/api/traces").status_code == 200
+        client.post("/logout", follow_redirects=False)
+        assert client.get("/runs").status_code == 401
+
+
+def test_forms_do_what_endpoints_do(store, root):
+    good, bad = (make_run(store, root, right, model_id=f"knows-{right}") for right in (8, 1))
+    with serving(store) as client:
+        for run in (good, bad):
+            done = client.post(f"/runs/{run}/evaluate", data={"judge": "answer_correctness"})
+            assert done.status_code == 200, done.text  # after a redirect to the run
+            assert "of 100, 95% interval" in done.text
+        board = client.get("/leaderboard").text
+        assert board.count("<svg") == 3 and "best" in board and "behind" in board
+        asked = client.post(f"/runs/{good}/examine", data={"evaluation_set": "sums-v1"})
+        assert asked.status_code == 200 and "pending" in asked.text
+        set_baseline(store, "main", good)
+        form = {"model": "adder", "run_id": str(bad), "gate": "main", "alias": "champion"}
+        refused = client.post("/models/promote", data=form, headers=BROWSER)
+        assert refused.status_code == 400 and "was not promoted" in refused.text
+        made = client.post("/models/promote", data=form | {"run_id": str(good)})
+        assert made.status_code == 200 and "champion" in made.text
+        assert find_model_named(store, "adder").aliases == {"champion": "v1"}
+        waiting = asked.url.path.rsplit("/", 1)[-1]
+        assert "cancelled" in client.post(f"/runs/{waiting}/cancel").text
+        again = client.post(f"/runs/{waiting}/cancel", headers=BROWSER)
+        assert again.status_code == 400 and "nothing to cancel" in again.text
+        assert f"/runs/{bad}/answers" in client.get(f"/runs/{bad}").text
+        said = client.get(f"/runs/{bad}/answers?only=wrong")
+        assert said.text.count("<details>") == 7
+
+
+def test_a_report_is_in_a_sandbox(own, root):
+    run = make_run(own, root, 3)
+    folder = root / "outputs" / "runs" / "train-3"
+    (folder / "report.html").write_text(f"<script>{HIT}</script>")
+    with serving(own) as client:
+        page = client.get(f"/runs/{run}/report")
+        assert "sandbox" in page.headers["content-security-policy"]
+        assert "script-src" not in page.headers["content-security-policy"]
+
+
+def test_a_log_that_cannot_be_read_takes_nothing_along(own, root):
+    run = start_by_hand(own, root)
+    log = root / "outputs" / "runs" / "by-hand" / "metrics.jsonl"
+    with serving(own) as client:
+        for text in ('{"step": 1, "loss": NaN}\n', "[7]\n", '{"step": "one", "loss": null}\n'):
+            log.write_text(text)
+            for path in ("/", f"/runs/{run.id}", f"/runs/{run.id}/state"):
+                assert client.get(path).status_code == 200, (text, path)
+            assert client.get(f"/runs/{run.id}/curves").json() == {}
+
+
+def test_files_of_others_are_what_the_table_says():
+    static = files("tunix_rt.serve") / "static"
+    lines = (static / "VENDORED.md").read_text()
+    table = re.findall(r"^\| (\S+) \| .* \| ([0-9a-f]{64}) \|$", lines, re.MULTILINE)
+    assert {name for name, _ in table} == {"htmx.min.js", "uplot.min.js", "uplot.min.css"}
+    for name, sha256 in table:
+        assert hashlib.sha256((static / name).read_bytes()).hexdigest() == sha256, name
+    assert len((static / "pages.css").read_text().splitlines()) < 250
+
+
+@contextmanager
+def browser_at(url: str):
+    "Open a browser that notes what went wrong on its pages, and what they asked for elsewhere."
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(base_url=url, viewport={"width": 380, "height": 800})
+        page.wrong = []
+        page.on("console", lambda said: said.type == "error" and page.wrong.append(said.text))
+        page.on("pageerror", lambda error: page.wrong.append(str(error)))
+        page.on(
+            "request",
+            lambda asked: asked.url.startswith((url, "data:")) or page.wrong.append(asked.url),
+        )
+        yield page
+        browser.close()
+
+
+def start_by_hand(store, root) -> RunRow:
+    "A run that a worker seems to be at."
+    folder = root / "outputs" / "runs" / "by-hand"
+    folder.mkdir(parents=True)
+    moment = now()
+    run = RunRow(
+        id=uuid4(), pipeline="train", status="running", folder=str(folder.relative_to(root)),
+        worker="somewhere:1", started_at=moment, lease_until=moment + timedelta(minutes=10),
+        attempts=1, parameters={"max_steps": 40}, model_id="by-hand",
+    )  # fmt: skip
+    with store.writing() as session:
+        session.add(run)
+    append_log(store, run.id, [("stdout", "the first line\n")])
+    (folder / "metrics.jsonl").write_text('{"step": 10, "loss": 5.5}\n')
+    return run
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+def test_in_a_browser(own, root):
+    for right in (8, 1):
+        evaluate_run(own, make_run(own, root, right, model_id=f"knows-{right}"))
+    run, folder = start_by_hand(own, root), root / "outputs" / "runs" / "by-hand"
+    with server_process(own.address, root) as (_, url), browser_at(url) as page:
+        for trace in (evil_trace(), sum_trace(3)):
+            assert httpx.post(f"{url}/api/traces", json=trace).status_code == 201
+
+        for path in ("/", *LISTS):
+            page.goto(path)
+            wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert wide <= 0, f"{path} is {wide} pixels wider than a phone"
+        assert page.evaluate("document.fonts.size") == 0  # the system's own
+
+        page.goto("/traces")
+        assert page.locator("tbody tr").count() == 2
+        page.locator("tbody tr", has_text="<script>").locator("a").first.click()
+        assert EVIL in page.inner_text(".tunix-answer")
+        page.goto("/traces?text=3+%2B+3")
+        assert page.locator("tbody tr").count() == 1
+
+        page.goto("/leaderboard")
+        assert page.locator("tbody tr").count() == 2
+        assert page.locator("tbody svg title").first.text_content() == "100% of 8, 68–100"
+        assert "behind" in page.inner_text("tbody tr:nth-child(2)")
+
+        page.goto(f"/runs/{run.id}")
+        assert "the first line" in page.inner_text("pre.log")
+        page.wait_for_selector(".uplot canvas")
+        append_log(own, run.id, [("stdout", f"the second line, {EVIL}\n")])
+        with (folder / "metrics.jsonl").open("a") as log:
+            log.write('{"step": 20, "loss": 2.5}\n')
+        page.wait_for_selector("pre.log:has-text('the second line')")
+        page.wait_for_selector("#state:has-text('step 20 of 40')")
+        assert page.inner_text("pre.log").count("the first line") == 1
+        with own.writing() as session:
+            row = session.get_one(RunRow, run.id)
+            row.status, row.completed_at, row.message = "completed", now(), "all done"
+        page.wait_for_selector("#state .status-completed")
+        assert "all done" in page.inner_text("#state")
+        assert page.locator("form[action$='/cancel']").count() == 0
+
+        page.goto("/models/promote")
+        page.fill("input[name=model]", "adder")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("h1:has-text('Bad request')")  # by-hand left no model
+        page.click("text=Back")
+        page.wait_for_selector("h1:has-text('Promote')")
+        problems = [each for each in page.wrong if "400 (Bad Request)" not in each]
+        assert problems == [] and page.evaluate("document.documentElement.dataset.hit ?? 0") == 0

@@ -1,0 +1,95 @@
+// What keeps a page up to date. Everything on it can be read without this file.
+"use strict";
+
+const MOST = 400_000; // Characters of a log that stay on the page
+
+// The log of a run at work: pieces as they come, and a fresh page when the run has ended.
+function follow(log) {
+  const source = new EventSource(log.dataset.log);
+  source.addEventListener("log", (event) => {
+    const piece = JSON.parse(event.data);
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    const text = document.createElement("span");
+    text.className = piece.stream;
+    text.textContent = piece.chunk.replace(/\r(?!\n)/g, "\n"); // bars of progress
+    log.append(text);
+    while (log.childNodes.length > 1 && log.textContent.length > MOST) log.firstChild.remove();
+    if (atEnd) log.scrollTop = log.scrollHeight;
+  });
+  source.addEventListener("status", () => {
+    source.close();
+    location.reload();
+  });
+}
+
+// Curves: drawn again with a cursor that reads values off, and kept up to date while the run lasts.
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function plot(host, title, curves) {
+  const names = Object.keys(curves);
+  const strokes = names.length > 1 ? ["--quiet", "--accent", "--bad"] : ["--accent"];
+  const tables = names.map((name) => [
+    curves[name].map((point) => point[0]),
+    curves[name].map((point) => point[1]),
+  ]);
+  const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 } };
+  const shown = (_, value) => (value == null ? "–" : Number(value).toPrecision(4));
+  const series = names.map((name, place) => ({
+    label: name,
+    stroke: colour(strokes[place % strokes.length]),
+    width: 1.8,
+    spanGaps: true,
+    value: shown,
+    points: { show: curves[name].length < 3 },
+  }));
+  return new uPlot(
+    {
+      width: host.clientWidth,
+      height: 230,
+      scales: { x: { time: false } },
+      axes: [axis, { ...axis, size: 64 }],
+      series: [{ label: "step" }, ...series],
+    },
+    uPlot.join(tables),
+    host,
+  );
+}
+
+async function draw(charts, drawn) {
+  const answer = await fetch(charts.dataset.curves, { headers: { Accept: "application/json" } });
+  if (!answer.ok) return;
+  for (const [title, curves] of Object.entries(await answer.json())) {
+    const old = drawn.get(title);
+    if (old && old.series.length === Object.keys(curves).length + 1) {
+      old.setData(uPlot.join(Object.values(curves).map((c) => [c.map((p) => p[0]), c.map((p) => p[1])])));
+      continue;
+    }
+    if (!drawn.size) charts.replaceChildren();
+    old?.root.parentElement.remove();
+    const figure = document.createElement("figure");
+    const caption = document.createElement("figcaption");
+    caption.textContent = title;
+    figure.append(caption);
+    charts.append(figure);
+    drawn.set(title, plot(figure, title, curves));
+  }
+}
+
+function watch(charts) {
+  const drawn = new Map();
+  draw(charts, drawn);
+  if ("live" in charts.dataset) setInterval(() => draw(charts, drawn), 2000);
+  addEventListener("resize", () => {
+    for (const chart of drawn.values()) {
+      chart.setSize({ width: chart.root.parentElement.clientWidth, height: 230 });
+    }
+  });
+}
+
+document.querySelectorAll("[data-log]").forEach((log) => {
+  log.scrollTop = log.scrollHeight;
+  if (log.dataset.log) follow(log);
+});
+document.querySelectorAll("[data-curves]").forEach(watch);
