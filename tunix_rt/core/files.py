@@ -86,9 +86,9 @@ INT_LIMIT = 2**63  # Integers from here on do not fit a database column
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20 or not -INT_LIMIT <= int(text) < INT_LIMIT:
-        raise ValueError(f"the integer {text[:20]}... does not fit in 64 bits")
-    return int(text)
+    if len(text) < 19 or (len(text) <= 20 and -INT_LIMIT <= int(text) < INT_LIMIT):
+        return int(text)
+    raise ValueError(f"the integer {text[:20]}... does not fit in 64 bits")
 
 # %% ../../nbs/core/30_files.ipynb #a88cb149
 def _number(text: str) -> float:
@@ -115,19 +115,22 @@ DEEPEST = 100  # Lists and dicts inside each other
 
 
 def _scalar_fault(value: Any) -> str | None:
-    if isinstance(value, str):
-        if "\0" in value:
-            return "it holds a NUL character, which a database cannot keep"
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            return "it holds half of a surrogate pair, which is not a character"
-    elif isinstance(value, int) and not -INT_LIMIT <= value < INT_LIMIT:
+    if isinstance(value, int) and not -INT_LIMIT <= value < INT_LIMIT:
         return "an integer does not fit in 64 bits"
-    elif isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a JSON number"
-    elif not (value is None or isinstance(value, (int, float))):
+    if not (value is None or isinstance(value, (int, float))):
         return f"a {type(value).__name__} has no place in JSON"
+    return None
+
+
+def _text_fault(text: str) -> str | None:
+    if "\0" in text:
+        return "it holds a NUL character, which a database cannot keep"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "it holds half of a surrogate pair, which is not a character"
     return None
 
 
@@ -135,26 +138,47 @@ def json_fault(
     value: Any,  # Anything at all
 ) -> str | None:  # What is wrong with it, or None
     "Find out why a value cannot be written as JSON and read back the same everywhere."
-    level = [value]
-    for depth in range(DEEPEST + 1):
+    level, depth = [value], 0
+    while level:
         below: list[Any] = []
+        texts: list[str] = []
         for item in level:
-            if depth == DEEPEST and isinstance(item, (dict, list, tuple)):
+            if isinstance(item, str):
+                texts.append(item)
+            elif depth == DEEPEST and isinstance(item, (dict, list, tuple)):
                 return "its brackets are nested too deeply"
-            if isinstance(item, dict):
-                if not all(isinstance(key, str) for key in item):
+            elif isinstance(item, dict):
+                try:
+                    texts.append("".join(item))
+                except TypeError:
                     return "a key is not text"
-                below += item
                 below += item.values()
             elif isinstance(item, (list, tuple)):
                 below += item
             elif reason := _scalar_fault(item):
                 return reason
-        level = below
+        if reason := _text_fault("".join(texts)):
+            return reason
+        level, depth = below, depth + 1
     return None
 
 # %% ../../nbs/core/30_files.ipynb #a9c41ca0
 _SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # An escape for NUL, or for half a pair
+_STRICT = json.JSONDecoder(
+    parse_int=_integer, parse_float=_number, parse_constant=_constant, object_pairs_hook=_unique
+)
+
+
+def _too_deep(value: Any) -> bool:
+    level, depth = [[value]], 0
+    while level and depth <= DEEPEST:
+        below: list[Any] = []
+        for item in level:
+            for inner in item.values() if type(item) is dict else item:
+                if type(inner) is dict or type(inner) is list:
+                    below.append(inner)
+        level, depth = below, depth + 1
+    return bool(level)
 
 
 def parse_json(
@@ -164,17 +188,12 @@ def parse_json(
     "Parse JSON strictly: finite numbers, unique keys, whole characters, sober depth."
     try:
         whole = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(
-            whole,
-            parse_int=_integer,
-            parse_float=_number,
-            parse_constant=_constant,
-            object_pairs_hook=_unique,
-        )
-        brackets = whole.count("[") + whole.count("{")
-        if brackets > DEEPEST or isinstance(text, str) or _SUSPECT.search(whole):
+        value = _STRICT.decode(whole)
+        if isinstance(text, str) or _SUSPECT.search(whole):
             if reason := json_fault(value):
                 raise ValueError(reason)
+        elif whole.count("[") + whole.count("{") > DEEPEST and _too_deep(value):
+            raise ValueError("its brackets are nested too deeply")
         return value
     except json.JSONDecodeError as error:
         reason = f"it is not JSON ({error.msg} at character {error.pos + 1})"
@@ -187,13 +206,16 @@ def parse_json(
     raise JSONRefused(f"{where}: {reason}. Mend the line, or leave it out.")
 
 # %% ../../nbs/core/30_files.ipynb #6b8b16f7
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+)
+
+
 def canonical_json(
     value: Any,  # Anything made of dicts, lists, strings, numbers, booleans and None
 ) -> str:  # One line: keys sorted, no spaces, characters as they are
     "Spell `value` as JSON in the one way that hashes rely on."
-    return json.dumps(
-        value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-    )
+    return _CANONICAL.encode(value)
 
 # %% ../../nbs/core/30_files.ipynb #2188091e
 def write_json(
@@ -221,13 +243,14 @@ def read_lines(
         number = 0
         while line := file.readline(limit + 1):
             number += 1
-            too_long = len(line.rstrip(b"\r\n")) > limit
+            text = line.rstrip(b"\r\n")
+            too_long = len(text) > limit
             while too_long and line and not line.endswith(b"\n"):
                 line = file.readline(limit + 1)
             if too_long:
                 yield number, None
-            elif line.strip():
-                yield number, line.rstrip(b"\r\n")
+            elif text and not text.isspace():
+                yield number, text
 
 # %% ../../nbs/core/30_files.ipynb #fa84ad7c
 def _whole(

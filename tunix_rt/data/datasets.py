@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from ..core.errors import DatasetError, PathError
@@ -32,10 +32,11 @@ from tunix_rt.data.selection import (
     refuse_shared_prompts,
     split_sizes,
 )
+from ..traces.records import Written, read_proved
 from ..traces.schema import Trace, read_traces
 
 # %% auto #0
-__all__ = ['REQUIRED', 'dataset_key', 'Dataset', 'dataset_folder', 'load_dataset', 'make_files', 'disk_full_explained',
+__all__ = ['T', 'REQUIRED', 'dataset_key', 'Dataset', 'dataset_folder', 'load_dataset', 'make_files', 'disk_full_explained',
            'same_or_refuse', 'put_in_place', 'build_dataset', 'Clash', 'overlap', 'refuse_overlap', 'freeze_recipe']
 
 # %% ../../nbs/data/80_datasets.ipynb #1421b26d
@@ -58,6 +59,9 @@ def dataset_key(
     return key
 
 # %% ../../nbs/data/80_datasets.ipynb #089dd438
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Dataset:
     "A frozen folder of traces."
@@ -82,7 +86,13 @@ class Dataset:
 
     def traces(self, split: str | None = None) -> Iterator[Trace]:
         "Read the traces of one split, or all of them, one in memory at a time."
-        everything = read_traces(self.folder / "traces.jsonl")
+        return self._part(read_traces(self.folder / "traces.jsonl"), split)
+
+    def written(self, split: str | None = None) -> Iterator[Written]:
+        "Read the same traces as they are written, for those who only hand them on."
+        return self._part(read_proved(self.folder / "traces.jsonl"), split)
+
+    def _part(self, everything: Iterator[T], split: str | None) -> Iterator[T]:
         if split is None:
             return everything
         if split not in self.splits:

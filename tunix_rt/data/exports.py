@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from ..core.errors import DatasetError
 from ..core.files import canonical_json, replacing
 from .datasets import disk_full_explained
 from ..traces import render
+from ..traces.records import Written, record_of, write_down
 from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['Record', 'FORMATS', 'trace_record', 'tunix_sft_record', 'training_example_record', 'messages_record',
-           'prompt_completion_record', 'export_lines', 'export_file']
+           'prompt_completion_record', 'trace_line', 'export_lines', 'export_file']
 
 # %% ../../nbs/data/95_exports.ipynb #753a0bef
 Record = dict[str, Any]
@@ -74,6 +77,19 @@ FORMATS: dict[str, Callable[[Trace], Record]] = {
     "messages": messages_record,
     "prompt_completion": prompt_completion_record,
 }
+
+# %% ../../nbs/data/95_exports.ipynb #bef9f0da
+def trace_line(
+    written: Written,  # Any trace
+) -> str:  # Its `trace_record` as canonical JSON
+    "Write a trace as plain fields from what is spelled of it already."
+    answer, prompt, _ = written.spelled
+    contents = to_json([step["content"] for step in written.record["steps"]]).decode()
+    meta = written.meta if written.record["meta"] else "{}"
+    return (
+        f'{{"final_answer":{answer},"id":"{written.id}","metadata":{meta},"prompts":{prompt},'
+        f'"trace_steps":{contents}}}'
+    )
 
 # %% ../../nbs/data/95_exports.ipynb #b2a6bc6e
 def export_lines(

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import DatasetError, PathError, TraceError
-from ..core.files import canonical_json, read_lines, replacing
+from ..core.files import read_lines, replacing
 from ..core.settings import inside, resolve, settings
 from .datasets import disk_full_explained
 from .selection import prompt_digest
-from ..traces.schema import Trace, parse_trace
+from ..traces.records import TraceRecord, Written, read_record, write_down
+from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['MOST_SHOWN', 'LINE', 'ADVICE', 'Intake', 'checked_line', 'labelled', 'read_import', 'file_to_take', 'ingest']
@@ -58,20 +60,19 @@ ADVICE = " Mend the line, or leave it out."  # Said once for all of them
 def checked_line(
     line: bytes | None,  # As read; None when it was over the limit
     limit: int,  # Most bytes that a trace may take
-) -> Trace:  # Acceptable
+) -> TraceRecord:  # Acceptable
     "Read one line, or say what is wrong with it."
     if line is None:
         raise TraceError(f"it is longer than {limit:,} bytes, the most that one trace may take")
-    return parse_trace(line, where=LINE)
+    return read_record(line, where=LINE)
 
 
 def labelled(
-    trace: Trace,  # As it came
+    meta: dict[str, Any] | None,  # As it came
     intake: Intake,  # Where it came from
-) -> Trace:  # The same thought with its origin in `meta`
+) -> dict[str, Any]:  # The same with its origin in it
     "Write down where a trace came from."
-    origin = {"source": intake.source, "ingest_source_file": intake.file}
-    return trace.model_copy(update={"meta": {**(trace.meta or {}), **origin}})
+    return {**(meta or {}), "source": intake.source, "ingest_source_file": intake.file}
 
 # %% ../../nbs/data/90_importers.ipynb #64634c60
 def read_import(
@@ -80,7 +81,7 @@ def read_import(
     intake: Intake,  # Counts as reading goes on
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
-) -> Iterator[Trace]:  # The good ones, once each; keep them only if the end is reached
+) -> Iterator[Written]:  # The good ones, once each; keep them only if the end is reached
     "Read traces from a file that may hold anything."
     limit = settings().trace_max_bytes
     examined = {prompt_digest(trace.prompt) for trace in evaluation}
@@ -89,18 +90,22 @@ def read_import(
     for number, line in read_lines(path, limit):
         lines += 1
         try:
-            trace = checked_line(line, limit)
+            record = checked_line(line, limit)
         except TraceError as error:
             intake.note(number, str(error).removeprefix(f"{LINE}: ").removesuffix(ADVICE))
             continue
-        if examined and prompt_digest(trace.prompt) in examined:
-            intake.note(number, f"the evaluation set asks this: {trace.prompt[:80]!r}")
-        elif (identity := trace.id.bytes) in seen:
+        if examined and prompt_digest(record["prompt"]) in examined:
+            intake.note(number, f"the evaluation set asks this: {record['prompt'][:80]!r}")
+            continue
+        record["meta"] = labelled(record["meta"], intake)
+        written = write_down(record)
+        identity = bytes.fromhex(written.fingerprint[:32])
+        if identity in seen:
             intake.duplicates += 1
-        else:
-            seen.add(identity)
-            intake.accepted += 1
-            yield labelled(trace, intake)
+            continue
+        seen.add(identity)
+        intake.accepted += 1
+        yield written
     if not lines:
         raise DatasetError(f"{intake.file} is empty; a file of traces holds at least one line")
     if intake.bad and not (skip_invalid and intake.accepted):
@@ -138,6 +143,6 @@ def ingest(
     intake = Intake(file=name, source=source)
     traces = read_import(file, intake=intake, skip_invalid=skip_invalid, evaluation=evaluation)
     with disk_full_explained(into.name, into.parent), replacing(into) as output:
-        for trace in traces:
-            output.write(canonical_json(trace.model_dump(mode="json")) + "\n")
+        for written in traces:
+            output.write(written.line + "\n")
     return intake

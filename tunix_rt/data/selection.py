@@ -15,7 +15,8 @@ from typing import Any
 from uuid import UUID
 
 from ..core.errors import DatasetError
-from ..core.files import canonical_json, sha256_text
+from ..core.files import sha256_text
+from ..traces.records import record_of, write_down
 from ..traces.schema import Trace, normalised_prompt
 
 # %% auto #0
@@ -94,12 +95,13 @@ def fill_spool(
         for trace in traces:
             if not matches(trace, filters):
                 continue
-            identity = trace.id.bytes
+            written = write_down(record_of(trace))
+            identity = bytes.fromhex(written.fingerprint[:32])
             if identity in seen:
                 spool.duplicates += 1
                 continue
             seen.add(identity)
-            line = (canonical_json(trace.model_dump(mode="json")) + "\n").encode()
+            line = (written.line + "\n").encode()
             file.write(line)
             spool.starts.append(spool.starts[-1] + len(line))
             spool.steps.append(len(trace.steps))

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DatasetError, TraceError
-from ..core.files import JSONRefused, canonical_json, parse_json, read_lines, replacing
+from ..core.files import JSONRefused, parse_json, read_lines, replacing
 from ..core.settings import settings
 from .datasets import disk_full_explained
 from .importers import ADVICE, LINE, Intake, file_to_take, labelled
 from .selection import prompt_digest
 from ..traces.render import check_renderable, split_steps
-from ..traces.schema import Trace, normalised_prompt, parse_trace
+from ..traces.schema import Trace, normalised_prompt, parse_trace, trace_json
 
 # %% auto #0
 __all__ = ['MARKS', 'CALCULATOR', 'SUBJECT', 'ROLES', 'QUESTION', 'WORKING', 'ANSWERED', 'SHAPES', 'Read', 'WINDOW', 'boxed',
@@ -326,7 +326,7 @@ def read_shape(
         else:
             seen.add(identity)
             harvest.accepted += 1
-            yield labelled(trace, harvest)
+            yield trace.model_copy(update={"meta": labelled(trace.meta, harvest)})
     if not lines:
         raise DatasetError(f"{harvest.file} is empty; it should hold at least one record")
     if harvest.bad and not (skip_invalid and harvest.accepted):
@@ -351,5 +351,5 @@ def harvest(
     )
     with disk_full_explained(into.name, into.parent), replacing(into) as output:
         for trace in traces:
-            output.write(canonical_json(trace.model_dump(mode="json")) + "\n")
+            output.write(trace_json(trace) + "\n")
     return taken

@@ -22,7 +22,16 @@ from .refusals import Refusal
 from .replies import BUSY, Keep
 from ..store.engine import Store
 from ..store.tables import now
-from ..store.traces import Spelled, Stored, insert_rows, insert_traces, moment_text, spell
+from tunix_rt.store.traces import (
+    Spelled,
+    Stored,
+    insert_rows,
+    insert_written,
+    moment_text,
+    spell,
+    storable,
+)
+from ..traces.records import Written
 from ..traces.schema import Trace
 
 # %% auto #0
@@ -64,7 +73,7 @@ def _tell(waiting: Waiting, outcome: UUID | BaseException) -> None:
 
 # %% ../../nbs/serve/50_arrivals.ipynb #b81d0b94
 def _insert(session: Session, group: Sequence[Waiting]) -> list[UUID]:
-    ids = insert_rows(session, [each.row for each in group])
+    ids = [UUID(id) for id in insert_rows(session, [each.row for each in group])]
     for each, id in zip(group, ids, strict=True):
         if each.keep is not None:
             session.add(each.keep(each.stored(id)))
@@ -139,7 +148,7 @@ async def arrive(
     if arrivals.closed:
         raise StoreError("the server is stopping and takes nothing more; send it again in a moment")
     moment = now()
-    row = spell(trace, moment_text(arrivals.store.dialect, moment))
+    row = spell(storable(trace), moment_text(arrivals.store.dialect, moment))
     loop = asyncio.get_running_loop()
     each = Waiting(row, moment, trace.trace_version, loop.create_future(), loop, keep)
     arrivals.queue.put(each)
@@ -148,13 +157,13 @@ async def arrive(
 # %% ../../nbs/serve/50_arrivals.ipynb #3e5d64f7
 def add_batch(
     store: Store,  # Where to
-    traces: Sequence[Trace],  # Checked
+    traces: Sequence[Written],  # Checked
     keep: Keep | None = None,  # Makes a row that is to be there with the traces
 ) -> list[Stored]:  # In the same order, safe on the disk
     "Store a batch of traces."
     try:
         with store.writing() as session:
-            stored = insert_traces(session, traces)
+            stored = insert_written(session, traces)
             if keep is not None:
                 session.add(keep(stored))
     except IntegrityError:

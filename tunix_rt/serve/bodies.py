@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -18,21 +18,39 @@ from starlette.exceptions import HTTPException
 from ..core.files import JSONRefused, json_fault, parse_json
 
 # %% auto #0
-__all__ = ['OPERATION', 'Handler', 'Said', 'Name', 'Key', 'Whole', 'Real', 'Flag', 'StrictRequest', 'StrictRoute']
+__all__ = ['OPERATION', 'Handler', 'Said', 'Name', 'Key', 'Whole', 'Real', 'Flag', 'strict_json', 'StrictRequest', 'RawJSON',
+           'RawRequest', 'StrictRoute', 'RawRoute']
 
 # %% ../../nbs/serve/15_bodies.ipynb #33c2a7ba
+def strict_json(
+    body: bytes,  # As it came
+) -> Any:  # What it holds
+    "Read a body, or refuse it with the reason."
+    try:
+        return parse_json(body, "the body")
+    except JSONRefused as error:
+        said = str(error).removesuffix(" Mend the line, or leave it out.")
+        raise HTTPException(422, f"{said} Nothing was done; mend it and send it again.") from None
+
+
 class StrictRequest(Request):
     "A request whose body is read strictly."
 
     async def json(self) -> Any:
-        "Read the body, or refuse it with the reason."
-        try:
-            return parse_json(await self.body(), "the body")
-        except JSONRefused as error:
-            said = str(error).removesuffix(" Mend the line, or leave it out.")
-            raise HTTPException(
-                422, f"{said} Nothing was done; mend it and send it again."
-            ) from None
+        "Read the body, or refuse it."
+        return strict_json(await self.body())
+
+# %% ../../nbs/serve/15_bodies.ipynb #7c84d439
+class RawJSON(bytes):
+    "A body that was declared as JSON and has not been read yet."
+
+
+class RawRequest(Request):
+    "A request whose body is read by the type of the parameter that it is for."
+
+    async def json(self) -> RawJSON:
+        "Hand the body on."
+        return RawJSON(await self.body())
 
 # %% ../../nbs/serve/15_bodies.ipynb #d97d03e1
 OPERATION: ContextVar[str] = ContextVar("operation", default="other")
@@ -42,15 +60,23 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class StrictRoute(APIRoute):
     "A route that reads bodies strictly and says what it does."
 
+    reader: ClassVar[type[Request]] = StrictRequest
+
     def get_route_handler(self) -> Handler:
         "Wrap the framework's handler."
         handle, name = super().get_route_handler(), self.name
 
         async def strictly(request: Request) -> Response:
             OPERATION.set(name)
-            return await handle(StrictRequest(request.scope, request.receive))
+            return await handle(self.reader(request.scope, request.receive))
 
         return strictly
+
+
+class RawRoute(StrictRoute):
+    "A route whose parameter reads the body."
+
+    reader = RawRequest
 
 # %% ../../nbs/serve/15_bodies.ipynb #55da6fc3
 def _storable(text: str) -> str:

@@ -5,14 +5,13 @@
 # %% ../../nbs/store/40_datasets.ipynb #27b784df
 from __future__ import annotations
 
-import json
+import pickle
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
@@ -23,12 +22,13 @@ from ..data.importers import Intake, file_to_take, read_import
 from ..data.selection import matches
 from .engine import Store
 from .tables import TraceRow, now
-from .traces import BATCH, insert_rows, moment_text, spell
+from .traces import BATCH, Spelled, insert_rows, moment_text, spell
 from .walk import AT_ONCE, conditions, walk
+from ..traces.records import Written
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['LIGHT', 'newest_numbers', 'build_from_store', 'Ingested', 'ingest_into_store']
+__all__ = ['LIGHT', 'ROOM', 'newest_numbers', 'build_from_store', 'Ingested', 'ingest_into_store']
 
 # %% ../../nbs/store/40_datasets.ipynb #3807cec6
 LIGHT = (TraceRow.number, TraceRow.id, TraceRow.fingerprint, TraceRow.meta)
@@ -145,24 +145,23 @@ class Ingested:
             yield UUID(bytes=bytes(self.packed_ids[start : start + 16]))
 
 # %% ../../nbs/store/40_datasets.ipynb #f0a94bec
-def _spool(
-    traces: Iterable[Trace],  # One in memory at a time
-    spool: IO[str],  # An empty file
+ROOM = 4 * 2**20  # Characters of a block; a trace may have a megabyte
+
+
+def _blocks(
+    traces: Iterable[Written],  # One in memory at a time
     moment: str,  # When they arrived
-) -> None:
-    for trace in traces:
-        spool.write(json.dumps(spell(trace, moment), ensure_ascii=False) + "\n")
-    spool.seek(0)
-
-
-def _unspool(
-    spool: IO[str],  # As `_spool` left it
-    session: Session,  # A writing one
-    ids: bytearray,  # Added to, 16 bytes for each
-) -> None:
-    while lines := list(islice(spool, BATCH)):
-        for id in insert_rows(session, [json.loads(line) for line in lines]):
-            ids += id.bytes
+) -> Iterator[list[Spelled]]:  # As many rows as go to the database together
+    block: list[Spelled] = []
+    size = 0
+    for written in traces:
+        block.append(spell(written, moment))
+        size += len(written.content) + len(written.meta or "")
+        if len(block) == BATCH or size > ROOM:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 # %% ../../nbs/store/40_datasets.ipynb #22e16c3a
 def ingest_into_store(
@@ -178,8 +177,13 @@ def ingest_into_store(
     file, name = file_to_take(path, source_name, folder)
     done = Ingested(Intake(file=name, source=source_name))
     traces = read_import(file, intake=done.intake, skip_invalid=skip_invalid, evaluation=evaluation)
-    with TemporaryFile("w+", encoding="utf-8", newline="\n") as spool:
-        _spool(traces, spool, moment_text(store.dialect, now()))
+    count, moment = 0, moment_text(store.dialect, now())
+    with TemporaryFile() as spool:
+        for count, block in enumerate(_blocks(traces, moment), start=1):  # noqa: B007
+            pickle.dump(block, spool)
+        spool.seek(0)
         with store.writing() as session:
-            _unspool(spool, session, done.packed_ids)
+            for _ in range(count):
+                ids = insert_rows(session, pickle.load(spool))
+                done.packed_ids += bytes.fromhex("".join(ids))
     return done

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ PRAGMAS = (
     "synchronous=FULL",
     "foreign_keys=ON",
     f"journal_size_limit={64 * 2**20}",
+    "wal_autocheckpoint=8000",
+    "cache_size=-8000",
 )
 
 # %% ../../nbs/store/20_engine.ipynb #663fb3dc
@@ -123,6 +126,16 @@ class Store:
     def name(self) -> str:
         "Its address, without the password."
         return self.engine.url.render_as_string(hide_password=True)
+
+    @cached_property
+    def for_writing(self) -> Engine:
+        "The same connections, whose transactions begin as those of a writer."
+        return self.engine.execution_options(**{WRITING: True})
+
+    @cached_property
+    def for_reading(self) -> Engine:
+        "The same connections, held to reading."
+        return self.engine.execution_options(postgresql_readonly=True)
 
     def close(self) -> None:
         "Let go of all connections."
@@ -184,8 +197,7 @@ def writing(
 ) -> Iterator[Session]:  # Everything done with it is kept together, or not at all
     "Open a session that commits when its block ends well."
     with _trouble_explained(store), _turn(store):
-        engine = store.engine.execution_options(**{WRITING: True})
-        with Session(engine, expire_on_commit=False) as session, session.begin():
+        with Session(store.for_writing, expire_on_commit=False) as session, session.begin():
             session.connection()  # begin now: what is read in the block must not change under it
             yield session
 
@@ -196,8 +208,7 @@ def reading(
 ) -> Iterator[Session]:  # Sees what was committed, and cannot change it
     "Open a session that only reads."
     with _trouble_explained(store):
-        engine = store.engine.execution_options(postgresql_readonly=True)
-        with Session(engine, expire_on_commit=False) as session:
+        with Session(store.for_reading, expire_on_commit=False) as session:
             yield session
 
 # %% ../../nbs/store/20_engine.ipynb #6d0ab6d7

@@ -9,22 +9,25 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import ColumnElement, Row, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ..core.errors import MissingError, StoreError, TraceError
-from ..core.files import canonical_json, json_fault
+from ..core.files import json_fault
 from .engine import Store
 from .tables import TraceRow, TraceTally, now
+from ..traces.records import Written, record_of, write_down
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'Found', 'label', 'spell', 'insert_rows',
-           'moment_text', 'insert_traces', 'add_traces', 'found', 'get_traces', 'get_trace', 'count_traces', 'Page',
-           'list_traces']
+__all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'Found', 'label', 'spell', 'storable',
+           'insert_rows', 'moment_text', 'insert_written', 'insert_traces', 'add_traces', 'found', 'get_traces',
+           'get_trace', 'count_traces', 'Page', 'list_traces']
 
 # %% ../../nbs/store/30_traces.ipynb #5b497dc2
 @dataclass(frozen=True, slots=True)
@@ -65,84 +68,116 @@ COLUMNS = (
     "final_answer",
     "meta",
 )
-Spelled = list[str | None]  # One text for each of COLUMNS
+Spelled = list[Any]  # One text for each of COLUMNS; a source and a meta may be None
 
 
 def spell(
-    trace: Trace,  # Checked
+    written: Written,  # Checked
     moment: str,  # When it arrived, as text
 ) -> Spelled:  # The id is that of the content
     "Write a trace as a row of texts."
-    meta, fingerprint = trace.meta, trace.fingerprint
-    if meta and (reason := json_fault(meta)):
-        raise TraceError(f"meta of trace {trace.id}: {reason}. Mend it, or leave it out.")
+    record = written.record
+    meta = record["meta"] or {}
     return [
-        fingerprint[:32],
+        written.fingerprint[:32],
         moment,
-        trace.trace_version,
-        fingerprint,
-        label(meta.get("source")) if meta else None,
-        label(trace.category),
-        trace.prompt,
-        canonical_json([step.model_dump() for step in trace.steps]),
-        trace.final_answer,
-        None if meta is None else canonical_json(meta),
+        record["trace_version"],
+        written.fingerprint,
+        label(meta.get("source")),
+        label(str(meta.get("category", "other"))),
+        record["prompt"],
+        written.spelled[2],
+        record["final_answer"],
+        written.meta,
     ]
 
+
+def storable(
+    trace: Trace,  # Checked, but for its `meta`
+) -> Written:
+    "Write down a trace, or refuse one that no database could give back."
+    if trace.meta and (reason := json_fault(trace.meta)):
+        raise TraceError(f"meta of trace {trace.id}: {reason}. Mend it, or leave it out.")
+    return write_down(record_of(trace))
+
 # %% ../../nbs/store/30_traces.ipynb #117c89e7
-def _give_ids(
+def _taken(
     session: Session,  # A writing one
-    rows: Sequence[Spelled],  # Changed in place
-) -> list[UUID]:  # In the same order
-    wanted, connection = [UUID(row[0]) for row in rows], session.connection()
+    ids: Sequence[str],  # 32 hexadecimal digits each
+) -> set[str]:  # Those that a stored trace has
+    connection = session.connection()
     if connection.dialect.name == "sqlite":
-        query = f"SELECT id FROM traces WHERE id IN ({', '.join('?' * len(rows))})"
-        found = connection.exec_driver_sql(query, tuple(row[0] for row in rows))
-        taken = {UUID(id) for (id,) in found}
-    else:
-        query = "SELECT id FROM traces WHERE id = ANY(%s)"
-        taken = {id for (id,) in connection.exec_driver_sql(query, (wanted,))}
+        query = f"SELECT id FROM traces WHERE id IN ({', '.join('?' * len(ids))})"
+        return {id for (id,) in connection.exec_driver_sql(query, tuple(ids))}
+    query = "SELECT id FROM traces WHERE id = ANY(%s::uuid[])"
+    return {id.hex for (id,) in connection.exec_driver_sql(query, (list(ids),))}
+
+
+def _free_ids(
+    ids: Sequence[str],  # Those of the contents
+    taken: set[str],  # By others; added to
+) -> list[str]:  # In the same order; a random one for each that is taken
     given = []
-    for row, id in zip(rows, wanted, strict=True):
-        given.append(uuid4() if id in taken else id)
-        row[0] = given[-1].hex
+    for id in ids:
+        given.append(uuid4().hex if id in taken else id)
         taken.add(id)
     return given
 
 # %% ../../nbs/store/30_traces.ipynb #7fe7f9a4
+def _insertion(
+    session: Session,  # A writing one
+    count: int,  # Of rows
+) -> str:  # With a mark for each value
+    mark = "?" if session.connection().dialect.name == "sqlite" else "%s"
+    marks = f"({', '.join([mark] * len(COLUMNS))})"
+    return f"INSERT INTO traces ({', '.join(COLUMNS)}) VALUES {', '.join([marks] * count)}"
+
+
 def _send(
     session: Session,  # A writing one
     rows: Sequence[Spelled],  # With their ids
 ) -> None:
-    connection, names = session.connection(), ", ".join(COLUMNS)
+    connection = session.connection()
     if connection.dialect.name == "sqlite":
-        marks = ", ".join("?" * len(COLUMNS))
-        statement = f"INSERT INTO traces ({names}) VALUES ({marks})"
-        connection.exec_driver_sql(statement, [tuple(row) for row in rows])
+        values = tuple(chain.from_iterable(rows))
+        connection.exec_driver_sql(_insertion(session, len(rows)), values)
         return
     driver: Any = connection.connection
-    with driver.cursor() as cursor, cursor.copy(f"COPY traces ({names}) FROM STDIN") as copy:
+    columns = ", ".join(COLUMNS)
+    with driver.cursor() as cursor, cursor.copy(f"COPY traces ({columns}) FROM STDIN") as copy:
         for row in rows:
             copy.write_row(row)
+
+# %% ../../nbs/store/30_traces.ipynb #0b2562bb
+def _insert_one(
+    session: Session,  # A writing one
+    row: Spelled,  # Its id is changed in place
+) -> str:  # The id under which it is stored
+    statement = _insertion(session, 1) + " ON CONFLICT (id) DO NOTHING"
+    while not session.connection().exec_driver_sql(statement, tuple(row)).rowcount:
+        row[0] = uuid4().hex
+    return str(row[0])
 
 # %% ../../nbs/store/30_traces.ipynb #5fde0ad0
 def insert_rows(
     session: Session,  # A writing one
-    rows: Sequence[Spelled],  # From `spell`; some thousand at most
-) -> list[UUID]:  # Of the stored traces, in the same order
+    rows: Sequence[Spelled],  # From `spell`, a thousand at most; their ids are changed in place
+) -> list[str]:  # The ids under which they are stored, in the same order
     "Store rows under free ids."
+    if len(rows) == 1:
+        return [_insert_one(session, rows[0])]
     dialect = session.connection().dialect
-    spelled = [row[0] for row in rows]
+    wanted = [row[0] for row in rows]
+    given = _free_ids(wanted, set())
     for _ in range(10):
-        for row, id in zip(rows, spelled, strict=True):
+        for row, id in zip(rows, given, strict=True):
             row[0] = id
-        given = _give_ids(session, rows)
         try:
             with nullcontext() if dialect.name == "sqlite" else session.begin_nested():
                 _send(session, rows)
             return given
-        except dialect.loaded_dbapi.IntegrityError:
-            continue
+        except (IntegrityError, dialect.loaded_dbapi.IntegrityError):
+            given = _free_ids(wanted, _taken(session, wanted))
     raise StoreError("ten others stored the same traces at the same moment; send them once more")
 
 # %% ../../nbs/store/30_traces.ipynb #b8ec50f2
@@ -158,18 +193,25 @@ def moment_text(
     return text[:26] if dialect == "sqlite" else text
 
 
+def insert_written(
+    session: Session,  # A writing one, opened by the caller
+    traces: Sequence[Written],  # Any number
+) -> list[Stored]:  # In the same order; safe when the session commits
+    "Add traces that are written down, in the transaction of somebody else."
+    moment, ids = now(), list[str]()
+    text = moment_text(session.connection().dialect.name, moment)
+    for start in range(0, len(traces), BATCH):
+        ids += insert_rows(session, [spell(each, text) for each in traces[start : start + BATCH]])
+    pairs = zip(ids, traces, strict=True)
+    return [Stored(UUID(id), moment, each.record["trace_version"]) for id, each in pairs]
+
+
 def insert_traces(
     session: Session,  # A writing one, opened by the caller
     traces: Sequence[Trace],  # Any number
 ) -> list[Stored]:  # In the same order; safe when the session commits
     "Add traces in the transaction of somebody else."
-    moment, ids = now(), []
-    text = moment_text(session.connection().dialect.name, moment)
-    for start in range(0, len(traces), BATCH):
-        rows = [spell(trace, text) for trace in traces[start : start + BATCH]]
-        ids += insert_rows(session, rows)
-    pairs = zip(ids, traces, strict=True)
-    return [Stored(id, moment, trace.trace_version) for id, trace in pairs]
+    return insert_written(session, [storable(trace) for trace in traces])
 
 
 def add_traces(

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     StrictInt,
     ValidationError,
     model_validator,
 )
 from pydantic import StringConstraints as Text
+from pydantic_core import core_schema, to_json, to_jsonable_python
 
 from ..core.errors import TraceError
 from tunix_rt.core.files import (
@@ -35,30 +36,35 @@ from tunix_rt.core.files import (
 from ..core.settings import settings
 
 # %% auto #0
-__all__ = ['Long', 'Content', 'Label', 'Step', 'Trace', 'describe', 'parse_trace', 'read_traces', 'write_traces',
+__all__ = ['LONG', 'CONTENT', 'LABEL', 'MOST_STEPS', 'Number', 'Long', 'Content', 'Label', 'Step', 'content_json', 'Trace',
+           'describe', 'check_trace', 'parse_trace', 'read_traces', 'line_json', 'trace_json', 'write_traces',
            'normalised_prompt']
 
 # %% ../../nbs/traces/10_schema.ipynb #e8d41c74
-def _storable(text: Any) -> Any:
-    if isinstance(text, str):
-        if "\0" in text:
-            raise ValueError("it holds a NUL character, which a database cannot keep")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                "it holds half of a surrogate pair, which is not a character"
-            ) from None
-    return text
+class _Storable:
+    "The mark of a text that a database can keep."
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        without_nul = core_schema.custom_error_schema(
+            core_schema.str_schema(pattern=r"^[^\x00]*$"),
+            custom_error_type="value_error",
+            custom_error_context={
+                "error": "it holds a NUL character, which a database cannot keep"
+            },
+        )
+        return core_schema.chain_schema([handler(source), without_nul])
 
 
-Long = Annotated[
-    str, BeforeValidator(_storable), Text(strict=True, min_length=1, max_length=50_000)
-]
-Content = Annotated[
-    str, BeforeValidator(_storable), Text(strict=True, min_length=1, max_length=20_000)
-]
-Label = Annotated[str, BeforeValidator(_storable), Text(strict=True, min_length=1, max_length=64)]
+LONG = Text(strict=True, min_length=1, max_length=50_000)
+CONTENT = Text(strict=True, min_length=1, max_length=20_000)
+LABEL = Text(strict=True, min_length=1, max_length=64)
+MOST_STEPS = 1000
+Number = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+Long = Annotated[str, LONG, _Storable()]
+Content = Annotated[str, CONTENT, _Storable()]
+Label = Annotated[str, LABEL, _Storable()]
 
 # %% ../../nbs/traces/10_schema.ipynb #d1cebb9a
 class Step(BaseModel):
@@ -66,11 +72,20 @@ class Step(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    i: Annotated[StrictInt, Field(ge=0, lt=2**31)]
+    i: Number
     type: Label
     content: Content
 
 # %% ../../nbs/traces/10_schema.ipynb #95b38481
+def content_json(
+    prompt: str,  # What is asked
+    steps: Sequence[Mapping[str, Any]],  # Each with content, i and type, in this order
+    final_answer: str,  # What comes out
+) -> str:  # As `canonical_json` would write it
+    "Spell what a trace says in the one way that its fingerprint relies on."
+    return to_json({"final_answer": final_answer, "prompt": prompt, "steps": steps}).decode()
+
+# %% ../../nbs/traces/10_schema.ipynb #d15dcc25
 class Trace(BaseModel):
     "A prompt, the steps that lead somewhere, and a final answer."
 
@@ -78,23 +93,28 @@ class Trace(BaseModel):
 
     trace_version: Label = "1.0"
     prompt: Long
-    steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=1000)]
+    steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MOST_STEPS)]
     final_answer: Long
     meta: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _steps_differ(self) -> Trace:
-        numbers = [step.i for step in self.steps]
-        if len(set(numbers)) < len(numbers):
+        if len({step.i for step in self.steps}) < len(self.steps):
+            numbers = [step.i for step in self.steps]
             twice = next(number for number in numbers if numbers.count(number) > 1)
             raise ValueError(f"two steps are numbered {twice}; renumber one of them")
         return self
 
     @property
+    def content(self) -> str:
+        "Prompt, steps and answer as canonical JSON."
+        steps = [{"content": step.content, "i": step.i, "type": step.type} for step in self.steps]
+        return content_json(self.prompt, steps, self.final_answer)
+
+    @property
     def fingerprint(self) -> str:
         "The sha256 of prompt, steps and answer: 64 hexadecimal digits."
-        content = self.model_dump(include={"prompt", "steps", "final_answer"}, mode="json")
-        return sha256_text(canonical_json(content))
+        return sha256_text(self.content)
 
     @property
     def id(self) -> UUID:
@@ -126,8 +146,26 @@ def describe(
         reason = finding["msg"].removeprefix("Value error, ")
         if finding["type"] == "missing":
             reason = "it is missing"
+        if finding["type"] == "string_unicode":
+            reason = "it holds half of a surrogate pair, which is not a character"
         findings.append(f"{place}: {reason}")
     return "; ".join(findings)
+
+
+def check_trace(
+    value: Any,  # What a JSON document holds
+    where: str = "this trace",  # Named in the refusal, such as "traces.jsonl:7"
+) -> Trace:  # Checked and immutable
+    "Make a trace of its parts, or say everything that is wrong with them."
+    if not isinstance(value, dict):
+        raise TraceError(
+            f"{where}: a trace is a JSON object, and this is a {type(value).__name__}. "
+            f'Write {{"prompt": ..., "steps": [...], "final_answer": ...}}.'
+        )
+    try:
+        return Trace.model_validate(value)
+    except ValidationError as error:
+        raise TraceError(f"{where}: {describe(error)}. Mend the line, or leave it out.") from None
 
 
 def parse_trace(
@@ -136,17 +174,9 @@ def parse_trace(
 ) -> Trace:  # Checked and immutable
     "Read one trace, or say everything that is wrong with it."
     try:
-        value = source if isinstance(source, dict) else parse_json(source, where)
-        if not isinstance(value, dict):
-            raise TraceError(
-                f"{where}: a trace is a JSON object, and this is a {type(value).__name__}. "
-                f'Write {{"prompt": ..., "steps": [...], "final_answer": ...}}.'
-            )
-        return Trace.model_validate(value)
+        return check_trace(source if isinstance(source, dict) else parse_json(source, where), where)
     except JSONRefused as error:
         raise TraceError(str(error)) from None
-    except ValidationError as error:
-        raise TraceError(f"{where}: {describe(error)}. Mend the line, or leave it out.") from None
 
 # %% ../../nbs/traces/10_schema.ipynb #60233668
 def read_traces(
@@ -169,6 +199,25 @@ def read_traces(
         raise TraceError(f"{path} is empty; a file of traces holds at least one line")
 
 
+def line_json(
+    content: str,  # From `content_json`
+    meta: str,  # Canonical JSON
+    trace_version: str,  # As it is, not yet JSON
+) -> str:  # One line, with its keys in order
+    "Spell a whole trace, given what was spelled already."
+    cut = content.index(',"prompt":')
+    version = canonical_json(trace_version)
+    return f'{content[:cut]},"meta":{meta}{content[cut:-1]},"trace_version":{version}}}'
+
+
+def trace_json(
+    trace: Trace,  # Any trace
+) -> str:  # One line, as `canonical_json` would write it
+    "Spell a trace in the one way that fingerprints of files rely on."
+    meta = canonical_json(to_jsonable_python(trace.meta))
+    return line_json(trace.content, meta, trace.trace_version)
+
+
 def write_traces(
     path: Path,  # The file to create or to replace, by rename
     traces: Iterable[Trace],  # Any number of them
@@ -177,7 +226,7 @@ def write_traces(
     count = 0
     with replacing(path) as file:
         for count, trace in enumerate(traces, start=1):  # noqa: B007
-            file.write(canonical_json(trace.model_dump(mode="json")) + "\n")
+            file.write(trace_json(trace) + "\n")
     return count
 
 # %% ../../nbs/traces/10_schema.ipynb #0395ccc7

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from fastapi.responses import StreamingResponse
 from ...core.files import read_json
 from ...core.settings import resolve, settings
 from ...data.datasets import Dataset, load_dataset
-from ...data.exports import export_lines
+from ...data.exports import export_lines, trace_line
 from ..bodies import Name, Said, StrictRoute
 from ..dependencies import DatasetKey, Everything, Limit, Offset, patiently
 from ..refusals import answering
@@ -36,8 +37,8 @@ from ...store.datasets import Ingested, build_from_store, ingest_into_store
 from ...store.engine import Store
 
 # %% auto #0
-__all__ = ['router', 'BODY', 'build_dataset', 'ingest_dataset', 'upload_dataset', 'export_dataset', 'get_dataset',
-           'list_datasets']
+__all__ = ['router', 'BODY', 'PIECE', 'build_dataset', 'ingest_dataset', 'upload_dataset', 'in_pieces', 'export_dataset',
+           'get_dataset', 'list_datasets']
 
 # %% ../../../nbs/serve/routers/40_datasets.ipynb #73888189
 router = APIRouter(route_class=StrictRoute, tags=["datasets"])
@@ -66,23 +67,18 @@ async def build_dataset(services: Everything, asked: BuildRequest) -> BuiltDatas
 
 # %% ../../../nbs/serve/routers/40_datasets.ipynb #be988f95
 def _told(done: Ingested) -> Iterator[str]:
-    intake, comma = done.intake, ""
+    intake, comma, ids = done.intake, "", done.trace_ids()
     lines = [{"line": line, "reason": reason} for line, reason in intake.reasons]
     facts = {"duplicates": intake.duplicates, "bad_count": intake.bad, "bad_lines": lines}
     yield f'{{"ingested_count": {len(done)}, {json.dumps(facts)[1:-1]}, "trace_ids": ['
-    for id in done.trace_ids():
-        yield f'{comma}"{id}"'
+    while some := [f'"{id}"' for id in islice(ids, 2000)]:
+        yield comma + ",".join(some)
         comma = ","
     yield "]}"
 
 
-def _in_pieces(texts: Iterator[str], size: int = 2000) -> Iterator[str]:
-    while piece := "".join(text for text, _ in zip(texts, range(size), strict=False)):
-        yield piece
-
-
 def _answer(done: Ingested) -> StreamingResponse:
-    return StreamingResponse(_in_pieces(_told(done)), 201, media_type="application/json")
+    return StreamingResponse(_told(done), 201, media_type="application/json")
 
 
 @router.post("/api/datasets/ingest", status_code=201, response_model=IngestedFile)
@@ -129,6 +125,23 @@ async def upload_dataset(
         return _answer(await patiently(services, ingest, path))
 
 # %% ../../../nbs/serve/routers/40_datasets.ipynb #b11cde37
+PIECE = 2**18  # Characters that are sent together
+
+
+def in_pieces(
+    lines: Iterable[str],  # Of any length
+) -> Iterator[str]:  # The same text in fewer pieces
+    "Gather lines until they are worth a way through the server."
+    waiting, size = list[str](), 0
+    for line in lines:
+        waiting.append(line)
+        size += len(line)
+        if size >= PIECE:
+            yield "".join(waiting)
+            waiting, size = [], 0
+    yield "".join(waiting)
+
+
 @router.get(
     "/api/datasets/{dataset_key}/export.jsonl",
     response_class=StreamingResponse,
@@ -138,9 +151,13 @@ def export_dataset(
     dataset_key: DatasetKey, format: Format = "trace", split: Annotated[Name | None, Query()] = None
 ) -> StreamingResponse:
     "Write a dataset as lines."
-    traces = load_dataset(dataset_key, resolve(settings().datasets)).traces(split)
-    lines = _in_pieces(export_lines(traces, format), 50)
-    return StreamingResponse(lines, media_type="application/x-ndjson")
+    dataset = load_dataset(dataset_key, resolve(settings().datasets))
+    lines: Iterator[str]
+    if format == "trace":
+        lines = (trace_line(each) + "\n" for each in dataset.written(split))
+    else:
+        lines = export_lines(dataset.traces(split), format)
+    return StreamingResponse(in_pieces(lines), media_type="application/x-ndjson")
 
 
 @router.get("/api/datasets/{dataset_key}")

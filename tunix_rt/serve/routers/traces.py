@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic import ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from ...core.errors import MissingError
 from ...core.settings import settings
 from ..arrivals import add_batch, arrive
-from ..bodies import Said, StrictRoute
+from ..bodies import RawJSON, RawRoute, Said, StrictRoute, strict_json
 from ..dependencies import Everything, Limit, Offset, Opened
 from ..refusals import Refusal
 from ..replies import keeping
@@ -36,14 +38,15 @@ from tunix_rt.serve.schemas.traces import (
 )
 from ...store.engine import Store
 from ...store.scores import add_score, baseline_score, latest_score
-from ...store.traces import BATCH, Stored
+from ...store.traces import BATCH, Stored, storable
 from ...store.traces import get_trace as read_trace
 from ...store.traces import list_traces as list_stored
+from ...traces.records import Written, quick_records, write_down
 from ...traces.schema import Trace
 
 # %% auto #0
-__all__ = ['router', 'Filter', 'create_trace', 'check_batch', 'create_traces', 'list_traces', 'compare_traces', 'get_trace',
-           'score_trace']
+__all__ = ['router', 'Batch', 'Filter', 'create_trace', 'read_batch', 'check_batch', 'create_traces', 'list_traces',
+           'compare_traces', 'get_trace', 'score_trace']
 
 # %% ../../../nbs/serve/routers/20_traces.ipynb #27f49bee
 router = APIRouter(route_class=StrictRoute, tags=["traces"])
@@ -64,9 +67,22 @@ async def create_trace(
     stored = await arrive(services.arrivals, trace, keep)
     return Response(_spelled(stored), 201, media_type="application/json")
 
+# %% ../../../nbs/serve/routers/20_traces.ipynb #520bf345
+def read_batch(
+    body: Any,  # Its text; anything else was not declared as JSON
+    careful: ValidatorFunctionWrapHandler,  # Reads a list of traces, or says what is wrong
+) -> list[Written]:
+    "Read the traces of a batch."
+    if isinstance(body, RawJSON):
+        quick = quick_records(body)
+        if quick is not None:
+            return [write_down(record) for record in quick]
+        body = strict_json(body)
+    return [storable(trace) for trace in careful(body)]
+
 # %% ../../../nbs/serve/routers/20_traces.ipynb #c092785b
 def check_batch(
-    traces: Sequence[Trace],  # Checked one by one
+    traces: Sequence[Written],  # Checked one by one
     size: int,  # Of the whole body, in bytes
     limit: int,  # Bytes that one trace may take
 ) -> None:
@@ -76,7 +92,7 @@ def check_batch(
     if size <= limit:
         return
     for position, trace in enumerate(traces):
-        if (length := len(trace.model_dump_json())) > limit:
+        if (length := len(trace.line.encode())) > limit:
             raise Refusal(
                 413,
                 f"trace {position} takes {length:,} bytes, more than the {limit:,} that one may "
@@ -85,21 +101,37 @@ def check_batch(
 
 # %% ../../../nbs/serve/routers/20_traces.ipynb #57c23b47
 def _all_spelled(stored: Sequence[Stored]) -> str:
-    traces = [stored_trace(each) for each in stored]
-    return TracesStored.model_construct(created_count=len(traces), traces=traces).model_dump_json()
+    told = [
+        {"id": each.id, "created_at": each.created_at, "trace_version": each.trace_version}
+        for each in stored
+    ]
+    return to_json({"created_count": len(told), "traces": told}).decode()
 
 
-@router.post("/api/traces/batch", status_code=201, response_model=TracesStored)
-async def create_traces(
-    request: Request,
-    services: Everything,
-    traces: Annotated[list[Trace], Body(openapi_examples={"two": {"value": [EXAMPLE, EXAMPLE]}})],
-) -> Response:
+Batch = Annotated[
+    list[Trace],
+    WrapValidator(read_batch),
+    Body(openapi_examples={"two": {"value": [EXAMPLE, EXAMPLE]}}),
+]
+
+
+async def create_traces(request: Request, services: Everything, traces: Batch) -> Response:
     "Keep up to a thousand traces, all of them or none."
-    check_batch(traces, len(await request.body()), settings().trace_max_bytes)
+    written = cast(list[Written], traces)
+    check_batch(written, len(await request.body()), settings().trace_max_bytes)
     keep = keeping(request.scope["state"], 201, _all_spelled)
-    stored = await run_in_threadpool(add_batch, services.store, traces, keep)
+    stored = await run_in_threadpool(add_batch, services.store, written, keep)
     return Response(_all_spelled(stored), 201, media_type="application/json")
+
+
+router.add_api_route(
+    "/api/traces/batch",
+    create_traces,
+    methods=["POST"],
+    status_code=201,
+    response_model=TracesStored,
+    route_class_override=RawRoute,
+)
 
 # %% ../../../nbs/serve/routers/20_traces.ipynb #3f4a7748
 Filter = Annotated[Said | None, Query(max_length=200)]
