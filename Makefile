@@ -3,6 +3,9 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# What the tests compare with, kept aside: transformers imports torch wherever it finds it, which
+# would slow down every process and is not what most users have.
+TORCH := torch==2.13.0 peft==0.21.2 accelerate==1.15.0
 
 .PHONY: demo test lab clean
 
@@ -26,4 +29,5 @@ clean:
 .venv/dev.stamp: settings.ini setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,serve,postgres,kaggle]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/torch $(TORCH)
 	touch .venv/run.stamp $@

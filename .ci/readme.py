@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     "nbs/index.ipynb": "README.md",
     "nbs/guides/10_kaggle.ipynb": "docs/kaggle_submission.md",
+    "nbs/guides/20_server.ipynb": "docs/server.md",
 }
 
 

@@ -66,7 +66,7 @@ def generate(
     for dataset in made:
         announce(dataset)
 
-# %% ../../nbs/cli/30_data.ipynb #f2e7c18a
+# %% ../../nbs/cli/30_data.ipynb #59ec7b9e
 def lengths_text(
     path: Path,  # File of traces
     room: int,  # Most that one example may take
@@ -84,7 +84,7 @@ def lengths_text(
     table = by_domain(lengths(read_traces(path), count), room)
     return f"\n{unit} in question and response, and how many are longer than {room:,}:\n{table}"
 
-
+# %% ../../nbs/cli/30_data.ipynb #f2e7c18a
 def ingest(
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSONL, one trace a line, or CSV")],
     source: Annotated[str, typer.Option(help="Where it comes from; kept in every trace")],

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from .errors import PathError
 
 # %% auto #0
-__all__ = ['find_root', 'Settings', 'settings', 'resolve', 'inside']
+__all__ = ['find_root', 'Places', 'Settings', 'settings', 'resolve', 'inside']
 
 # %% ../../nbs/core/20_settings.ipynb #844acac0
 def find_root(
@@ -38,9 +38,9 @@ def _either(
 ) -> AliasChoices:  # For `validation_alias`
     return AliasChoices(f"TUNIX_RT_{name.upper()}", older, name)
 
-# %% ../../nbs/core/20_settings.ipynb #c417458f
-class Settings(BaseSettings):
-    "What a deployment may change; read from `TUNIX_RT_*` environment variables."
+# %% ../../nbs/core/20_settings.ipynb #11f153f5
+class Places(BaseSettings):
+    "The folders that a deployment may move."
 
     model_config = SettingsConfigDict(
         env_prefix="TUNIX_RT_", extra="ignore", env_ignore_empty=True, populate_by_name=True
@@ -51,6 +51,14 @@ class Settings(BaseSettings):
     imports: Path = Field(Path("data/imports"), description="The folder ingest may read from")
     runs: Path = Field(Path("outputs/runs"), description="Folder of run folders")
     models: Path = Field(Path("outputs/models"), description="Folder of promoted model versions")
+    compiled: Path = Field(
+        Path("~/.cache/tunix_rt/compiled"), description="What runs compiled, for the next to take"
+    )
+
+# %% ../../nbs/core/20_settings.ipynb #c417458f
+class Settings(Places):
+    "What a deployment may change; read from `TUNIX_RT_*` environment variables."
+
     database_url: str | None = Field(
         None,
         repr=False,

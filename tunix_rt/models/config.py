@@ -17,6 +17,27 @@ from ..core.errors import ModelError
 __all__ = ['SECOND', 'THIRD', 'SEEING', 'PRESETS', 'LEFT_OUT', 'GRANTED', 'GemmaConfig', 'preset', 'parameter_count',
            'rope_settings', 'layer_rhythm', 'check_family', 'from_hugging_face', 'to_hugging_face']
 
+# %% ../../nbs/models/10_config.ipynb #a64c6150
+def _check(
+    shape: GemmaConfig,  # Just made
+) -> None:
+    "Refuse a shape whose numbers contradict each other."
+    if shape.query_heads % shape.key_heads:
+        raise ModelError(
+            f"{shape.query_heads} query heads cannot share {shape.key_heads} key heads evenly; "
+            f"make query_heads a multiple of key_heads"
+        )
+    if shape.head_width % 2:
+        raise ModelError(
+            f"head_width is {shape.head_width}, and rotary positions turn features in pairs; "
+            f"make it even"
+        )
+    if shape.pattern and len(shape.pattern) != shape.layers:
+        raise ModelError(
+            f"pattern says of {len(shape.pattern)} layers whether they slide, and there are "
+            f"{shape.layers}; give one value for each layer, or none"
+        )
+
 # %% ../../nbs/models/10_config.ipynb #d2738a06
 @dataclass(frozen=True)
 class GemmaConfig:
@@ -44,21 +65,7 @@ class GemmaConfig:
     family: str = "gemma2"  # "gemma2" or "gemma3_text", as in config.json
 
     def __post_init__(self) -> None:
-        if self.query_heads % self.key_heads:
-            raise ModelError(
-                f"{self.query_heads} query heads cannot share {self.key_heads} key heads evenly; "
-                f"make query_heads a multiple of key_heads"
-            )
-        if self.head_width % 2:
-            raise ModelError(
-                f"head_width is {self.head_width}, and rotary positions turn features in pairs; "
-                f"make it even"
-            )
-        if self.pattern and len(self.pattern) != self.layers:
-            raise ModelError(
-                f"pattern says of {len(self.pattern)} layers whether they slide, and there are "
-                f"{self.layers}; give one value for each layer, or none"
-            )
+        _check(self)
 
     def is_sliding(
         self,

@@ -247,7 +247,7 @@ def plan_text(
     lines += ["", verdict(made), *(f"  {line}" for line in _advice(made))]
     return "\n".join(lines)
 
-
+# %% ../../nbs/training/65_plan.ipynb #a4158977
 def plan_html(
     made: Plan,  # From `plan`
 ) -> str:  # For a notebook or a page

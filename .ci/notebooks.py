@@ -1,0 +1,47 @@
+"""Run every library notebook as nbdev_test does, each in a process of its own.
+
+A process shared between notebooks would pass settings and module state on, and a process begun from
+nothing spends longer on importing jax than most notebooks take. So one server process imports what
+is slow, starts nothing with it, and forks for each notebook.
+"""
+
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+
+SLOW = ["nbdev.test", "jax", "flax.nnx", "optax", "orbax.checkpoint", "transformers", "pandas"]
+SLOW += ["matplotlib.pyplot", "sqlalchemy.orm", "fastapi", "papermill", "optuna", "math_verify"]
+ONCE = {"20_server.ipynb"}  # It trains for real; pytest runs it, and compares what it says
+
+
+def run(path: Path) -> tuple[Path, bool, float]:
+    "Run one notebook; what goes wrong in it is printed."
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+
+    config, start = get_config(), time.monotonic()
+    passed, _ = test_nb(path, skip_flags=config.tst_flags.split(), basepath=config.config_path)
+    return path, passed, time.monotonic() - start
+
+
+def main() -> int:
+    "Run them all, two at a time."
+    notebooks = [
+        path
+        for path in sorted(Path("nbs").resolve().rglob("*.ipynb"))
+        if "pipelines" not in path.parts and not path.name.startswith(".") and path.name not in ONCE
+    ]
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(SLOW)
+    with server.Pool(2, maxtasksperchild=1) as pool:
+        results = list(pool.imap_unordered(run, notebooks, chunksize=1))
+    for path, passed, seconds in sorted(results, key=lambda result: -result[2])[:10]:
+        print(f"{seconds:6.1f} s  {path.name}{'' if passed else '  FAILED'}")
+    failed = [str(path) for path, passed, _ in results if not passed]
+    print(f"{len(results) - len(failed)} notebooks passed, {len(failed)} failed", *failed, sep="\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
