@@ -2,22 +2,29 @@
 
 import inspect
 import json
+import shutil
 import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from serving import make_run, server_process, sum_trace
 
+from tunix_rt.core.settings import Settings
+from tunix_rt.data.datasets import build_dataset
 from tunix_rt.runs.logs import append_log
+from tunix_rt.runs.promotion import promote
+from tunix_rt.runs.queue import get_queued
+from tunix_rt.runs.registry import create_model, set_alias, version_folder
 from tunix_rt.serve import client
 from tunix_rt.serve.app import create_app
+from tunix_rt.serve.replies import CLAIMED, STALE
 from tunix_rt.serve.schemas.runs import RunRequest
 from tunix_rt.store.engine import open_store
-from tunix_rt.store.tables import RunRow
+from tunix_rt.store.tables import IdempotentReply, RunRow, now
 from tunix_rt.traces.schema import Trace
 
 
@@ -143,3 +150,121 @@ def test_a_server_that_is_not_there(tmp_path: Path):
     nobody.pause = 0.01
     with pytest.raises(client.Unreachable, match="is it running"):
         client.get_api_health(nobody)
+
+
+def break_things(store, root):
+    "Damage a file of each kind, and say which requests will find out."
+    run = make_run(store, root, 3)
+    asking = root / "outputs" / "runs" / "evaluate-3" / "predictions.jsonl"
+    model = create_model(store, "adder")
+    version = promote(store, model.id, run)
+    shutil.rmtree(version_folder(version))
+    asking.write_text(asking.read_text() + '{"prompt": 7}\n')
+    build_dataset([Trace.model_validate(sum_trace(9))], name="bent", version="v1")
+    with (root / "data" / "datasets" / "bent-v1" / "traces.jsonl").open("a") as file:
+        file.write("{}\n")
+    (root / "data" / "datasets" / "torn-v1").mkdir()
+    (root / "data" / "datasets" / "torn-v1" / "manifest.json").write_text('{"dataset')
+    (root / "data" / "imports" / "bad.jsonl").write_text("{}\nno\n")
+    (root / "outputs" / "runs" / "train-3" / "model" / "config.json").unlink()
+    train = {"dataset_key": "bent-v1", "model_id": "tiny"}
+    return [
+        ("POST", "/api/datasets/ingest", {"path": "bad.jsonl", "source_name": "t"}),
+        ("POST", "/api/datasets/ingest", {"path": "none.jsonl", "source_name": "t"}),
+        ("POST", "/api/datasets/ingest", {"path": "../../run.json", "source_name": "t"}),
+        ("POST", "/api/datasets/ingest", {"path": str(root), "source_name": "t"}),
+        ("POST", "/api/datasets/upload?source_name=t", "no\n"),
+        ("GET", "/api/datasets/torn-v1", None),
+        ("GET", "/api/datasets/..%2f..%2fetc", None),
+        ("POST", "/api/tunix/sft/export", {"dataset_key": "torn-v1"}),
+        ("POST", "/api/tunix/run", train),
+        ("POST", "/api/tunix/run", train | {"dataset_key": "torn-v1"}),
+        ("POST", "/api/tunix/run", train | {"model_id": "../../etc"}),
+        ("POST", "/api/tunix/run?mode=async", train | {"model_id": "adder@v1", "dry_run": False}),
+        ("POST", "/api/tunix/examine", {"run_id": str(run), "evaluation_set": "none-v1"}),
+        ("POST", "/api/tunix/examine", {"model_id": "adder@v1", "evaluation_set": "sums-v1"}),
+        ("POST", f"/api/tunix/runs/{run}/evaluate", {}),
+        ("GET", f"/api/tunix/runs/{run}/artifacts/..%2frun.json/download", None),
+        ("GET", f"/api/tunix/runs/{run}/artifacts/none.txt/download", None),
+        ("POST", f"/api/models/{model.id}/versions/promote", {"source_run_id": str(run)}),
+        ("GET", f"/api/models/versions/{version.id}/download", None),
+    ]
+
+
+def test_no_refusal_says_where_our_folders_are(api, store, root):
+    "What is wrong is named from the root on; a stranger need not know what lies above it."
+    told = []
+    for method, path, body in break_things(store, root):
+        sent = {"content": body} if isinstance(body, str) else {"json": body}
+        if isinstance(body, str):
+            sent["headers"] = {"Content-Type": "application/x-ndjson"}
+        answer = api.request(method, path, **(sent if body is not None else {}))
+        said = answer.json()
+        assert answer.status_code >= 400 or said["status"] == "failed", (path, answer.text)
+        assert str(root) not in answer.text and "/tmp/" not in answer.text, (path, answer.text)
+        told.append(said.get("detail") or said["message"])
+    assert any("bad.jsonl:1" in each for each in told) and any(
+        "upload.jsonl" in each for each in told
+    )
+
+
+def test_an_examination_is_asked_for_by_run_or_by_name(api, store, root):
+    run = make_run(store, root, 3, model_id="adder")
+    model = create_model(store, "adder")
+    version = promote(store, model.id, run)
+    set_alias(store, model.id, "champion", version.id)
+    asked = {"evaluation_set": "sums-v1", "limit": 5}
+    path = "/api/tunix/examine"
+    for wrong in ({}, {"run_id": str(run), "model_id": "tiny"}):
+        assert api.post(path, json=asked | wrong).status_code == 422
+
+    by_run = get_queued(
+        store, UUID(api.post(path, json=asked | {"run_id": str(run)}).json()["run_id"])
+    )
+    assert (by_run.pipeline, by_run.parent_run_id, by_run.model_id) == ("evaluate", run, "adder")
+    assert by_run.parameters["model"] == "outputs/runs/train-3"
+    named = api.post(path, json=asked | {"model_id": "adder@champion"}).json()
+    waiting = get_queued(store, UUID(named["run_id"]))
+    assert waiting.parameters["model"] == f"outputs/models/{version.sha256}"
+    assert (waiting.model_id, waiting.status) == ("adder@v1", "pending")
+    assert waiting.request["model_version"]["sha256"] == version.sha256
+    assert api.post(path, json=asked | {"model_id": "adder@v9"}).status_code == 404
+
+
+def test_a_server_that_died_over_a_request_has_not_lost_its_run(api, store):
+    "The claim lapses, the request comes again, and finds what the first attempt had done."
+    key = {"Idempotency-Key": "night"}
+    train = {"dataset_key": "sums-v1", "model_id": "tiny", "dry_run": False}
+    search = {
+        "name": "search",
+        "dataset_key": "sums-v1",
+        "base_model_id": "tiny",
+        "metric_name": "loss",
+        "search_space": {"learning_rate": {"type": "choice", "values": [0.1, 0.2]}},
+    }
+    for path, body, name in (
+        ("/api/tunix/run?mode=async", train, "run_id"),
+        ("/api/tuning/jobs", search, "id"),
+    ):
+        first = api.post(path, json=body, headers=key).json()[name]
+        with store.writing() as session:
+            claim = session.get_one(IdempotentReply, "night")
+            claim.status_code, claim.body, claim.created_at = CLAIMED, "", now() - 2 * STALE
+        assert api.post(path, json=body, headers=key).json()[name] == first
+        with store.writing() as session:
+            session.delete(session.get_one(IdempotentReply, "night"))
+    assert len(api.get("/api/tunix/runs").json()["data"]) == 1
+    assert len(api.get("/api/tuning/jobs").json()) == 1
+
+
+def test_the_document_says_who_needs_a_token(store, root):
+    for token, asked in ((None, [{"bearer": []}, {}]), ("a" * 20, [{"bearer": []}])):
+        document = create_app(Settings(token=token), store).openapi()
+        assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+        ways = {
+            path: way["security"]
+            for path, ways in document["paths"].items()
+            for way in ways.values()
+        }
+        assert ways.pop("/api/health") == ways.pop("/api/ready") == []
+        assert all(way == asked for way in ways.values()), ways

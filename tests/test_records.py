@@ -225,7 +225,7 @@ def test_a_trained_run_is_judged_by_the_run_that_asked_its_model(bench):
     training.model.mkdir()
     trained = bench.register(training, model_id="adder", dataset_key="sums-v1")
     asking = evaluate_parameters(bench.store, trained, "exam-v1")
-    assert asking["model"] == str(training.folder) and asking["name"] == "adder"
+    assert asking["model"] == f"outputs/runs/{training.folder.name}" and asking["name"] == "adder"
 
     fresh = {**asking, "weights": "fresh"}
     record_evaluation(bench.store, bench.asked(3, parameters=fresh, parent_run_id=trained))

@@ -145,7 +145,8 @@ def test_names_that_lead_outside(shared, name):
         f"/api/datasets/{name}",
     ):
         answer = shared.get(path)
-        assert answer.status_code in (403, 404, 422) or path.endswith("datasets/"), path
+        led_back = answer.url.path in ("/", "/api/datasets", "/api/datasets/")  # by the client
+        assert answer.status_code in (403, 404, 422) or led_back, path
         assert answer.text != "key" and "root:" not in answer.text
     asked = {"path": name or "..", "source_name": "x"}
     assert shared.post("/api/datasets/ingest", json=asked).status_code in (400, 422)

@@ -84,6 +84,7 @@ def score(
         "judge": f"{kept.judge_name} {kept.judge_version}",
         "score": f"{kept.score:.1f} [{kept.low:.1f}, {kept.high:.1f}]",
         "verdict": kept.verdict,
+        "source": kept.details["source"],
     }
     typer.echo(columns(rows))
 

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from ..core.errors import ScoringError
 from ..models.gemma import Gemma
 from ..models.sampling import Sampling, generate
-from ..models.tokenizer import Tokenizer, encode_prompts
+from ..models.tokenizer import Tokenizer, encode_prompts, encode_responses
 from ..scoring.predictions import Prediction, make_prediction
+from ..traces.render import render_response
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['predict']
+__all__ = ['LEAST', 'predict', 'answer_room']
 
 # %% ../../nbs/evaluation/10_predict.ipynb #bc21fb46
 def predict(
@@ -49,3 +50,19 @@ def predict(
         )
         for said in completions
     ]
+
+# %% ../../nbs/evaluation/10_predict.ipynb #aa039337
+LEAST = 128  # Tokens that any response may have, if the model has room for them
+
+
+def answer_room(
+    tokenizer: Tokenizer,  # That belongs to the model
+    traces: Iterable[Trace],  # The evaluation set
+    positions: int,  # That the model has, prompt included
+) -> int:  # Tokens, at least one
+    "Choose how long a response to a set may be."
+    asked = list(traces)
+    prompts = encode_prompts(tokenizer, [trace.prompt for trace in asked])
+    expected = encode_responses(tokenizer, [render_response(trace) for trace in asked])
+    wanted = max(LEAST, 2 * max(map(len, expected), default=0))
+    return max(1, min(wanted, positions - max(map(len, prompts), default=0)))

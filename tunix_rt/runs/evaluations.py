@@ -5,7 +5,7 @@
 # %% ../../nbs/runs/60_evaluations.ipynb #670f2dbf
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -24,9 +24,10 @@ from tunix_rt.runs.exams import (
     questions_of,
     refuse_learnt,
     run_folder,
+    short_path,
     trained_row,
 )
-from .folder import read_run
+from .folder import Run, read_run
 from ..scoring.predictions import read_predictions
 from ..store.engine import Store
 from ..store.tables import EvaluationItem, EvaluationRow, RunRow
@@ -159,7 +160,7 @@ def _items(
 # %% ../../nbs/runs/60_evaluations.ipynb #a6ab1970
 def _keep(
     store: Store,  # Where to
-    owners: Sequence[RunRow],  # The run that was meant, and the one whose model was asked
+    owners: Mapping[str, RunRow],  # Where the score comes from, to the run that gets it
     common: dict[str, Any],  # Columns that they share
     items: list[dict[str, Any]],  # From `_items`
 ) -> EvaluationView:  # That of the first
@@ -168,9 +169,9 @@ def _keep(
             run_id=owner.id,
             model_id=owner.model_id or common["details"]["name"][:256],
             dataset_key=owner.dataset_key,
-            **common,
+            **{**common, "details": {**common["details"], "source": source}},
         )
-        for owner in owners
+        for source, owner in owners.items()
     ]
     with store.writing() as session:
         session.add_all(rows)
@@ -180,6 +181,31 @@ def _keep(
                 insert(EvaluationItem), [{**it, "evaluation_id": row.id} for it in items]
             )
     return view(rows[0])
+
+# %% ../../nbs/runs/60_evaluations.ipynb #a3bc3742
+def _name(
+    run: Run,  # With predictions
+) -> str:  # Of the model that made them
+    version = run.facts.get("model_version") or {}
+    folder = Path(run.parameters.get("model", run.folder)).name
+    return str(run.parameters.get("name") or version.get("version") or folder)
+
+
+def _source(
+    row: RunRow,  # That is to be scored
+    source: RunRow,  # That holds the predictions
+    run: Run,  # Its folder
+    trained: RunRow | None,  # Whose model it asked, where that is known
+) -> str:  # For people
+    if source.id != row.id:
+        return f"what its model said to the run {source.id}"
+    if trained is not None:
+        return f"what the model of the run {trained.id} said to it; that run has this score too"
+    if version := run.facts.get("model_version"):
+        return f"what {version['version']} said to it, made by the run {version['source_run_id']}"
+    if run.pipeline == "evaluate":
+        return f"what {_name(run)} said to it, which no run here made; no other run has this score"
+    return "what it said itself"
 
 # %% ../../nbs/runs/60_evaluations.ipynb #f010614d
 def evaluate_run(
@@ -202,7 +228,7 @@ def evaluate_run(
         deciding,
         read_predictions(run.predictions),
         questions,
-        name=str(run.parameters.get("name") or Path(run.parameters.get("model", run.folder)).name),
+        name=_name(run),
         dataset_key=key,
         dataset_fingerprint=sha256,
     )
@@ -218,7 +244,9 @@ def evaluate_run(
             "judge": deciding.facts,
         },
     }
-    owners = [row, trained] if trained is not None else [row]
+    owners = {_source(row, source, run, trained): row}
+    if trained is not None:
+        owners[f"what its model said to the run {row.id}"] = trained
     return _keep(store, owners, common, _items(deciding, evaluation, opinions))
 
 # %% ../../nbs/runs/60_evaluations.ipynb #48878867
@@ -244,7 +272,7 @@ def evaluate_parameters(
     if not (folder / "model").is_dir():
         raise RunError(f"run {run_id} left no model that could be asked")
     return {
-        "model": str(folder),
+        "model": str(short_path(folder)),
         "dataset": evaluation_set,
         "limit": 0,
         "name": row.model_id or folder.name,

@@ -22,8 +22,8 @@ from ..store.tables import EvaluationRow, RunRow
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['finished_run', 'run_folder', 'trained_folder', 'trained_row', 'find_predictions', 'asked_set', 'questions_of',
-           'refuse_learnt']
+__all__ = ['finished_run', 'run_folder', 'trained_folder', 'trained_row', 'short_path', 'find_predictions', 'asked_set',
+           'questions_of', 'refuse_learnt']
 
 # %% ../../nbs/runs/59_exams.ipynb #ffbfe1bc
 def finished_run(
@@ -88,9 +88,10 @@ def trained_row(
     return row if whole and row is not None and run_folder(row) == folder else None
 
 
-def _short(
+def short_path(
     folder: Path,  # Absolute
-) -> Path:  # As a command takes it
+) -> Path:  # From the root on, if it is below; as a command takes it
+    "Say where something is in a way that holds on every machine that shares it."
     root = resolve(settings().root)
     return folder.relative_to(root) if folder.is_relative_to(root) else folder
 
@@ -115,8 +116,8 @@ def find_predictions(
             return other, run
     raise RunError(
         f"run {row.id} holds no predictions, and no run has asked its model yet. Ask it first: "
-        f"tunix-rt evaluate -p model={_short(own.folder)} -p dataset=EVALUATION-SET, or queue the "
-        f"pipeline `evaluate` with this run as its parent."
+        f"tunix-rt evaluate -p model={short_path(own.folder)} -p dataset=EVALUATION-SET, or over "
+        f"HTTP: POST /api/tunix/examine."
     )
 
 # %% ../../nbs/runs/59_exams.ipynb #3d2d8fee
@@ -158,7 +159,8 @@ def refuse_learnt(
 ) -> str:  # What is known about the overlap with what the model learnt from
     "Refuse an exam that the model has learnt from."
     place = run.folder if run.model.is_dir() else trained_folder(run)
-    learnt = read_run(place).facts.get("dataset") if place else None
+    promoted = run.facts.get("model_version") or {}
+    learnt = read_run(place).facts.get("dataset") if place else promoted.get("dataset")
     key = learnt.get("key") if isinstance(learnt, dict) else None
     if not isinstance(key, str):
         return "not checked: what the model learnt from is not known"

@@ -23,9 +23,10 @@ from typing import IO, Any
 
 from ..core.errors import RunError, TunixError
 from ..core.files import replacing, sha256_file
-from ..core.settings import settings
+from ..core.settings import resolve, settings
 from .folder import Run, read_run, start_run
 from .lock import release
+from .pinning import pin_parameters
 from tunix_rt.runs.pipelines import (
     check_parameters,
     find_pipeline,
@@ -315,9 +316,18 @@ class RunCancelled(KeyboardInterrupt):
         self.run = run
         super().__init__(f"{run.pipeline} was cancelled; {run.folder} can be gone on with")
 
+# %% ../../nbs/runs/40_execute.ipynb #7875b8e6
+def _compiled_before() -> dict[str, str]:
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(resolve(settings().compiled)),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 * 2**30),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+
 # %% ../../nbs/runs/40_execute.ipynb #95ca289b
 def _start_executor(notebook: Path, run: Run, given: dict[str, Any]) -> subprocess.Popen[bytes]:
     environment = {
+        **_compiled_before(),
         **os.environ,
         "TUNIX_RT_ROOT": str(settings().root),
         "TUNIX_RT_RUN": str(run.folder),
@@ -352,10 +362,12 @@ def execute(
     run_id: str | None = None,  # The UUID that the run must have
     on_text: Callable[[str, str], None] | None = None,  # Hears "stdout" or "stderr", and the text
     patience: Callable[[], float | None] | None = None,  # Seconds it has to end; None is for ever
+    facts: Mapping[str, Any] | None = None,  # What else run.json is to say
 ) -> Run:  # Completed; anything else raises
     "Execute a pipeline notebook in a process of its own."
     notebook = find_pipeline(pipeline)
     given = check_parameters(notebook, parameters or {}, as_text=as_text)
+    given, pinned = pin_parameters(given)
     named = given.pop("run_dir", "")
     everything = with_defaults(notebook, given)
     parent = os.environ.get("TUNIX_RT_RUN")
@@ -370,7 +382,8 @@ def execute(
     if run.completed:
         return run
     try:
-        run.record(source={"path": str(notebook), "sha256": sha256_file(notebook)})
+        source = {"path": str(notebook), "sha256": sha256_file(notebook)}
+        run.record(source=source, **{**(facts or {}), **pinned})
         if "run_dir" in read_parameters(notebook):
             given["run_dir"] = str(run.folder)
         process = _start_executor(notebook, run, given)

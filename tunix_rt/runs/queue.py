@@ -21,6 +21,7 @@ from ..core.errors import MissingError, RunError, TunixError
 from ..core.files import canonical_json, json_fault
 from ..core.settings import inside, resolve, settings
 from ..data.datasets import load_dataset
+from .pinning import pin_parameters
 from tunix_rt.runs.pipelines import (
     check_parameters,
     find_pipeline,
@@ -237,10 +238,12 @@ def enqueue(
     "Ask for a run."
     notebook, given = _checked(pipeline, parameters or {}, mode)
     given, key = _dataset(notebook, given, dataset_key)
+    given, pinned = pin_parameters(given, store)
     _limits(timeout_seconds, max_attempts, model_id, request or {})
+    model_id = model_id or (pinned.get("model_version") or {}).get("version")
     row = RunRow(
         id=run_id or uuid4(), pipeline=pipeline, mode=mode, dataset_key=key, model_id=model_id,
-        parameters=given, request=dict(request or {}), parent_run_id=parent_run_id,
+        parameters=given, request={**(request or {}), **pinned}, parent_run_id=parent_run_id,
         timeout_seconds=timeout_seconds, max_attempts=max_attempts or settings().max_attempts,
     )  # fmt: skip
     if mode == "dry-run":

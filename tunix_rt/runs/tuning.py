@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import select
 
@@ -18,6 +18,7 @@ from ..core.errors import MissingError, RunError
 from ..core.files import json_fault, read_json
 from ..core.settings import resolve, settings
 from ..data.datasets import dataset_folder
+from .pinning import pin_model
 from tunix_rt.runs.pipelines import (
     check_parameters,
     find_pipeline,
@@ -249,6 +250,7 @@ def create_job(
     metric_mode: str = "max",  # Or "min"
     num_samples: int = 1,  # Trials in all
     max_concurrent_trials: int = 1,  # Trials at a time
+    job_id: UUID | None = None,  # None makes one up; one that is there already is handed back
     **plan: Any,  # Fields of `Plan`
 ) -> TuningJobView:  # Not started yet
     "Ask for a search."
@@ -264,10 +266,16 @@ def create_job(
     if not _has_dataset(dataset_key):
         raise MissingError(f"there is no dataset {dataset_key!r}; build it first")
     examined_on = _evaluation_set(chosen, metric_name, dataset_key)
+    model = str(chosen.parameters.get("model", base_model_id))
+    start, _ = pin_model(model, store)
+    if start != model:
+        chosen = replace(chosen, parameters=chosen.parameters | {"model": start})
     kept = {each.name: getattr(chosen, each.name) for each in fields(Plan)}
     with store.writing() as session:
+        if job_id is not None and (known := session.get(TuningJob, job_id)) is not None:
+            return job_view(known)
         row = TuningJob(
-            name=name, dataset_key=dataset_key, base_model_id=base_model_id,
+            id=job_id or uuid4(), name=name, dataset_key=dataset_key, base_model_id=base_model_id,
             metric_name=metric_name, metric_mode=metric_mode, num_samples=num_samples,
             max_concurrent_trials=max_concurrent_trials, search_space=dict(search_space),
             settings=kept | {"evaluation_set": examined_on}, created_at=moment(session),

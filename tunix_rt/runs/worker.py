@@ -28,8 +28,8 @@ from ..store.tables import RunRow
 from ..training.stopping import listening
 
 # %% auto #0
-__all__ = ['log', 'EXIT_CODES', 'INSISTING', 'Answer', 'Heart', 'Outcome', 'attempt', 'insist', 'settle', 'score', 'serve',
-           'work']
+__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'Heart', 'Outcome', 'attempt', 'insist', 'settle', 'score',
+           'serve', 'work']
 
 # %% ../../nbs/runs/56_worker.ipynb #2dec61cc
 log = logging.getLogger("tunix_rt.worker")
@@ -62,6 +62,9 @@ class Heart:
                 log.warning("the store does not answer: %s", error)
 
 # %% ../../nbs/runs/56_worker.ipynb #a8580f50
+PINNED = ("model_version",)  # What the queue has settled and run.json is to say
+
+
 @dataclass(frozen=True)
 class Outcome:
     "What came of an attempt."
@@ -98,6 +101,7 @@ def attempt(
         run = execute(
             asked.pipeline, asked.parameters, folder, echo=False, run_id=str(asked.id),
             max_seconds=asked.timeout_seconds, on_text=on_text, patience=patience,
+            facts={name: asked.request[name] for name in PINNED if name in asked.request},
         )  # fmt: skip
     except RunFailed as failure:
         return _from_failure(failure)

@@ -10,8 +10,10 @@ import hmac
 import ipaddress
 from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
+from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..core.errors import TunixError
@@ -19,8 +21,8 @@ from ..core.settings import Settings
 from .refusals import problem
 
 # %% auto #0
-__all__ = ['COOKIE', 'OPEN', 'SAFE', 'AccessError', 'is_loopback', 'check_bind', 'host_in', 'is_ours', 'is_own_page',
-           'cookie_value', 'knows_token', 'why_not', 'Access']
+__all__ = ['COOKIE', 'OPEN', 'SAFE', 'SCHEME', 'AccessError', 'is_loopback', 'check_bind', 'host_in', 'is_ours', 'is_own_page',
+           'cookie_value', 'knows_token', 'is_open', 'why_not', 'Access', 'guard']
 
 # %% ../../nbs/serve/25_access.ipynb #0e3aefea
 class AccessError(TunixError):
@@ -129,6 +131,13 @@ OPEN = ("/api/health", "/api/ready", "/login", "/static/")
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 
+def is_open(
+    path: str,  # Of a request, or of an operation
+) -> bool:  # Without a token, whoever asks
+    "Tell whether a path is for everybody."
+    return any(path == name or name[-1] == "/" and path.startswith(name) for name in OPEN)
+
+
 def why_not(
     scope: Scope,  # Of the request
     settings: Settings,  # With token and names
@@ -147,9 +156,7 @@ def why_not(
     if scope["method"] not in SAFE and not is_own_page(headers, settings):
         return 403, "this request was sent by a page of another site; only our own pages may"
     path = scope["path"]
-    if not settings.token or any(
-        path == name or name[-1] == "/" and path.startswith(name) for name in OPEN
-    ):
+    if not settings.token or is_open(path):
         return None
     if not knows_token(headers, settings.token):
         return 401, "send the token of this server: Authorization: Bearer ..."
@@ -173,3 +180,31 @@ class Access:
         status, reason = refused
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         await problem(status, reason, scope=scope, headers=headers)(scope, receive, send)
+
+# %% ../../nbs/serve/25_access.ipynb #96923140
+SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "The text in TUNIX_RT_TOKEN; needed wherever the server listens to strangers",
+}
+
+
+def guard(
+    app: FastAPI,  # With all its routes
+    settings: Settings,  # With the token, if there is one
+) -> None:
+    "Put the layer around an app, and let its document say who needs a token."
+    plain = app.openapi
+    needed: list[dict[str, list[str]]] = [{"bearer": []}]
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            document.setdefault("components", {})["securitySchemes"] = {"bearer": SCHEME}
+            for path, ways in document["paths"].items():
+                for way in ways.values():
+                    way["security"] = [] if is_open(path) else needed + [{}] * (not settings.token)
+        return app.openapi_schema or {}
+
+    app.openapi = described  # type: ignore[method-assign]
+    app.add_middleware(Access, settings=settings)

@@ -20,7 +20,12 @@ __all__ = ['ENDPOINTS']
 from .schemas.datasets import BuildRequest, DuelRequest, IngestRequest  # noqa: F401
 from .schemas.evaluation import BaselineRequest, CheckRequest  # noqa: F401
 from .schemas.models import ModelRequest, PromoteRequest  # noqa: F401
-from .schemas.runs import ExportRequest, ManifestRequest, RunRequest  # noqa: F401
+from tunix_rt.serve.schemas.runs import (  # noqa: F401
+    ExamRequest,
+    ExportRequest,
+    ManifestRequest,
+    RunRequest,
+)
 from .schemas.tuning import TuningRequest  # noqa: F401
 from ..traces.schema import Trace  # noqa: F401
 

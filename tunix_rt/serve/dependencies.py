@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from uuid import UUID
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -29,8 +30,8 @@ from .rediai import RediAI
 from ..store.engine import Store, open_store
 
 # %% auto #0
-__all__ = ['TIDY', 'THREADS', 'T', 'Everything', 'Opened', 'Limit', 'Offset', 'DatasetKey', 'Services', 'running', 'patiently',
-           'get_services', 'get_store', 'say_next', 'existing_dataset', 'dataset_in_path']
+__all__ = ['TIDY', 'THREADS', 'T', 'Everything', 'MadeId', 'Opened', 'Limit', 'Offset', 'DatasetKey', 'Services', 'running',
+           'patiently', 'get_services', 'get_store', 'get_made_id', 'say_next', 'existing_dataset', 'dataset_in_path']
 
 # %% ../../nbs/serve/60_dependencies.ipynb #e37d1eb5
 @dataclass
@@ -107,7 +108,14 @@ async def get_store(request: Request) -> Store:
     return request.app.state.services.store  # type: ignore[no-any-return]
 
 
+async def get_made_id(request: Request) -> UUID | None:
+    "Hand out the id that follows from the request's key; None without a key."
+    found = getattr(request.state, "made_id", None)
+    return found if isinstance(found, UUID) else None
+
+
 Everything = Annotated[Services, Depends(get_services)]
+MadeId = Annotated[UUID | None, Depends(get_made_id)]
 Opened = Annotated[Store, Depends(get_store)]
 Limit = Annotated[int, Query(ge=1, le=100, description="At most so many")]
 Offset = Annotated[int, Query(ge=0, lt=2**31, description="How many to skip")]

@@ -10,20 +10,23 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
-from ..core.errors import PathError, RunError
+from ..core.errors import MissingError, PathError, RunError
 from ..core.files import read_json
 from ..core.settings import inside, resolve, settings
 from ..data.datasets import dataset_folder
+from ..runs.evaluations import evaluate_parameters
+from ..runs.pinning import VERSIONED
 from ..runs.queue import QueuedRun, enqueue, get_queued
 from ..runs.worker import work
-from .schemas.runs import ManifestRequest, RunRequest, TrainingFields
+from .schemas.runs import ExamRequest, ManifestRequest, RunRequest, TrainingFields
 from .schemas.tuning import TuningRequest
 from ..store.engine import Store
 
 # %% auto #0
-__all__ = ['CHARACTERS', 'PLACES', 'updates', 'model_source', 'training_parameters', 'order', 'order_and_wait', 'search_settings',
-           'training_manifest']
+__all__ = ['CHARACTERS', 'PLACES', 'updates', 'model_source', 'training_parameters', 'known_run', 'order', 'order_and_wait',
+           'examination', 'search_settings', 'training_manifest']
 
 # %% ../../nbs/serve/62_orders.ipynb #204ccba6
 CHARACTERS = 3.0  # In a token, as a guess
@@ -46,13 +49,14 @@ def model_source(
     "Find the model that is meant, without leaving the folders of models and runs."
     if ".." in model_id.split("/") or not re.fullmatch(r"[A-Za-z0-9][\w .@:/+-]*", model_id):
         raise PathError(
-            f"the model {model_id[:100]!r} is not a plain name; give 'tiny', the name of a run, or "
-            f"that of a folder below {settings().models}"
+            f"the model {model_id[:100]!r} is not a plain name; give 'tiny', a version such as "
+            f"adder@champion, the name of a run, or that of a folder of models"
         )
+    root = resolve(settings().root)
     for home in (settings().models, settings().runs):
         folder = inside(resolve(home), model_id)
         if folder.is_dir():
-            return str(folder)
+            return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
     return model_id
 
 # %% ../../nbs/serve/62_orders.ipynb #653b55e9
@@ -63,25 +67,41 @@ def training_parameters(
     manifest = read_json(
         dataset_folder(asked.dataset_key, resolve(settings().datasets)) / "manifest.json"
     )
+    fresh = asked.model_id == "tiny"
+    rate = {"learning_rate": asked.learning_rate}
+    if fresh and "learning_rate" not in asked.model_fields_set:
+        rate = {}
     return {
         "dataset": asked.dataset_key,
         "model": model_source(asked.model_id),
-        "learning_rate": asked.learning_rate,
         "weight_decay": asked.weight_decay,
         "max_steps": updates(asked, manifest.get("stats", {})),
         "batch_rows": asked.batch_size,
         "row_tokens": asked.max_seq_length,
         "device": {"cuda": "gpu"}.get(asked.device, asked.device),
-        "optimiser": "muon" if asked.model_id == "tiny" else "adamw",
+        "optimiser": "muon" if fresh else "adamw",
+        **rate,
     }
 
 # %% ../../nbs/serve/62_orders.ipynb #b6ad6ed3
+def known_run(
+    store: Store,  # Where to look
+    run_id: UUID | None,  # That a run is to have
+) -> QueuedRun | None:  # None when there is none so far
+    "Find the run that an earlier attempt at the same request has left."
+    try:
+        return None if run_id is None else get_queued(store, run_id)
+    except MissingError:
+        return None
+
+
 def order(
     store: Store,  # Where to
     asked: RunRequest,  # As sent
+    run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> QueuedRun:  # Waiting, or done if it was a dry run
     "Put a run into the queue, or rehearse it."
-    return enqueue(
+    return known_run(store, run_id) or enqueue(
         store,
         "train",
         training_parameters(asked),
@@ -89,6 +109,7 @@ def order(
         dataset_key=asked.dataset_key,
         model_id=asked.model_id,
         request=asked.model_dump(mode="json"),
+        run_id=run_id,
     )
 
 # %% ../../nbs/serve/62_orders.ipynb #e8cff9bf
@@ -96,9 +117,10 @@ def order_and_wait(
     store: Store,  # Where to
     asked: RunRequest,  # As sent
     stopping: Callable[[], bool],  # True when the server is to stop
+    run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> QueuedRun:  # Ended, unless the server stops first
     "Put a run into the queue and work until it has ended."
-    run = order(store, asked)
+    run = order(store, asked, run_id)
 
     def enough() -> bool:
         return stopping() or get_queued(store, run.id).ended
@@ -106,6 +128,35 @@ def order_and_wait(
     if not enough():
         work(store, until=enough, poll_seconds=0.5)
     return get_queued(store, run.id)
+
+# %% ../../nbs/serve/62_orders.ipynb #cc443f2a
+def examination(
+    store: Store,  # Where to
+    asked: ExamRequest,  # As sent
+    run_id: UUID | None = None,  # That the run is to have; made up by default
+) -> QueuedRun:  # Waiting
+    "Put the examination of a model into the queue."
+    if found := known_run(store, run_id):
+        return found
+    if asked.run_id is not None:
+        given = evaluate_parameters(store, asked.run_id, asked.evaluation_set)
+        called = get_queued(store, asked.run_id).model_id
+    else:
+        model = str(asked.model_id)
+        given = {"model": model_source(model)}
+        called = None if VERSIONED.fullmatch(model) else model
+        if re.fullmatch(r"[\w.-]+", given["model"]):
+            given["name"] = called = f"{model}, fresh weights"
+    return enqueue(
+        store,
+        "evaluate",
+        {**given, "limit": asked.limit, "max_new_tokens": asked.max_new_tokens},
+        dataset_key=asked.evaluation_set,
+        model_id=called,
+        request=asked.model_dump(mode="json"),
+        parent_run_id=asked.run_id,
+        run_id=run_id,
+    )
 
 # %% ../../nbs/serve/62_orders.ipynb #b887ece5
 PLACES = ("model", "base", "dataset", "evaluation_set", "continue_from", "coordinator", "run_dir")

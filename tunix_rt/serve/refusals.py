@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from tempfile import gettempdir
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -25,11 +27,12 @@ from tunix_rt.core.errors import (
     TunixError,
 )
 from ..core.files import JSONRefused
+from ..core.settings import resolve, settings
 from ..runs.registry import NameTaken
 
 # %% auto #0
-__all__ = ['STATUS', 'log', 'COMMON', 'RESPONSES', 'Refusal', 'status_of', 'answering', 'Finding', 'Problem', 'problem',
-           'findings', 'sentence', 'explain_refusals']
+__all__ = ['STATUS', 'log', 'COMMON', 'RESPONSES', 'Refusal', 'status_of', 'answering', 'Finding', 'Problem', 'from_root',
+           'problem', 'findings', 'sentence', 'explain_refusals']
 
 # %% ../../nbs/serve/10_refusals.ipynb #b813a0e4
 STATUS: tuple[tuple[type[TunixError], int], ...] = (
@@ -90,6 +93,18 @@ class Problem(BaseModel):
     errors: list[Finding] | None = Field(None, description="Each finding, where there are several")
     request_id: str | None = Field(None, description="Under which the log of the server has it")
 
+# %% ../../nbs/serve/10_refusals.ipynb #b64c1570
+def from_root(
+    text: str,  # That may name files of this machine
+) -> str:  # The same, without the way to our folders
+    "Name files as the outside may know them."
+    chosen = settings()
+    root = chosen.root.resolve()
+    text = text.replace(f"{root}/", "").replace(str(root), "the root")
+    for folder in map(resolve, (chosen.datasets, chosen.imports, chosen.runs, chosen.models)):
+        text = text.replace(f"{folder}/", f"{folder.name}/")
+    return re.sub(rf"{re.escape(gettempdir())}/([^/\s]+/)*", "", text)
+
 # %% ../../nbs/serve/10_refusals.ipynb #012669c7
 def problem(
     status: int,  # Of the response
@@ -102,7 +117,9 @@ def problem(
     "Write a refusal down."
     id = scope.get("state", {}).get("request_id")
     found = None if errors is None else list(errors)
-    body = Problem(detail=detail, errors=found, request_id=id).model_dump(exclude_none=True)
+    body = Problem(detail=from_root(detail), errors=found, request_id=id).model_dump(
+        exclude_none=True
+    )
     later = {"Retry-After": "5"} if status == 503 else {}
     return Response(
         json.dumps(body),

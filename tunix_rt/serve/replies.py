@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 from sqlalchemy import delete, update
 from sqlalchemy.exc import IntegrityError
@@ -186,6 +187,7 @@ class Replies:
             answer = Response(kept.body, kept.status_code, replayed, "application/json")
             await answer(scope, receive, send)
             return
+        scope.setdefault("state", {})["made_id"] = uuid5(NAMESPACE_URL, f"{key}\n{digest}")
         if not uploading:
             receive = _again(body, receive)
         if scope["path"] in TOGETHER:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from socket import socket
 from types import FrameType
 
 import uvicorn
@@ -16,16 +17,25 @@ from ..core.settings import Settings
 from ..core.settings import settings as current_settings
 from .access import check_bind
 from .app import create_app
+from ..store.engine import open_store
 
 # %% auto #0
-__all__ = ['GRACE', 'Server', 'log_to_stderr', 'serve']
+__all__ = ['GRACE', 'log', 'Server', 'log_to_stderr', 'serve']
 
 # %% ../../nbs/serve/85_server.ipynb #912c610e
 GRACE = 20  # Seconds that requests have to end
+log = logging.getLogger("tunix_rt.serve")
 
 
 class Server(uvicorn.Server):
-    "A server that lets its listeners go when it is told to stop."
+    "A server that says where it listens, and lets its listeners go when it is told to stop."
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        "Begin to listen, and say at which address."
+        await super().startup(sockets)
+        for each in (each for server in self.servers for each in server.sockets):
+            host, port = each.getsockname()[:2]
+            log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         "Note that it is over, and tell those who only listen."
@@ -57,6 +67,7 @@ def serve(
     "Serve until told to stop."
     chosen = settings or current_settings()
     check_bind(host, chosen)
+    open_store(chosen.database_url).close()
     log_to_stderr()
     config = uvicorn.Config(
         create_app(chosen),
@@ -69,5 +80,4 @@ def serve(
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    logging.getLogger("tunix_rt.serve").info("listening on http://%s:%s", host, port)
     Server(config).run()

@@ -22,8 +22,8 @@ from ...core.files import replacing
 from ..refusals import Problem
 
 # %% auto #0
-__all__ = ['AGAIN', 'Answer', 'Refused', 'Unreachable', 'Server', 'connect', 'send', 'ask', 'ask_many', 'part', 'streaming',
-           'save']
+__all__ = ['AGAIN', 'Answer', 'Refused', 'Unreachable', 'Server', 'connect', 'tries', 'wait_before', 'send', 'ask', 'ask_many',
+           'part', 'streaming', 'save']
 
 # %% ../../../nbs/serve/calls/10_connection.ipynb #73e4f7b7
 class Refused(TunixError):
@@ -44,8 +44,9 @@ class Server:
 
     address: str
     http: httpx.Client = field(repr=False)
-    attempts: int = 4  # How often a request is sent at most
+    attempts: int = 4  # How often a request is sent at most, until there was one answer
     pause: float = 0.5  # Seconds before the second time; doubled after each
+    answered: bool = False  # Whether it has ever answered
 
     def close(self) -> None:
         "Let go of the connections."
@@ -66,6 +67,21 @@ def connect(
 
 # %% ../../../nbs/serve/calls/10_connection.ipynb #39321473
 AGAIN = (502, 503, 504)
+
+# %% ../../../nbs/serve/calls/10_connection.ipynb #95934d58
+def tries(
+    server: Server,  # Where to
+) -> int:
+    "Tell how often something is worth trying."
+    return 2 * server.attempts if server.answered else server.attempts
+
+
+def wait_before(
+    server: Server,  # Where to
+    failures: int,  # So far, at least one
+) -> None:
+    "Wait for a while before another attempt."
+    time.sleep(server.pause * min(16, 2 ** (failures - 1)))
 
 # %% ../../../nbs/serve/calls/10_connection.ipynb #378dc267
 def _refused(answer: httpx.Response) -> Refused:
@@ -98,9 +114,9 @@ def send(
         headers["Idempotency-Key"] = key or uuid4().hex
     asked = {name: value for name, value in (query or {}).items() if value is not None}
     trouble: Exception | None = None
-    for attempt in range(server.attempts):
+    for attempt in range(tries(server)):
         if attempt:
-            time.sleep(server.pause * 2 ** (attempt - 1))
+            wait_before(server, attempt)
         try:
             with _bytes_of(content, spelled) as sent:
                 answer = server.http.request(
@@ -109,12 +125,13 @@ def send(
         except httpx.TransportError as error:
             trouble = error
             continue
+        server.answered = True
         if answer.is_success:
             return answer
-        if not _worth_another(answer) or attempt == server.attempts - 1:
+        if not _worth_another(answer) or attempt >= server.attempts - 1:
             raise _refused(answer)
     raise Unreachable(
-        f"{server.address} did not answer in {server.attempts} attempts "
+        f"{server.address} did not answer in {tries(server)} attempts "
         f"({type(trouble).__name__}: {trouble}); is it running, and is the address right?"
     ) from trouble
 

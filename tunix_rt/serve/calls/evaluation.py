@@ -19,6 +19,7 @@ from tunix_rt.serve.schemas.evaluation import (
     Leaderboard,
     RegressionResult,
 )
+from ..schemas.runs import ExamRequest, RunResult
 from tunix_rt.serve.schemas.tuning import (
     TuningJobDetail,
     TuningJobShown,
@@ -27,10 +28,20 @@ from tunix_rt.serve.schemas.tuning import (
 )
 
 # %% auto #0
-__all__ = ['evaluate_run', 'get_evaluation', 'get_leaderboard', 'create_baseline', 'list_baselines', 'check_regression',
-           'create_tuning_job', 'start_tuning_job', 'cancel_tuning_job', 'list_tuning_jobs', 'get_tuning_job']
+__all__ = ['examine_model', 'evaluate_run', 'get_evaluation', 'get_leaderboard', 'create_baseline', 'list_baselines',
+           'check_regression', 'create_tuning_job', 'start_tuning_job', 'cancel_tuning_job', 'list_tuning_jobs',
+           'get_tuning_job']
 
 # %% ../../../nbs/serve/calls/50_evaluation.ipynb #7c0e75fb
+def examine_model(
+    server: Server,  # Where to
+    asked: ExamRequest,  # Which model, and which set
+    key: str | None = None,  # The same for the same request; made up by default
+) -> RunResult:  # Waiting for a worker
+    "Ask a model every question of a set."
+    return ask(server, RunResult, "POST", "/api/tunix/examine", body=asked, key=key)
+
+
 def evaluate_run(
     server: Server,  # Where to
     run_id: UUID,  # Of a completed run with predictions

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from tunix_rt.serve.calls.connection import (
     save,
     send,
     streaming,
+    tries,
+    wait_before,
 )
 from tunix_rt.serve.schemas.runs import (
     Artifacts,
@@ -147,7 +148,7 @@ def stream_tunix_run_logs(
 ) -> Iterator[RunEvent]:  # Ends with the run
     "Follow the log of a run until it ends."
     seq, failures, path = since_seq, 0, f"/api/tunix/runs/{part(run_id)}/logs"
-    while failures < server.attempts:
+    while failures < tries(server):
         try:
             query = {"since_seq": seq}
             with streaming(server, "GET", path, query=query, timeout=30) as answer:
@@ -162,7 +163,7 @@ def stream_tunix_run_logs(
             if error.status != 503:
                 raise
         failures += 1
-        time.sleep(server.pause)
+        wait_before(server, failures)
     raise Unreachable(f"{server.address} no longer sends the log; ask again with since_seq={seq}")
 
 # %% ../../../nbs/serve/calls/40_runs.ipynb #8c58db8f

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Response
 from ...core.errors import RunError
 from ...runs import tuning
 from ..bodies import StrictRoute
-from ..dependencies import Limit, Offset, Opened, say_next
+from ..dependencies import Limit, MadeId, Offset, Opened, say_next
 from ..orders import search_settings
 from ..refusals import answering
 from tunix_rt.serve.schemas.tuning import (
@@ -30,10 +30,10 @@ router = APIRouter(route_class=StrictRoute, tags=["tuning"], prefix="/api/tuning
 
 
 @router.post("/jobs", status_code=201)
-def create_tuning_job(store: Opened, asked: TuningRequest) -> TuningJobShown:
+def create_tuning_job(store: Opened, asked: TuningRequest, made_id: MadeId) -> TuningJobShown:
     "Describe a search."
     with answering(422, RunError):
-        made = tuning.create_job(store, **search_settings(asked))
+        made = tuning.create_job(store, **search_settings(asked), job_id=made_id)
     return TuningJobShown.model_validate(made)
 
 

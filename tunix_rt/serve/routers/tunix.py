@@ -17,11 +17,12 @@ from ...core.settings import resolve, settings
 from ...data.datasets import load_dataset
 from ...data.exports import export_lines
 from ..bodies import StrictRoute
-from ..dependencies import Everything, Opened, existing_dataset, patiently
-from ..orders import order, order_and_wait, training_manifest
+from ..dependencies import Everything, MadeId, Opened, existing_dataset, patiently
+from ..orders import examination, order, order_and_wait, training_manifest
 from ..refusals import Refusal
 from .ungar import LINES
 from tunix_rt.serve.schemas.runs import (
+    ExamRequest,
     ExportRequest,
     ManifestRequest,
     RunRequest,
@@ -35,7 +36,7 @@ from ...store.traces import get_traces
 from ...traces.schema import Trace
 
 # %% auto #0
-__all__ = ['router', 'get_tunix_status', 'export_sft', 'build_training_manifest', 'execute_tunix_run']
+__all__ = ['router', 'get_tunix_status', 'export_sft', 'build_training_manifest', 'execute_tunix_run', 'examine_model']
 
 # %% ../../../nbs/serve/routers/50_tunix.ipynb #452104a6
 router = APIRouter(route_class=StrictRoute, tags=["tunix"])
@@ -89,14 +90,27 @@ def build_training_manifest(asked: ManifestRequest) -> TrainingManifest:
 async def execute_tunix_run(
     services: Everything,
     asked: RunRequest,
+    made_id: MadeId,
     mode: Annotated[Literal["async", "sync"], Query(description="Whether to wait")] = "sync",
 ) -> RunResult:
     "Train on a dataset, or rehearse it."
     await run_in_threadpool(existing_dataset, asked.dataset_key)
     if asked.dry_run or mode == "async":
-        run = await run_in_threadpool(order, services.store, asked)
+        run = await run_in_threadpool(order, services.store, asked, made_id)
     else:
         run = await patiently(
-            services, order_and_wait, services.store, asked, lambda: services.watch.stopping
+            services,
+            order_and_wait,
+            services.store,
+            asked,
+            lambda: services.watch.stopping,
+            made_id,
         )
     return RunResult(**run_result(run))
+
+# %% ../../../nbs/serve/routers/50_tunix.ipynb #90c91251
+@router.post("/api/tunix/examine", status_code=201)
+def examine_model(store: Opened, asked: ExamRequest, made_id: MadeId) -> RunResult:
+    "Ask a model every question of a set; its scores are there when the run has ended."
+    existing_dataset(asked.evaluation_set)
+    return RunResult(**run_result(examination(store, asked, made_id)))

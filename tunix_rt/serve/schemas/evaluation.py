@@ -65,6 +65,7 @@ class Evaluation(BaseModel):
     detailed_metrics: list[DetailedMetric]
     categories: dict[str, Any]
     judge: JudgeNamed
+    source: str | None = Field(description="Whose answers were judged, in words")
     evaluated_at: datetime
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #e81bcc94
@@ -72,10 +73,11 @@ def evaluation(
     view: EvaluationView,  # From the store
 ) -> Evaluation:
     "Hand out an evaluation."
-    same = set(Evaluation.model_fields) - {"evaluation_id", "judge"}
+    same = set(Evaluation.model_fields) - {"evaluation_id", "judge", "source"}
     return Evaluation(
         evaluation_id=view.id,
         judge=JudgeNamed(name=view.judge_name, version=view.judge_version),
+        source=view.details.get("source"),
         **{name: getattr(view, name) for name in same},
     )
 

@@ -9,16 +9,17 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from ...runs.queue import QueuedRun
 from ..bodies import Flag, Key, Name, Real, Said, Whole
+from ..refusals import from_root
 from .traces import Pagination
 
 # %% auto #0
-__all__ = ['Output', 'Status', 'Mode', 'TrainingFields', 'ManifestRequest', 'TrainingManifest', 'RunRequest', 'TunixStatus',
-           'ExportRequest', 'RunResult', 'RunDetail', 'run_result', 'run_detail', 'RunSummary', 'RunsListed',
-           'RunStatus', 'Cancelled', 'Artifact', 'Artifacts']
+__all__ = ['Output', 'Status', 'Mode', 'TrainingFields', 'ManifestRequest', 'TrainingManifest', 'RunRequest', 'ExamRequest',
+           'TunixStatus', 'ExportRequest', 'RunResult', 'RunDetail', 'run_result', 'run_detail', 'RunSummary',
+           'RunsListed', 'RunStatus', 'Cancelled', 'Artifact', 'Artifacts']
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #978f7346
 class TrainingFields(BaseModel):
@@ -58,6 +59,24 @@ class RunRequest(TrainingFields):
 
     output_dir: Output | None = Field(None, description="Noted; runs choose their own folder")
     dry_run: Flag = Field(True, description="Check everything and train nothing")
+
+# %% ../../../nbs/serve/schemas/40_runs.ipynb #faf71c6c
+class ExamRequest(BaseModel):
+    "Whom to ask what."
+
+    evaluation_set: Annotated[Key, Field(examples=["golden-v2"])]
+    run_id: UUID | None = Field(None, description="A completed run whose model is asked")
+    model_id: Name | None = Field(None, description="Or a model, such as adder@champion or tiny")
+    limit: Annotated[Whole, Field(ge=0, lt=2**31)] = Field(0, description="Questions; 0 for all")
+    max_new_tokens: Annotated[Whole, Field(ge=0, le=131_072)] = Field(
+        0, description="Longest response; 0 chooses by the set"
+    )
+
+    @model_validator(mode="after")
+    def _one_model(self) -> ExamRequest:
+        if (self.run_id is None) == (self.model_id is None):
+            raise ValueError("name a run_id or a model_id, and not both")
+        return self
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #26c6f632
 class TunixStatus(BaseModel):
@@ -126,12 +145,12 @@ def run_result(
         "model_id": run.model_id,
         "output_dir": run.folder or (asked if isinstance(asked, str) else None),
         "exit_code": run.exit_code,
-        "stdout": run.stdout,
-        "stderr": run.stderr,
+        "stdout": from_root(run.stdout),
+        "stderr": from_root(run.stderr),
         "duration_seconds": run.duration_seconds,
         "started_at": run.started_at,
         "completed_at": run.completed_at,
-        "message": run.message,
+        "message": None if run.message is None else from_root(run.message),
     }
 
 
