@@ -71,6 +71,7 @@ def known(store, root):
 
 GOOD = {
     "GET /api/traces/compare": {"query": {"base": "trace_id", "other": "trace_id"}},
+    "POST /api/traces/batch": {"body": [EXAMPLE]},
     "POST /api/traces/{trace_id}/score": {"body": {"criteria": "baseline"}},
     "POST /api/tunix/runs/{run_id}/cancel": {"path_parameters": {"run_id": "waiting_id"}},
     "POST /api/datasets/ingest": {"body": {"path": "good.jsonl", "source_name": "tests"}},

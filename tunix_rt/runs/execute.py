@@ -154,6 +154,7 @@ def _note_failure(run: Run, error: BaseException) -> None:
 # %% ../../nbs/runs/40_execute.ipynb #f6de9329
 def executor() -> None:
     "Execute the notebook that standard input names; the main function of the second process."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     request = json.loads(sys.stdin.readline())
     folder = Path(request["folder"])
     try:
@@ -333,6 +334,7 @@ def _start_executor(notebook: Path, run: Run, given: dict[str, Any]) -> subproce
         "TUNIX_RT_RUN": str(run.folder),
         "PYTHONUNBUFFERED": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",  # that models need PyTorch; ours don't
     }
     process = subprocess.Popen(
         [sys.executable, "-c", "from tunix_rt.runs.execute import executor; executor()"],

@@ -14,7 +14,7 @@ import sys
 import threading
 
 DOOR = "TUNIX_RT_TEST_KERNELS"  # The variable that names the server's socket
-SLOW = "jax flax.nnx optax orbax.checkpoint transformers pandas sqlalchemy.orm fastapi optuna"
+SLOW = "jax flax.nnx optax orbax.checkpoint transformers sqlalchemy.orm fastapi optuna"
 
 
 def ask(connection_file: str) -> None:
