@@ -31,7 +31,7 @@ def lengths(
         rows.append((trace.category, len(trace.steps), asked, said, asked + said))
     return pd.DataFrame(rows, columns=["domain", "steps", "prompt", "response", "whole"])
 
-
+# %% ../../nbs/data/92_lengths.ipynb #88b25196
 def by_domain(
     measured: pd.DataFrame,  # As `lengths` has it
     room: int,  # Most that one example may take, in the same unit

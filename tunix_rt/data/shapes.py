@@ -62,7 +62,7 @@ def steps_of(
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
     return paragraphs if len(paragraphs) > 1 else split_steps(text)
 
-
+# %% ../../nbs/data/91_shapes.ipynb #69f3ce57
 def think_and_answer(
     text: str,  # Working and answer, marked in one of the known ways
 ) -> tuple[list[str], str]:  # Steps, and the answer
@@ -98,7 +98,7 @@ def made(
     check_renderable(trace)
     return trace
 
-
+# %% ../../nbs/data/91_shapes.ipynb #fcd1c92f
 def field_of(
     record: Mapping[str, Any],  # One line of a file, or one row of a table
     *names: str,  # The first that is there counts
@@ -141,7 +141,7 @@ def turns_of(
         turns.append((ROLES.get(role, role), said))
     return turns
 
-
+# %% ../../nbs/data/91_shapes.ipynb #2a69a558
 def exchange(
     turns: list[tuple[str, str]],  # A whole conversation
 ) -> tuple[str, str]:  # The question, and the response
@@ -163,7 +163,7 @@ def from_messages(
     asked, said = exchange(turns_of(record.get("messages") or record.get("conversations")))
     return made(asked, *think_and_answer(said), record)
 
-
+# %% ../../nbs/data/91_shapes.ipynb #7043b5f2
 def from_prompt_completion(
     record: Mapping[str, Any],  # prompt, completion: texts, or lists of messages
 ) -> Trace:  # The exchange that they make
@@ -202,7 +202,7 @@ def from_table(
         return made(asked, steps_of(field_of(record, *WORKING)), answer.strip(), record)
     return made(asked, *think_and_answer(answer), record)
 
-
+# %% ../../nbs/data/91_shapes.ipynb #bb8217a2
 SHAPES: dict[str, Callable[[Mapping[str, Any]], Trace]] = {
     "gsm8k": from_gsm8k,
     "messages": from_messages,
@@ -233,7 +233,7 @@ def json_records(
         kind = f"a record is a JSON object, and this is a {type(record).__name__}"
         yield (number, record, "") if fine else (number, None, kind)
 
-
+# %% ../../nbs/data/91_shapes.ipynb #4517fbd3
 def _bare(error: Exception) -> str:
     "Take the line and the advice off a refusal; both are said once for the whole file."
     return str(error).removeprefix(f"{LINE}: ").removesuffix(ADVICE)
@@ -272,7 +272,7 @@ def windows(
     words = re.findall(r"\w+", normalised_prompt(prompt))
     return {hash(tuple(words[i : i + WINDOW])) for i in range(len(words) - WINDOW + 1)}
 
-
+# %% ../../nbs/data/91_shapes.ipynb #1a674a8a
 class Examined:
     "What the evaluation sets ask, so that nobody is taught it."
 
@@ -297,7 +297,7 @@ class Harvest(Intake):
 
     examined: int = 0  # Questions of the examination, which are left out
 
-
+# %% ../../nbs/data/91_shapes.ipynb #8f2cf95d
 def read_shape(
     path: Path,  # The file
     shape: str,  # Name in SHAPES

@@ -58,7 +58,7 @@ class Source:
             return f"fresh weights in the shape of {self.name}"
         return f"{self.folder}, adapters on {self.base}" if self.adapted else str(self.folder)
 
-
+# %% ../../nbs/models/57_opening.ipynb #3e14fe7f
 def find_source(
     name: str,  # A key of PRESETS, a folder, a run folder, or kaggle:owner/model/...
     base: str = "",  # Where the base of an adapter is; "" for where it says
@@ -125,7 +125,7 @@ def _room(mesh: Mesh) -> float:
     found = mesh.local_devices[0].memory_stats() or {}
     return float(found.get("bytes_limit", np.inf))
 
-
+# %% ../../nbs/models/57_opening.ipynb #76284798
 def mesh_text(
     mesh: Mesh | None,  # From `choose_mesh`
 ) -> str:  # For a log
@@ -170,7 +170,7 @@ def open_model(
         quantise(model)
     return model, tokenizer
 
-
+# %% ../../nbs/models/57_opening.ipynb #84bd46dc
 def fresh_model(
     config: GemmaConfig,  # The shape
     dtype: Any = jnp.float32,  # To hold it in
@@ -209,7 +209,7 @@ def lora_named(
     named = GROUPS.get(targets) or tuple(name.strip() for name in targets.split(","))
     return Lora(rank=rank, alpha=alpha, dropout=dropout, targets=named)
 
-
+# %% ../../nbs/models/57_opening.ipynb #1ea4fad9
 def lay_adapters(
     model: Gemma,  # Changed in place
     wanted: Lora | None,  # From `lora_named`

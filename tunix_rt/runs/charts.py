@@ -35,7 +35,7 @@ CHARTS = {
     "intermediate": "how trials went on their way",
 }
 
-
+# %% ../../nbs/runs/78_charts.ipynb #c4544065
 def which_charts(
     study: Study,  # From `open_study`
 ) -> list[str]:  # Names from CHARTS; none before the first trial has ended
@@ -71,7 +71,7 @@ def _pyplot() -> Iterator[Any]:
         with plt.style.context(["default", fixed]):
             yield plt
 
-
+# %% ../../nbs/runs/78_charts.ipynb #665f7db3
 def _plain(figure: Figure) -> None:
     from matplotlib.text import Text
 
@@ -100,7 +100,7 @@ def _drawer(name: str) -> Callable[[Study], Any]:
     }
     return drawers[name]
 
-
+# %% ../../nbs/runs/78_charts.ipynb #146e6c8e
 def draw_chart(
     study: Study,  # From `open_study`
     name: str,  # One of `which_charts`

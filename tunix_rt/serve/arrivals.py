@@ -79,7 +79,7 @@ def _insert(session: Session, group: Sequence[Waiting]) -> list[UUID]:
             session.add(each.keep(each.stored(id)))
     return ids
 
-
+# %% ../../nbs/serve/50_arrivals.ipynb #fa18f171
 def commit_together(
     store: Store,  # Where to
     group: Sequence[Waiting],  # Some of those that wait

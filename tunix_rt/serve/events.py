@@ -37,7 +37,7 @@ def event(
     start = "" if id is None else f"id: {id}\n"
     return f"{start}event: {kind}\ndata: {json.dumps(data)}\n\n"
 
-
+# %% ../../nbs/serve/55_events.ipynb #058a8ccb
 def log_event(
     line: LogLine,  # From the store
 ) -> str:
@@ -120,7 +120,7 @@ class Watch:
 BEAT = 1.0  # Seconds between two heartbeats
 AT_ONCE = 50  # Pieces that are read together; each has up to 16,384 characters
 
-
+# %% ../../nbs/serve/55_events.ipynb #b52c18af
 async def follow(
     watch: Watch,  # Of the app
     run_id: UUID,  # Of a run that exists

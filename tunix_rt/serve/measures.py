@@ -31,7 +31,7 @@ __all__ = ['MILLISECONDS', 'SECONDS', 'Measures', 'Measured', 'RunTallies']
 MILLISECONDS = (1, 2, 3, 5, 8, 13, 20, 50, 100, 200, 500, 1000, 5000)
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 30)
 
-
+# %% ../../nbs/serve/30_measures.ipynb #390bcf9d
 class Measures:
     "The figures of one app."
 

@@ -34,7 +34,7 @@ __all__ = ['MAGIC', 'TOGETHER', 'tables', 'Backup', 'backup', 'read_backup', 'ch
 MAGIC = "tunix_rt backup"
 TOGETHER = 50  # Rows that are held in memory; a trace or a piece of a log may have a megabyte
 
-
+# %% ../../nbs/store/50_backup.ipynb #a5f3e8f7
 def tables() -> list[Table]:  # Those that others refer to come first
     "Name what a backup holds: everything but the tally, which keeps itself."
     return [table for table in Base.metadata.sorted_tables if table is not TraceTally.__table__]
@@ -164,7 +164,7 @@ def _refuse_unless_empty(
                 f"empty one; point DATABASE_URL at a new database and run: tunix-rt db upgrade"
             )
 
-
+# %% ../../nbs/store/50_backup.ipynb #b2e8bf35
 def _fill(
     session: Session,  # A writing one
     lines: Iterable[Any],  # From `read_backup`

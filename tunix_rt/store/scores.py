@@ -72,7 +72,7 @@ def add_score(
         session.add(row)
     return _score(row)
 
-
+# %% ../../nbs/store/33_scores.ipynb #b64eb2f8
 def latest_score(
     store: Store,  # Where from
     trace_id: UUID,  # Of a stored trace

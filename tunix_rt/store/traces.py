@@ -70,7 +70,7 @@ COLUMNS = (
 )
 Spelled = list[Any]  # One text for each of COLUMNS; a source and a meta may be None
 
-
+# %% ../../nbs/store/30_traces.ipynb #4995b591
 def spell(
     written: Written,  # Checked
     moment: str,  # When it arrived, as text
@@ -91,7 +91,7 @@ def spell(
         written.meta,
     ]
 
-
+# %% ../../nbs/store/30_traces.ipynb #c910074c
 def storable(
     trace: Trace,  # Checked, but for its `meta`
 ) -> Written:
@@ -192,7 +192,7 @@ def moment_text(
     text = moment.isoformat(" ", "microseconds")
     return text[:26] if dialect == "sqlite" else text
 
-
+# %% ../../nbs/store/30_traces.ipynb #4bfb9fe8
 def insert_written(
     session: Session,  # A writing one, opened by the caller
     traces: Sequence[Written],  # Any number
@@ -205,7 +205,7 @@ def insert_written(
     pairs = zip(ids, traces, strict=True)
     return [Stored(UUID(id), moment, each.record["trace_version"]) for id, each in pairs]
 
-
+# %% ../../nbs/store/30_traces.ipynb #5a15e142
 def insert_traces(
     session: Session,  # A writing one, opened by the caller
     traces: Sequence[Trace],  # Any number
@@ -276,7 +276,7 @@ def _from_block(
         return 0, 0  # beyond the oldest
     return (block.block + 1) * 1000, offset - int(block.so_far - block.traces)
 
-
+# %% ../../nbs/store/30_traces.ipynb #0c7dbeab
 def count_traces(
     store: Store,  # Whose traces
 ) -> int:
@@ -312,7 +312,7 @@ class Page:
     next_offset: int | None  # None at the end
     next_after: int | None  # None at the end
 
-
+# %% ../../nbs/store/30_traces.ipynb #e770b5a2
 def list_traces(
     store: Store,  # Where from
     *,

@@ -87,7 +87,7 @@ def check_identity(
             f"parameters it was started with"
         )
 
-
+# %% ../../nbs/training/40_checkpoints.ipynb #15559e52
 def restore_state(
     checkpoints: Checkpoints,  # Where from
     like: Any,  # A fresh state: same tree, shapes, types and placement

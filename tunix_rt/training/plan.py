@@ -38,7 +38,7 @@ __all__ = ['ROOM', 'Way', 'WAYS', 'Suggestion', 'Plan', 'suggest', 'device_memor
 # %% ../../nbs/training/65_plan.ipynb #fae68cd7
 ROOM = 0.9  # Share of a device's memory that may be planned for
 
-
+# %% ../../nbs/training/65_plan.ipynb #a69659a3
 @dataclass(frozen=True)
 class Suggestion:
     "Something to change, and what would come of it."
@@ -48,7 +48,7 @@ class Suggestion:
     setup: Setup  # With it
     total: int  # Bytes on each device then
 
-
+# %% ../../nbs/training/65_plan.ipynb #f1beec18
 @dataclass(frozen=True, repr=False)
 class Plan:
     "What a training takes of each device."
@@ -89,13 +89,13 @@ def _shared(setup: Setup) -> Way:
         shared = replace(setup, data=1, fsdp=size)
         yield f"mesh_data=1 mesh_fsdp={size}", "weights on the move", shared
 
-
+# %% ../../nbs/training/65_plan.ipynb #fa533fc4
 def _coarse(setup: Setup) -> Way:
     if setup.recipe.dtype == "float32" and setup.kind != "cpu":
         recipe = replace(setup.recipe, dtype="bfloat16")
         yield "dtype=bfloat16", "coarser arithmetic", replace(setup, recipe=recipe)
 
-
+# %% ../../nbs/training/65_plan.ipynb #2f6a5c16
 def _forgetful(setup: Setup) -> Way:
     costs = {"none": "", "dots": "a little time", "full": "up to a third more time"}
     for remat in list(costs)[list(costs).index(setup.recipe.remat) + 1 :]:
@@ -110,7 +110,7 @@ def _in_turns(setup: Setup) -> Way:
             recipe = replace(setup.recipe, slice_rows=rows)
             yield f"slice_rows={rows}", "some speed", replace(setup, recipe=recipe)
 
-
+# %% ../../nbs/training/65_plan.ipynb #5aa79196
 def _adapted(setup: Setup) -> Way:
     if setup.lora is None:
         base = "bfloat16" if setup.base == "float32" else setup.base
@@ -124,7 +124,7 @@ def _in_bytes(setup: Setup) -> Way:
     if setup.lora and setup.base != "int8":
         yield "base_dtype=int8", "a base in eight bits", replace(setup, base="int8")
 
-
+# %% ../../nbs/training/65_plan.ipynb #2e367bff
 WAYS: tuple[Callable[[Setup], Way], ...] = (
     _stacked, _shared, _coarse, _forgetful, _in_turns, _adapted, _in_bytes
 )  # fmt: skip
@@ -148,7 +148,7 @@ def suggest(
             taken = fewer
     return (_follow(taken, setup, memory),)
 
-
+# %% ../../nbs/training/65_plan.ipynb #25b278fa
 def _follow(
     ways: Iterable[Callable[[Setup], Way]],  # Some of WAYS
     setup: Setup,  # To begin with
@@ -164,7 +164,9 @@ def _follow(
         if taken is not None:
             changes[taken[0]], setup = taken[1:]
     costs = ", ".join(dict.fromkeys(changes.values()))
-    return Suggestion(" ".join(changes), costs, setup, sum_of_parts(parts_of(setup)))
+    named = dict(word.split("=", 1) for change in changes for word in change.split())
+    change = " ".join(f"{name}={value}" for name, value in named.items())
+    return Suggestion(change, costs, setup, sum_of_parts(parts_of(setup)))
 
 # %% ../../nbs/training/65_plan.ipynb #3ad47d77
 def device_memory() -> int | None:  # Bytes; None where it does not say
@@ -174,7 +176,7 @@ def device_memory() -> int | None:  # Bytes; None where it does not say
         return reported
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
-
+# %% ../../nbs/training/65_plan.ipynb #372f7a9e
 def shape_named(
     name: str,  # A key of PRESETS, a folder, a run folder, or kaggle:owner/model/...
 ) -> GemmaConfig:  # Its shape
@@ -182,7 +184,7 @@ def shape_named(
     place = any(mark in name for mark in "/\\:") or resolve(name).exists()
     return find_source(name).config if place else preset(name)
 
-
+# %% ../../nbs/training/65_plan.ipynb #f7f536ca
 def plan(
     model: GemmaConfig | str | Path,  # A shape, a key of PRESETS, or whatever `find_source` knows
     recipe: Recipe = Recipe(),  # noqa: B008 - it is frozen
@@ -218,7 +220,7 @@ def verdict(
         return f"{of}: too tight, {1 - ROOM:.0%} should stay free"
     return f"{of}: does not fit"
 
-
+# %% ../../nbs/training/65_plan.ipynb #191f185d
 def _advice(made: Plan) -> list[str]:
     if made.fits is not False:
         return []
@@ -231,7 +233,7 @@ def _unseen(made: Plan) -> str:
     "Name the smaller of the two parts that are never there together."
     return min("layer", "scores", key=made.parts.__getitem__)
 
-
+# %% ../../nbs/training/65_plan.ipynb #15760a2c
 def plan_text(
     made: Plan,  # From `plan`
     *,

@@ -30,7 +30,7 @@ __all__ = ['Objective', 'TrainState', 'Parts', 'take_apart', 'put_together', 'fi
 Objective = Callable[[Gemma, Rows, jax.Array | None], jax.Array]
 # Model, batch, and a key for dropout (None for no dropout) -> summed loss in nats
 
-
+# %% ../../nbs/training/50_step.ipynb #fb11dfc8
 class TrainState(NamedTuple):
     "What a step changes, and all that a checkpoint holds."
 
@@ -61,7 +61,7 @@ def put_together(
     "Make a model of its parts."
     return nnx.merge(parts.graph, nnx.State(parts.trained), nnx.State(parts.frozen))
 
-
+# %% ../../nbs/training/50_step.ipynb #7b88e35f
 def first_state(
     trained: Any,  # Tree of parameters, or of shapes
     recipe: Recipe,  # For its optimiser
@@ -99,7 +99,7 @@ def slices_of(
 
     return Rows(*(cut(part) for part in batch))
 
-
+# %% ../../nbs/training/50_step.ipynb #7e382364
 def add_gradients(
     objective: Callable[[Any, Rows, Any], jax.Array],  # Parameters, rows, key -> summed loss
     params: Any,  # Tree of parameters
@@ -205,7 +205,7 @@ def make_step(
         step = Step(compiled, jax.jit(summed, out_shardings=everywhere), frozen, mesh)
     return state, step
 
-
+# %% ../../nbs/training/50_step.ipynb #e6412abd
 def adopt(
     model: Gemma,  # Changed in place
     state: TrainState,  # Whose parameters it takes

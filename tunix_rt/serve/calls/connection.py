@@ -37,7 +37,7 @@ class Refused(TunixError):
 class Unreachable(TunixError):
     "The server did not answer."
 
-
+# %% ../../../nbs/serve/calls/10_connection.ipynb #1c2775ec
 @dataclass
 class Server:
     "A server to talk to."
@@ -52,7 +52,7 @@ class Server:
         "Let go of the connections."
         self.http.close()
 
-
+# %% ../../../nbs/serve/calls/10_connection.ipynb #75444e08
 def connect(
     address: str = "http://127.0.0.1:8000",  # Of the server
     token: str | None = None,  # Where it needs one
@@ -96,7 +96,7 @@ def _worth_another(answer: httpx.Response) -> bool:
     busy = answer.status_code == 409 and "retry-after" in answer.headers
     return answer.status_code in AGAIN or busy
 
-
+# %% ../../../nbs/serve/calls/10_connection.ipynb #e0588f46
 def send(
     server: Server,  # Where to
     method: str,  # "GET", "POST" ...
@@ -135,7 +135,7 @@ def send(
         f"({type(trouble).__name__}: {trouble}); is it running, and is the address right?"
     ) from trouble
 
-
+# %% ../../../nbs/serve/calls/10_connection.ipynb #fb224fb2
 @contextmanager
 def _bytes_of(content: bytes | Path | None, spelled: str | None) -> Iterator[Any]:
     if isinstance(content, Path):
@@ -177,7 +177,7 @@ def ask_many(
     listed = send(server, method, path, **rest).json()
     return [kind.model_validate(each) for each in listed]
 
-
+# %% ../../../nbs/serve/calls/10_connection.ipynb #85d0b4a2
 def part(
     text: object,  # An id or a name
     keep: str = "",  # Characters that stay as they are

@@ -38,7 +38,7 @@ def build_dataset(
     "Freeze a choice of stored traces into a dataset."
     return ask(server, BuiltDataset, "POST", "/api/datasets/build", body=asked, key=key)
 
-
+# %% ../../../nbs/serve/calls/30_datasets.ipynb #200f9634
 def ingest_dataset(
     server: Server,  # Where to
     asked: IngestRequest,  # Which file
@@ -61,7 +61,7 @@ def upload_dataset(
         server, IngestedFile, "POST", "/api/datasets/upload", query=query, content=path, key=key
     )
 
-
+# %% ../../../nbs/serve/calls/30_datasets.ipynb #30d493b6
 def list_datasets(
     server: Server,  # Where to
     limit: int = 20,  # At most so many, 100 at the highest
@@ -91,7 +91,7 @@ def _records(
         for line in answer.iter_lines():
             yield json.loads(line)
 
-
+# %% ../../../nbs/serve/calls/30_datasets.ipynb #7afc9ae2
 def export_dataset(
     server: Server,  # Where from
     dataset_key: str,  # Such as "golden-v2"
@@ -128,7 +128,7 @@ def generate_high_card_duel(
         server, DuelsPlayed, "POST", "/api/ungar/high-card-duel/generate", body=asked, key=key
     )
 
-
+# %% ../../../nbs/serve/calls/30_datasets.ipynb #932fa145
 def export_high_card_duel(
     server: Server,  # Where from
     limit: int = 100,  # At most so many

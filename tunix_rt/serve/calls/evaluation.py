@@ -41,7 +41,7 @@ def examine_model(
     "Ask a model every question of a set."
     return ask(server, RunResult, "POST", "/api/tunix/examine", body=asked, key=key)
 
-
+# %% ../../../nbs/serve/calls/50_evaluation.ipynb #8ba68dec
 def evaluate_run(
     server: Server,  # Where to
     run_id: UUID,  # Of a completed run with predictions
@@ -52,7 +52,7 @@ def evaluate_run(
     path, body = f"/api/tunix/runs/{part(run_id)}/evaluate", EvaluateRequest(judge_override=judge)
     return ask(server, Evaluation, "POST", path, body=body, key=key)
 
-
+# %% ../../../nbs/serve/calls/50_evaluation.ipynb #ef49013f
 def get_evaluation(
     server: Server,  # Where to
     run_id: UUID,  # Of a run
@@ -60,7 +60,7 @@ def get_evaluation(
     "Show the newest evaluation of a run."
     return ask(server, Evaluation, "GET", f"/api/tunix/runs/{part(run_id)}/evaluation")
 
-
+# %% ../../../nbs/serve/calls/50_evaluation.ipynb #9bb70ec2
 def get_leaderboard(
     server: Server,  # Where to
     limit: int = 50,  # At most so many, 100 at the highest
@@ -99,7 +99,7 @@ def list_baselines(
         query={"limit": limit, "offset": offset},
     )
 
-
+# %% ../../../nbs/serve/calls/50_evaluation.ipynb #dec25031
 def check_regression(
     server: Server,  # Where to
     asked: CheckRequest,  # Which run and which baseline
@@ -126,7 +126,7 @@ def start_tuning_job(
     "Start a search."
     return ask(server, TuningStarted, "POST", f"/api/tuning/jobs/{part(job_id)}/start", key=key)
 
-
+# %% ../../../nbs/serve/calls/50_evaluation.ipynb #4d952b9b
 def cancel_tuning_job(
     server: Server,  # Where to
     job_id: UUID,  # Of a search
@@ -135,7 +135,7 @@ def cancel_tuning_job(
     "Stop a search."
     return ask(server, TuningJobDetail, "POST", f"/api/tuning/jobs/{part(job_id)}/cancel", key=key)
 
-
+# %% ../../../nbs/serve/calls/50_evaluation.ipynb #9ed49837
 def list_tuning_jobs(
     server: Server,  # Where to
     limit: int = 20,  # At most so many, 100 at the highest

@@ -51,7 +51,7 @@ def get_model_artifact(
     "Show a model."
     return ask(server, ModelShown, "GET", f"/api/models/{part(model_id)}")
 
-
+# %% ../../../nbs/serve/calls/60_models.ipynb #66f3f8b2
 def promote_model_version(
     server: Server,  # Where to
     model_id: UUID,  # Of a model
@@ -92,7 +92,7 @@ def get_model_version(
     "Show a version."
     return ask(server, ModelVersionShown, "GET", f"/api/models/versions/{part(version_id)}")
 
-
+# %% ../../../nbs/serve/calls/60_models.ipynb #9faef444
 def verify_model_version(
     server: Server,  # Where to
     version_id: UUID,  # Of a version
@@ -100,7 +100,7 @@ def verify_model_version(
     "Check that the files of a version are what they were."
     return ask(server, VersionVerified, "GET", f"/api/models/versions/{part(version_id)}/verify")
 
-
+# %% ../../../nbs/serve/calls/60_models.ipynb #f139c826
 def download_model_version(
     server: Server,  # Where from
     version_id: UUID,  # Of a version
@@ -124,7 +124,7 @@ def set_model_alias(
     )
     return ask(server, ModelShown, "PUT", path, body=body, key=key)
 
-
+# %% ../../../nbs/serve/calls/60_models.ipynb #d9915f9f
 def remove_model_alias(
     server: Server,  # Where to
     model_id: UUID,  # Of a model

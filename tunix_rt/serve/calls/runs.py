@@ -51,7 +51,7 @@ def get_tunix_status(
     "Ask whether google-tunix is installed on the server."
     return ask(server, TunixStatus, "GET", "/api/tunix/status")
 
-
+# %% ../../../nbs/serve/calls/40_runs.ipynb #4753670f
 def build_training_manifest(
     server: Server,  # Where to
     asked: ManifestRequest,  # How to train
@@ -60,7 +60,7 @@ def build_training_manifest(
     "Write a training manifest for a dataset."
     return ask(server, TrainingManifest, "POST", "/api/tunix/sft/manifest", body=asked, key=key)
 
-
+# %% ../../../nbs/serve/calls/40_runs.ipynb #3fc43e97
 def execute_tunix_run(
     server: Server,  # Where to
     asked: RunRequest,  # How to train; a dry run unless it says otherwise
@@ -86,7 +86,7 @@ def list_tunix_runs(
     query |= {"dataset_key": dataset_key, "model_id": model_id}
     return ask(server, RunsListed, "GET", "/api/tunix/runs", query=query)
 
-
+# %% ../../../nbs/serve/calls/40_runs.ipynb #65c0c96a
 def get_tunix_run(
     server: Server,  # Where to
     run_id: UUID,  # Of a run
@@ -102,7 +102,7 @@ def get_tunix_run_status(
     "Ask how far a run is."
     return ask(server, RunStatus, "GET", f"/api/tunix/runs/{part(run_id)}/status")
 
-
+# %% ../../../nbs/serve/calls/40_runs.ipynb #696c3d2d
 def cancel_tunix_run(
     server: Server,  # Where to
     run_id: UUID,  # Of a run
@@ -111,7 +111,7 @@ def cancel_tunix_run(
     "Ask for a run to be cancelled."
     return ask(server, Cancelled, "POST", f"/api/tunix/runs/{part(run_id)}/cancel", key=key)
 
-
+# %% ../../../nbs/serve/calls/40_runs.ipynb #e21b3e78
 def get_run_metrics(
     server: Server,  # Where to
     run_id: UUID,  # Of a run
@@ -140,7 +140,7 @@ def _events(lines: Iterator[str]) -> Iterator[RunEvent]:
             yield RunEvent(kind, json.loads(data))
             kind = ""
 
-
+# %% ../../../nbs/serve/calls/40_runs.ipynb #ab04dcd3
 def stream_tunix_run_logs(
     server: Server,  # Where from
     run_id: UUID,  # Of a run
@@ -174,7 +174,7 @@ def list_artifacts(
     "List the files of a run."
     return ask(server, Artifacts, "GET", f"/api/tunix/runs/{part(run_id)}/artifacts")
 
-
+# %% ../../../nbs/serve/calls/40_runs.ipynb #ee316e7b
 def download_artifact(
     server: Server,  # Where from
     run_id: UUID,  # Of a run

@@ -49,7 +49,7 @@ def get_redi_health(
     "Ask how RediAI is."
     return ask(server, RediHealth, "GET", "/api/redi/health")
 
-
+# %% ../../../nbs/serve/calls/20_traces.ipynb #71397fbb
 def get_metrics(
     server: Server,  # Where to
 ) -> str:  # In the form that Prometheus reads
@@ -65,7 +65,7 @@ def create_trace(
     "Keep one trace; it is safe when this returns."
     return ask(server, StoredTrace, "POST", "/api/traces", body=trace, key=key)
 
-
+# %% ../../../nbs/serve/calls/20_traces.ipynb #c8678a18
 _TRACES = TypeAdapter(list[Trace])
 
 
@@ -94,7 +94,7 @@ def list_traces(
     query |= {"category": category, "fingerprint": fingerprint, "text": text}
     return ask(server, TracePage, "GET", "/api/traces", query=query)
 
-
+# %% ../../../nbs/serve/calls/20_traces.ipynb #9c7638e4
 def compare_traces(
     server: Server,  # Where to
     base: UUID,  # Of a stored trace
@@ -113,7 +113,7 @@ def get_trace(
     "Show one trace."
     return ask(server, FoundTrace, "GET", f"/api/traces/{part(trace_id)}")
 
-
+# %% ../../../nbs/serve/calls/20_traces.ipynb #823868c4
 def score_trace(
     server: Server,  # Where to
     trace_id: UUID,  # Of a stored trace

@@ -39,14 +39,14 @@ class Answer:
     score: float | None  # From 0 to 1; None where nobody has scored it
     shown: Html  # The whole response
 
-
+# %% ../../../nbs/serve/pages/62_answers.ipynb #3f39bf80
 def _predictions(store: Store, run_id: UUID) -> list[Prediction]:
     folder = run_files(get_queued(store, run_id))
     if folder is None:
         raise MissingError(f"run {run_id} has left no files, so there is nothing that it said")
     return read_predictions(open_file(folder, "predictions.jsonl"))
 
-
+# %% ../../../nbs/serve/pages/62_answers.ipynb #1a005ceb
 def _scores(store: Store, evaluation: EvaluationView | None) -> dict[tuple[str, int], float]:
     found: dict[tuple[str, int], float] = {}
     offset: int | None = 0
@@ -56,7 +56,7 @@ def _scores(store: Store, evaluation: EvaluationView | None) -> dict[tuple[str, 
         offset = page.next_offset
     return found
 
-
+# %% ../../../nbs/serve/pages/62_answers.ipynb #9521c054
 def answers_of(
     predictions: list[Prediction],  # Of a run
     scores: dict[tuple[str, int], float],  # By fingerprint and sample
@@ -116,14 +116,14 @@ def sent_to(
     "Answer a form."
     return RedirectResponse(address, 303)
 
-
+# %% ../../../nbs/serve/pages/62_answers.ipynb #14ef01e0
 @router.post("/runs/{run_id}/cancel")
 def cancel_form(store: Opened, run_id: UUID) -> RedirectResponse:
     "Ask a run to stop."
     request_cancel(store, run_id)
     return sent_to(f"/runs/{run_id}")
 
-
+# %% ../../../nbs/serve/pages/62_answers.ipynb #386679e6
 @router.post("/runs/{run_id}/examine")
 def examine_form(
     store: Opened, run_id: UUID, evaluation_set: Annotated[Key, Form()]
@@ -133,7 +133,7 @@ def examine_form(
     asked = ExamRequest(evaluation_set=key, run_id=run_id, model_id=None, limit=0, max_new_tokens=0)
     return sent_to(f"/runs/{examination(store, asked).id}")
 
-
+# %% ../../../nbs/serve/pages/62_answers.ipynb #7cd82e79
 @router.post("/runs/{run_id}/evaluate")
 async def evaluate_form(
     services: Everything, run_id: UUID, judge: Annotated[Name, Form()]

@@ -33,7 +33,7 @@ def ranked(
     "Put what mattered in order."
     return sorted((shares or {}).items(), key=lambda pair: -pair[1])
 
-
+# %% ../../../nbs/serve/pages/65_tuning.ipynb #1dd7dfaf
 def job_facts(
     job: tuning.TuningJobView,  # With its trials
 ) -> dict[str, Any]:  # What `tuning_state.html` names
@@ -53,7 +53,7 @@ def tuning_page(request: Request, store: Opened, offset: Skip = 0) -> HTMLRespon
         **around(request, "offset", page.next_offset),
     )
 
-
+# %% ../../../nbs/serve/pages/65_tuning.ipynb #478cb87c
 @router.get("/tuning/{job_id}")
 def tuning_job_page(request: Request, store: Opened, job_id: UUID) -> HTMLResponse:
     "Show one search."
@@ -61,7 +61,7 @@ def tuning_job_page(request: Request, store: Opened, job_id: UUID) -> HTMLRespon
     charts = job_charts(store, job)
     return show(request, "tuning_job.html", **job_facts(job), charts=charts)
 
-
+# %% ../../../nbs/serve/pages/65_tuning.ipynb #641ba435
 @router.get("/tuning/{job_id}/state")
 def tuning_state_part(request: Request, store: Opened, job_id: UUID) -> HTMLResponse:
     "Show how a search stands, as a part of its page."
@@ -81,14 +81,14 @@ async def tuning_chart(services: Everything, job_id: UUID, name: str) -> Respons
     svg = await patiently(services, drawn)
     return Response(svg, media_type="image/svg+xml", headers={**DRAWN, **FOREVER})
 
-
+# %% ../../../nbs/serve/pages/65_tuning.ipynb #bf41268f
 @router.post("/tuning/{job_id}/start")
 def start_form(store: Opened, job_id: UUID) -> RedirectResponse:
     "Start a search."
     tuning.start_job(store, job_id)
     return sent_to(f"/tuning/{job_id}")
 
-
+# %% ../../../nbs/serve/pages/65_tuning.ipynb #05bf61d1
 @router.post("/tuning/{job_id}/cancel")
 def call_off_form(store: Opened, job_id: UUID) -> RedirectResponse:
     "Call a search off."

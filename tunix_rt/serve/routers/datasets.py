@@ -43,7 +43,7 @@ __all__ = ['router', 'BODY', 'PIECE', 'build_dataset', 'ingest_dataset', 'upload
 # %% ../../../nbs/serve/routers/40_datasets.ipynb #73888189
 router = APIRouter(route_class=StrictRoute, tags=["datasets"])
 
-
+# %% ../../../nbs/serve/routers/40_datasets.ipynb #062a0428
 def _from_root(path: Path) -> str:
     root = settings().root.resolve()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
@@ -80,7 +80,7 @@ def _told(done: Ingested) -> Iterator[str]:
 def _answer(done: Ingested) -> StreamingResponse:
     return StreamingResponse(_told(done), 201, media_type="application/json")
 
-
+# %% ../../../nbs/serve/routers/40_datasets.ipynb #3255a02a
 @router.post("/api/datasets/ingest", status_code=201, response_model=IngestedFile)
 async def ingest_dataset(services: Everything, asked: IngestRequest) -> StreamingResponse:
     "Take in a file from the folder of imports, all of it or nothing."
@@ -141,7 +141,7 @@ def in_pieces(
             waiting, size = [], 0
     yield "".join(waiting)
 
-
+# %% ../../../nbs/serve/routers/40_datasets.ipynb #ceb50894
 @router.get(
     "/api/datasets/{dataset_key}/export.jsonl",
     response_class=StreamingResponse,
@@ -159,14 +159,14 @@ def export_dataset(
         lines = export_lines(dataset.traces(split), format)
     return StreamingResponse(in_pieces(lines), media_type="application/x-ndjson")
 
-
+# %% ../../../nbs/serve/routers/40_datasets.ipynb #824a21a4
 @router.get("/api/datasets/{dataset_key}")
 def get_dataset(dataset_key: DatasetKey) -> dict[str, Any]:
     "Show the manifest of a dataset."
     folder = resolve(settings().datasets) / dataset_key
     return dict(read_json(folder / "manifest.json"))
 
-
+# %% ../../../nbs/serve/routers/40_datasets.ipynb #07bc3473
 @router.get("/api/datasets")
 def list_datasets(limit: Limit = 20, offset: Offset = 0) -> DatasetPage:
     "List the datasets by key."

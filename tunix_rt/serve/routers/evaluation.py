@@ -46,7 +46,7 @@ async def evaluate_run(
 
     return await patiently(services, judge, services.store)
 
-
+# %% ../../../nbs/serve/routers/70_evaluation.ipynb #6119b73d
 @router.get("/runs/{run_id}/evaluation")
 def get_evaluation(store: Opened, run_id: UUID) -> Evaluation:
     "Show the newest evaluation of a run."

@@ -48,7 +48,7 @@ def create_model_artifact(store: Opened, asked: ModelRequest) -> ModelShown:
     )
     return model_shown(made)
 
-
+# %% ../../../nbs/serve/routers/95_models.ipynb #9dc51b41
 @router.get("")
 def list_model_artifacts(
     store: Opened, response: Response, limit: Limit = 20, offset: Offset = 0
@@ -64,7 +64,7 @@ def get_model_version(store: Opened, version_id: UUID) -> ModelVersionShown:
     "Show a version."
     return version_shown(registry.get_version(store, version_id))
 
-
+# %% ../../../nbs/serve/routers/95_models.ipynb #59fe71a3
 @router.get(
     "/versions/{version_id}/download",
     response_class=StreamingResponse,
@@ -76,7 +76,7 @@ def download_model_version(store: Opened, version_id: UUID) -> StreamingResponse
     headers = {"Content-Disposition": f'attachment; filename="{packed.filename}"'}
     return StreamingResponse(packed.chunks, media_type="application/zip", headers=headers)
 
-
+# %% ../../../nbs/serve/routers/95_models.ipynb #765121af
 @router.get("/versions/{version_id}/verify")
 async def verify_model_version(services: Everything, version_id: UUID) -> VersionVerified:
     "Check that the files of a version are what they were."
@@ -102,7 +102,7 @@ def list_model_versions(
         pagination=Pagination(limit=limit, offset=offset, next_offset=page.next_offset),
     )
 
-
+# %% ../../../nbs/serve/routers/95_models.ipynb #9a95d87c
 @router.post("/{model_id}/versions/promote")
 async def promote_model_version(
     services: Everything, model_id: UUID, asked: PromoteRequest
@@ -125,7 +125,7 @@ def set_model_alias(store: Opened, model_id: UUID, alias: Alias, asked: AliasReq
     "Let an alias point to a version."
     return model_shown(registry.set_alias(store, model_id, alias, asked.version_id))
 
-
+# %% ../../../nbs/serve/routers/95_models.ipynb #cc7d67f8
 @router.delete("/{model_id}/aliases/{alias}")
 def remove_model_alias(store: Opened, model_id: UUID, alias: Alias) -> ModelShown:
     "Forget an alias."

@@ -42,7 +42,7 @@ def create_baseline(store: Opened, asked: BaselineRequest) -> BaselineSet:
         )
     )
 
-
+# %% ../../../nbs/serve/routers/80_regression.ipynb #487564ed
 @router.get("/baselines")
 def list_baselines(store: Opened, limit: Limit = 50, offset: Offset = 0) -> BaselinesListed:
     "List the baselines by name."
@@ -52,7 +52,7 @@ def list_baselines(store: Opened, limit: Limit = 50, offset: Offset = 0) -> Base
         pagination=Pagination(limit=limit, offset=offset, next_offset=page.next_offset),
     )
 
-
+# %% ../../../nbs/serve/routers/80_regression.ipynb #59fa13af
 @router.post("/check")
 def check_regression(store: Opened, asked: CheckRequest) -> RegressionResult:
     "Hold a run to a baseline."

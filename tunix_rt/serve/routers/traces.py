@@ -107,14 +107,14 @@ def _all_spelled(stored: Sequence[Stored]) -> str:
     ]
     return to_json({"created_count": len(told), "traces": told}).decode()
 
-
+# %% ../../../nbs/serve/routers/20_traces.ipynb #99b30119
 Batch = Annotated[
     list[Trace],
     WrapValidator(read_batch),
     Body(openapi_examples={"two": {"value": [EXAMPLE, EXAMPLE]}}),
 ]
 
-
+# %% ../../../nbs/serve/routers/20_traces.ipynb #8bba53e0
 async def create_traces(request: Request, services: Everything, traces: Batch) -> Response:
     "Keep up to a thousand traces, all of them or none."
     written = cast(list[Written], traces)
@@ -173,7 +173,7 @@ def compare_traces(store: Opened, base: UUID, other: UUID) -> TraceComparison:
         base=_compared(store, base, "base"), other=_compared(store, other, "other")
     )
 
-
+# %% ../../../nbs/serve/routers/20_traces.ipynb #52f5778c
 @router.get("/api/traces/{trace_id}")
 def get_trace(store: Opened, trace_id: UUID) -> FoundTrace:
     "Show one trace."

@@ -67,7 +67,7 @@ def list_tunix_runs(
         pagination=Pagination(limit=limit, offset=offset, next_offset=page.next_offset),
     )
 
-
+# %% ../../../nbs/serve/routers/60_tunix_runs.ipynb #e74438d5
 @router.get("/{run_id}")
 def get_tunix_run(store: Opened, run_id: UUID) -> RunDetail:
     "Show a run."
@@ -79,7 +79,7 @@ def get_tunix_run_status(store: Opened, run_id: UUID) -> RunStatus:
     "Say how far a run is."
     return RunStatus.model_validate(get_queued(store, run_id))
 
-
+# %% ../../../nbs/serve/routers/60_tunix_runs.ipynb #04dc8553
 @router.post("/{run_id}/cancel")
 def cancel_tunix_run(store: Opened, run_id: UUID) -> Cancelled:
     "Ask for a run to be cancelled."
@@ -94,7 +94,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 }
 Seq = Annotated[int, Query(ge=0, lt=2**62, description="The last seq that you have")]
 
-
+# %% ../../../nbs/serve/routers/60_tunix_runs.ipynb #c9665dd3
 @router.get("/{run_id}/logs", response_class=StreamingResponse, responses=EVENTS)
 async def stream_tunix_run_logs(
     services: Everything,
@@ -116,14 +116,14 @@ def _folder(store: Store, run_id: UUID) -> Path:
         raise MissingError(f"run {run_id} has left no files; a run that has not begun has none")
     return folder
 
-
+# %% ../../../nbs/serve/routers/60_tunix_runs.ipynb #1213344d
 @router.get("/{run_id}/artifacts")
 def list_artifacts(store: Opened, run_id: UUID) -> Artifacts:
     "List the files of a run."
     folder = run_files(get_queued(store, run_id))
     return Artifacts(artifacts=[] if folder is None else list_files(folder))
 
-
+# %% ../../../nbs/serve/routers/60_tunix_runs.ipynb #41f771ae
 @router.get(
     "/{run_id}/artifacts/{filename:path}/download",
     response_class=FileResponse,
@@ -136,7 +136,7 @@ def download_artifact(
     path = open_file(_folder(store, run_id), filename)
     return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
-
+# %% ../../../nbs/serve/routers/60_tunix_runs.ipynb #2b99466a
 @router.get("/{run_id}/metrics")
 def get_run_metrics(store: Opened, run_id: UUID) -> list[dict[str, Any]]:
     "Show what a run has logged, step by step."

@@ -44,7 +44,7 @@ class DetailedMetric(BaseModel):
     max_score: float
     details: Any = None
 
-
+# %% ../../../nbs/serve/schemas/50_evaluation.ipynb #0ec8078d
 Verdict = Literal["pass", "fail", "uncertain"]
 
 
@@ -95,7 +95,7 @@ class DifferenceToBest(BaseModel):
     count: int
     p_value: float
 
-
+# %% ../../../nbs/serve/schemas/50_evaluation.ipynb #25f3553a
 class LeaderboardRow(Evaluation):
     "A run on the leaderboard."
 
@@ -118,7 +118,7 @@ def leaderboard_row(
         difference=None if paired is None else DifferenceToBest.model_validate(paired),
     )
 
-
+# %% ../../../nbs/serve/schemas/50_evaluation.ipynb #6437fbcb
 class Leaderboard(BaseModel):
     "Runs by score, the best first."
 
@@ -155,7 +155,7 @@ def baseline_set(
     "Hand out a baseline."
     return BaselineSet.model_validate(baseline)
 
-
+# %% ../../../nbs/serve/schemas/50_evaluation.ipynb #bfc2e7b3
 class BaselinesListed(BaseModel):
     "Some baselines, by name."
 

@@ -24,7 +24,7 @@ __all__ = ['Description', 'Label', 'ModelRequest', 'PromoteRequest', 'AliasReque
 Description = Annotated[Said, Field(max_length=10_000)]
 Label = Annotated[Said, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["v1"])]
 
-
+# %% ../../../nbs/serve/schemas/60_models.ipynb #061360f6
 class ModelRequest(BaseModel):
     "Which model to make."
 
@@ -42,7 +42,7 @@ class PromoteRequest(BaseModel):
     gate: Name | None = Field(None, description="A baseline that the run must not fall below")
     tolerance: Annotated[Real, Field(ge=0, le=100)] = 0.0
 
-
+# %% ../../../nbs/serve/schemas/60_models.ipynb #f3597d91
 class AliasRequest(BaseModel):
     "Which version an alias is to point to."
 
@@ -95,7 +95,7 @@ class ModelShown(BaseModel):
     latest_version: ModelVersionShown | None
     aliases: dict[str, str] = Field(description="Such as champion, to the version's label")
 
-
+# %% ../../../nbs/serve/schemas/60_models.ipynb #1085ecf0
 def model_shown(
     view: ModelView,  # From the store
 ) -> ModelShown:
@@ -114,7 +114,7 @@ class VersionsListed(BaseModel):
     data: list[ModelVersionShown]
     pagination: Pagination
 
-
+# %% ../../../nbs/serve/schemas/60_models.ipynb #cd1c1bc2
 class VersionVerified(BaseModel):
     "Whether the files of a version are what they were."
 

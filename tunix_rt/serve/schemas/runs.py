@@ -34,7 +34,7 @@ class TrainingFields(BaseModel):
     max_seq_length: Annotated[Whole, Field(ge=128, le=32768)] = 2048
     device: Literal["auto", "cpu", "cuda", "gpu", "tpu"] = "auto"
 
-
+# %% ../../../nbs/serve/schemas/40_runs.ipynb #c39fd0a2
 Output = Annotated[Said, Field(min_length=1, max_length=512)]
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #fabe446c
@@ -53,7 +53,7 @@ class TrainingManifest(BaseModel):
     format: Literal["tunix_sft"] = "tunix_sft"
     message: str
 
-
+# %% ../../../nbs/serve/schemas/40_runs.ipynb #17d61391
 class RunRequest(TrainingFields):
     "What to run."
 
@@ -153,7 +153,7 @@ def run_result(
         "message": None if run.message is None else from_root(run.message),
     }
 
-
+# %% ../../../nbs/serve/schemas/40_runs.ipynb #07135d06
 def run_detail(
     run: QueuedRun,  # From the store
 ) -> RunDetail:
@@ -194,7 +194,7 @@ class RunsListed(BaseModel):
     data: list[RunSummary]
     pagination: Pagination
 
-
+# %% ../../../nbs/serve/schemas/40_runs.ipynb #b9c5610d
 class RunStatus(BaseModel):
     "How far a run is."
 
@@ -207,7 +207,7 @@ class RunStatus(BaseModel):
     completed_at: datetime | None
     exit_code: int | None
 
-
+# %% ../../../nbs/serve/schemas/40_runs.ipynb #50146fee
 class Cancelled(BaseModel):
     "What became of a wish to cancel."
 

@@ -57,7 +57,7 @@ class Steps(BaseModel):
             raise ValueError(f"min {self.min} is not below max {self.max}")
         return self
 
-
+# %% ../../../nbs/serve/schemas/70_tuning.ipynb #1832e480
 Dimension = Annotated[Choice | Span | Steps, Field(discriminator="type")]
 Parameter = Annotated[Said, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
@@ -130,7 +130,7 @@ class TuningJobDetail(TuningJobShown):
         None, description="Which parameter mattered how much"
     )
 
-
+# %% ../../../nbs/serve/schemas/70_tuning.ipynb #514c5ab2
 class TuningStarted(BaseModel):
     "A search that has begun."
 
