@@ -91,7 +91,7 @@ def commit_together(
     except Exception as error:
         taken = isinstance(error, IntegrityError) and any(each.keep for each in group)
         for each in group:
-            _tell(each, Refusal(409, BUSY) if taken else error)
+            _tell(each, Refusal(409, BUSY, after=1) if taken else error)
         return
     for each, id in zip(group, ids, strict=True):
         _tell(each, id)
@@ -167,5 +167,5 @@ def add_batch(
             if keep is not None:
                 session.add(keep(stored))
     except IntegrityError:
-        raise Refusal(409, BUSY) from None
+        raise Refusal(409, BUSY, after=1) from None
     return stored

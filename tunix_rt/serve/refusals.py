@@ -50,8 +50,8 @@ STATUS: tuple[tuple[type[TunixError], int], ...] = (
 class Refusal(TunixError):
     "A refusal that brings its own status code along."
 
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
+    def __init__(self, status: int, message: str, *, after: int | None = None) -> None:
+        self.status, self.after = status, after  # Seconds from now, when asking again may help
         super().__init__(message)
 
 
@@ -156,7 +156,9 @@ log = logging.getLogger("tunix_rt.serve")
 async def _refused(request: Request, error: Any) -> Response:
     if isinstance(error, StoreError):
         log.error("%s", error)
-    return problem(status_of(error), str(error), scope=request.scope)
+    after = getattr(error, "after", None)
+    later = None if after is None else {"Retry-After": str(after)}
+    return problem(status_of(error), str(error), scope=request.scope, headers=later)
 
 
 async def _not_valid(request: Request, error: Any) -> Response:

@@ -57,7 +57,7 @@ def kept_reply(
     if found.digest != digest:
         raise Refusal(422, "this Idempotency-Key was used for another request; make up a new one")
     if found.status_code == CLAIMED:
-        raise Refusal(409, BUSY)
+        raise Refusal(409, BUSY, after=1)
     return found
 
 # %% ../../nbs/serve/45_replies.ipynb #8f65e5b6
@@ -83,7 +83,7 @@ def claim_key(
                 )
             )
     except IntegrityError:
-        raise Refusal(409, BUSY) from None
+        raise Refusal(409, BUSY, after=1) from None
 
 # %% ../../nbs/serve/45_replies.ipynb #ef3639bc
 def settle_key(
@@ -166,7 +166,7 @@ class Replies:
         try:
             await self._once(given, scope, receive, send)
         except Refusal as error:
-            again = {"Retry-After": "1"} if error.status == 409 else None
+            again = None if error.after is None else {"Retry-After": str(error.after)}
             refusal = problem(error.status, str(error), scope=scope, headers=again)
             await refusal(scope, receive, send)
 

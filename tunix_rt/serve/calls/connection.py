@@ -131,7 +131,7 @@ def send(
         if not _worth_another(answer) or attempt >= server.attempts - 1:
             raise _refused(answer)
     raise Unreachable(
-        f"{server.address} did not answer in {tries(server)} attempts "
+        f"{server.address} did not answer in {attempt + 1} attempts "
         f"({type(trouble).__name__}: {trouble}); is it running, and is the address right?"
     ) from trouble
 

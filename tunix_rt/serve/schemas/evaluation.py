@@ -100,7 +100,7 @@ class LeaderboardRow(Evaluation):
     "A run on the leaderboard."
 
     place: int
-    standing: str = Field(description="best, behind, level or not comparable")
+    standing: str = Field(description="best, behind, level, ahead or not comparable")
     best_run_id: UUID | None
     difference: DifferenceToBest | None
 

@@ -25,7 +25,7 @@ class Choice(BaseModel):
     "One of a list."
 
     type: Literal["choice"]
-    values: Annotated[list[Scalar], Field(min_length=1, max_length=1000)]
+    values: Annotated[list[Scalar], Field(min_length=1, max_length=100)]
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #b2f17549
 class Span(BaseModel):
