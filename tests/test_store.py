@@ -72,6 +72,19 @@ def test_tables_go_up_and_down(store):
     assert count_traces(store) == 0
 
 
+def test_each_version_of_the_tables_keeps_the_traces(store):
+    ids = [stored.id for stored in add_traces(store, [trace("once"), trace("twice")])]
+    copy = add_traces(store, [trace("twice")])[0].id
+    for version in reversed(migrations.KNOWN):
+        downgrade(store, version)
+        assert current(store) == version
+    upgrade(store)
+    assert [found.id for found in get_traces(store, [*ids, copy])] == [*ids, copy]
+    same = list_traces(store, fingerprint=trace("twice").fingerprint).traces
+    assert [stored.id for stored in same] == [copy, ids[1]]
+    assert list_traces(store, fingerprint="no hash").traces == []
+
+
 def test_migrations_make_the_tables_that_the_code_describes(store):
     with store.reading() as session:
         options = {"version_table": migrations.VERSION_TABLE, "compare_type": True}

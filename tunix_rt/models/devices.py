@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -65,9 +66,12 @@ def choose_device(
     return Device(found[0].platform, found[0].device_kind, len(found), why)
 
 # %% ../../nbs/models/05_devices.ipynb #aeb31a7a
-def platform() -> str:
+def platform(
+    mesh: Any = None,  # Of devices, there or described; that which is active by default
+) -> str:
     "Tell what code that is traced now will run on: `cpu`, `gpu` or `tpu`."
-    described = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    active = jax.sharding.get_abstract_mesh() if mesh is None else mesh.abstract_mesh
+    described = getattr(active, "abstract_device", None)
     chosen = getattr(jax.config, "jax_default_device", None)
     for device in (described, chosen):
         name = device if isinstance(device, str) else getattr(device, "platform", None)

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import SpooledTemporaryFile
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from ..data.importers import Intake, file_to_take, read_import
 from ..data.selection import matches
 from .engine import Store
 from .tables import TraceRow, now
-from .traces import BATCH, Spelled, insert_rows, moment_text, spell
+from .traces import BATCH, Spelled, insert_rows, moment_text, saying, spell
 from .walk import AT_ONCE, conditions, walk
 from ..traces.records import Written
 from ..traces.schema import Trace
@@ -47,7 +47,7 @@ def _oldest_copy(
     fingerprint: str,  # Of the content
     filters: Mapping[str, Any],  # What a copy must agree with
 ) -> int | None:  # Its number in the store
-    copies = select(*LIGHT).where(TraceRow.fingerprint == fingerprint).order_by(TraceRow.number)
+    copies = select(*LIGHT).where(saying(fingerprint)).order_by(TraceRow.number)
     for row in session.execute(copies, execution_options={"yield_per": AT_ONCE}):
         if _passes(row.meta, filters):
             return row.number
@@ -178,7 +178,7 @@ def ingest_into_store(
     done = Ingested(Intake(file=name, source=source_name))
     traces = read_import(file, intake=done.intake, skip_invalid=skip_invalid, evaluation=evaluation)
     count, moment = 0, moment_text(store.dialect, now())
-    with TemporaryFile() as spool:
+    with SpooledTemporaryFile(max_size=ROOM) as spool:
         for count, block in enumerate(_blocks(traces, moment), start=1):  # noqa: B007
             pickle.dump(block, spool)
         spool.seek(0)

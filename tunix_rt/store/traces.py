@@ -5,6 +5,7 @@
 # %% ../../nbs/store/30_traces.ipynb #5ba8b10a
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,21 +14,21 @@ from itertools import chain
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Row, func, select
+from sqlalchemy import ColumnElement, Row, and_, false, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ..core.errors import MissingError, StoreError, TraceError
 from ..core.files import json_fault
 from .engine import Store
-from .tables import TraceRow, TraceTally, now
+from .tables import TraceRow, TraceTally, copied, now
 from ..traces.records import Written, record_of, write_down
 from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'Found', 'label', 'spell', 'storable',
            'insert_rows', 'moment_text', 'insert_written', 'insert_traces', 'add_traces', 'found', 'get_traces',
-           'get_trace', 'count_traces', 'Page', 'list_traces']
+           'get_trace', 'count_traces', 'saying', 'Page', 'list_traces']
 
 # %% ../../nbs/store/30_traces.ipynb #5b497dc2
 @dataclass(frozen=True, slots=True)
@@ -284,6 +285,16 @@ def count_traces(
     with store.reading() as session:
         return int(session.scalar(select(func.sum(TraceTally.traces))) or 0)
 
+# %% ../../nbs/store/30_traces.ipynb #64b1bd72
+def saying(
+    fingerprint: str,  # Of the content; one that is no hash finds nothing
+) -> ColumnElement[bool]:
+    "Choose the traces with this content."
+    if not re.fullmatch("[0-9a-f]{64}", fingerprint):
+        return false()
+    same = TraceRow.fingerprint == fingerprint
+    return or_(and_(TraceRow.id == UUID(fingerprint[:32]), same), and_(copied(), same))
+
 # %% ../../nbs/store/30_traces.ipynb #b3c95263
 def _narrowed(
     source: str | None,
@@ -297,7 +308,7 @@ def _narrowed(
     if category is not None:
         conditions.append(TraceRow.category == label(category))
     if fingerprint is not None:
-        conditions.append(TraceRow.fingerprint == fingerprint)
+        conditions.append(saying(fingerprint))
     if text is not None:
         said = TraceRow.prompt.icontains(text, autoescape=True)
         conditions.append(said | TraceRow.final_answer.icontains(text, autoescape=True))

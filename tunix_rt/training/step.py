@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..models.devices import platform
 from ..models.gemma import Gemma
 from ..models.lora import trainable
 from ..models.mesh import ROWS, check_rows, constrain, feed, place, row_shards, settle
@@ -23,8 +25,8 @@ from .batches import Rows
 from .recipe import Recipe, build_optimiser
 
 # %% auto #0
-__all__ = ['Objective', 'TrainState', 'Parts', 'take_apart', 'put_together', 'first_state', 'slices_of', 'add_gradients', 'Step',
-           'make_step', 'adopt']
+__all__ = ['Objective', 'TrainState', 'Parts', 'take_apart', 'put_together', 'first_state', 'slices_of', 'add_gradients',
+           'compiler_options', 'Step', 'make_step', 'adopt']
 
 # %% ../../nbs/training/50_step.ipynb #4898ea60
 Objective = Callable[[Gemma, Rows, jax.Array | None], jax.Array]
@@ -126,6 +128,21 @@ def add_gradients(
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     return jax.lax.scan(add, (jnp.zeros(()), settle(nothing)), (slices, keys))[0]
 
+# %% ../../nbs/training/50_step.ipynb #771adfa7
+@cache
+def compiler_options(
+    kind: str,  # "cpu", "gpu" or "tpu"
+) -> dict[str, str] | None:  # For `jax.jit`; None where there is nothing to ask
+    "Say how a step should be compiled."
+    if kind != "cpu":
+        return None
+    without_ynn = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(jnp.negative, compiler_options=without_ynn).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return None  # XLA does not know it, or not any more
+    return without_ynn
+
 # %% ../../nbs/training/50_step.ipynb #da9728db
 @dataclass(frozen=True)
 class Step:
@@ -196,14 +213,13 @@ def make_step(
         return TrainState(params, memory, state.step + 1), figures
 
     state, frozen = first_state(trained, recipe, mesh), place(frozen, mesh)
+    compiled = partial(jax.jit, compiler_options=compiler_options(platform(mesh)))
     if mesh is None:
-        step = Step(jax.jit(update, donate_argnums=0), jax.jit(summed), frozen, mesh)
-    else:
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        lands = (jax.tree.map(lambda leaf: leaf.sharding, state), everywhere)
-        compiled = jax.jit(update, donate_argnums=0, out_shardings=lands)
-        step = Step(compiled, jax.jit(summed, out_shardings=everywhere), frozen, mesh)
-    return state, step
+        return state, Step(compiled(update, donate_argnums=0), compiled(summed), frozen, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    lands = (jax.tree.map(lambda leaf: leaf.sharding, state), everywhere)
+    update_there = compiled(update, donate_argnums=0, out_shardings=lands)
+    return state, Step(update_there, compiled(summed, out_shardings=everywhere), frozen, mesh)
 
 # %% ../../nbs/training/50_step.ipynb #e6412abd
 def adopt(
