@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,14 +172,15 @@ def get_dataset(dataset_key: DatasetKey) -> dict[str, Any]:
 def list_datasets(limit: Limit = 20, offset: Offset = 0) -> DatasetPage:
     "List the datasets by key."
     found = sorted(resolve(settings().datasets).glob("[!.]*/manifest.json"))
-    shown = [_summary(path) for path in found[offset : offset + limit]]
+    shown = [_summary(path, path.stat().st_mtime_ns) for path in found[offset : offset + limit]]
     more = offset + limit if len(found) > offset + limit else None
     return DatasetPage(
         data=shown, pagination=Pagination(limit=limit, offset=offset, next_offset=more)
     )
 
 # %% ../../../nbs/serve/routers/40_datasets.ipynb #07e11b19
-def _summary(path: Path) -> DatasetSummary:
+@lru_cache(10_000)
+def _summary(path: Path, _written_at: int) -> DatasetSummary:
     manifest = read_json(path)
     return DatasetSummary(
         dataset_key=path.parent.name,
