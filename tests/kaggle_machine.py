@@ -23,6 +23,9 @@ from tunix_rt.kaggle.wheels import Wheel, closure
 COMPILED = {  # What one process has compiled, the next takes from the disk, however small it is
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # With a limit JAX reads a date beside each program, and keeps no more once one is missing:
+    # that of a program kept by a process without a limit, or by one that was killed meanwhile.
+    "JAX_COMPILATION_CACHE_MAX_SIZE": "-1",
 }
 
 # What `tpu/requirements.in` of Kaggle/docker-python names and a session touches; with the kernel

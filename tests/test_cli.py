@@ -1,16 +1,18 @@
 "The command line as people type it: in a folder of their own, by exit code and by what is printed."
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from tunix_rt.cli.app import main
+from tunix_rt.core.settings import settings
 from tunix_rt.runs.folder import read_run
 
 ASK = 'steps: int = 3  # How far to count\nrun_dir: str = ""  # The run folder'
@@ -19,10 +21,35 @@ OPEN = (
 )
 
 
+Typed = Callable[[str], tuple[int, str, str]]
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    "A folder of its own, as a person has who starts."
     write(tmp_path / "count.ipynb", ASK, OPEN, "run.finish({'each': 60 // steps})")
-    return tmp_path
+    monkeypatch.setenv("TUNIX_RT_ROOT", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+    settings.cache_clear()
+    yield tmp_path
+    settings.cache_clear()
+
+
+@pytest.fixture
+def typed(root: Path, capfd: pytest.CaptureFixture[str]) -> Typed:
+    "Type a line in this process: exit code, output, errors. Whatever is raised fails the test."
+
+    def run(line: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = 0
+        try:
+            main(line.split())
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
 
 
 def write(path: Path, ask: str, *cells: str) -> None:
@@ -34,41 +61,41 @@ def start(root: Path, *words: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", "from tunix_rt.cli.app import main; main()", *words],
         cwd=root,
-        env={**os.environ, "TUNIX_RT_ROOT": str(root), "COLUMNS": "100"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def typed(root: Path, line: str) -> tuple[int, str, str]:
+def alone(root: Path, line: str) -> tuple[int, str, str]:
+    "Type a line in a process of its own."
     process = start(root, *line.split())
     output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
 
 
 def test_help_is_quick_and_lists_the_commands(root: Path):
-    typed(root, "--help")  # so that the bytecode is there
+    alone(root, "--help")  # so that the bytecode is there
     begun = time.monotonic()
-    code, output, _ = typed(root, "--help")
+    code, output, _ = alone(root, "--help")
     assert code == 0 and time.monotonic() - begun < 1
     for command in ("generate", "ingest", "build", "export", "run", "compare", "show", "doctor"):
         assert f"\n  {command} " in output
 
 
-def test_from_a_recipe_to_a_file(root: Path):
-    code, output, _ = typed(root, "generate golden --version v2")
+def test_from_a_recipe_to_a_file(root: Path, typed: Typed):
+    code, output, _ = typed("generate golden --version v2")
     assert code == 0 and "golden-v2: 100 traces" in output
-    assert typed(root, "build golden-v2 --name ten --limit 10 --selection random --seed 1")[0] == 0
-    code, output, _ = typed(root, "export ten-v1 --format messages")
+    assert typed("build golden-v2 --name ten --limit 10 --selection random --seed 1")[0] == 0
+    code, output, _ = typed("export ten-v1 --format messages")
     assert code == 0 and len(output.splitlines()) == 10
-    code, output, _ = typed(root, "show golden-v2:7")
+    code, output, _ = typed("show golden-v2:7")
     assert code == 0 and output.lstrip().startswith("prompt")
-    assert "its first trace" in typed(root, "show ten-v1")[1]
+    assert "its first trace" in typed("show ten-v1")[1]
     assert not list(root.rglob("*.tmp-*"))
 
 
-def test_refusals_are_one_paragraph_without_a_traceback(root: Path):
+def test_refusals_are_one_paragraph_without_a_traceback(root: Path, typed: Typed):
     (root / "bad.jsonl").write_text('{"prompt": "2 + 2"}\n')
     refused = {
         "build bad.jsonl --name bad": "bad.jsonl:1: steps: it is missing",
@@ -80,33 +107,47 @@ def test_refusals_are_one_paragraph_without_a_traceback(root: Path):
         "show nobody": "nothing is called 'nobody'",
     }
     for line, reason in refused.items():
-        code, output, errors = typed(root, line)
+        code, output, errors = typed(line)
         assert code == 1 and reason in errors and "Traceback" not in errors, (line, errors)
     assert not (root / "outputs").exists() and not (root / "data/datasets/bad-v1").exists()
-    assert "Traceback" in typed(root, "show nobody --debug")[2]
+    code, _, errors = alone(root, "show nobody")
+    assert code == 1 and refused["show nobody"] in errors and "Traceback" not in errors
+    assert "Traceback" in alone(root, "show nobody --debug")[2]
 
 
-def test_typing_errors_show_the_usage(root: Path):
+def test_typing_errors_show_the_usage(typed: Typed):
     for line in ("show", "generate", "fly", "run count.ipynb -p steps", "export golden --formt x"):
-        code, _, errors = typed(root, line)
+        code, _, errors = typed(line)
         assert code == 2 and "Usage:" in errors, line
 
 
-def test_run_then_show(root: Path):
-    code, output, _ = typed(root, "run count.ipynb -p steps=4 --run-dir outputs/four")
+def test_run_then_show(root: Path, typed: Typed):
+    code, output, _ = typed("run count.ipynb -p steps=4 --run-dir outputs/four")
     assert code == 0 and "each" in output and "15" in output
     assert read_run(root / "outputs/four").parameters == {"steps": 4}
-    code, output, _ = typed(root, "show outputs/four")
+    code, output, _ = typed("show outputs/four")
     assert code == 0 and "status    completed" in output
-    code, _, errors = typed(root, "run count.ipynb -p steps=4 --run-dir outputs/four")
+    code, _, errors = typed("run count.ipynb -p steps=4 --run-dir outputs/four")
     assert code == 1 and "is not overwritten" in errors
 
 
-def test_failed_run_says_why_and_how_to_go_on(root: Path):
-    code, _, errors = typed(root, "run count.ipynb -p steps=0 --run-dir outputs/zero")
+def test_failed_run_says_why_and_how_to_go_on_and_a_full_disk_is_explained(
+    root: Path, typed: Typed
+):
+    write(root / "talk.ipynb", ASK, OPEN, "print('not for long')\n60 // steps")
+    line = "run talk.ipynb -p steps=0 --run-dir outputs/zero"
+    code, _, errors = typed(line)
     assert code == 1 and "ZeroDivisionError" in errors and "Traceback" not in errors
-    going_on = f"tunix-rt run {root}/count.ipynb -p steps=0 --run-dir {root}/outputs/zero"
-    assert going_on in typed(root, "show outputs/zero")[1]
+    going_on = f"tunix-rt run {root}/talk.ipynb -p steps=0 --run-dir {root}/outputs/zero"
+    assert going_on in typed("show outputs/zero")[1]
+
+    if not Path("/dev/full").exists():
+        pytest.skip("the rest needs a disk that is always full")
+    (root / "outputs/zero/log.txt").unlink()
+    (root / "outputs/zero/log.txt").symlink_to("/dev/full")
+    code, _, errors = alone(root, line)
+    assert code == 1 and "No space left" in errors and "Traceback" not in errors
+    assert read_run(root / "outputs/zero").status == "interrupted"
 
 
 def test_ctrl_c_cancels(root: Path):
@@ -120,18 +161,7 @@ def test_ctrl_c_cancels(root: Path):
     assert read_run(root / "outputs/long").status == "cancelled"
 
 
-def test_doctor_finds_this_machine_well(root: Path):
-    code, output, _ = typed(root, "doctor")
+def test_doctor_finds_this_machine_well(root: Path, typed: Typed):
+    code, output, _ = typed("doctor")
     assert "cpu" in output and str(root) in output
     assert code == (0 if "missing  nothing" in output else 1)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
-def test_full_disk_is_explained(root: Path):
-    write(root / "talk.ipynb", ASK, OPEN, "print('not for long')\n1 / 0")
-    assert typed(root, "run talk.ipynb --run-dir outputs/full")[0] == 1
-    (root / "outputs/full/log.txt").unlink()
-    (root / "outputs/full/log.txt").symlink_to("/dev/full")
-    code, _, errors = typed(root, "run talk.ipynb --run-dir outputs/full")
-    assert code == 1 and "No space left" in errors and "Traceback" not in errors
-    assert read_run(root / "outputs/full").status == "interrupted"

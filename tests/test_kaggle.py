@@ -28,7 +28,7 @@ from tunix_rt.runs.folder import Run
 
 TOY = {
     "model": "tiny", "method": "lora", "lora_rank": 4, "train_traces": 32, "held_out": 2,
-    "max_steps": 16, "checkpoint_every": 4, "batch_rows": 2, "row_tokens": 128, "examined": 2,
+    "max_steps": 8, "checkpoint_every": 2, "batch_rows": 2, "row_tokens": 128, "examined": 2,
     "max_new_tokens": 8,
 }  # fmt: skip
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -93,7 +93,7 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
 
     machine = dress(tmp_path / "machine", image)
     machine.attach(wheels, "tunix-rt-wheels")
-    run = cut(machine, notebook, step=4)
+    run = cut(machine, notebook, step=2)
     assert read_run(run).status == "interrupted" and not (run / "model").exists()
     save_session(read_run(run), tmp_path / "saved")
 
@@ -109,7 +109,7 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
     done, trained = read_run(run), read_run(Path(f"{run}-train"))
     assert done.status == "completed" and len(done.facts["sessions"]) == 2
     assert len(trained.facts["resumed_at"]) == 1
-    assert re.search(r"16 steps, going on from step (4|8|12),", trained.log.read_text())
+    assert re.search(r"8 steps, going on from step (2|4|6),", trained.log.read_text())
     made = {path.name for path in run.glob("[!.]*")}
     assert {
         "model",
@@ -119,7 +119,7 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
         "report.html",
         "image.txt",
     } <= made
-    assert done.results["steps"] == 16 and done.results["before"] is not None
+    assert done.results["steps"] == 8 and done.results["before"] is not None
 
     for name in (*COMPILED, "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.setenv(name, machine.variables()[name])

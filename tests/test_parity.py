@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 pytest.importorskip("torch", reason="parity is checked against PyTorch, a developer's tool")
 
@@ -20,6 +23,15 @@ from tunix_rt.models.weights import load_model, save_model
 
 TOKENS = np.random.default_rng(0).integers(6, VOCABULARY, (3, 40))
 PROMPTS = [row[:length].tolist() for row, length in zip(TOKENS, (5, 21, 33), strict=True)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_soon() -> Iterator[None]:
+    "Have programs that run for milliseconds compiled without much thought."
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @cache
@@ -35,26 +47,35 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return cache(lambda case: publish(theirs(case), root / case))
 
 
-def ours(model: Gemma, tokens: np.ndarray = TOKENS, dtype: Any = jnp.float32) -> np.ndarray:
+@pytest.fixture(scope="module")
+def loaded(published: Any) -> Any:
+    "Read each kind of folder once: our model, its tokenizer, and the logits over whole rows."
+
+    def read(case: str) -> tuple[Gemma, Any, np.ndarray]:
+        model, words = load_model(published(case))
+        return model, words, np.asarray(ours(model, jnp.asarray(TOKENS)))
+
+    return cache(read)
+
+
+@nnx.jit
+def ours(model: Gemma, tokens: jax.Array) -> jax.Array:
     "The logits of our decoder over whole rows."
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = hidden_states(
-        model, jnp.asarray(tokens), positions, jnp.ones_like(positions), dtype=dtype
-    )
-    return np.asarray(logits(model, hidden))
+    return logits(model, hidden_states(model, tokens, positions, jnp.ones_like(positions)))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_files_give_the_same_logits(case: str, published: Any) -> None:
-    model, _ = load_model(published(case))
+def test_the_same_files_give_the_same_logits(case: str, loaded: Any) -> None:
+    _, _, found = loaded(case)
     expected = scores(theirs(case), TOKENS)
     assert np.abs(expected).max() > 1, "a comparison of near-zeros proves nothing"
-    np.testing.assert_allclose(ours(model), expected, atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_greedy_text_is_the_same_over_64_tokens(case: str, published: Any) -> None:
-    model, words = load_model(published(case))
+def test_greedy_text_is_the_same_over_64_tokens(case: str, loaded: Any) -> None:
+    model, words, _ = loaded(case)
     said = generate(model, words, PROMPTS, Sampling(max_new_tokens=64))
     for prompt, completion in zip(PROMPTS, said, strict=True):
         assert completion.tokens == continuation(theirs(case), prompt, 64)
@@ -62,10 +83,10 @@ def test_greedy_text_is_the_same_over_64_tokens(case: str, published: Any) -> No
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_we_write_they_read(case: str, published: Any, tmp_path: Path) -> None:
+def test_what_we_write_they_read(case: str, loaded: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model, words = load_model(published(case))
+    model, words, found = loaded(case)
     save_model(tmp_path / "model", model, words)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
-    np.testing.assert_allclose(scores(again, TOKENS), ours(model), atol=1e-4)
+    np.testing.assert_allclose(scores(again, TOKENS), found, atol=1e-4)

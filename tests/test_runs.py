@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nbclient
@@ -46,7 +47,7 @@ except KeyboardInterrupt:
     (run.folder / "interrupted.txt").write_text("asked to stop")
     raise
 """
-STEPS = 150  # Some twenty seconds, if nobody interferes
+STEPS = 100  # Some twelve seconds, if nobody interferes
 
 
 def notebook(folder: Path, name: str, *cells: str) -> Path:
@@ -80,51 +81,25 @@ def steps_done(folder: Path) -> int:
     return metrics.read_text().count("\n") if metrics.exists() else 0
 
 
-def test_killed_caller_takes_all_down_and_the_same_call_goes_on(adding: Path, tmp_path: Path):
-    folder = tmp_path / "run"
-    caller = call(adding, folder)
-    until(lambda: steps_done(folder) > 5)
-    caller.kill()
-    until(lambda: not held(folder), seconds=5)
-
-    killed = read_run(folder)
-    assert killed.facts["status"] == "running" and killed.status == "interrupted"
-    nbformat.read(killed.notebook, as_version=4)  # whole, although it was killed at work
-    done = steps_done(folder)
-    time.sleep(0.5)
-    assert steps_done(folder) == done  # nobody writes any more
-
-    run = execute(adding, {}, folder, echo=False)
-    assert run.completed and run.results == {"total": STEPS * (STEPS + 1) // 2}
-    assert run.run_id == killed.run_id and len(run.facts["resumed_at"]) == 1
-    lines = [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()]
-    assert lines == list(range(1, STEPS + 1))
-    assert run.log.read_text().count("step 3\n") == 1
-
-
-def test_sigterm_cancels_and_the_notebook_may_clean_up(adding: Path, tmp_path: Path):
-    folder = tmp_path / "run"
-    caller = call(adding, folder)
-    until(lambda: steps_done(folder) > 2)
-    caller.terminate()
-    caller.communicate(timeout=30)
-    run = read_run(folder)
-    assert run.status == "cancelled" and run.facts["duration_seconds"] > 0
-    assert (folder / "interrupted.txt").exists()
-    assert "KeyboardInterrupt" in run.notebook.read_text()
-    assert not held(folder)
-
-
-def test_second_caller_is_refused_by_name(adding: Path, tmp_path: Path):
+def test_second_caller_is_refused_by_name_and_sigterm_lets_the_notebook_clean_up(
+    adding: Path, tmp_path: Path
+):
     folder = tmp_path / "run"
     first = call(adding, folder)
-    until(lambda: steps_done(folder) > 0)
+    until(lambda: steps_done(folder) > 2)
     assert owner(folder) == first.pid
     second = call(adding, folder)
     output, _ = second.communicate(timeout=30)
     assert f"in use by process {first.pid}" in output and second.returncode == 1
     assert read_run(folder).status == "running"  # the first was not disturbed
-    first.kill()
+
+    first.terminate()
+    first.communicate(timeout=30)
+    run = read_run(folder)
+    assert run.status == "cancelled" and run.facts["duration_seconds"] > 0
+    assert (folder / "interrupted.txt").exists()
+    assert "KeyboardInterrupt" in run.notebook.read_text()
+    assert not held(folder)
 
 
 def test_killed_kernel_is_a_failure_that_says_why(adding: Path, tmp_path: Path):
@@ -190,7 +165,9 @@ def test_run_all_in_jupyterlab_leaves_the_same_record(tmp_path: Path, monkeypatc
     assert run.status == "failed" and run.facts["error"]["name"] == "ZeroDivisionError"
 
 
-def test_killed_composed_run_skips_what_is_done_and_goes_on(adding: Path, tmp_path: Path):
+def test_killed_caller_takes_all_down_and_the_same_call_skips_what_is_done_and_goes_on(
+    adding: Path, tmp_path: Path
+):
     short = notebook(
         tmp_path,
         "short.ipynb",
@@ -214,10 +191,20 @@ def test_killed_composed_run_skips_what_is_done_and_goes_on(adding: Path, tmp_pa
     caller = call(both, folder)
     until(lambda: steps_done(folder / "second") > 5)
     caller.kill()
+    when = datetime.now(UTC)
+    killed = [read_run(part) for part in (folder, folder / "second")]
+    for run in killed:
+        assert run.facts["status"] == "running"
+        nbformat.read(run.notebook, as_version=4)  # whole, although it was killed at work
+
     run = execute(both, {}, folder, echo=False)  # at once: it waits for the dying to be gone
-    assert run.results == {"double": 6, "total": STEPS * (STEPS + 1) // 2}
+    assert run.completed and run.results == {"double": 6, "total": STEPS * (STEPS + 1) // 2}
     assert (folder / "calls.txt").read_text() == "3 "
     second = read_run(folder / "second")
-    assert second.facts["parent_run_id"] == run.run_id and len(second.facts["resumed_at"]) == 1
+    assert second.facts["parent_run_id"] == run.run_id
+    assert [run.run_id, second.run_id] == [each.run_id for each in killed]
+    assert [len(each.facts["resumed_at"]) for each in (run, second)] == [1, 1]
+    assert (datetime.fromisoformat(run.facts["resumed_at"][0]) - when).total_seconds() < 5
     lines = [json.loads(line)["step"] for line in second.metrics_path.read_text().splitlines()]
-    assert lines == list(range(1, STEPS + 1))
+    assert lines == list(range(1, STEPS + 1))  # the dying have not written among them
+    assert second.log.read_text().count("step 3\n") == 1

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from small_model import small_model
 
 from tunix_rt.core.settings import settings
 from tunix_rt.runs import leases, worker
@@ -31,10 +33,12 @@ from tunix_rt.runs.worker import work
 from tunix_rt.store.engine import open_store
 work(open_store(sys.argv[1]), worker=sys.argv[2], lease_seconds={LEASE}, poll_seconds=0.2)
 """
-TRAINING = {
-    "max_steps": 10, "checkpoint_every": 2, "log_every": 1, "validation_traces": 0,
+TRAINING = {  # Of a small model: many steps that cost little, so that there is time for a kill
+    "model": "small", "optimiser": "adamw", "learning_rate": 0.01, "max_steps": 80,
+    "checkpoint_every": 8, "log_every": 1, "validation_traces": 2, "validate_every": 16,
     "row_tokens": 64, "batch_rows": 2,
 }  # fmt: skip
+LINES = 50_000  # Printed by a notebook that talks much
 
 ACT = """
 import os, signal, sys, time
@@ -44,7 +48,7 @@ run = open_run("act", run_dir, {"act": act})
 """
 ACTS = """
 if act == "print":
-    for number in range(50_000):
+    for number in range(lines):
         print("line", number)
     print("x" * 2**20)
     sys.stdout.flush()
@@ -57,24 +61,25 @@ if act == "die" and not run.facts["resumed_at"]:
     os.kill(os.getpid(), signal.SIGKILL)
 if act == "die always":
     os.kill(os.getpid(), signal.SIGKILL)
-if act in ("sleep", "ignore"):
+if act in ("sleep", "ignore", "late"):
     print("asleep", flush=True)
     while True:
         try:
             time.sleep(60)
         except KeyboardInterrupt:
             print("woken", flush=True)
-            if act == "sleep":
+            if act != "ignore":
                 raise
 """
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    "A root with one dataset, a notebook with many talents, and a training nobody has interrupted."
+    "A root with one dataset, a small model, and a notebook with many talents."
     root = tmp_path_factory.mktemp("root")
     shutil.copytree(CHECKOUT / "data/datasets/golden-v2", root / "data/datasets/golden-v2")
-    ask = "act: str = 'print'  # What to do\nrun_dir: str = ''  # Where"
+    small_model(root / "small")
+    ask = f"act: str = 'print'  # What to do\nrun_dir: str = ''  # Where\nlines = {LINES}"
     cells = [new_code_cell(ask, metadata={"tags": ["parameters"]})]
     cells += map(new_code_cell, (ACT, ACTS, "run.finish({'acted': 1})"))
     nbformat.write(new_notebook(cells=cells), root / "act.ipynb")
@@ -94,7 +99,7 @@ def root(shared, monkeypatch):
 
 @pytest.fixture(scope="module")
 def uninterrupted(shared):
-    "What a training writes down that nobody has interrupted."
+    "The folder of a training that nobody has interrupted."
     command = "from tunix_rt.cli.app import main; main()"
     given = [word for name, value in TRAINING.items() for word in ("-p", f"{name}={value}")]
     where = ["--run-dir", str(shared / "uninterrupted")]
@@ -103,7 +108,7 @@ def uninterrupted(shared):
         cwd=shared, env=os.environ | {"TUNIX_RT_ROOT": str(shared)}, check=True,
         capture_output=True,
     )  # fmt: skip
-    return losses(shared / "uninterrupted")
+    return shared / "uninterrupted"
 
 
 @pytest.fixture
@@ -128,11 +133,20 @@ def losses(folder):
     return [(line["step"], line["loss"], line.get("validation_loss")) for line in lines]
 
 
-def until(condition, seconds=300.0):
+def until(condition, seconds=300.0, pause=0.05):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
+        time.sleep(pause)
+
+
+def put_off(store, run, moment):
+    with store.writing() as session:
+        session.get_one(leases.RunRow, run.id).available_at = moment
+
+
+def weights(folder):
+    return (folder / "model/model.safetensors").read_bytes()
 
 
 def printed(store, run_id, stream="stdout"):
@@ -142,10 +156,15 @@ def printed(store, run_id, stream="stdout"):
 
 
 def test_each_run_ends_as_it_should(store):
-    acts = ["print", "refuse", "die", "ignore"]
+    acts = ["print", "refuse", "die", "ignore", "late"]
     acts += ["die always", "sleep"] if store.dialect == "sqlite" else []  # slow, and no news
-    runs = {act: enqueue(store, "act.ipynb", {"act": act}, max_attempts=2).id for act in acts}
-    runs["late"] = enqueue(store, "act.ipynb", {"act": "sleep"}, timeout_seconds=6).id
+    runs = {
+        act: enqueue(
+            store, "act.ipynb", {"act": act}, max_attempts=2,
+            timeout_seconds=6 if act == "late" else None,
+        ).id
+        for act in acts
+    }  # fmt: skip
 
     def over():
         return all(get_queued(store, run_id).ended for run_id in runs.values())
@@ -183,35 +202,38 @@ def test_each_run_ends_as_it_should(store):
     assert "woken" in printed(store, runs["ignore"])
     assert printed(store, runs["die"]).count("about to die") == 1
 
-    text = "".join(f"line {number}\n" for number in range(50_000)) + "x" * 2**20 + "\n"
+    text = "".join(f"line {number}\n" for number in range(LINES)) + "x" * 2**20 + "\n"
     assert printed(store, runs["print"]) == text and text.endswith(ended["print"].stdout)
     assert "a\ufffdb" in printed(store, runs["print"], "stderr") and ended["print"].stderr
 
 
-def test_training_stopped_once_and_killed_once_ends_with_the_same_losses(
+def test_training_stopped_once_and_killed_once_ends_with_the_same_losses_and_weights(
     store, begin, root, uninterrupted
 ):
     run = enqueue(store, "train", TRAINING, dataset_key="golden-v2")
     folder = root / leases.folder_for(run)
 
-    def past(step):
-        saved = [path.name for path in folder.glob("checkpoints/*") if path.name.isdigit()]
-        return any(int(name) >= step for name in saved)
-
     if store.dialect == "sqlite":  # once is enough: what it writes is tested on both
         stopped = begin("stopped:1")
-        until(lambda: past(2))
+        until((folder / "checkpoints").is_dir)  # it listens, and compiles its first step
         stopped.terminate()
         assert stopped.wait(300) == 0
         back = get_queued(store, run.id)
         assert (back.status, back.attempts, back.ended) == ("pending", 0, False)
-        assert len(losses(folder)) < TRAINING["max_steps"]
+        assert 0 < len(losses(folder)) < TRAINING["max_steps"]
+
+    def past(step):
+        saved = [path.name for path in folder.glob("checkpoints/*") if path.name.isdigit()]
+        return any(int(name) >= step for name in saved)
 
     killed = begin("killed:2")
-    until(lambda: get_queued(store, run.id).worker == "killed:2" and past(6))
+    until(lambda: past(TRAINING["checkpoint_every"]), pause=0.02)
     killed.kill()
     killed.wait()
-    assert get_queued(store, run.id).status == "running"
+    left = get_queued(store, run.id)
+    assert (left.status, left.worker) == ("running", "killed:2")
+    assert read_run(folder).facts["status"] == "running"
+    assert not (folder / "model").exists(), "half a model is visible"
     until(lambda: work(store, worker="third:3", once=True) == 1)
 
     ended = get_queued(store, run.id)
@@ -219,9 +241,12 @@ def test_training_stopped_once_and_killed_once_ends_with_the_same_losses(
         ended.message
     )
     assert ended.metrics["steps"] == TRAINING["max_steps"]
-    assert losses(folder) == uninterrupted
-    assert ended.metrics["loss"] == uninterrupted[-1][1]
+    assert losses(folder) == losses(uninterrupted)
+    assert weights(folder) == weights(uninterrupted)
+    assert ended.metrics["loss"] == losses(uninterrupted)[-1][1]
     assert ended.last_seq == read_log(store, run.id, limit=10_000)[-1].seq
+    resumed = read_run(folder).facts["resumed_at"]
+    assert len(resumed) == (2 if store.dialect == "sqlite" else 1)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -231,16 +256,17 @@ def test_a_paused_worker_that_wakes_up_too_late_leaves_the_run_to_the_other(stor
     until(lambda: "asleep" in printed(store, run.id))
     paused.send_signal(signal.SIGSTOP)
     until(lambda: leases.tend(store) == 1)
-    with store.writing() as session:
-        session.get_one(leases.RunRow, run.id).available_at = run.queued_at
+    put_off(store, run, run.queued_at)
     work(store, worker="other:2", once=True, lease_seconds=0.4)
     waiting = get_queued(store, run.id)  # its notebook is still alive, and holds the folder
     assert (waiting.status, waiting.attempts) == ("pending", 1) and "in use" in waiting.message
 
+    put_off(store, run, run.queued_at + timedelta(hours=1))  # or the woken one takes it again
     paused.send_signal(signal.SIGCONT)
     until(lambda: not held(waiting.path))
     paused.terminate()
     assert paused.wait(300) == 0
+    put_off(store, run, run.queued_at)
     over = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(work, store, worker="other:2", until=over.is_set, poll_seconds=0.1)

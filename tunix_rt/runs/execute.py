@@ -23,7 +23,8 @@ from typing import IO, Any
 
 from ..core.errors import RunError, TunixError
 from ..core.files import replacing, sha256_file
-from ..core.settings import resolve, settings
+from ..core.settings import settings
+from .compiled import compiled_before
 from .folder import Run, read_run, start_run
 from .lock import release
 from .pinning import pin_parameters
@@ -317,18 +318,10 @@ class RunCancelled(KeyboardInterrupt):
         self.run = run
         super().__init__(f"{run.pipeline} was cancelled; {run.folder} can be gone on with")
 
-# %% ../../nbs/runs/40_execute.ipynb #7875b8e6
-def _compiled_before() -> dict[str, str]:
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(resolve(settings().compiled)),
-        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 * 2**30),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-
 # %% ../../nbs/runs/40_execute.ipynb #95ca289b
 def _start_executor(notebook: Path, run: Run, given: dict[str, Any]) -> subprocess.Popen[bytes]:
     environment = {
-        **_compiled_before(),
+        **compiled_before(),
         **os.environ,
         "TUNIX_RT_ROOT": str(settings().root),
         "TUNIX_RT_RUN": str(run.folder),
