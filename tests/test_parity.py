@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,6 @@ from tunix_rt.models.weights import load_model, save_model
 
 TOKENS = np.random.default_rng(0).integers(6, VOCABULARY, (3, 40))
 PROMPTS = [row[:length].tolist() for row, length in zip(TOKENS, (5, 21, 33), strict=True)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_soon() -> Iterator[None]:
-    "Have programs that run for milliseconds compiled without much thought."
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @cache

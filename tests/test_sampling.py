@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,6 @@ RANDOM = np.random.default_rng(0)
 PROMPTS = [RANDOM.integers(6, 120, RANDOM.integers(3, 32)).tolist() for _ in range(24)]
 LONGER = [prompt + prompt for prompt in PROMPTS]
 PLAYFUL = Sampling(max_new_tokens=40, temperature=1.3, seed=3, stop=("3", "m"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_soon() -> Iterator[None]:
-    "Have programs that run for milliseconds compiled without much thought."
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
