@@ -127,6 +127,20 @@ def test_killed_executor_is_a_failure_and_leaves_nobody_behind(adding: Path, tmp
     assert not held(folder)
 
 
+def test_kernel_that_is_slow_to_close_says_nothing_of_it(tmp_path: Path):
+    source = notebook(
+        tmp_path,
+        "slow.ipynb",
+        'run_dir: str = ""  # Where',
+        "import atexit, time\nfrom tunix_rt.runs.folder import open_run\n"
+        "run = open_run('slow', run_dir, {})\n"
+        "atexit.register(time.sleep, 60)",  # Jupyter sends SIGTERM long before
+        "run.finish({})\nprint('the end')",
+    )
+    run = execute(source, {}, tmp_path / "run", echo=False)
+    assert run.completed and run.log.read_text() == "the end\n"
+
+
 def test_failure_keeps_partial_metrics_traceback_and_notebook(tmp_path: Path):
     source = notebook(
         tmp_path,

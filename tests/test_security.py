@@ -249,7 +249,7 @@ def test_a_database_that_is_away_is_503_and_comes_back(store, root, monkeypatch)
 
     with serving(store) as api:
         with monkeypatch.context() as patch:
-            patch.setattr("tunix_rt.serve.arrivals.insert_rows", away)
+            patch.setattr("tunix_rt.serve.arrivals.insert_one", away)
             patch.setattr("tunix_rt.serve.routers.health.ready", away)
             for answer in (api.post("/api/traces", json=sum_trace(1)), api.get("/api/ready")):
                 assert answer.status_code == 503 and answer.headers["retry-after"] == "5"

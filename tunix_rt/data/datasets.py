@@ -32,8 +32,7 @@ from tunix_rt.data.selection import (
     refuse_shared_prompts,
     split_sizes,
 )
-from ..traces.records import Written, read_proved
-from ..traces.schema import Trace, read_traces
+from ..traces.schema import Trace, read_traces, trace_lines
 
 # %% auto #0
 __all__ = ['T', 'REQUIRED', 'dataset_key', 'Dataset', 'dataset_folder', 'load_dataset', 'make_files', 'disk_full_explained',
@@ -88,9 +87,9 @@ class Dataset:
         "Read the traces of one split, or all of them, one in memory at a time."
         return self._part(read_traces(self.folder / "traces.jsonl"), split)
 
-    def written(self, split: str | None = None) -> Iterator[Written]:
-        "Read the same traces as they are written, for those who only hand them on."
-        return self._part(read_proved(self.folder / "traces.jsonl"), split)
+    def lines(self, split: str | None = None) -> Iterator[tuple[int, bytes]]:
+        "Read the same traces as the file has them, with line numbers, to hand them on unread."
+        return self._part(trace_lines(self.folder / "traces.jsonl"), split)
 
     def _part(self, everything: Iterator[T], split: str | None) -> Iterator[T]:
         if split is None:

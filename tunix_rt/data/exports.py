@@ -5,18 +5,17 @@
 # %% ../../nbs/data/95_exports.ipynb #f8b72237
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-from pydantic_core import to_json
 
 from ..core.errors import DatasetError
 from ..core.files import canonical_json, replacing
 from .datasets import disk_full_explained
 from ..traces import render
-from ..traces.records import Written, record_of, write_down
-from ..traces.schema import Trace
+from ..traces.schema import Trace, parse_trace
 
 # %% auto #0
 __all__ = ['Record', 'FORMATS', 'trace_record', 'tunix_sft_record', 'training_example_record', 'messages_record',
@@ -79,16 +78,35 @@ FORMATS: dict[str, Callable[[Trace], Record]] = {
 }
 
 # %% ../../nbs/data/95_exports.ipynb #bef9f0da
+_PLAIN = rb'[^"\\\x00-\x1f]*+'
+_ESCAPED = rb'\\(?:["\\bfnrt]|u00(?:0[0-7bef]|1[0-9a-f]))'
+_TEXT = rb'"%b(?:%b%b)*+"' % (_PLAIN, _ESCAPED, _PLAIN)
+_STEP = rb'\{"content":%b,"i":\d++,"type":%b\}' % (_TEXT, _TEXT)
+_LINE = re.compile(
+    rb'\{"final_answer":(%b),"meta":(null|\{.*\}),"prompt":(%b),"steps":(\[%b(?:,%b)*+\]),'
+    rb'"trace_version":%b\}' % (_TEXT, _TEXT, _STEP, _STEP, _TEXT)
+)
+_CONTENT = re.compile(rb'"content":(%b)' % _TEXT)
+
+
 def trace_line(
-    written: Written,  # Any trace
-) -> str:  # Its `trace_record` as canonical JSON
-    "Write a trace as plain fields from what is spelled of it already."
-    answer, prompt, _ = written.spelled
-    contents = to_json([step["content"] for step in written.record["steps"]]).decode()
-    meta = written.meta if written.record["meta"] else "{}"
-    return (
-        f'{{"final_answer":{answer},"id":"{written.id}","metadata":{meta},"prompts":{prompt},'
-        f'"trace_steps":{contents}}}'
+    line: bytes,  # Of a dataset, without its newline
+    where: str = "this trace",  # Named in a refusal, such as "traces.jsonl:7"
+) -> bytes:  # The `trace_record` as canonical JSON
+    "Write a trace as plain fields from the text of its line."
+    found = _LINE.fullmatch(line)
+    if found is None:
+        return canonical_json(trace_record(parse_trace(line, where))).encode()
+    answer, meta, prompt, steps = found.groups()
+    content = b'{"final_answer":%b,"prompt":%b,"steps":%b}' % (answer, prompt, steps)
+    hash = hashlib.sha256(content).hexdigest()
+    id = f"{hash[:8]}-{hash[8:12]}-{hash[12:16]}-{hash[16:20]}-{hash[20:32]}".encode()
+    return b'{"final_answer":%b,"id":"%b","metadata":%b,"prompts":%b,"trace_steps":[%b]}' % (
+        answer,
+        id,
+        b"{}" if meta == b"null" else meta,
+        prompt,
+        b",".join(_CONTENT.findall(steps)),
     )
 
 # %% ../../nbs/data/95_exports.ipynb #b2a6bc6e

@@ -391,3 +391,7 @@ def _watch(run: Run) -> None:
     here = threading.current_thread() is threading.main_thread()
     if here and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _interrupt)
+        shell.events.register("pre_run_cell", lambda _: signal.signal(signal.SIGTERM, _interrupt))
+        shell.events.register(
+            "post_run_cell", lambda _: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        )

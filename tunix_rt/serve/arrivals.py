@@ -14,7 +14,6 @@ from queue import Empty, SimpleQueue
 from uuid import UUID
 
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 from ..core.errors import StoreError
 from .bodies import OPERATION
@@ -25,14 +24,13 @@ from ..store.tables import now
 from tunix_rt.store.traces import (
     Spelled,
     Stored,
+    insert_one,
     insert_rows,
     insert_written,
     moment_text,
     spell,
-    storable,
 )
 from ..traces.records import Written
-from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['MOST', 'Waiting', 'commit_together', 'Arrivals', 'arrive', 'add_batch']
@@ -72,11 +70,16 @@ def _tell(waiting: Waiting, outcome: UUID | BaseException) -> None:
         pass
 
 # %% ../../nbs/serve/50_arrivals.ipynb #b81d0b94
-def _insert(session: Session, group: Sequence[Waiting]) -> list[UUID]:
-    ids = [UUID(id) for id in insert_rows(session, [each.row for each in group])]
-    for each, id in zip(group, ids, strict=True):
-        if each.keep is not None:
-            session.add(each.keep(each.stored(id)))
+def _insert(store: Store, group: Sequence[Waiting]) -> list[UUID]:
+    rows = [each.row for each in group]
+    if len(group) == 1 and group[0].keep is None:
+        with store.inserting() as connection:
+            return [UUID(insert_one(connection, rows[0]))]
+    with store.writing() as session:
+        ids = [UUID(id) for id in insert_rows(session.connection(), rows)]
+        session.add_all(
+            each.keep(each.stored(id)) for each, id in zip(group, ids, strict=True) if each.keep
+        )
     return ids
 
 # %% ../../nbs/serve/50_arrivals.ipynb #fa18f171
@@ -86,8 +89,7 @@ def commit_together(
 ) -> None:
     "Make a group of traces last, and tell each sender."
     try:
-        with store.writing() as session:
-            ids = _insert(session, group)
+        ids = _insert(store, group)
     except Exception as error:
         taken = isinstance(error, IntegrityError) and any(each.keep for each in group)
         for each in group:
@@ -141,16 +143,17 @@ class Arrivals:
 # %% ../../nbs/serve/50_arrivals.ipynb #c5f0bed1
 async def arrive(
     arrivals: Arrivals,  # Started
-    trace: Trace,  # Checked
+    trace: Written,  # Checked
     keep: Keep | None = None,  # Makes a row that is to be there with the trace
 ) -> Stored:  # Once it is on the disk
     "Hand in one trace and wait until it is safe."
     if arrivals.closed:
         raise StoreError("the server is stopping and takes nothing more; send it again in a moment")
     moment = now()
-    row = spell(storable(trace), moment_text(arrivals.store.dialect, moment))
+    row = spell(trace, moment_text(arrivals.store.dialect, moment))
     loop = asyncio.get_running_loop()
-    each = Waiting(row, moment, trace.trace_version, loop.create_future(), loop, keep)
+    version = trace.record["trace_version"]
+    each = Waiting(row, moment, version, loop.create_future(), loop, keep)
     arrivals.queue.put(each)
     return await each.done
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import (
@@ -18,6 +19,7 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 from prometheus_client.registry import Collector
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from ..runs.queue import ENDED, tally_runs
@@ -25,7 +27,7 @@ from .bodies import OPERATION
 from ..store.engine import Store
 
 # %% auto #0
-__all__ = ['MILLISECONDS', 'SECONDS', 'Measures', 'Measured', 'RunTallies']
+__all__ = ['MILLISECONDS', 'SECONDS', 'T', 'Measures', 'Measured', 'RunTallies']
 
 # %% ../../nbs/serve/30_measures.ipynb #5ab505d1
 MILLISECONDS = (1, 2, 3, 5, 8, 13, 20, 50, 100, 200, 500, 1000, 5000)
@@ -63,6 +65,9 @@ class Measures:
         return generate_latest(self.registry)
 
 # %% ../../nbs/serve/30_measures.ipynb #e6f03824
+T = TypeVar("T")
+
+
 @dataclass
 class Measured(Store):
     "An open database whose writes are timed."
@@ -71,13 +76,17 @@ class Measured(Store):
 
     def writing(self) -> AbstractContextManager[Session]:
         "Open a session that commits when its block ends well, and note how long all of it took."
-        return self._timed()
+        return self._timed(super().writing())
+
+    def inserting(self) -> AbstractContextManager[Connection]:
+        "Open a connection for one statement, and note how long all of it took."
+        return self._timed(super().inserting())
 
     @contextmanager
-    def _timed(self) -> Iterator[Session]:
+    def _timed(self, writing: AbstractContextManager[T]) -> Iterator[T]:
         begun = time.perf_counter()
-        with super().writing() as session:
-            yield session
+        with writing as opened:
+            yield opened
         took = (time.perf_counter() - begun) * 1000
         self.measures.writes.labels(OPERATION.get()).observe(took)
 

@@ -184,6 +184,6 @@ def ingest_into_store(
         spool.seek(0)
         with store.writing() as session:
             for _ in range(count):
-                ids = insert_rows(session, pickle.load(spool))
+                ids = insert_rows(session.connection(), pickle.load(spool))
                 done.packed_ids += bytes.fromhex("".join(ids))
     return done

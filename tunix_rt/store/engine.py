@@ -5,7 +5,9 @@
 # %% ../../nbs/store/20_engine.ipynb #5f372c33
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolEmpty
 from sqlalchemy.orm import Session
 
@@ -33,8 +35,8 @@ from ..core.settings import resolve, settings
 from . import migrations
 
 # %% auto #0
-__all__ = ['DEFAULT', 'PATIENCE', 'PRAGMAS', 'WRITING', 'database_url', 'Store', 'writing', 'reading', 'current', 'upgrade',
-           'downgrade', 'ready', 'connect', 'open_store']
+__all__ = ['DEFAULT', 'PATIENCE', 'PRAGMAS', 'WRITING', 'RESTED', 'database_url', 'Store', 'writing', 'inserting', 'reading',
+           'current', 'upgrade', 'downgrade', 'ready', 'connect', 'open_store']
 
 # %% ../../nbs/store/20_engine.ipynb #4e6f9916
 DEFAULT = "outputs/tunix_rt.db"
@@ -92,8 +94,29 @@ def _make_safe(
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         writing = connection.get_execution_options().get(WRITING, False)
-        connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writing else 'ON'}")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        driver: Any = connection.connection.dbapi_connection
+        driver.execute(f"PRAGMA query_only={'OFF' if writing else 'ON'}")
+        driver.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+# %% ../../nbs/store/20_engine.ipynb #1dde6ec4
+RESTED = 1.0  # Seconds without use after which a connection is asked whether it lives
+
+
+def _look_after_a_rest(
+    engine: Engine,  # Postgres, before its first connection
+) -> None:
+    @event.listens_for(engine, "checkin")
+    def note(connection: Any, record: Any) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def look(connection: Any, record: Any, proxy: Any) -> None:
+        if time.monotonic() - record.info.get("rests_since", math.inf) < RESTED:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError("it rested, and is gone") from error
 
 # %% ../../nbs/store/20_engine.ipynb #1fb34d21
 def _engine(
@@ -106,7 +129,9 @@ def _engine(
         engine = create_engine(url, **common, **pool)
         _make_safe(engine)
         return engine
-    return create_engine(url, pool_pre_ping=True, **common, **pool)
+    engine = create_engine(url, **common, **pool)
+    _look_after_a_rest(engine)
+    return engine
 
 # %% ../../nbs/store/20_engine.ipynb #a750e855
 @dataclass
@@ -133,6 +158,12 @@ class Store:
         return self.engine.execution_options(**{WRITING: True})
 
     @cached_property
+    def for_inserting(self) -> Engine:
+        "The same connections; on Postgres a statement is a transaction of its own."
+        alone = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        return alone if self.dialect == "postgresql" else self.for_writing
+
+    @cached_property
     def for_reading(self) -> Engine:
         "The same connections, held to reading."
         return self.engine.execution_options(postgresql_readonly=True)
@@ -148,6 +179,10 @@ class Store:
     def writing(self) -> AbstractContextManager[Session]:
         "Open a session that commits when its block ends well."
         return writing(self)
+
+    def inserting(self) -> AbstractContextManager[Connection]:
+        "Open a connection for one statement that is kept at once."
+        return inserting(self)
 
 # %% ../../nbs/store/20_engine.ipynb #b812e5c4
 @contextmanager
@@ -200,6 +235,15 @@ def writing(
         with Session(store.for_writing, expire_on_commit=False) as session, session.begin():
             session.connection()  # begin now: what is read in the block must not change under it
             yield session
+
+
+@contextmanager
+def inserting(
+    store: Store,  # Where to
+) -> Iterator[Connection]:  # For one statement
+    "Open a connection for one statement that is kept at once."
+    with _trouble_explained(store), _turn(store), store.for_inserting.begin() as connection:
+        yield connection
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Row, and_, false, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, false, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -27,8 +27,8 @@ from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'Found', 'label', 'spell', 'storable',
-           'insert_rows', 'moment_text', 'insert_written', 'insert_traces', 'add_traces', 'found', 'get_traces',
-           'get_trace', 'count_traces', 'saying', 'Page', 'list_traces']
+           'insert_one', 'insert_rows', 'moment_text', 'insert_written', 'insert_traces', 'add_traces', 'found',
+           'get_traces', 'get_trace', 'count_traces', 'saying', 'Page', 'list_traces']
 
 # %% ../../nbs/store/30_traces.ipynb #5b497dc2
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,9 @@ def storable(
 
 # %% ../../nbs/store/30_traces.ipynb #117c89e7
 def _taken(
-    session: Session,  # A writing one
+    connection: Connection,  # A writing one
     ids: Sequence[str],  # 32 hexadecimal digits each
 ) -> set[str]:  # Those that a stored trace has
-    connection = session.connection()
     if connection.dialect.name == "sqlite":
         query = f"SELECT id FROM traces WHERE id IN ({', '.join('?' * len(ids))})"
         return {id for (id,) in connection.exec_driver_sql(query, tuple(ids))}
@@ -126,22 +125,21 @@ def _free_ids(
 
 # %% ../../nbs/store/30_traces.ipynb #7fe7f9a4
 def _insertion(
-    session: Session,  # A writing one
+    connection: Connection,  # A writing one
     count: int,  # Of rows
 ) -> str:  # With a mark for each value
-    mark = "?" if session.connection().dialect.name == "sqlite" else "%s"
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
     marks = f"({', '.join([mark] * len(COLUMNS))})"
     return f"INSERT INTO traces ({', '.join(COLUMNS)}) VALUES {', '.join([marks] * count)}"
 
 
 def _send(
-    session: Session,  # A writing one
+    connection: Connection,  # A writing one
     rows: Sequence[Spelled],  # With their ids
 ) -> None:
-    connection = session.connection()
     if connection.dialect.name == "sqlite":
         values = tuple(chain.from_iterable(rows))
-        connection.exec_driver_sql(_insertion(session, len(rows)), values)
+        connection.exec_driver_sql(_insertion(connection, len(rows)), values)
         return
     driver: Any = connection.connection
     columns = ", ".join(COLUMNS)
@@ -150,35 +148,36 @@ def _send(
             copy.write_row(row)
 
 # %% ../../nbs/store/30_traces.ipynb #0b2562bb
-def _insert_one(
-    session: Session,  # A writing one
-    row: Spelled,  # Its id is changed in place
+def insert_one(
+    connection: Connection,  # A writing one, or an inserting one
+    row: Spelled,  # From `spell`; its id is changed in place
 ) -> str:  # The id under which it is stored
-    statement = _insertion(session, 1) + " ON CONFLICT (id) DO NOTHING"
-    while not session.connection().exec_driver_sql(statement, tuple(row)).rowcount:
+    "Store a row under a free id."
+    statement = _insertion(connection, 1) + " ON CONFLICT (id) DO NOTHING"
+    while not connection.exec_driver_sql(statement, tuple(row)).rowcount:
         row[0] = uuid4().hex
     return str(row[0])
 
 # %% ../../nbs/store/30_traces.ipynb #5fde0ad0
 def insert_rows(
-    session: Session,  # A writing one
+    connection: Connection,  # A writing one
     rows: Sequence[Spelled],  # From `spell`, a thousand at most; their ids are changed in place
 ) -> list[str]:  # The ids under which they are stored, in the same order
     "Store rows under free ids."
     if len(rows) == 1:
-        return [_insert_one(session, rows[0])]
-    dialect = session.connection().dialect
+        return [insert_one(connection, rows[0])]
+    dialect = connection.dialect
     wanted = [row[0] for row in rows]
     given = _free_ids(wanted, set())
     for _ in range(10):
         for row, id in zip(rows, given, strict=True):
             row[0] = id
         try:
-            with nullcontext() if dialect.name == "sqlite" else session.begin_nested():
-                _send(session, rows)
+            with nullcontext() if dialect.name == "sqlite" else connection.begin_nested():
+                _send(connection, rows)
             return given
         except (IntegrityError, dialect.loaded_dbapi.IntegrityError):
-            given = _free_ids(wanted, _taken(session, wanted))
+            given = _free_ids(wanted, _taken(connection, wanted))
     raise StoreError("ten others stored the same traces at the same moment; send them once more")
 
 # %% ../../nbs/store/30_traces.ipynb #b8ec50f2
@@ -200,9 +199,12 @@ def insert_written(
 ) -> list[Stored]:  # In the same order; safe when the session commits
     "Add traces that are written down, in the transaction of somebody else."
     moment, ids = now(), list[str]()
-    text = moment_text(session.connection().dialect.name, moment)
+    connection = session.connection()
+    text = moment_text(connection.dialect.name, moment)
     for start in range(0, len(traces), BATCH):
-        ids += insert_rows(session, [spell(each, text) for each in traces[start : start + BATCH]])
+        ids += insert_rows(
+            connection, [spell(each, text) for each in traces[start : start + BATCH]]
+        )
     pairs = zip(ids, traces, strict=True)
     return [Stored(UUID(id), moment, each.record["trace_version"]) for id, each in pairs]
 

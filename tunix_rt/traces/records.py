@@ -6,17 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from pydantic_core import to_json, to_jsonable_python
 from typing_extensions import TypedDict
 
-from ..core.errors import TraceError
-from ..core.files import canonical_json, json_fault, read_lines, sha256_text
-from ..core.settings import settings
+from ..core.files import canonical_json, json_fault, sha256_text
 from tunix_rt.traces.schema import (
     CONTENT,
     LABEL,
@@ -30,8 +27,7 @@ from tunix_rt.traces.schema import (
 )
 
 # %% auto #0
-__all__ = ['StepRecord', 'TraceRecord', 'record_of', 'quick_record', 'quick_records', 'read_record', 'Written', 'write_down',
-           'read_proved']
+__all__ = ['StepRecord', 'TraceRecord', 'record_of', 'quick_record', 'quick_records', 'read_record', 'Written', 'write_down']
 
 # %% ../../nbs/traces/15_records.ipynb #b1473db1
 @with_config(ConfigDict(extra="forbid"))
@@ -177,24 +173,3 @@ def write_down(
     content = content_json(record["prompt"], record["steps"], record["final_answer"])
     meta = None if record["meta"] is None else _meta_json(record["meta"])
     return Written(record, content, meta, sha256_text(content))
-
-# %% ../../nbs/traces/15_records.ipynb #0f29f2f3
-def _proved(line: bytes, where: str) -> TraceRecord:
-    try:
-        return _whole(_ONE.validate_json(line))
-    except ValidationError:
-        return record_of(parse_trace(line, where))
-
-
-def read_proved(
-    path: Path,  # A JSONL file whose hash has been proved
-) -> Iterator[Written]:  # In file order, one in memory at a time
-    "Read the traces of a file that we wrote."
-    limit = settings().trace_max_bytes
-    for number, line in read_lines(path, limit):
-        if line is None:
-            raise TraceError(
-                f"{path}:{number}: the line is longer than {limit:,} bytes, the most that one "
-                f"trace may take. Split it, or raise TUNIX_RT_TRACE_MAX_BYTES."
-            )
-        yield write_down(_proved(line, f"{path}:{number}"))

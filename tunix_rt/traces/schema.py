@@ -37,8 +37,8 @@ from ..core.settings import settings
 
 # %% auto #0
 __all__ = ['LONG', 'CONTENT', 'LABEL', 'MOST_STEPS', 'Number', 'Long', 'Content', 'Label', 'Step', 'content_json', 'Trace',
-           'describe', 'check_trace', 'parse_trace', 'read_traces', 'line_json', 'trace_json', 'write_traces',
-           'normalised_prompt']
+           'describe', 'check_trace', 'parse_trace', 'trace_lines', 'read_traces', 'line_json', 'trace_json',
+           'write_traces', 'normalised_prompt']
 
 # %% ../../nbs/traces/10_schema.ipynb #e8d41c74
 class _Storable:
@@ -179,10 +179,10 @@ def parse_trace(
         raise TraceError(str(error)) from None
 
 # %% ../../nbs/traces/10_schema.ipynb #60233668
-def read_traces(
+def trace_lines(
     path: Path,  # A JSONL file, one trace a line
-) -> Iterator[Trace]:  # In file order, one in memory at a time
-    "Read traces from a file, refusing the first line that is not one."
+) -> Iterator[tuple[int, bytes]]:  # Number and text of each line, one in memory at a time
+    "Read the lines of a file of traces, refusing one that is longer than any trace."
     limit, found = settings().trace_max_bytes, 0
     try:
         for number, line in read_lines(path, limit):
@@ -192,11 +192,19 @@ def read_traces(
                     f"trace may take. Split it, or raise TUNIX_RT_TRACE_MAX_BYTES."
                 )
             found += 1
-            yield parse_trace(line, where=f"{path}:{number}")
+            yield number, line
     except FileNotFoundError:
         raise TraceError(f"{path} does not exist; name a JSONL file, one trace a line") from None
     if not found:
         raise TraceError(f"{path} is empty; a file of traces holds at least one line")
+
+
+def read_traces(
+    path: Path,  # A JSONL file, one trace a line
+) -> Iterator[Trace]:  # In file order, one in memory at a time
+    "Read traces from a file, refusing the first line that is not one."
+    for number, line in trace_lines(path):
+        yield parse_trace(line, where=f"{path}:{number}")
 
 
 def line_json(

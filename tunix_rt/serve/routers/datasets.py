@@ -126,21 +126,21 @@ async def upload_dataset(
         return _answer(await patiently(services, ingest, path))
 
 # %% ../../../nbs/serve/routers/40_datasets.ipynb #b11cde37
-PIECE = 2**18  # Characters that are sent together
+PIECE = 2**18  # Bytes that are sent together
 
 
 def in_pieces(
-    lines: Iterable[str],  # Of any length
-) -> Iterator[str]:  # The same text in fewer pieces
+    lines: Iterable[bytes],  # Of any length
+) -> Iterator[bytes]:  # The same text in fewer pieces
     "Gather lines until they are worth a way through the server."
-    waiting, size = list[str](), 0
+    waiting, size = list[bytes](), 0
     for line in lines:
         waiting.append(line)
         size += len(line)
         if size >= PIECE:
-            yield "".join(waiting)
+            yield b"".join(waiting)
             waiting, size = [], 0
-    yield "".join(waiting)
+    yield b"".join(waiting)
 
 # %% ../../../nbs/serve/routers/40_datasets.ipynb #ceb50894
 @router.get(
@@ -153,11 +153,12 @@ def export_dataset(
 ) -> StreamingResponse:
     "Write a dataset as lines."
     dataset = load_dataset(dataset_key, resolve(settings().datasets))
-    lines: Iterator[str]
+    lines: Iterator[bytes]
     if format == "trace":
-        lines = (trace_line(each) + "\n" for each in dataset.written(split))
+        name = f"{dataset_key}/traces.jsonl"
+        lines = (trace_line(line, f"{name}:{at}") + b"\n" for at, line in dataset.lines(split))
     else:
-        lines = export_lines(dataset.traces(split), format)
+        lines = (line.encode() for line in export_lines(dataset.traces(split), format))
     return StreamingResponse(in_pieces(lines), media_type="application/x-ndjson")
 
 # %% ../../../nbs/serve/routers/40_datasets.ipynb #824a21a4

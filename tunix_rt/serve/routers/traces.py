@@ -41,33 +41,30 @@ from ...store.scores import add_score, baseline_score, latest_score
 from ...store.traces import BATCH, Stored, storable
 from ...store.traces import get_trace as read_trace
 from ...store.traces import list_traces as list_stored
-from ...traces.records import Written, quick_records, write_down
+from ...traces.records import Written, quick_record, quick_records, write_down
 from ...traces.schema import Trace
 
 # %% auto #0
-__all__ = ['router', 'Batch', 'Filter', 'create_trace', 'read_batch', 'check_batch', 'create_traces', 'list_traces',
-           'compare_traces', 'get_trace', 'score_trace']
+__all__ = ['router', 'One', 'Batch', 'Filter', 'read_one', 'read_batch', 'create_trace', 'check_batch', 'create_traces',
+           'list_traces', 'compare_traces', 'get_trace', 'score_trace']
 
 # %% ../../../nbs/serve/routers/20_traces.ipynb #27f49bee
 router = APIRouter(route_class=StrictRoute, tags=["traces"])
 
-# %% ../../../nbs/serve/routers/20_traces.ipynb #c3332e31
-def _spelled(stored: Stored) -> str:
-    return stored_trace(stored).model_dump_json()
-
-
-@router.post("/api/traces", status_code=201, response_model=StoredTrace)
-async def create_trace(
-    request: Request,
-    services: Everything,
-    trace: Annotated[Trace, Body(openapi_examples={"sum": {"value": EXAMPLE}})],
-) -> Response:
-    "Keep one trace; it is on the disk when the answer comes."
-    keep = keeping(request.scope["state"], 201, _spelled)
-    stored = await arrive(services.arrivals, trace, keep)
-    return Response(_spelled(stored), 201, media_type="application/json")
-
 # %% ../../../nbs/serve/routers/20_traces.ipynb #520bf345
+def read_one(
+    body: Any,  # Its text; anything else was not declared as JSON
+    careful: ValidatorFunctionWrapHandler,  # Reads a trace, or says what is wrong
+) -> Written:
+    "Read the trace that is a body."
+    if isinstance(body, RawJSON):
+        quick = quick_record(body)
+        if quick is not None:
+            return write_down(quick)
+        body = strict_json(body)
+    return storable(careful(body))
+
+
 def read_batch(
     body: Any,  # Its text; anything else was not declared as JSON
     careful: ValidatorFunctionWrapHandler,  # Reads a list of traces, or says what is wrong
@@ -79,6 +76,30 @@ def read_batch(
             return [write_down(record) for record in quick]
         body = strict_json(body)
     return [storable(trace) for trace in careful(body)]
+
+# %% ../../../nbs/serve/routers/20_traces.ipynb #c3332e31
+def _spelled(stored: Stored) -> str:
+    return stored_trace(stored).model_dump_json()
+
+
+One = Annotated[Trace, WrapValidator(read_one), Body(openapi_examples={"sum": {"value": EXAMPLE}})]
+
+
+async def create_trace(request: Request, services: Everything, trace: One) -> Response:
+    "Keep one trace; it is on the disk when the answer comes."
+    keep = keeping(request.scope["state"], 201, _spelled)
+    stored = await arrive(services.arrivals, cast(Written, trace), keep)
+    return Response(_spelled(stored), 201, media_type="application/json")
+
+
+router.add_api_route(
+    "/api/traces",
+    create_trace,
+    methods=["POST"],
+    status_code=201,
+    response_model=StoredTrace,
+    route_class_override=RawRoute,
+)
 
 # %% ../../../nbs/serve/routers/20_traces.ipynb #c092785b
 def check_batch(
