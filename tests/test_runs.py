@@ -132,9 +132,10 @@ def test_kernel_that_is_slow_to_close_says_nothing_of_it(tmp_path: Path):
         tmp_path,
         "slow.ipynb",
         'run_dir: str = ""  # Where',
-        "import atexit, time\nfrom tunix_rt.runs.folder import open_run\n"
+        "import atexit, sys, time\nfrom tunix_rt.runs.folder import open_run\n"
         "run = open_run('slow', run_dir, {})\n"
-        "atexit.register(time.sleep, 60)",  # Jupyter sends SIGTERM long before
+        "def close():\n    sys.stderr = sys.__stderr__\n    time.sleep(60)\n"
+        "atexit.register(close)",  # Jupyter sends SIGTERM long before it is done
         "run.finish({})\nprint('the end')",
     )
     run = execute(source, {}, tmp_path / "run", echo=False)
