@@ -17,7 +17,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from databases import empty_database
+from databases import empty_database, new_database
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, func, select, text
@@ -493,6 +493,20 @@ def test_postgres_killed_in_mid_batch_keeps_what_it_confirmed(own_postgres):
     assert total % 200 == 0 and len(confirmed) <= total <= len(confirmed) + 200
     add_traces(store, [trace("after the crash")])
     store.close()
+
+
+def test_a_connection_that_died_while_it_rested_is_replaced(monkeypatch):
+    monkeypatch.setattr("tunix_rt.store.engine.RESTED", 0.2)
+    with new_database() as address:
+        store, other = open_store(address), open_store(address)
+        with store.reading() as session:
+            number = session.scalar(text("SELECT pg_backend_pid()"))
+        with other.reading() as session:
+            assert session.scalar(text("SELECT pg_terminate_backend(:number)"), {"number": number})
+        time.sleep(0.3)
+        assert count_traces(store) == 0
+        for each in (store, other):
+            each.close()
 
 
 def test_killed_in_mid_ingest_nothing_is_seen(store, database_url, tmp_path):
