@@ -11,6 +11,8 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from serving import make_run, server_process, sum_trace
 
 from tunix_rt.core.settings import Settings
@@ -21,7 +23,7 @@ from tunix_rt.runs.queue import get_queued
 from tunix_rt.runs.registry import create_model, set_alias, version_folder
 from tunix_rt.serve import client
 from tunix_rt.serve.app import create_app
-from tunix_rt.serve.replies import CLAIMED, STALE
+from tunix_rt.serve.replies import CLAIMED, STALE, Replies
 from tunix_rt.serve.schemas.runs import RunRequest
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import IdempotentReply, RunRow, now
@@ -255,6 +257,26 @@ def test_a_server_that_died_over_a_request_has_not_lost_its_run(api, store):
             session.delete(session.get_one(IdempotentReply, "night"))
     assert len(api.get("/api/tunix/runs").json()["data"]) == 1
     assert len(api.get("/api/tuning/jobs").json()) == 1
+
+
+def test_a_claim_is_renewed_as_long_as_its_request_is_at_work(store, monkeypatch):
+    monkeypatch.setattr("tunix_rt.serve.replies.RENEWED", 0.05)
+    app, seen = FastAPI(), []
+    app.add_middleware(Replies, store=lambda: store)
+
+    @app.post("/long")
+    def long() -> bool:
+        for _ in range(2):
+            with store.reading() as session:
+                claim = session.get_one(IdempotentReply, "night")
+            seen.append((claim.status_code, claim.created_at))
+            time.sleep(0.5)
+        return True
+
+    with TestClient(app) as client:
+        answers = [client.post("/long", headers={"Idempotency-Key": "night"}) for _ in range(2)]
+    assert [answer.json() for answer in answers] == [True, True]
+    assert len(seen) == 2 and seen[0][0] == seen[1][0] == CLAIMED and seen[0][1] < seen[1][1]
 
 
 def test_the_document_says_who_needs_a_token(store, root):

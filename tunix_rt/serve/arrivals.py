@@ -107,16 +107,27 @@ class Arrivals:
     queue: SimpleQueue[Waiting | None] = field(default_factory=SimpleQueue, repr=False)
     thread: threading.Thread | None = field(default=None, repr=False)
     closed: bool = False
+    door: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def start(self) -> None:
         "Begin to take traces."
         self.thread = threading.Thread(target=self._work, name="arrivals", daemon=True)
         self.thread.start()
 
+    def take(self, each: Waiting) -> None:
+        "Put a trace into the queue, or refuse it when nobody will look there any more."
+        with self.door:
+            if self.closed:
+                raise StoreError(
+                    "the server is stopping and takes nothing more; send it again in a moment"
+                )
+            self.queue.put(each)
+
     def stop(self) -> None:
         "Write what still waits, and end."
-        self.closed = True
-        self.queue.put(None)
+        with self.door:
+            self.closed = True
+            self.queue.put(None)
         if self.thread is not None:
             self.thread.join()
 
@@ -147,14 +158,12 @@ async def arrive(
     keep: Keep | None = None,  # Makes a row that is to be there with the trace
 ) -> Stored:  # Once it is on the disk
     "Hand in one trace and wait until it is safe."
-    if arrivals.closed:
-        raise StoreError("the server is stopping and takes nothing more; send it again in a moment")
     moment = now()
     row = spell(trace, moment_text(arrivals.store.dialect, moment))
     loop = asyncio.get_running_loop()
     version = trace.record["trace_version"]
     each = Waiting(row, moment, version, loop.create_future(), loop, keep)
-    arrivals.queue.put(each)
+    arrivals.take(each)
     return await each.done
 
 # %% ../../nbs/serve/50_arrivals.ipynb #3e5d64f7

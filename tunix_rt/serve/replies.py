@@ -5,9 +5,11 @@
 # %% ../../nbs/serve/45_replies.ipynb #b3448c66
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -18,19 +20,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..core.errors import StoreError
 from .limits import UPLOAD
 from .refusals import Refusal, problem
 from ..store.engine import Store
 from ..store.tables import IdempotentReply, now
 
 # %% auto #0
-__all__ = ['HEADER', 'KEPT', 'STALE', 'BUSY', 'CLAIMED', 'TOGETHER', 'STREAMED', 'Keep', 'digest_of', 'kept_reply', 'claim_key',
-           'settle_key', 'Replies', 'keeping']
+__all__ = ['HEADER', 'KEPT', 'STALE', 'RENEWED', 'BUSY', 'CLAIMED', 'TOGETHER', 'STREAMED', 'Keep', 'digest_of', 'kept_reply',
+           'claim_key', 'renew_key', 'settle_key', 'Replies', 'keeping']
 
 # %% ../../nbs/serve/45_replies.ipynb #44479ed6
 HEADER = b"idempotency-key"
 KEPT = timedelta(days=1)
-STALE = timedelta(minutes=15)  # A claim this old belongs to a server that died
+STALE = timedelta(minutes=1)  # A claim that was not renewed for so long is a dead server's
+RENEWED = 15.0  # Seconds between two renewals of a claim
 BUSY = "the first request with this Idempotency-Key is still at work; ask again in a second"
 CLAIMED = 0  # Instead of a status code
 
@@ -85,6 +89,16 @@ def claim_key(
     except IntegrityError:
         raise Refusal(409, BUSY, after=1) from None
 
+
+def renew_key(
+    store: Store,  # Where to
+    key: str,  # Claimed
+) -> None:
+    "Note that a request is still at work."
+    mine = (IdempotentReply.key == key, IdempotentReply.status_code == CLAIMED)
+    with store.writing() as session:
+        session.execute(update(IdempotentReply).where(*mine).values(created_at=now()))
+
 # %% ../../nbs/serve/45_replies.ipynb #ef3639bc
 def settle_key(
     store: Store,  # Where to
@@ -127,6 +141,13 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return replay
 
 # %% ../../nbs/serve/45_replies.ipynb #1e7ecacc
+async def _renew(store: Store, key: str) -> None:
+    while True:
+        await asyncio.sleep(RENEWED)
+        with suppress(StoreError):
+            await run_in_threadpool(renew_key, store, key)
+
+
 async def _remembered(
     app: ASGIApp, store: Store, key: str, scope: Scope, receive: Receive, send: Send
 ) -> None:
@@ -143,11 +164,12 @@ async def _remembered(
                 await run_in_threadpool(settle_key, store, key, status, said)
         await send(message)
 
-    settled = False
+    settled, renewing = False, asyncio.create_task(_renew(store, key))
     try:
         await app(scope, receive, sending)
         settled = True
     finally:
+        renewing.cancel()
         if not settled:
             await run_in_threadpool(settle_key, store, key, 500, "")
 
