@@ -12,7 +12,11 @@ from pathlib import Path
 
 SLOW = ["nbdev.test", "jax", "flax.nnx", "optax", "orbax.checkpoint", "transformers", "pandas"]
 SLOW += ["matplotlib.pyplot", "sqlalchemy.orm", "fastapi", "papermill", "optuna", "math_verify"]
-ONCE = {"20_server.ipynb"}  # It trains for real; pytest runs it, and compares what it says
+# What takes long runs once, in pytest, which also compares what it says.
+ONCE = {"guides/20_server"}
+ONCE |= {f"models/{name}" for name in ("20_attention", "25_kernels", "30_gemma", "35_lora")}
+ONCE |= {f"models/{name}" for name in ("58_decoding", "60_sampling")}
+ONCE |= {f"training/{name}" for name in ("50_step", "55_loop", "60_sft", "65_plan")}
 
 
 def run(path: Path) -> tuple[Path, bool, float]:
@@ -30,7 +34,8 @@ def main() -> int:
     notebooks = [
         path
         for path in sorted(Path("nbs").resolve().rglob("*.ipynb"))
-        if "pipelines" not in path.parts and not path.name.startswith(".") and path.name not in ONCE
+        if "pipelines" not in path.parts and not path.name.startswith(".")
+        if f"{path.parent.name}/{path.stem}" not in ONCE
     ]
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(SLOW)

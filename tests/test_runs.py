@@ -33,6 +33,9 @@ run = open_run("add", run_dir, {"steps": steps})
 run.record(kernel=os.getpid())
 saved = run.checkpoints / "last.json"
 step, total = read_json(saved) if saved.exists() else (0, 0)
+if run.metrics_path.exists():  # killed between the two writes of a step, it does the step again
+    lines = run.metrics_path.read_text().splitlines(keepends=True)
+    run.metrics_path.write_text("".join(lines[:step]))
 """
 LOOP = """
 try:
