@@ -78,15 +78,20 @@ FORMATS: dict[str, Callable[[Trace], Record]] = {
 }
 
 # %% ../../nbs/data/95_exports.ipynb #bef9f0da
-_PLAIN = rb'[^"\\\x00-\x1f]*+'
-_ESCAPED = rb'\\(?:["\\bfnrt]|u00(?:0[0-7bef]|1[0-9a-f]))'
-_TEXT = rb'"%b(?:%b%b)*+"' % (_PLAIN, _ESCAPED, _PLAIN)
-_STEP = rb'\{"content":%b,"i":\d++,"type":%b\}' % (_TEXT, _TEXT)
-_LINE = re.compile(
-    rb'\{"final_answer":(%b),"meta":(null|\{.*\}),"prompt":(%b),"steps":(\[%b(?:,%b)*+\]),'
-    rb'"trace_version":%b\}' % (_TEXT, _TEXT, _STEP, _STEP, _TEXT)
-)
-_CONTENT = re.compile(rb'"content":(%b)' % _TEXT)
+def _line_of(
+    text: bytes,  # Pattern of a text in its quotation marks
+) -> re.Pattern[bytes]:  # Matches a whole line: answer, meta, prompt, steps
+    step = rb'\{"content":%b,"i":\d++,"type":%b\}' % (text, text)
+    return re.compile(
+        rb'\{"final_answer":(%b),"meta":(null|\{.*\}),"prompt":(%b),"steps":\[(%b(?:,%b)*+)\],'
+        rb'"trace_version":%b\}' % (text, text, step, step, text)
+    )
+
+
+_CONTROLS = bytes(range(32))
+_RUN, _ESCAPE = rb'[^"\\\x00-\x1f]*+', rb'\\(?:["\\bfnrt]|u00(?:0[0-7bef]|1[0-9a-f]))'
+_PLAIN = _line_of(rb'"[^"]*+"')
+_ESCAPED = _line_of(rb'"%b(?:%b%b)*+"' % (_RUN, _ESCAPE, _RUN))
 
 
 def trace_line(
@@ -94,19 +99,21 @@ def trace_line(
     where: str = "this trace",  # Named in a refusal, such as "traces.jsonl:7"
 ) -> bytes:  # The `trace_record` as canonical JSON
     "Write a trace as plain fields from the text of its line."
-    found = _LINE.fullmatch(line)
+    plain = b"\\" not in line and len(line.translate(None, _CONTROLS)) == len(line)
+    found = (_PLAIN if plain else _ESCAPED).fullmatch(line)
     if found is None:
         return canonical_json(trace_record(parse_trace(line, where))).encode()
     answer, meta, prompt, steps = found.groups()
-    content = b'{"final_answer":%b,"prompt":%b,"steps":%b}' % (answer, prompt, steps)
+    content = b'{"final_answer":%b,"prompt":%b,"steps":[%b]}' % (answer, prompt, steps)
     hash = hashlib.sha256(content).hexdigest()
     id = f"{hash[:8]}-{hash[8:12]}-{hash[12:16]}-{hash[16:20]}-{hash[20:32]}".encode()
+    moves = [each[: each.index(b',"i":')] for each in steps.split(b'{"content":')[1:]]
     return b'{"final_answer":%b,"id":"%b","metadata":%b,"prompts":%b,"trace_steps":[%b]}' % (
         answer,
         id,
         b"{}" if meta == b"null" else meta,
         prompt,
-        b",".join(_CONTENT.findall(steps)),
+        b",".join(moves),
     )
 
 # %% ../../nbs/data/95_exports.ipynb #b2a6bc6e
