@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import isfinite
 from typing import Annotated, Any, NamedTuple, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from pydantic_core import to_json, to_jsonable_python
 from typing_extensions import TypedDict
 
-from ..core.files import canonical_json, json_fault, sha256_text
+from ..core.files import INT_LIMIT, canonical_json, sha256_text
 from tunix_rt.traces.schema import (
     CONTENT,
     LABEL,
@@ -73,7 +74,9 @@ def _plain(value: Any) -> bool:
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return True
-    return (kind is int or kind is float) and json_fault(value) is None
+    if kind is int:
+        return -INT_LIMIT <= value < INT_LIMIT
+    return kind is float and isfinite(value)
 
 
 def _as_it_seems(
