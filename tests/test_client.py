@@ -279,6 +279,29 @@ def test_a_claim_is_renewed_as_long_as_its_request_is_at_work(store, monkeypatch
     assert len(seen) == 2 and seen[0][0] == seen[1][0] == CLAIMED and seen[0][1] < seen[1][1]
 
 
+def test_a_lapsed_claim_is_not_taken_over_while_its_request_is_at_work(store):
+    "An ingest of minutes keeps the database from renewing its claim."
+    app, calls, heard = FastAPI(), [], []
+    app.add_middleware(Replies, store=lambda: store)
+
+    @app.post("/long")
+    def long() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            with store.writing() as session:
+                session.get_one(IdempotentReply, "night").created_at = now() - 2 * STALE
+            heard.append(send().status_code)
+        return len(calls)
+
+    with TestClient(app) as client:
+
+        def send():
+            return client.post("/long", headers={"Idempotency-Key": "night"})
+
+        assert [send().json(), send().json()] == [1, 1]
+    assert heard == [409] and len(calls) == 1
+
+
 def test_the_document_says_who_needs_a_token(store, root):
     for token, asked in ((None, [{"bearer": []}, {}]), ("a" * 20, [{"bearer": []}])):
         document = create_app(Settings(token=token), store).openapi()

@@ -179,6 +179,7 @@ class Replies:
 
     def __init__(self, app: ASGIApp, store: Callable[[], Store]) -> None:
         self.app, self.store = app, store
+        self.at_work: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope["headers"]).get(HEADER) if scope["type"] == "http" else None
@@ -216,8 +217,14 @@ class Replies:
             scope["state"]["idempotency"] = (key, digest)
             await self.app(scope, receive, send)
             return
-        await run_in_threadpool(claim_key, store, key, digest)
-        await _remembered(self.app, store, key, scope, receive, send)
+        if key in self.at_work:
+            raise Refusal(409, BUSY, after=1)
+        self.at_work.add(key)
+        try:
+            await run_in_threadpool(claim_key, store, key, digest)
+            await _remembered(self.app, store, key, scope, receive, send)
+        finally:
+            self.at_work.discard(key)
 
 # %% ../../nbs/serve/45_replies.ipynb #a257c454
 Keep = Callable[[Any], IdempotentReply]  # From what was done to the row that remembers it
