@@ -285,6 +285,18 @@ def test_pages_are_exact_while_the_numbers_have_gaps(store):
         assert (page.next_offset is None) == (offset + 20 >= len(ids))
 
 
+def test_pages_are_exact_while_the_numbers_have_no_gaps(store):
+    ids = []
+    for part in range(3):
+        new = [trace(f"{part} {number}") for number in range(1000)]
+        ids += [stored.id for stored in add_traces(store, new)]
+    ids.reverse()
+    for offset in (0, 999, 1000, 1001, 1002, 1500, 1990, 2000, 2001, 2002, 2979, 2990, 2999, 3000):
+        page = list_traces(store, limit=20, offset=offset)
+        assert [stored.id for stored in page.traces] == ids[offset : offset + 20]
+        assert (page.next_offset is None) == (offset + 20 >= len(ids))
+
+
 def test_the_tally_holds_while_writers_meet(store):
     def work(number):
         for part in range(6):
@@ -327,13 +339,14 @@ def test_the_newest_score_counts(store):
 # Filters
 
 
-few = st.sampled_from(["a", "b", "a b", 'q"', "", "0", "é"])
+few = st.sampled_from(["a", "b", "a b", 'q"', "", "0", "é", "a,b", "{a}", "NULL"])
 small = st.none() | st.booleans() | st.sampled_from([0, 1, 1.0, 3, 0.5, -0.0, 1e300, 2**60]) | few
 metas = st.dictionaries(
     few, small | st.dictionaries(few, small, max_size=2) | st.lists(small, max_size=2), max_size=3
 )
 names = st.sampled_from(
-    ["a", "b", "a.b", "meta.a", "a.a", 'q"', "source", "category", "", "0", "é.a"]
+    ["a", "b", "a.b", "meta.a", "a.a", 'q"', "source", "category", "", "0", "é.a", "a,b", "{a}"]
+    + ["NULL", "{a}.a"]
 )
 wishes = st.dictionaries(names, small | st.lists(small, max_size=2), max_size=2)
 

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, false, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, false, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -265,19 +265,23 @@ def get_trace(
     return get_traces(store, [id])[0]
 
 # %% ../../nbs/store/30_traces.ipynb #1fc787ab
+_blocks = select(TraceTally.block, func.sum(TraceTally.traces).label("traces"))
+_counted = _blocks.group_by(TraceTally.block).subquery()
+_newest_first = func.sum(_counted.c.traces).over(order_by=_counted.c.block.desc())
+_running = select(_counted, _newest_first.label("so_far")).subquery()
+_reached = _running.c.so_far > bindparam("offset")
+_BLOCK = select(_running).where(_reached).order_by(_running.c.block.desc()).limit(1)
+
+
 def _from_block(
     session: Session,  # A reading one
     offset: int,  # Traces to skip from the newest
 ) -> tuple[int, int]:  # Begin below this number, and skip this many from there
-    blocks = select(TraceTally.block, func.sum(TraceTally.traces).label("traces"))
-    counted = blocks.group_by(TraceTally.block).subquery()
-    newest_first = func.sum(counted.c.traces).over(order_by=counted.c.block.desc())
-    running = select(counted, newest_first.label("so_far")).subquery()
-    query = select(running).where(running.c.so_far > offset).order_by(running.c.block.desc())
-    block = session.execute(query.limit(1)).first()
+    block = session.execute(_BLOCK, {"offset": offset}).first()
     if block is None:
         return 0, 0  # beyond the oldest
-    return (block.block + 1) * 1000, offset - int(block.so_far - block.traces)
+    above, skip = (block.block + 1) * 1000, offset - int(block.so_far - block.traces)
+    return (above - skip, 0) if block.traces == 1000 else (above, skip)
 
 # %% ../../nbs/store/30_traces.ipynb #0c7dbeab
 def count_traces(

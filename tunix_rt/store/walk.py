@@ -30,7 +30,7 @@ def _field(
 ) -> ColumnElement[Any]:  # What stands there in `meta`
     if dialect == "sqlite":
         return func.json_extract(TraceRow.meta, "$" + "".join(f'."{part}"' for part in path))
-    return cast(TraceRow.meta, JSONB)[tuple(path)]
+    return func.jsonb_extract_path(cast(TraceRow.meta, JSONB), *path, type_=JSONB)
 
 
 def _equals(
