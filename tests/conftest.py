@@ -3,7 +3,15 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.append(str(Path(__file__).parents[1] / ".venv" / "torch"))  # see the Makefile
 
 from databases import database_url, own_postgres, store  # noqa: F401
 from serving import api, root  # noqa: F401
+
+
+@pytest.fixture
+def own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Kernels that are processes like any other, not forked off one with the imports done."
+    monkeypatch.delenv("TUNIX_RT_TEST_KERNELS", raising=False)

@@ -18,6 +18,8 @@ from tunix_rt.runs.execute import RunFailed, execute
 from tunix_rt.runs.folder import read_run
 from tunix_rt.runs.lock import held, owner
 
+pytestmark = pytest.mark.usefixtures("own_kernels")
+
 CALLER = """
 import sys
 from tunix_rt.runs.execute import execute
