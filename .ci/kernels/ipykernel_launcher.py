@@ -20,7 +20,7 @@ import threading
 
 DOOR = "TUNIX_RT_TEST_KERNELS"  # The variable that names the server's socket
 SLOW = "jax flax.nnx optax orbax.checkpoint transformers sqlalchemy.orm fastapi optuna"
-READ = ("JAX_", "XLA_", "HF_", "TRANSFORMERS_", "LIBTPU_", "CUDA_")  # on import, by the slow ones
+READ = ("JAX_", "HF_", "TRANSFORMERS_")  # on import, by the slow ones
 
 
 def surroundings() -> list:
