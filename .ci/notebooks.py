@@ -12,11 +12,9 @@ from pathlib import Path
 
 SLOW = ["nbdev.test", "jax", "flax.nnx", "optax", "orbax.checkpoint", "transformers", "pandas"]
 SLOW += ["matplotlib.pyplot", "sqlalchemy.orm", "fastapi", "papermill", "optuna", "math_verify"]
-# What takes long runs once, in pytest, which also compares what it says.
-ONCE = {"guides/20_server"}
-ONCE |= {f"models/{name}" for name in ("20_attention", "25_kernels", "30_gemma", "35_lora")}
-ONCE |= {f"models/{name}" for name in ("58_decoding", "60_sampling")}
-ONCE |= {f"training/{name}" for name in ("50_step", "55_loop", "60_sft", "65_plan")}
+# What compiles programs or starts runs takes long. The gate runs it once, in pytest, which also
+# compares what it says; `all` runs it here as well.
+LONG = {"guides", "models", "training", "evaluation", "runs/40_execute", "runs/76_trials"}
 
 
 def run(path: Path) -> tuple[Path, bool, float]:
@@ -29,13 +27,15 @@ def run(path: Path) -> tuple[Path, bool, float]:
     return path, passed, time.monotonic() - start
 
 
-def main() -> int:
-    "Run them all, two at a time."
+def main(*words: str) -> int:
+    "Run them, two at a time."
+    nbs = Path("nbs").resolve()
     notebooks = [
         path
-        for path in sorted(Path("nbs").resolve().rglob("*.ipynb"))
+        for path in sorted(nbs.rglob("*.ipynb"))
         if "pipelines" not in path.parts and not path.name.startswith(".")
-        if f"{path.parent.name}/{path.stem}" not in ONCE
+        if "all" in words
+        or not LONG & {path.parent.name, path.relative_to(nbs).with_suffix("").as_posix()}
     ]
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(SLOW)
@@ -49,4 +49,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))
