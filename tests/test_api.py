@@ -437,3 +437,18 @@ def test_a_neighbour_in_trouble_does_not_stop_us(store, root):
         begun = time.monotonic()
         answers = [good(api.get("/api/redi/health")) for _ in range(5)]
         assert answers[0]["status"] == "down" and time.monotonic() - begun < 5
+
+
+def test_who_listens_hears_of_trouble_of_any_kind(store, root, monkeypatch):
+    def broken(store, ids):
+        raise RuntimeError("of a driver")
+
+    async def listen():
+        watch = Watch(store, every=0.02)
+        heard = [text async for text in follow(watch, uuid4())]
+        await watch.close()
+        return heard
+
+    monkeypatch.setattr("tunix_rt.serve.events.run_states", broken)
+    heard = asyncio.run(asyncio.wait_for(listen(), 20))
+    assert "event: error" in heard[-1] and "could not be seen" in heard[-1]

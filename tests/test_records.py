@@ -51,6 +51,7 @@ from tunix_rt.runs.promotion import promote, verify_version, zip_version
 from tunix_rt.runs.registry import (
     NameTaken,
     create_model,
+    find_model_named,
     find_version,
     get_model,
     list_models,
@@ -243,6 +244,18 @@ def test_a_trained_run_is_judged_by_the_run_that_asked_its_model(bench):
     assert trained in ranked and asker not in ranked  # the model stands there once
 
 
+def test_an_examination_that_is_gone_does_not_hide_the_others(bench):
+    training = bench.start("train")
+    training.finish()
+    training.model.mkdir()
+    trained = bench.register(training, model_id="adder")
+    asking = evaluate_parameters(bench.store, trained, "exam-v1")
+    kept, lost = (bench.asked(n, parameters=asking, parent_run_id=trained) for n in (30, 10))
+    shutil.rmtree(folder_of(bench, lost))
+    found = evaluate_run(bench.store, trained)
+    assert (found.predictions_run_id, found.score) == (kept, 75.0)
+
+
 def test_a_model_that_learnt_the_exam_is_not_scored(bench):
     training = bench.start("train")
     training.record(dataset={"key": bench.exam.key, "sha256": bench.exam.fingerprint})
@@ -376,6 +389,14 @@ def test_a_baseline_is_moved_and_never_doubled(bench):
     for name in ("", " ", "x" * 257, "a\0b", "\ud800"):
         with pytest.raises(RunError, match="1 to 256"):
             set_baseline(bench.store, name, runs[0])
+
+
+def test_both_databases_list_in_the_same_order(bench):
+    run = bench.evaluated(30)
+    for name in ("beta", "Zeta", "_x", "alpha"):
+        set_baseline(bench.store, name, run)
+    listed = [each.name for each in list_baselines(bench.store).baselines]
+    assert listed == ["Zeta", "_x", "alpha", "beta"]
 
 
 def test_a_check_tells_tolerance_from_significance(bench):
@@ -579,6 +600,30 @@ def test_a_gate_guards_the_registry(bench, trained, small_model):
     assert version.provenance["gate"]["verdict"] == "pass"
     (told,) = version.provenance["evaluations"]
     assert (told["evaluation_set"], told["score"], told["verdict"]) == ("exam-v1", 75.0, "pass")
+
+
+def test_a_promotion_that_is_refused_founds_nothing(bench, trained):
+    store, run, poor = bench.store, trained("fine"), bench.evaluated(3)
+    set_baseline(store, "main", bench.evaluated(30))
+    cases = [
+        ("adder", {"gate": "main"}, RunError, "evaluate it there first"),
+        ("adder", {"gate": "nobody"}, MissingError, "no baseline"),
+        ("adder", {"aliases": ["champion", "not so"]}, ModelError, "cannot be an alias"),
+        ("adder", {"aliases": ["champion", "v1"]}, NameTaken, "an alias would hide it"),
+        ("a b", {}, ModelError, "cannot name a model"),
+    ]
+    for name, given, error, words in cases:
+        with pytest.raises(error, match=words):
+            promote(store, name, run, **given)
+    with pytest.raises(RunError, match="left no model"):
+        promote(store, "adder", poor)
+    assert list_models(store).models == [] and count(store, ModelVersion) == 0
+    version = promote(store, "adder", run, aliases=["stable", "champion"])
+    found = find_model_named(store, "adder")
+    assert found.aliases == {"champion": "v1", "stable": "v1"} and found.id == version.model_id
+    again = trained("again")
+    assert promote(store, "adder", again, aliases=["champion"]).version == "v2"
+    assert find_model_named(store, "adder").aliases == {"champion": "v2", "stable": "v1"}
 
 
 def test_what_is_not_promoted_leaves_nothing(bench, trained, monkeypatch):

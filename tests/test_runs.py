@@ -15,7 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tunix_rt.runs.execute import RunFailed, execute
-from tunix_rt.runs.folder import read_run
+from tunix_rt.runs.folder import read_run, start_run
 from tunix_rt.runs.lock import held, owner
 
 pytestmark = pytest.mark.usefixtures("own_kernels")
@@ -228,3 +228,12 @@ def test_killed_caller_takes_all_down_and_the_same_call_skips_what_is_done_and_g
     lines = [json.loads(line)["step"] for line in second.metrics_path.read_text().splitlines()]
     assert lines == list(range(1, STEPS + 1))  # the dying have not written among them
     assert second.log.read_text().count("step 3\n") == 1
+
+
+def test_what_a_model_wrote_cannot_spoil_the_record(tmp_path: Path):
+    run = start_run("add", tmp_path / "run", {"steps": 1})
+    run.fail(ValueError("bad \0 text \ud800"))
+    assert read_run(run.folder).facts["error"]["message"] == "bad \ufffd text \ufffd"
+    run = start_run("add", tmp_path / "run", {"steps": 1})
+    run.finish({"a\0b": "c\0d"})
+    assert read_run(run.folder).results == {"a\ufffdb": "c\ufffdd"}

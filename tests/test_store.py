@@ -365,6 +365,17 @@ def test_filters_mean_the_same_in_the_database(store, told, wished):
         assert prompts(store, **filters) == expected, filters
 
 
+def test_large_numbers_are_compared_exactly(store):
+    add_traces(store, [trace("large", meta={"n": 2**60}), trace("larger", meta={"n": 2**60 + 1})])
+    assert prompts(store, n=float(2**60)) == ["large"]
+    assert prompts(store, n=[2**60 + 1, 3]) == ["larger"]
+
+
+def test_text_is_found_in_either_case(store):
+    add_traces(store, [trace("ÜBER den Wolken")])
+    assert len(list_traces(store, text="über DEN").traces) == 1
+
+
 def test_a_filter_is_the_databases_work(store):
     add_traces(
         store, [trace(f"{n}", meta={"level": n % 10, "source": "ab"[n % 2]}) for n in range(50)]

@@ -1,5 +1,6 @@
 "Searches on both databases: as many trials as were asked for, whoever dies on the way."
 
+import importlib
 import json
 import math
 import random
@@ -8,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from uuid import uuid4
 
 import nbformat
 import pytest
@@ -29,7 +31,7 @@ from tunix_rt.runs.tuning import cancel_job, create_job, get_job, list_jobs, sta
 from tunix_rt.scoring.predictions import make_prediction, write_predictions
 from tunix_rt.store.backup import backup, restore
 from tunix_rt.store.engine import connect, downgrade, open_store, ready, upgrade
-from tunix_rt.store.tables import RunRow, TuningJob, now
+from tunix_rt.store.tables import EvaluationRow, RunRow, TuningJob, now
 from tunix_rt.traces.schema import Trace
 
 SPACE = {
@@ -299,6 +301,49 @@ def test_called_off_nothing_of_it_runs_on(store):
             wrong(store, job_id)
 
 
+def test_a_search_that_runs_into_something_does_not_stop_the_others(store, monkeypatch):
+    first, second = search(store, num_samples=4), search(store, num_samples=4)
+
+    def broken(study):
+        raise ImportError("somebody else's package")
+
+    importance = importlib.import_module("optuna.importance")
+    monkeypatch.setattr(importance, "get_param_importances", broken)
+    job = to_its_end(store, first)
+    assert (job.status, job.importances) == ("completed", None)
+    has_news = trials._has_news
+
+    def stumbling(store, job):
+        if job.id == first:
+            raise OSError("a folder that is away")
+        return has_news(store, job)
+
+    with store.writing() as session:
+        session.get_one(TuningJob, first).status = "running"
+    monkeypatch.setattr(trials, "_has_news", stumbling)
+    assert to_its_end(store, second).status == "completed"
+    assert "a folder that is away" in get_job(store, first).message
+
+
+def test_called_off_between_training_and_examination_nobody_is_examined(store, monkeypatch):
+    job_id = search(store, num_samples=1, evaluation_set="sums-held-out-v1", metric_name="score",
+                    metric_mode="max")  # fmt: skip
+    advance_jobs(store)
+    taken = claim(store, "one", 60.0)
+    finish(store, taken, "completed", metrics={"loss": 1.0})
+    (taken.run.path / "model").mkdir(parents=True)
+
+    def just_then(*given):
+        cancel_job(store, job_id)
+        return {"model": "tiny", "dataset": "sums-held-out-v1"}
+
+    monkeypatch.setattr("tunix_rt.runs.evaluations.evaluate_parameters", just_then)
+    advance_jobs(store)
+    assert get_job(store, job_id).status == "cancelled"
+    (exam,) = list_queued(store, pipeline="evaluate").runs
+    assert exam.status == "cancelled" and claim(store, "two", 60.0) is None
+
+
 # Stopping what is hopeless
 
 
@@ -382,6 +427,17 @@ def test_a_score_comes_from_an_examination(store):
         finish(store, taken, "completed", metrics={"loss": 1.0})
         if run.pipeline == "evaluate":
             record_evaluation(store, taken.run.id)
+            ask_differently(taken.run.parent_run_id)
+
+    def ask_differently(trained):
+        "What others find out about the same model is no answer to the question of the job."
+        with store.writing() as session:
+            mine = session.scalars(
+                select(EvaluationRow).where(EvaluationRow.run_id == trained)
+            ).one()
+            told = {c.name: getattr(mine, c.name) for c in EvaluationRow.__table__.columns}
+            told |= {"id": uuid4(), "evaluation_set": "easy-v1", "score": 95.0}
+            session.add(EvaluationRow(**told | {"evaluated_at": now()}))
 
     job = to_its_end(store, job.id, labour)
     assert [each.pipeline for each in asked] == ["train", "evaluate"] * 2

@@ -287,3 +287,17 @@ def test_a_run_that_was_done_before_its_worker_died_is_not_done_again(store):
     until(lambda: work(store, worker="next:2", once=True) == 1)
     ended = get_queued(store, run.id)
     assert (ended.status, ended.metrics, ended.attempts) == ("completed", {"acted": 7}, 2)
+
+
+def test_a_score_that_goes_wrong_does_not_stop_the_worker(store, monkeypatch):
+    def broken(store, run):
+        raise TypeError("a judge of somebody else's")
+
+    monkeypatch.setattr(worker, "score", broken)
+    runs = [enqueue(store, "act.ipynb", {"act": "print"}).id for _ in range(2)]
+
+    def over():
+        return all(get_queued(store, run_id).ended for run_id in runs)
+
+    assert work(store, worker="one", until=over, poll_seconds=0.1) == 2
+    assert {get_queued(store, run_id).status for run_id in runs} == {"completed"}

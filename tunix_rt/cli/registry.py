@@ -15,8 +15,6 @@ from ..core.errors import MissingError
 
 if TYPE_CHECKING:
     from tunix_rt.runs.leaderboard import Standing
-    from tunix_rt.runs.registry import ModelView
-    from tunix_rt.store.engine import Store
 
 # %% auto #0
 __all__ = ['leaderboard', 'score', 'baseline', 'gate', 'promote', 'models', 'verify']
@@ -134,18 +132,6 @@ def gate(
     typer.echo(said)
     raise typer.Exit(code)
 
-# %% ../../nbs/cli/56_registry.ipynb #56ceb635
-def _family(
-    store: Store,  # Where to look
-    name: str,  # Of a model
-) -> ModelView:  # Found, or made
-    from tunix_rt.runs.registry import create_model, find_model_named
-
-    try:
-        return find_model_named(store, name)
-    except MissingError:
-        return create_model(store, name)
-
 # %% ../../nbs/cli/56_registry.ipynb #4ce28d04
 def promote(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Its name; a new one is made")],
@@ -165,21 +151,19 @@ def promote(
     Example: tunix-rt promote reasoner 1a2b3c4d --gate main --alias champion
     """
     from tunix_rt.runs.promotion import promote as keep
-    from tunix_rt.runs.registry import set_alias, version_folder
+    from tunix_rt.runs.registry import version_folder
 
     with opened() as store:
-        run_id, family = stored_run(store, run), _family(store, model)
         version = keep(
             store,
-            family.id,
-            run_id,
+            model,
+            stored_run(store, run),
             version_label=label or None,
             description=description or None,
             gate=gate or None,
             tolerance=tolerance,
+            aliases=alias or [],
         )
-        for each in alias or []:
-            set_alias(store, family.id, each, version.id)
     rows = {
         "model": version.model_name,
         "version": ", ".join([version.version, *(alias or [])]),
@@ -217,7 +201,9 @@ def models(
             return
         family = find_model_named(store, name)
         versions = list_versions(store, family.id, limit=limit).versions
-    pointing = {label: alias for alias, label in family.aliases.items()}
+    pointing: dict[str, list[str]] = {}
+    for alias, label in family.aliases.items():
+        pointing.setdefault(label, []).append(alias)
     heads = ("version", "alias", "run", "made (UTC)", "size", "sha256")
     lines = [
         (

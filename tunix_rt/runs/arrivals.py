@@ -20,9 +20,10 @@ from sqlalchemy.exc import IntegrityError
 from ..core.errors import MissingError, PathError, RunError
 from ..core.files import new_folder, parse_json
 from ..core.settings import inside, resolve, settings
+from .facts import UNFIT
 from .folder import RECORD, read_run
 from .inventory import LEFT, plain_files
-from .logs import TAIL, UNFIT, chunks
+from .logs import TAIL, chunks
 from .queue import QueuedRun, get_queued
 from .worker import score
 from ..store.engine import Store

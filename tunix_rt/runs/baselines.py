@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import select
+from sqlalchemy import collate, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -215,7 +215,9 @@ def list_baselines(
     offset: int = 0,  # How many to skip
 ) -> BaselinePage:  # By name
     "List the baselines."
-    query = select(BaselineRow).order_by(BaselineRow.name).offset(offset).limit(limit + 1)
+    name = BaselineRow.name  # in the order of its bytes, which is the same everywhere
+    by_name = name if store.dialect == "sqlite" else collate(name, "C")
+    query = select(BaselineRow).order_by(by_name).offset(offset).limit(limit + 1)
     with store.reading() as session:
         rows = session.scalars(query).all()
     found = [_baseline(row) for row in rows[:limit]]

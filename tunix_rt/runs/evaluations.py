@@ -187,7 +187,7 @@ def _name(
     run: Run,  # With predictions
 ) -> str:  # Of the model that made them
     version = run.facts.get("model_version") or {}
-    folder = Path(run.parameters.get("model", run.folder)).name
+    folder = Path(str(run.parameters.get("model") or run.folder)).name
     return str(run.parameters.get("name") or version.get("version") or folder)
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from ..core.errors import MissingError, PathError, RunError
+from ..core.errors import MissingError, PathError, RunError, TunixError
 from ..core.settings import resolve, settings
 from ..data.datasets import dataset_folder, load_dataset, refuse_overlap
 from ..evaluation.evaluate import load_evaluation
@@ -111,7 +111,10 @@ def find_predictions(
         RunRow.pipeline == "evaluate",
     )
     for other in session.scalars(asking.order_by(RunRow.queued_at.desc(), RunRow.id).limit(20)):
-        run = read_run(run_folder(other))
+        try:
+            run = read_run(run_folder(other))
+        except TunixError:
+            continue  # its folder is gone, or cannot be read; an older one may do
         if run.predictions.is_file() and trained_folder(run) == own.folder:
             return other, run
     raise RunError(

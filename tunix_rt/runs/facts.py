@@ -21,19 +21,22 @@ from ..core.errors import RunError
 from ..core.files import INT_LIMIT
 
 # %% auto #0
-__all__ = ['plain', 'code_version', 'package_versions', 'surroundings']
+__all__ = ['UNFIT', 'plain', 'code_version', 'package_versions', 'surroundings']
 
 # %% ../../nbs/runs/15_facts.ipynb #22c0790b
+UNFIT = re.compile("[\0\ud800-\udfff]")  # What no database keeps, and no reader takes back
+
+
 def plain(
     value: Any,  # What a notebook has at hand: numpy numbers, paths, tuples, times
 ) -> Any:  # The same in dicts, lists, strings, finite numbers, booleans and None
     "Turn a value into what JSON can hold."
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
+        return UNFIT.sub("\ufffd", value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) < INT_LIMIT:
@@ -41,7 +44,7 @@ def plain(
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return plain(os.fspath(value))
     if isinstance(value, datetime):
         return value.isoformat()
     if getattr(value, "shape", None) == ():

@@ -5,7 +5,6 @@
 # %% ../../nbs/runs/53_logs.ipynb #695498dc
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,18 +16,17 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import InterfaceError
 
 from ..core.errors import MissingError, RunError, StoreError
+from .facts import UNFIT
 from .folder import AT_WORK
 from .leases import Claim
 from ..store.engine import Store
 from ..store.tables import LogChunk, RunRow, now
 
 # %% auto #0
-__all__ = ['CHUNK', 'UNFIT', 'TAIL', 'EVERY', 'SOON', 'MOST', 'AWAY', 'chunks', 'append_log', 'LogLine', 'read_log', 'tail',
-           'LogStream']
+__all__ = ['CHUNK', 'TAIL', 'EVERY', 'SOON', 'MOST', 'AWAY', 'chunks', 'append_log', 'LogLine', 'read_log', 'tail', 'LogStream']
 
 # %% ../../nbs/runs/53_logs.ipynb #9212bb5a
 CHUNK = 16_384  # Characters in a chunk, at most
-UNFIT = re.compile("[\0\ud800-\udfff]")  # What a database cannot keep
 
 
 def chunks(
@@ -187,7 +185,7 @@ def _empty(
 ) -> None:
     try:
         pieces: list[tuple[str, str]] = []
-        while pieces or not stream.closed:
+        while not stream.closed or pieces or stream.pieces:
             with stream.changed:
                 stream.changed.wait_for(lambda: stream.closed or stream.waiting >= SOON, EVERY)
                 pieces, stream.pieces, stream.waiting = stream.pieces, [], 0

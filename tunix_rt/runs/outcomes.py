@@ -120,7 +120,7 @@ def _examine(
         return found
     asked = evaluate_parameters(store, run_id_of(trial.id), str(plan.evaluation_set))
     asked["name"] = f"{job.name[:80]}, trial {trial.number}"
-    return enqueue(
+    queued = enqueue(
         store,
         "evaluate",
         asked | plan.evaluation_parameters,
@@ -130,22 +130,27 @@ def _examine(
         timeout_seconds=plan.timeout_seconds,
         run_id=run_id,
     )
+    with store.reading() as session:
+        called_off = session.get_one(Trial, trial.id).status not in ACTIVE
+    if called_off:
+        _stop(store, run_id)
+    return queued
 
 # %% ../../nbs/runs/74_outcomes.ipynb #88117cf3
 def _figures(
     store: Store,  # Where they are
-    job: TuningJobView,  # Whose trial it is
     run: QueuedRun,  # Completed
-    examined: bool,  # Whether its model was
+    examination: QueuedRun | None,  # Of its model, completed; None when the job has no such set
 ) -> dict[str, Any]:  # Name to number; those of the examination win
     found = dict(run.metrics or {})
-    if examined:
+    if examination is not None:
         from tunix_rt.runs.evaluations import evaluate_run, latest_evaluation
 
+        judge = "answer_correctness"  # others may have judged the same answers meanwhile
         try:
-            evaluation = latest_evaluation(store, run.id)
+            evaluation = latest_evaluation(store, examination.id, judge=judge)
         except MissingError:
-            evaluation = evaluate_run(store, run.id)
+            evaluation = evaluate_run(store, examination.id, judge=judge)
         found |= evaluation.metrics | {"score": evaluation.score}
     return found
 
@@ -197,15 +202,15 @@ def collect(
         pruned = trial.status == "pruning" and run.status == "cancelled"
         message = trial.message if pruned else f"its run was {run.status}: {run.message}"
         return _end(store, study, trial, "pruned" if pruned else "failed", message=message)
-    examined = plan_of(job).evaluation_set is not None
+    examination = None
     try:
-        if examined:
+        if plan_of(job).evaluation_set is not None:
             examination = _examine(store, job, trial)
             if not examination.ended:
                 return note(store, trial, "evaluating")
             if examination.status != "completed":
                 raise RunError(f"its examination was {examination.status}: {examination.message}")
-        value = value_in(_figures(store, job, run, examined), job.metric_name)
+        value = value_in(_figures(store, run, examination), job.metric_name)
     except StoreError:
         raise
     except TunixError as refusal:

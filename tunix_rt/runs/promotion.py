@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ..core.errors import ModelError, RunError
+from ..core.errors import ModelError, RunError, TunixError
 from ..core.files import read_json
 from ..core.settings import resolve, settings
 from .baselines import metrics_of
@@ -25,8 +25,12 @@ from .folder import RECORD, Run, read_run
 from tunix_rt.runs.registry import (
     LABEL,
     VersionView,
+    family_row,
     get_version,
     model_row,
+    point_alias,
+    refuse_alias,
+    refuse_name,
     refuse_text,
     version_folder,
     version_view,
@@ -82,7 +86,7 @@ def _parent(
             return None
         try:
             query = query.where(ModelVersion.source_run_id == UUID(read_run(place).run_id))
-        except ValueError:
+        except (ValueError, TunixError):
             return None
     same_family = (ModelVersion.model_id == model_id).desc()
     return session.scalar(query.order_by(same_family, ModelVersion.created_at.desc()).limit(1))
@@ -161,19 +165,25 @@ def _next_label(
 # %% ../../nbs/runs/77_promotion.ipynb #73162d1d
 def promote(
     store: Store,  # Where to
-    model_id: UUID,  # The family to join
+    model: UUID | str,  # The family to join, by its id; or by its name, and a new one is founded
     source_run_id: UUID,  # A completed run with a model
     *,
     version_label: str | None = None,  # The next of v1, v2, ... by default
     description: str | None = None,  # For people, at most 10,000 characters
     gate: str | None = None,  # Name of a baseline that the run must not fail
     tolerance: float = 0.0,  # Loss that the gate lets pass, in the units of its metric
+    aliases: Sequence[str] = (),  # Names to point to the version, such as "champion"
 ) -> VersionView:  # New, or the one that held the same already
     "Make a run a version of a model."
     _refuse_label(version_label)
     refuse_text("the description", description, 10_000)
+    for alias in aliases:
+        refuse_alias(alias)
+    if isinstance(model, str):
+        refuse_name(model)
     with store.reading() as session:
-        model_row(session, model_id)
+        if isinstance(model, UUID):
+            model_row(session, model)
         run = finished_run(session, source_run_id)
         record = read_run(run_folder(run))
         source = _model_of(record)
@@ -187,24 +197,29 @@ def promote(
     content = keep_content(source, home)
     place, root = home / content.sha256, resolve(settings().root)
     with store.writing() as session:
-        model = model_row(session, model_id, locked=True)
-        version = _existing(session, model_id, version_label, content.sha256)
+        if isinstance(model, str):
+            family = family_row(session, model)
+        else:
+            family = model_row(session, model, locked=True)
+        version = _existing(session, family.id, version_label, content.sha256)
         if version is None:
             described = _described(session, run, record, content)
             described["provenance"]["gate"] = passed
             version = ModelVersion(
-                model_id=model_id,
-                version=version_label or _next_label(session, model_id),
+                model_id=family.id,
+                version=version_label or _next_label(session, family.id),
                 description=description,
                 source_run_id=source_run_id,
-                parent_version_id=_parent(session, record, model_id),
+                parent_version_id=_parent(session, record, family.id),
                 storage_uri=str(place.relative_to(root) if place.is_relative_to(root) else place),
                 **described,
             )
             session.add(version)
-            model.updated_at = now()
+            family.updated_at = now()
             session.flush()
-        return version_view(version, model.name)
+        for alias in aliases:
+            point_alias(session, family, alias, version.id)
+        return version_view(version, family.name)
 
 # %% ../../nbs/runs/77_promotion.ipynb #95ff1c81
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,8 @@ def enqueue(
     given, key = _dataset(notebook, given, dataset_key)
     given, pinned = pin_parameters(given, store)
     _limits(timeout_seconds, max_attempts, model_id, request or {})
-    model_id = model_id or (pinned.get("model_version") or {}).get("version")
+    version = (pinned.get("model_version") or {}).get("version")
+    model_id = model_id or (version and version[:256])
     row = RunRow(
         id=run_id or uuid4(), pipeline=pipeline, mode=mode, dataset_key=key, model_id=model_id,
         parameters=given, request={**(request or {}), **pinned}, parent_run_id=parent_run_id,

@@ -24,9 +24,10 @@ from ..store.engine import Store
 from ..store.tables import ModelAlias, ModelRow, ModelVersion, now
 
 # %% auto #0
-__all__ = ['COLUMNS', 'NAME', 'LABEL', 'VersionView', 'ModelView', 'version_view', 'NameTaken', 'refuse_text', 'create_model',
-           'ModelPage', 'model_row', 'get_model', 'find_model_named', 'list_models', 'VersionPage', 'get_version',
-           'list_versions', 'find_version', 'version_folder', 'set_alias', 'remove_alias']
+__all__ = ['COLUMNS', 'NAME', 'LABEL', 'VersionView', 'ModelView', 'version_view', 'NameTaken', 'refuse_text', 'refuse_name',
+           'create_model', 'ModelPage', 'family_row', 'model_row', 'get_model', 'find_model_named', 'list_models',
+           'VersionPage', 'get_version', 'list_versions', 'find_version', 'version_folder', 'refuse_alias',
+           'point_alias', 'set_alias', 'remove_alias']
 
 # %% ../../nbs/runs/75_registry.ipynb #d343594c
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,13 @@ def _views(
     aliases = select(ModelAlias.model_id, ModelAlias.alias, ModelVersion.version).join(
         ModelVersion, ModelVersion.id == ModelAlias.version_id
     )
-    wanted = aliases.where(ModelAlias.model_id.in_(ids)).order_by(ModelAlias.alias)
-    for model_id, alias, label in session.execute(wanted):
+    for model_id, alias, label in session.execute(aliases.where(ModelAlias.model_id.in_(ids))):
         named[model_id][alias] = label
     return [
         ModelView(
             **{name: getattr(row, name) for name in COLUMNS},
             latest_version=version_view(latest[row.id], row.name) if row.id in latest else None,
-            aliases=named[row.id],
+            aliases=dict(sorted(named[row.id].items())),
         )
         for row in rows
     ]
@@ -125,6 +125,27 @@ def refuse_text(
         raise ModelError(f"{name} cannot be kept: {reason}")
 
 
+def refuse_name(
+    name: str,  # Given by somebody
+) -> None:
+    "Refuse what cannot name a model."
+    if not NAME.fullmatch(name) or not name.strip("."):
+        raise ModelError(
+            f"{name[:80]!r} cannot name a model; use 1 to 256 letters, digits, '.', '_' and '-', "
+            f"and not dots alone"
+        )
+
+
+def _found(
+    session: Session,  # A writing one
+    model: ModelView,  # New
+) -> bool:  # False when there is one of this name
+    dialect = sqlite if session.connection().dialect.name == "sqlite" else postgresql
+    row = {column: getattr(model, column) for column in COLUMNS}
+    adding = dialect.insert(ModelRow).values(row).on_conflict_do_nothing(index_elements=["name"])
+    return session.scalar(adding.returning(ModelRow.id)) is not None
+
+
 def create_model(
     store: Store,  # Where to
     name: str,  # Letters, digits, ".", "_" and "-"; at most 256
@@ -133,19 +154,13 @@ def create_model(
     task_type: str | None = None,  # Such as "reasoning", at most 64 characters
 ) -> ModelView:  # Without versions
     "Found a family of models."
-    if not NAME.fullmatch(name) or not name.strip("."):
-        raise ModelError(
-            f"{name[:80]!r} cannot name a model; use 1 to 256 letters, digits, '.', '_' and '-', "
-            f"and not dots alone"
-        )
+    refuse_name(name)
     refuse_text("the description", description, 10_000)
     refuse_text("the task type", task_type, 64)
-    dialect, moment = sqlite if store.dialect == "sqlite" else postgresql, now()
+    moment = now()
     model = ModelView(uuid4(), name, description, task_type, moment, moment, None, {})
-    row = {column: getattr(model, column) for column in COLUMNS}
-    adding = dialect.insert(ModelRow).values(row).on_conflict_do_nothing(index_elements=["name"])
     with store.writing() as session:
-        if session.scalar(adding.returning(ModelRow.id)) is None:
+        if not _found(session, model):
             raise NameTaken(f"there is a model {name!r} already; promote to it, or choose another")
     return model
 
@@ -156,6 +171,16 @@ class ModelPage:
 
     models: list[ModelView]
     next_offset: int | None  # None at the end
+
+
+def family_row(
+    session: Session,  # A writing one
+    name: str,  # That `refuse_name` lets pass
+) -> ModelRow:  # Kept from others until the session ends
+    "Find a model's row by its name, or found the model."
+    moment = now()
+    _found(session, ModelView(uuid4(), name, None, None, moment, moment, None, {}))
+    return session.scalars(select(ModelRow).where(ModelRow.name == name).with_for_update()).one()
 
 
 def model_row(
@@ -271,6 +296,38 @@ def version_folder(
     return inside(resolve(settings().models), version.sha256)
 
 # %% ../../nbs/runs/75_registry.ipynb #e5997da1
+def refuse_alias(
+    alias: str,  # Given by somebody
+) -> None:
+    "Refuse what cannot be an alias."
+    if not LABEL.fullmatch(alias):
+        raise ModelError(
+            f"{alias[:80]!r} cannot be an alias; begin with a letter or a digit, and use at most "
+            f"64 letters, digits, '.', '_' and '-'"
+        )
+
+
+def point_alias(
+    session: Session,  # A writing one that holds the model's row
+    model: ModelRow,  # Whose alias it is
+    alias: str,  # That `refuse_alias` lets pass
+    version_id: UUID,  # Of a version of that model
+) -> None:
+    "Point an alias to a version, in the transaction of somebody else."
+    dialect = sqlite if session.connection().dialect.name == "sqlite" else postgresql
+    mine = select(ModelVersion.id).where(ModelVersion.model_id == model.id)
+    if session.scalar(mine.where(ModelVersion.version == alias)) is not None:
+        raise NameTaken(f"{model.name} has a version {alias!r}, and an alias would hide it")
+    if session.scalar(mine.where(ModelVersion.id == version_id)) is None:
+        raise MissingError(f"{model.name} has no version with the id {version_id}")
+    moment = now()
+    moved = {"version_id": version_id, "updated_at": moment}
+    adding = dialect.insert(ModelAlias).values(model_id=model.id, alias=alias, **moved)
+    keys = ["model_id", "alias"]
+    session.execute(adding.on_conflict_do_update(index_elements=keys, set_=moved))
+    model.updated_at = moment
+
+
 def set_alias(
     store: Store,  # Where to
     model_id: UUID,  # Of a model
@@ -278,25 +335,10 @@ def set_alias(
     version_id: UUID,  # Of a version of that model
 ) -> ModelView:  # With the alias
     "Point an alias to a version."
-    if not LABEL.fullmatch(alias):
-        raise ModelError(
-            f"{alias[:80]!r} cannot be an alias; begin with a letter or a digit, and use at most "
-            f"64 letters, digits, '.', '_' and '-'"
-        )
-    dialect = sqlite if store.dialect == "sqlite" else postgresql
+    refuse_alias(alias)
     with store.writing() as session:
         model = model_row(session, model_id, locked=True)
-        mine = select(ModelVersion.id).where(ModelVersion.model_id == model_id)
-        if session.scalar(mine.where(ModelVersion.version == alias)) is not None:
-            raise NameTaken(f"{model.name} has a version {alias!r}, and an alias would hide it")
-        if session.scalar(mine.where(ModelVersion.id == version_id)) is None:
-            raise MissingError(f"{model.name} has no version with the id {version_id}")
-        moment = now()
-        moved = {"version_id": version_id, "updated_at": moment}
-        adding = dialect.insert(ModelAlias).values(model_id=model_id, alias=alias, **moved)
-        keys = ["model_id", "alias"]
-        session.execute(adding.on_conflict_do_update(index_elements=keys, set_=moved))
-        model.updated_at = moment
+        point_alias(session, model, alias, version_id)
         session.flush()
         return _views(session, [model])[0]
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 # %% auto #0
-__all__ = ['MADE', 'study_storage', 'sampler_for', 'pruner_for', 'space_of', 'open_study', 'importances']
+__all__ = ['log', 'MADE', 'study_storage', 'sampler_for', 'pruner_for', 'space_of', 'open_study', 'importances']
 
 # %% ../../nbs/runs/72_study.ipynb #1a59f9eb
 def _connection(
@@ -43,6 +44,7 @@ def _connection(
     return address.replace("{", "{{").replace("}", "}}"), options
 
 # %% ../../nbs/runs/72_study.ipynb #25b1ecea
+log = logging.getLogger("tunix_rt.tuning")
 MADE = "alembic_version"  # The table that Optuna makes last
 
 
@@ -194,7 +196,11 @@ def importances(
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(done) < 4 or len({trial.value for trial in done}) < 2:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = get_param_importances(study)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = get_param_importances(study)
+    except Exception:  # it decorates the result, and must not keep a search from its end
+        log.exception("the importances in %s could not be worked out", study.study_name)
+        return None
     return {name: round(float(share), 4) for name, share in found.items()}

@@ -5,7 +5,6 @@
 # %% ../../nbs/runs/76_trials.ipynb #8371bcba
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +13,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 
-from ..core.errors import TunixError
 from .leases import tend
 from .outcomes import collect, run_id_of, run_of, trial_id
 from .queue import moment
 from .search import draw
-from .study import importances, open_study, sampler_for, space_of, study_storage
+from .study import importances, log, open_study, sampler_for, space_of, study_storage
 from .tuning import ACTIVE, TrialView, TuningJobView, get_job, plan_of
 from ..store.engine import Store
 from ..store.tables import Trial, TuningJob
@@ -30,11 +27,10 @@ if TYPE_CHECKING:
     from optuna import Study
 
 # %% auto #0
-__all__ = ['TURN', 'log', 'GIVE_UP', 'advance_jobs', 'advancing']
+__all__ = ['TURN', 'GIVE_UP', 'advance_jobs', 'advancing']
 
 # %% ../../nbs/runs/76_trials.ipynb #e98ec48b
 TURN = 120.0  # Seconds after which a caller counts as lost
-log = logging.getLogger("tunix_rt.tuning")
 
 
 def _take_turn(
@@ -171,20 +167,21 @@ def _advance(
     store: Store,  # Where the job is
     job_id: UUID,  # Which
 ) -> bool:  # Whether a step was taken
-    if not _has_news(store, get_job(store, job_id)):
-        return False
-    token = _take_turn(store, job_id)
-    if token is None:
-        return False
+    token = None
     try:
+        if _has_news(store, get_job(store, job_id)):
+            token = _take_turn(store, job_id)
+        if token is None:
+            return False
         _step(store, job_id)
-    except (TunixError, SQLAlchemyError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever one search runs into, the others go on
         log.warning("tuning job %s: %s", job_id, error)
         with store.writing() as session:
             row = session.get_one(TuningJob, job_id)
             row.message = f"this step could not be taken, and is tried again: {error}"[:2000]
     finally:
-        _end_turn(store, job_id, token)
+        if token is not None:
+            _end_turn(store, job_id, token)
     return True
 
 

@@ -180,8 +180,9 @@ def score(
     except TunixError as error:
         log.warning("the run %s is completed, and not scored: %s", run.run_id, error)
         with store.writing() as session:
-            row = session.get_one(RunRow, UUID(run.run_id))
-            row.message = f"{row.message}; not scored: {error}"
+            row, said = session.get_one(RunRow, UUID(run.run_id)), f"; not scored: {error}"
+            if said not in (row.message or ""):
+                row.message = f"{row.message}{said}"
 
 # %% ../../nbs/runs/56_worker.ipynb #450e3eda
 def serve(
@@ -206,8 +207,11 @@ def serve(
         told = False
     finally:
         heart.stop()
-    if told and outcome.word == "completed" and outcome.run is not None:
-        score(store, outcome.run)
+    if told and outcome.word == "completed" and (run := outcome.run) is not None:
+        try:
+            insist(lambda: score(store, run))
+        except Exception:  # the run is done and safe, and the worker has more to do
+            log.exception("the run %s is completed, and could not be scored", run.run_id)
     name, kept = f"{claim.run.pipeline} {claim.run.id}", "" if told else ", and that was not kept"
     log.info("%s: %s%s", name, outcome.word, kept)
     return outcome

@@ -91,7 +91,10 @@ def is_own_page(
     origin = headers.get(b"origin")
     if origin is None:
         return headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
-    page = urlsplit(origin.decode("latin-1"))
+    try:
+        page = urlsplit(origin.decode("latin-1"))
+    except ValueError:
+        return False
     if page.scheme not in ("http", "https"):
         return False
     named = {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -18,14 +19,14 @@ from uuid import UUID
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from ..core.errors import TunixError
+from ..core.errors import StoreError, TunixError
 from ..runs.logs import LogLine, read_log
 from ..runs.queue import ENDED
 from ..store.engine import Store
 from ..store.tables import RunRow
 
 # %% auto #0
-__all__ = ['States', 'BEAT', 'AT_ONCE', 'event', 'log_event', 'run_states', 'Watch', 'follow']
+__all__ = ['States', 'log', 'UNSEEN', 'BEAT', 'AT_ONCE', 'event', 'log_event', 'run_states', 'Watch', 'follow']
 
 # %% ../../nbs/serve/55_events.ipynb #0cc27fb7
 def event(
@@ -59,6 +60,10 @@ def run_states(
         return {row.id: (row.status, row.last_seq) for row in session.execute(query)}
 
 # %% ../../nbs/serve/55_events.ipynb #e88f18e4
+log = logging.getLogger("tunix_rt.serve")
+UNSEEN = "how far the runs are could not be seen; the log of the server says why. Ask again."
+
+
 @dataclass
 class Watch:
     "The one who looks how far the runs are."
@@ -107,8 +112,9 @@ class Watch:
         while self.listeners and not self.stopping:
             try:
                 found = await run_in_threadpool(run_states, self.store, list(self.listeners))
-            except TunixError as error:
-                self.trouble = error
+            except Exception as error:  # nobody may wait for one who has stopped looking
+                log.exception("the runs cannot be watched")
+                self.trouble = error if isinstance(error, TunixError) else StoreError(UNSEEN)
                 self.wake()
                 return
             if found != self.states:

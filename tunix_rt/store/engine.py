@@ -25,7 +25,7 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DisconnectionError, OperationalError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolEmpty
 from sqlalchemy.orm import Session
 
@@ -35,8 +35,8 @@ from ..core.settings import resolve, settings
 from . import migrations
 
 # %% auto #0
-__all__ = ['DEFAULT', 'PATIENCE', 'PRAGMAS', 'WRITING', 'RESTED', 'database_url', 'Store', 'writing', 'inserting', 'reading',
-           'current', 'upgrade', 'downgrade', 'ready', 'connect', 'open_store']
+__all__ = ['DEFAULT', 'PATIENCE', 'PRAGMAS', 'WRITING', 'RESTED', 'GONE', 'database_url', 'Store', 'writing', 'inserting',
+           'reading', 'current', 'upgrade', 'downgrade', 'ready', 'connect', 'open_store']
 
 # %% ../../nbs/store/20_engine.ipynb #4e6f9916
 DEFAULT = "outputs/tunix_rt.db"
@@ -79,6 +79,12 @@ PRAGMAS = (
 )
 
 # %% ../../nbs/store/20_engine.ipynb #663fb3dc
+def _lower(
+    value: Any,  # Of a column
+) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
 WRITING = "tunix_rt_writing"  # The execution option that tells a writer from a reader
 
 
@@ -88,6 +94,7 @@ def _make_safe(
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
+        connection.create_function("lower", 1, _lower, deterministic=True)  # theirs knows A to Z
         for pragma in PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
 
@@ -185,6 +192,9 @@ class Store:
         return inserting(self)
 
 # %% ../../nbs/store/20_engine.ipynb #b812e5c4
+GONE = (OperationalError, InterfaceError)  # What a driver says of a connection that is no more
+
+
 @contextmanager
 def _trouble_explained(
     store: Store,  # Named in the refusal, without its password
@@ -196,7 +206,7 @@ def _trouble_explained(
             f"all {settings().database_pool} connections to {store.name} were in use for "
             f"{PATIENCE} s; try again, or raise TUNIX_RT_DATABASE_POOL"
         ) from error
-    except (OperationalError, store.engine.dialect.loaded_dbapi.OperationalError) as error:
+    except (*GONE, store.engine.dialect.loaded_dbapi.OperationalError) as error:
         said = str(getattr(error, "orig", error)).strip().partition("\n")[0]
         raise StoreError(
             f"the database {store.name} did not do as asked ({said}). Nothing of this request was "

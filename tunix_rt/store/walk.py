@@ -21,7 +21,7 @@ from .tables import TraceRow
 from .traces import EVERYTHING, Found, found, label
 
 # %% auto #0
-__all__ = ['AT_ONCE', 'conditions', 'walk', 'iterate_traces']
+__all__ = ['EXACT', 'AT_ONCE', 'conditions', 'walk', 'iterate_traces']
 
 # %% ../../nbs/store/36_walk.ipynb #1312cf7a
 def _field(
@@ -43,6 +43,9 @@ def _equals(
     return field == cast(choice, JSONB)
 
 # %% ../../nbs/store/36_walk.ipynb #6ff7fedc
+EXACT = 2**53  # From here on databases differ in which numbers are the same
+
+
 def _one_filter(
     dialect: str,  # "sqlite" or "postgresql"
     name: str,  # Such as "meta.difficulty"
@@ -56,6 +59,8 @@ def _one_filter(
         return TraceRow.source.in_(texts)
     plain = all(part.isprintable() and not set(part) & set('"\\') for part in path)
     if not plain or not all(isinstance(choice, (str, int, float)) for choice in choices):
+        return None
+    if any(not isinstance(choice, str) and abs(choice) >= EXACT for choice in choices):
         return None
     field = _field(dialect, path)
     return or_(false(), *(_equals(dialect, field, choice) for choice in choices))

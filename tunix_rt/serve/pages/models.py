@@ -12,7 +12,6 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import BeforeValidator
 
-from ...core.errors import MissingError
 from ...runs import promotion, registry
 from ...runs.baselines import list_baselines
 from ...runs.queue import list_queued
@@ -24,8 +23,7 @@ from ..refusals import answering
 from ...store.engine import Store
 
 # %% auto #0
-__all__ = ['router', 'AT_ONCE', 'Given', 'models_page', 'family_named', 'promote_page', 'promote_form', 'model_page',
-           'alias_form']
+__all__ = ['router', 'AT_ONCE', 'Given', 'models_page', 'promote_page', 'promote_form', 'model_page', 'alias_form']
 
 # %% ../../../nbs/serve/pages/70_models.ipynb #5e486abd
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
@@ -42,20 +40,6 @@ def models_page(request: Request, store: Opened, offset: Skip = 0) -> HTMLRespon
         models=page.models,
         **around(request, "offset", page.next_offset),
     )
-
-# %% ../../../nbs/serve/pages/70_models.ipynb #e41d457e
-def family_named(
-    store: Store,  # Where to
-    name: str,  # As somebody typed it
-) -> registry.ModelView:  # There already, or new
-    "Find a family of models, or found it."
-    try:
-        return registry.find_model_named(store, name)
-    except MissingError:
-        try:
-            return registry.create_model(store, name)
-        except registry.NameTaken:  # somebody else was quicker by a moment
-            return registry.find_model_named(store, name)
 
 # %% ../../../nbs/serve/pages/70_models.ipynb #366c1eb6
 @router.get("/models/promote")
@@ -93,19 +77,17 @@ async def promote_form(
     "Promote a run."
 
     def promote(store: Store) -> UUID:
-        family = family_named(store, model)
         version = promotion.promote(
             store,
-            family.id,
+            model,
             run_id,
             version_label=version_label,
             description=description,
             gate=gate,
             tolerance=tolerance,
+            aliases=[alias] if alias else [],
         )
-        if alias:
-            registry.set_alias(store, family.id, alias, version.id)
-        return family.id
+        return version.model_id
 
     with answering(400):
         made = await patiently(services, promote, services.store)
