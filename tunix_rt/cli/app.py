@@ -20,7 +20,7 @@ from ..core.errors import TunixError
 from ..runs.pipelines import list_pipelines
 
 # %% auto #0
-__all__ = ['TEAM', 'MENDABLE', 'show', 'doctor', 'build_app', 'main']
+__all__ = ['TEAM', 'MENDABLE', 'OTHERWISE', 'show', 'doctor', 'build_app', 'main']
 
 # %% ../../nbs/cli/60_app.ipynb #df46b4fe
 def show(
@@ -144,7 +144,11 @@ MENDABLE = {
     errno.EDQUOT: "Make room and give the same command again; what was done is kept.",
     errno.EACCES: "Allow writing there, or set TUNIX_RT_ROOT to a folder of your own.",
     errno.EROFS: "Set TUNIX_RT_ROOT to a folder that can be written to.",
+    errno.EISDIR: "That is a folder; name a file.",
+    errno.ENOTDIR: "Something in that path is a file and no folder; name another path.",
+    errno.ENOENT: "Check the path; --debug shows where it was needed.",
 }
+OTHERWISE = "Give the same command again; --debug shows where it happened."
 
 # %% ../../nbs/cli/60_app.ipynb #dd364127
 def main(
@@ -161,8 +165,9 @@ def main(
         typer.echo(f"tunix-rt: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        if debug or error.errno not in MENDABLE:
+        if debug:
             raise
-        place = f" ({error.filename})" if error.filename else ""
-        typer.echo(f"tunix-rt: {error.strerror}{place}. {MENDABLE[error.errno]}", err=True)
+        place = f" ({error.filename2 or error.filename})" if error.filename else ""
+        remedy = MENDABLE.get(error.errno or 0, OTHERWISE)
+        typer.echo(f"tunix-rt: {error.strerror or error}{place}. {remedy}", err=True)
         sys.exit(1)

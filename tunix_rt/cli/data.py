@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import DatasetError
+from ..core.errors import DatasetError, PathError
 from ..core.files import parse_json
 from ..core.settings import resolve, settings
 from ..data.datasets import Dataset, build_dataset, freeze_recipe, load_dataset
@@ -89,6 +89,9 @@ def ingest(
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSONL, one trace a line, or CSV")],
     source: Annotated[str, typer.Option(help="Where it comes from; kept in every trace")],
     into: Annotated[str, typer.Option(help="File to write [default: data/traces/FILE]")] = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over a file of traces that is there already")
+    ] = False,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad lines out instead of refusing all")
     ] = False,
@@ -107,8 +110,13 @@ def ingest(
 
     Example: tunix-rt ingest ~/Downloads/train.jsonl --source gsm8k --format gsm8k --room 1024
     """
-    target = resolve(into or Path("data/traces") / Path(file).with_suffix(".jsonl").name)
+    target = resolve(into or Path("data/traces") / f"{Path(file).stem}.jsonl")
     name = Path(file).expanduser()
+    if target.is_file() and not replace:
+        raise PathError(
+            f"{target} is there already, and its traces would be lost; name another file with "
+            f"--into, or say --replace"
+        )
     examined = chain.from_iterable(load_dataset(key) for key in unlike or [])
     read = read_file if format == "trace" else partial(harvest, shape=format)
     intake = read(

@@ -19,7 +19,8 @@ from ..traces.records import TraceRecord, Written, read_record, write_down
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['MOST_SHOWN', 'LINE', 'ADVICE', 'Intake', 'checked_line', 'labelled', 'read_import', 'file_to_take', 'ingest']
+__all__ = ['MOST_SHOWN', 'LINE', 'ADVICE', 'Intake', 'checked_line', 'labelled', 'read_import', 'file_to_take', 'refuse_target',
+           'ingest']
 
 # %% ../../nbs/data/90_importers.ipynb #574c1e3f
 MOST_SHOWN = 50  # Bad lines that are named; the rest are counted
@@ -49,7 +50,8 @@ class Intake:
         return DatasetError(
             f"{self.file} was refused whole, because {self.bad:,} of its lines cannot be taken:\n"
             f"{shown}{more if self.bad > len(self.reasons) else ''}\n"
-            f"Mend them, or ask for the bad lines to be skipped. Nothing was written."
+            f"Mend them, or leave them out (--skip-invalid, skip_invalid=true). Nothing was "
+            f"written."
         )
 
 # %% ../../nbs/data/90_importers.ipynb #e98f443b
@@ -129,6 +131,19 @@ def file_to_take(
     return file, name
 
 # %% ../../nbs/data/90_importers.ipynb #21a25a65
+def refuse_target(
+    into: Path,  # Where the traces are to go
+    file: Path,  # Where they come from
+) -> None:
+    "Refuse to write over a folder, or over the file that is read."
+    if into.is_dir():
+        raise PathError(f"{into} is a folder; name the file of traces that is to be written")
+    if into.exists() and into.samefile(file):
+        raise PathError(
+            f"{into} is the file that is read, and would be lost; name another to write"
+        )
+
+
 def ingest(
     path: str | Path,  # JSONL, one trace a line
     *,
@@ -140,6 +155,7 @@ def ingest(
 ) -> Intake:  # What became of the lines
     "Check a file of traces and write the good ones, labelled, to another."
     file, name = file_to_take(path, source, folder)
+    refuse_target(into, file)
     intake = Intake(file=name, source=source)
     traces = read_import(file, intake=intake, skip_invalid=skip_invalid, evaluation=evaluation)
     with disk_full_explained(into.name, into.parent), replacing(into) as output:

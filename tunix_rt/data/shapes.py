@@ -16,7 +16,14 @@ from ..core.errors import DatasetError, TraceError
 from ..core.files import JSONRefused, parse_json, read_lines, replacing
 from ..core.settings import settings
 from .datasets import disk_full_explained
-from .importers import ADVICE, LINE, Intake, file_to_take, labelled
+from tunix_rt.data.importers import (
+    ADVICE,
+    LINE,
+    Intake,
+    file_to_take,
+    labelled,
+    refuse_target,
+)
 from .selection import prompt_digest
 from ..traces.render import check_renderable, split_steps
 from ..traces.schema import Trace, normalised_prompt, parse_trace, trace_json
@@ -345,6 +352,7 @@ def harvest(
 ) -> Harvest:  # What became of the lines
     "Turn a file of another shape into a file of traces."
     file, name = file_to_take(path, source, folder)
+    refuse_target(into, file)
     taken = Harvest(file=name, source=source)
     traces = read_shape(
         file, shape, harvest=taken, skip_invalid=skip_invalid, evaluation=evaluation

@@ -293,6 +293,16 @@ def _migrate(
         move(config)
 
 # %% ../../nbs/store/20_engine.ipynb #61ec6915
+def _refuse_unknown(
+    revision: str,  # As somebody typed it
+) -> None:
+    if revision not in ("head", "base", *migrations.KNOWN):
+        raise StoreError(
+            f"there is no version {revision[:80]!r} of the tables; there are "
+            f"{', '.join(migrations.KNOWN)}, and `head` is the newest"
+        )
+
+
 def upgrade(
     store: Store,  # Whose tables
     revision: str = "head",  # The version to reach; the newest by default
@@ -300,6 +310,7 @@ def upgrade(
     "Bring the tables up to a version."
     from alembic import command
 
+    _refuse_unknown(revision)
     _migrate(store, lambda config: command.upgrade(config, revision))
 
 
@@ -310,6 +321,7 @@ def downgrade(
     "Take the tables back to an older version."
     from alembic import command
 
+    _refuse_unknown(revision)
     _migrate(store, lambda config: command.downgrade(config, revision))
 
 # %% ../../nbs/store/20_engine.ipynb #2f2572ad

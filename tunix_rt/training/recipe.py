@@ -5,7 +5,7 @@
 # %% ../../nbs/training/30_recipe.ipynb #252c8af7
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -38,29 +38,26 @@ class Recipe:
     seed: int = 0  # Fixes first weights and data order
 
     def __post_init__(self) -> None:
-        wrong = {
-            "max_steps": self.max_steps < 1,
-            "batch_rows": self.batch_rows < 1,
-            "row_tokens": self.row_tokens < 8,
-            "slice_rows": self.slice_rows < 0 or self.batch_rows % (self.slice_rows or 1) != 0,
-            "optimiser": self.optimiser not in ("adamw", "muon"),
-            "learning_rate": not 0 < self.learning_rate < 10,
-            "warmup_steps": not 0 <= self.warmup_steps,
-            "final_rate": not 0 <= self.final_rate <= 1,
-            "weight_decay": not 0 <= self.weight_decay < 10,
-            "clip": not 0 < self.clip,
-            "dtype": self.dtype not in ("float32", "bfloat16"),
-            "remat": self.remat not in ("none", "dots", "full"),
+        rules = {
+            "max_steps": (self.max_steps >= 1, "1 or more"),
+            "batch_rows": (self.batch_rows >= 1, "1 or more"),
+            "row_tokens": (self.row_tokens >= 8, "8 or more"),
+            "slice_rows": (
+                self.slice_rows >= 0 and self.batch_rows % (self.slice_rows or 1) == 0,
+                f"0, or a number that divides batch_rows={self.batch_rows}",
+            ),
+            "optimiser": (self.optimiser in ("adamw", "muon"), "adamw or muon"),
+            "learning_rate": (0 < self.learning_rate < 10, "above 0 and below 10"),
+            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
+            "final_rate": (0 <= self.final_rate <= 1, "from 0 to 1, a share of learning_rate"),
+            "weight_decay": (0 <= self.weight_decay < 10, "0 or more, and below 10"),
+            "clip": (self.clip > 0, "above 0"),
+            "dtype": (self.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+            "remat": (self.remat in ("none", "dots", "full"), "none, dots or full"),
         }
-        notes = {field.name: field for field in fields(self)}
-        for name, bad in wrong.items():
-            if bad:
-                raise TrainingError(
-                    f"the recipe says {name}={getattr(self, name)!r}, which cannot be followed; "
-                    f"its default is {notes[name].default!r}, slice_rows must divide batch_rows, "
-                    f"rates are positive and below 10, optimisers are adamw and muon, "
-                    f"and remat is none, dots or full"
-                )
+        for name, (fits, rule) in rules.items():
+            if not fits:
+                raise TrainingError(f"{name} is {getattr(self, name)!r}; it has to be {rule}")
 
     @property
     def fingerprint(self) -> str:
