@@ -6,8 +6,7 @@ BIN := .venv/bin
 # What the tests compare with, kept aside: transformers imports torch wherever it finds it, which
 # would slow down every process and is not what most users have.
 TORCH := torch==2.13.0 peft==0.21.2 accelerate==1.15.0
-# Most of what is installed for the tests is never imported by them, and what is compiles then.
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lab clean
 
@@ -25,7 +24,7 @@ clean:
 
 .venv/run.stamp: settings.ini setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(PIP) -e .
 	touch $@
 
 .venv/dev.stamp: settings.ini setup.py

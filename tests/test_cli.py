@@ -1,9 +1,9 @@
 "The command line as people type it: in a folder of their own, by exit code and by what is printed."
 
+import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,11 +74,9 @@ def alone(root: Path, line: str) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def test_help_is_quick_and_lists_the_commands(root: Path):
-    alone(root, "--help")  # so that the bytecode is there
-    begun = time.monotonic()
+def test_help_lists_the_commands(root: Path):
     code, output, _ = alone(root, "--help")
-    assert code == 0 and time.monotonic() - begun < 1
+    assert code == 0
     for command in ("generate", "ingest", "build", "export", "run", "compare", "show", "doctor"):
         assert f"\n  {command} " in output
 
@@ -165,3 +163,31 @@ def test_doctor_finds_this_machine_well(root: Path, typed: Typed):
     code, output, _ = typed("doctor")
     assert "cpu" in output and str(root) in output
     assert code == (0 if "missing  nothing" in output else 1)
+
+
+def test_ingest_writes_over_nothing_unasked(root: Path, typed: Typed):
+    line = {"prompt": "1 + 1?", "final_answer": "2"}
+    line["steps"] = [{"i": 0, "type": "sum", "content": "1 + 1 = 2"}]
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        (root / name / "train.jsonl").write_text(json.dumps(line | {"prompt": f"{name}: 1 + 1?"}))
+    kept = root / "data/traces/train.jsonl"
+    assert typed("ingest a/train.jsonl --source a")[0] == 0
+    before = kept.read_bytes()
+    code, _, said = typed("ingest b/train.jsonl --source b")
+    assert code == 1 and "is there already" in said and kept.read_bytes() == before
+    code, _, said = typed("ingest data/traces/train.jsonl --source a --replace")
+    assert code == 1 and "is the file that is read" in said and kept.read_bytes() == before
+    code, _, said = typed("ingest a/train.jsonl --source a --into data")
+    assert code == 1 and "is a folder" in said
+    assert "is not a file" in typed("ingest . --source a")[2]
+    assert typed("ingest b/train.jsonl --source b --replace")[0] == 0
+    assert b"b: 1 + 1?" in kept.read_bytes()
+
+
+def test_what_the_system_says_is_a_sentence(root: Path, typed: Typed):
+    (root / "file").write_text("x")
+    code, _, said = typed(f"backup {root}")
+    assert code == 1 and "Traceback" not in said and "is a folder" in said.lower()
+    code, _, said = typed("db upgrade 9999")
+    assert code == 1 and "there is no version '9999'" in said

@@ -45,8 +45,9 @@ from tunix_rt.runs.evaluations import (
     list_items,
     record_evaluation,
 )
-from tunix_rt.runs.folder import start_run
+from tunix_rt.runs.folder import read_run, start_run
 from tunix_rt.runs.leaderboard import leaderboard
+from tunix_rt.runs.pinning import pin_model
 from tunix_rt.runs.promotion import promote, verify_version, zip_version
 from tunix_rt.runs.registry import (
     NameTaken,
@@ -263,6 +264,23 @@ def test_a_model_that_learnt_the_exam_is_not_scored(bench):
     bench.register(training)
     with pytest.raises(DatasetError, match="would measure memory"):
         evaluate_run(bench.store, bench.asked(9, parameters={"model": str(training.folder)}))
+
+
+def test_what_a_version_had_learnt_is_not_forgotten(bench, trained):
+    store, first = bench.store, trained("first")
+    exam = {"key": bench.exam.key, "sha256": bench.exam.fingerprint}
+    read_run(folder_of(bench, first)).record(dataset=exam)
+    version = promote(store, "adder", first)
+    start, pinned = pin_model("adder@v1", store)
+    assert pinned["model_version"]["datasets"] == ["exam-v1"]
+    second = trained("second", parameters={"model": start})
+    read_run(folder_of(bench, second)).record(**pinned)
+    assert promote(store, "adder", second).parent_version_id == version.id
+    _, again = pin_model("adder@v2", store)
+    assert again["model_version"]["datasets"] == ["sums-v1", "exam-v1"]
+    asking = evaluate_parameters(store, second, "exam-v1")
+    with pytest.raises(DatasetError, match="would measure memory"):
+        evaluate_run(store, bench.asked(9, parameters=asking, parent_run_id=second))
 
 
 class Opinionated(BaseHTTPRequestHandler):

@@ -1273,6 +1273,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tunix_rt.runs.facts.surroundings': ('runs/facts.html#surroundings', 'tunix_rt/runs/facts.py')},
             'tunix_rt.runs.finding': { 'tunix_rt.runs.finding.ancestors': ('runs/finding.html#ancestors', 'tunix_rt/runs/finding.py'),
                                        'tunix_rt.runs.finding.find_run': ('runs/finding.html#find_run', 'tunix_rt/runs/finding.py'),
+                                       'tunix_rt.runs.finding.lessons': ('runs/finding.html#lessons', 'tunix_rt/runs/finding.py'),
                                        'tunix_rt.runs.finding.list_runs': ('runs/finding.html#list_runs', 'tunix_rt/runs/finding.py'),
                                        'tunix_rt.runs.finding.unfinished_run': ( 'runs/finding.html#unfinished_run',
                                                                                  'tunix_rt/runs/finding.py')},

@@ -17,6 +17,7 @@ from ..core.errors import MissingError, PathError, RunError, TunixError
 from ..core.settings import resolve, settings
 from ..data.datasets import dataset_folder, load_dataset, refuse_overlap
 from ..evaluation.evaluate import load_evaluation
+from .finding import lessons
 from .folder import RECORD, Run, read_run
 from ..store.tables import EvaluationRow, RunRow
 from ..traces.schema import Trace
@@ -162,13 +163,16 @@ def refuse_learnt(
 ) -> str:  # What is known about the overlap with what the model learnt from
     "Refuse an exam that the model has learnt from."
     place = run.folder if run.model.is_dir() else trained_folder(run)
-    promoted = run.facts.get("model_version") or {}
-    learnt = read_run(place).facts.get("dataset") if place else promoted.get("dataset")
-    key = learnt.get("key") if isinstance(learnt, dict) else None
-    if not isinstance(key, str):
+    if place is not None:
+        keys = lessons(place / "model")
+    else:
+        keys = lessons(None, run.facts.get("model_version"))
+    if not keys:
         return "not checked: what the model learnt from is not known"
     home = resolve(settings().datasets)
-    if not dataset_folder(key, home).is_dir():
-        return f"not checked: {key} is not here"
-    refuse_overlap(load_dataset(key, home), questions)
-    return f"none with {key}"
+    here = [key for key in keys if dataset_folder(key, home).is_dir()]
+    for key in here:
+        refuse_overlap(load_dataset(key, home), questions)
+    missing = [f"{key} is not here" for key in keys if key not in here]
+    parts = [f"none with {', '.join(here)}"] if here else []
+    return "; ".join([*parts, *(["not checked: " + ", ".join(missing)] if missing else [])])

@@ -16,7 +16,7 @@ from .facts import code_version, plain
 from .folder import RECORD, Run, differences, read_run
 
 # %% auto #0
-__all__ = ['list_runs', 'find_run', 'unfinished_run', 'ancestors']
+__all__ = ['list_runs', 'find_run', 'unfinished_run', 'ancestors', 'lessons']
 
 # %% ../../nbs/runs/25_finding.ipynb #211edef7
 def list_runs(
@@ -85,3 +85,17 @@ def ancestors(
         earlier = resolve(str(run.parameters.get("model") or "tiny"))
         folder = earlier / "model" if (earlier / RECORD).is_file() else earlier
     return found
+
+# %% ../../nbs/runs/25_finding.ipynb #1e550a52
+def lessons(
+    folder: Path | None,  # Of a model; None for one without a past
+    version: Mapping[str, Any] | None = None,  # From `runs.pinning`, if it was promoted
+) -> list[str]:  # Keys of datasets, those that were learnt last first
+    "Name what a model and those it grew out of have learnt from."
+    runs, found = ancestors(folder), list[Any]()
+    for run in runs:
+        found.append((run.facts.get("dataset") or {}).get("key") or run.parameters.get("dataset"))
+    for pinned in (*(run.facts.get("model_version") for run in runs), version):
+        if pinned:
+            found += pinned.get("datasets") or [(pinned.get("dataset") or {}).get("key")]
+    return list(dict.fromkeys(key for key in found if isinstance(key, str) and key))

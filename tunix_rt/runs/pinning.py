@@ -61,6 +61,7 @@ def pin_model(
         "sha256": version.sha256,
         "source_run_id": str(version.source_run_id),
         "dataset": version.provenance.get("dataset"),
+        "datasets": version.provenance.get("datasets", []),
     }
     short = folder.relative_to(root) if folder.is_relative_to(root) else folder
     return str(short), {"model_version": meant}

@@ -21,6 +21,7 @@ from ..core.settings import resolve, settings
 from .baselines import metrics_of
 from .content import Content, FileNote, compare_content, keep_content, zip_folder
 from .exams import finished_run, run_folder
+from .finding import lessons
 from .folder import RECORD, Run, read_run
 from tunix_rt.runs.registry import (
     LABEL,
@@ -123,6 +124,7 @@ def _described(
             "run_id": str(run.id),
             "pipeline": record.pipeline,
             **{name: record.facts.get(name) for name in ("dataset", "code", "seeds", "device")},
+            "datasets": lessons(record.model),
             "evaluations": [
                 {"id": str(row.id), **{name: getattr(row, name) for name in named}} for row in found
             ],
