@@ -1900,6 +1900,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                              'tunix_rt.serve.dependencies.say_next': ( 'serve/dependencies.html#say_next',
                                                                                        'tunix_rt/serve/dependencies.py')},
             'tunix_rt.serve.events': { 'tunix_rt.serve.events.Watch': ('serve/events.html#watch', 'tunix_rt/serve/events.py'),
+                                       'tunix_rt.serve.events.Watch._give_up': ( 'serve/events.html#watch._give_up',
+                                                                                 'tunix_rt/serve/events.py'),
                                        'tunix_rt.serve.events.Watch._look': ('serve/events.html#watch._look', 'tunix_rt/serve/events.py'),
                                        'tunix_rt.serve.events.Watch.close': ('serve/events.html#watch.close', 'tunix_rt/serve/events.py'),
                                        'tunix_rt.serve.events.Watch.listening': ( 'serve/events.html#watch.listening',

@@ -20,7 +20,7 @@ from ..core.errors import TunixError
 from ..runs.pipelines import list_pipelines
 
 # %% auto #0
-__all__ = ['TEAM', 'MENDABLE', 'OTHERWISE', 'show', 'doctor', 'build_app', 'main']
+__all__ = ['TEAM', 'MENDABLE', 'show', 'doctor', 'build_app', 'main']
 
 # %% ../../nbs/cli/60_app.ipynb #df46b4fe
 def show(
@@ -148,7 +148,6 @@ MENDABLE = {
     errno.ENOTDIR: "Something in that path is a file and no folder; name another path.",
     errno.ENOENT: "Check the path; --debug shows where it was needed.",
 }
-OTHERWISE = "Give the same command again; --debug shows where it happened."
 
 # %% ../../nbs/cli/60_app.ipynb #dd364127
 def main(
@@ -165,9 +164,8 @@ def main(
         typer.echo(f"tunix-rt: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        if debug:
+        if debug or error.errno not in MENDABLE:
             raise
         place = f" ({error.filename2 or error.filename})" if error.filename else ""
-        remedy = MENDABLE.get(error.errno or 0, OTHERWISE)
-        typer.echo(f"tunix-rt: {error.strerror or error}{place}. {remedy}", err=True)
+        typer.echo(f"tunix-rt: {error.strerror}{place}. {MENDABLE[error.errno]}", err=True)
         sys.exit(1)

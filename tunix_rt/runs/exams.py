@@ -173,6 +173,6 @@ def refuse_learnt(
     here = [key for key in keys if dataset_folder(key, home).is_dir()]
     for key in here:
         refuse_overlap(load_dataset(key, home), questions)
-    missing = [f"{key} is not here" for key in keys if key not in here]
-    parts = [f"none with {', '.join(here)}"] if here else []
-    return "; ".join([*parts, *(["not checked: " + ", ".join(missing)] if missing else [])])
+    away = [f"{key} is not here" for key in keys if key not in here]
+    checked = f"none with {', '.join(here)}" if here else ""
+    return "; ".join(filter(None, [checked, f"not checked: {', '.join(away)}" if away else ""]))

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import select
 
+from ..core.errors import TunixError
 from .leases import tend
 from .outcomes import collect, run_id_of, run_of, trial_id
 from .queue import moment
@@ -175,7 +176,8 @@ def _advance(
             return False
         _step(store, job_id)
     except Exception as error:  # whatever one search runs into, the others go on
-        log.warning("tuning job %s: %s", job_id, error)
+        expected = isinstance(error, TunixError)
+        log.warning("tuning job %s: %s", job_id, error, exc_info=not expected)
         with store.writing() as session:
             row = session.get_one(TuningJob, job_id)
             row.message = f"this step could not be taken, and is tried again: {error}"[:2000]

@@ -108,15 +108,19 @@ class Watch:
             if run_id not in self.listeners:
                 self.states.pop(run_id, None)
 
+    def _give_up(self, trouble: TunixError) -> None:
+        self.trouble = trouble
+        self.wake()
+
     async def _look(self) -> None:
         while self.listeners and not self.stopping:
             try:
                 found = await run_in_threadpool(run_states, self.store, list(self.listeners))
-            except Exception as error:  # nobody may wait for one who has stopped looking
+            except TunixError as error:
+                return self._give_up(error)
+            except Exception:  # whatever it is, nobody may wait for one who has stopped looking
                 log.exception("the runs cannot be watched")
-                self.trouble = error if isinstance(error, TunixError) else StoreError(UNSEEN)
-                self.wake()
-                return
+                return self._give_up(StoreError(UNSEEN))
             if found != self.states:
                 self.states = found
                 self.wake()

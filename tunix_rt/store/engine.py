@@ -79,13 +79,13 @@ PRAGMAS = (
 )
 
 # %% ../../nbs/store/20_engine.ipynb #663fb3dc
+WRITING = "tunix_rt_writing"  # The execution option that tells a writer from a reader
+
+
 def _lower(
     value: Any,  # Of a column
 ) -> Any:
     return value.lower() if isinstance(value, str) else value
-
-
-WRITING = "tunix_rt_writing"  # The execution option that tells a writer from a reader
 
 
 def _make_safe(
