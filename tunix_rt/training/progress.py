@@ -31,7 +31,7 @@ class Progress:
 
     def memory(self) -> dict[str, Any]:
         "What a checkpoint must remember for the log to go on exactly."
-        return {"pending": self.pending, "tokens": self.tokens, "seconds": self.seconds}
+        return {"pending": list(self.pending), "tokens": self.tokens, "seconds": self.seconds}
 
 # %% ../../nbs/training/45_progress.ipynb #39429791
 def wake(
