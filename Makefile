@@ -30,6 +30,6 @@ clean:
 # Most of what this installs is never imported by a test, and what is compiles then.
 .venv/dev.stamp: settings.ini setup.py
 	$(PYTHON) -m venv .venv
-	$(PIP) --no-compile --no-deps --target .venv/torch $(TORCH) & torch=$$!; \
+	$(PIP) --no-compile --no-deps --target .venv/torch/site-packages $(TORCH) & torch=$$!; \
 	$(PIP) --no-compile -e ".[dev,serve,postgres,kaggle]" && wait $$torch
 	touch .venv/run.stamp $@

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / ".venv" / "torch"))  # see the Makefile
+sys.path.append(
+    str(Path(__file__).parents[1] / ".venv" / "torch/site-packages")
+)  # see the Makefile
 
 from databases import database_url, own_postgres, store  # noqa: F401
 from serving import api, root  # noqa: F401

@@ -1,22 +1,22 @@
-"""Tiny random Gemmas made by `transformers`, to compare ours with."""
+"""Tiny random Gemmas made by `transformers`, to compare ours with.
+
+PyTorch and the models of `transformers` take long to import, and every test process reads this
+file. So they are imported where they are needed, by the one that needs them.
+"""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3Config,
-    Gemma3ForCausalLM,
-    Gemma3ForConditionalGeneration,
-    Gemma3TextConfig,
-    SiglipVisionConfig,
-)
-from transformers import PreTrainedModel as Torch
+import pytest
+
+if find_spec("torch") is None:
+    pytest.skip("PyTorch is a developer's tool, and not here", allow_module_level=True)
+
+import transformers
 
 from tunix_rt.models.tokenizer import Tokenizer, end_of_turn, train_tokenizer
 
@@ -74,11 +74,13 @@ def tokenizer() -> Tokenizer:
 def make(
     case: str,  # One of CASES, or "second-short" or "third-short"
     seed: int = 0,  # Of its weights
-) -> Torch:  # In float32, ready to be compared with
+) -> transformers.PreTrainedModel:  # In float32, ready to be compared with
     """Build a random model whose norms, too, are random.
 
     Small embeddings before a large last norm: else a random model repeats its last token forever.
     """
+    import torch
+
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     model = _shape(case).eval()
@@ -93,32 +95,41 @@ def make(
     return model
 
 
-def _shape(case: str) -> Torch:
+def _shape(case: str) -> transformers.PreTrainedModel:
     eager = {"attn_implementation": "eager"}
     if case == "second":
-        return Gemma2ForCausalLM(Gemma2Config(**SECOND, **eager))
+        return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SECOND, **eager))
     if case == "second-short":
-        return Gemma2ForCausalLM(Gemma2Config(**SECOND | SHORT, **eager))
+        return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SECOND | SHORT, **eager))
     if case == "third-short":
-        return Gemma3ForCausalLM(Gemma3TextConfig(**THIRD | SHORT, **eager))
+        return transformers.Gemma3ForCausalLM(
+            transformers.Gemma3TextConfig(**THIRD | SHORT, **eager)
+        )
     if case == "second-mqa":  # 3 * 16 = 48: heads as wide as the model
         heads = {"num_attention_heads": 3, "num_key_value_heads": 1}
-        return Gemma2ForCausalLM(Gemma2Config(**SECOND | heads, **eager))
+        return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SECOND | heads, **eager))
     if case == "second-plain":  # No caps, every head with keys of its own
         plain = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
-        return Gemma2ForCausalLM(
-            Gemma2Config(**SECOND | SHORT | plain | {"num_key_value_heads": 4}, **eager)
+        return transformers.Gemma2ForCausalLM(
+            transformers.Gemma2Config(
+                **SECOND | SHORT | plain | {"num_key_value_heads": 4}, **eager
+            )
         )
     if case == "third":
-        return Gemma3ForCausalLM(Gemma3TextConfig(**THIRD, **eager))
+        return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**THIRD, **eager))
     if case == "third-mqa":
         one = {"num_key_value_heads": 1, "rope_parameters": None}
-        return Gemma3ForCausalLM(Gemma3TextConfig(**THIRD | FEWER | one, **eager))
-    text, vision = Gemma3TextConfig(**THIRD | FEWER), SiglipVisionConfig(**VISION)
-    whole = Gemma3Config(
+        return transformers.Gemma3ForCausalLM(
+            transformers.Gemma3TextConfig(**THIRD | FEWER | one, **eager)
+        )
+    text, vision = (
+        transformers.Gemma3TextConfig(**THIRD | FEWER),
+        transformers.SiglipVisionConfig(**VISION),
+    )
+    whole = transformers.Gemma3Config(
         text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=3, **eager
     )
-    return Gemma3ForConditionalGeneration(whole)
+    return transformers.Gemma3ForConditionalGeneration(whole)
 
 
 def ends(words: Tokenizer) -> list[int]:
@@ -127,7 +138,7 @@ def ends(words: Tokenizer) -> list[int]:
 
 
 def publish(
-    model: Torch,  # From `make`
+    model: transformers.PreTrainedModel,  # From `make`
     folder: Path,  # Created
     **how: Any,  # For `save_pretrained`, such as max_shard_size="20KB"
 ) -> Path:  # The same folder
@@ -138,20 +149,24 @@ def publish(
 
 
 def scores(
-    model: Torch,  # Any of them
+    model: transformers.PreTrainedModel,  # Any of them
     tokens: np.ndarray,  # [B, T]
 ) -> np.ndarray:  # Logits, [B, T, V]
     "Ask a model of theirs for its logits."
+    import torch
+
     with torch.no_grad():
         return model(torch.from_numpy(tokens).long()).logits.float().numpy()
 
 
 def continuation(
-    model: Torch,  # Any of them
+    model: transformers.PreTrainedModel,  # Any of them
     prompt: list[int],  # Tokens
     new: int,  # How many to write at most
 ) -> list[int]:  # Without the token that ended it
     "Let a model of theirs write greedily."
+    import torch
+
     end = ends(tokenizer())
     given = torch.tensor([prompt])
     with torch.no_grad():

@@ -11,9 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-
-pytest.importorskip("torch", reason="parity is checked against PyTorch, a developer's tool")
-
 from hugging_face import CASES, VOCABULARY, continuation, make, publish, scores
 
 from tunix_rt.models.gemma import Gemma, hidden_states, logits

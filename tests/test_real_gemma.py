@@ -23,9 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-
-pytest.importorskip("torch", reason="what we write is read by PyTorch, a developer's tool")
-
 from hugging_face import VOCABULARY, make, publish, scores
 from safetensors.numpy import load_file, save_file
 
