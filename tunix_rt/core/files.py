@@ -20,7 +20,7 @@ from typing import IO, Any
 from .errors import PathError, TunixError
 
 # %% auto #0
-__all__ = ['INT_LIMIT', 'DEEPEST', 'sync_folder', 'replacing', 'new_folder', 'JSONRefused', 'json_fault', 'parse_json',
+__all__ = ['ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'replacing', 'new_folder', 'JSONRefused', 'json_fault', 'parse_json',
            'canonical_json', 'write_json', 'read_json', 'read_lines', 'append_json', 'read_log', 'sha256_text',
            'sha256_file']
 
@@ -80,6 +80,9 @@ def new_folder(
 # %% ../../nbs/core/30_files.ipynb #0fd6e4a1
 class JSONRefused(TunixError):
     "A text is not JSON that every program would read the same way."
+
+
+ADVICE = " Mend the line, or leave it out."  # How a refusal ends; a list of them says it once
 
 # %% ../../nbs/core/30_files.ipynb #14f09d15
 INT_LIMIT = 2**63  # Integers from here on do not fit a database column
@@ -203,7 +206,7 @@ def parse_json(
         reason = "its brackets are nested too deeply"
     except ValueError as error:
         reason = str(error)
-    raise JSONRefused(f"{where}: {reason}. Mend the line, or leave it out.")
+    raise JSONRefused(f"{where}: {reason}.{ADVICE}")
 
 # %% ../../nbs/core/30_files.ipynb #6b8b16f7
 _CANONICAL = json.JSONEncoder(
@@ -231,7 +234,11 @@ def read_json(
     path: Path,  # File to read
 ) -> Any:  # What it holds
     "Read one JSON file strictly."
-    return parse_json(path.read_bytes(), where=str(path))
+    try:
+        return parse_json(path.read_bytes(), where=str(path))
+    except JSONRefused as error:
+        said = str(error).removesuffix(ADVICE)
+        raise JSONRefused(f"{said} Mend the file, or have it written again.") from None
 
 # %% ../../nbs/core/30_files.ipynb #46142615
 def read_lines(

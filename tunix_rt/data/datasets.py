@@ -134,9 +134,12 @@ def load_dataset(
     folder = dataset_folder(name, home)
     if not (folder / "manifest.json").is_file():
         there = sorted(path.parent.name for path in folder.parent.glob("[!.]*/manifest.json"))
+        version = folder.name.rpartition("-")[2]
+        made_by = [recipe for recipe in RECIPES if folder.name.startswith(f"{recipe}-")]
         raise DatasetError(
             f"there is no dataset {folder.name!r} in {folder.parent}; "
             f"there are {', '.join(there) if there else 'none yet'}"
+            + "".join(f". To make it: tunix-rt generate {r} --version {version}" for r in made_by)
         )
     manifest, traces = read_json(folder / "manifest.json"), folder / "traces.jsonl"
     missing = [name for name in REQUIRED if name not in manifest]

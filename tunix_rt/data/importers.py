@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DatasetError, PathError, TraceError
-from ..core.files import read_lines, replacing
+from ..core.files import ADVICE, read_lines, replacing
 from ..core.settings import inside, resolve, settings
 from .datasets import disk_full_explained
 from .selection import prompt_digest
@@ -19,8 +19,7 @@ from ..traces.records import TraceRecord, Written, read_record, write_down
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['MOST_SHOWN', 'LINE', 'ADVICE', 'Intake', 'checked_line', 'labelled', 'read_import', 'file_to_take', 'refuse_target',
-           'ingest']
+__all__ = ['MOST_SHOWN', 'LINE', 'Intake', 'checked_line', 'labelled', 'read_import', 'file_to_take', 'refuse_target', 'ingest']
 
 # %% ../../nbs/data/90_importers.ipynb #574c1e3f
 MOST_SHOWN = 50  # Bad lines that are named; the rest are counted
@@ -56,7 +55,6 @@ class Intake:
 
 # %% ../../nbs/data/90_importers.ipynb #e98f443b
 LINE = "this line"  # How a line calls itself until its number is put before it
-ADVICE = " Mend the line, or leave it out."  # Said once for all of them
 
 
 def checked_line(

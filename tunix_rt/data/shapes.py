@@ -8,16 +8,16 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import DatasetError, TraceError
-from ..core.files import JSONRefused, parse_json, read_lines, replacing
+from ..core.files import ADVICE, JSONRefused, parse_json, read_lines, replacing
 from ..core.settings import settings
 from .datasets import disk_full_explained
 from tunix_rt.data.importers import (
-    ADVICE,
     LINE,
     Intake,
     file_to_take,
@@ -31,8 +31,8 @@ from ..traces.schema import Trace, normalised_prompt, parse_trace, trace_json
 # %% auto #0
 __all__ = ['MARKS', 'CALCULATOR', 'SUBJECT', 'ROLES', 'QUESTION', 'WORKING', 'ANSWERED', 'SHAPES', 'Read', 'WINDOW', 'boxed',
            'steps_of', 'think_and_answer', 'made', 'field_of', 'from_gsm8k', 'turns_of', 'exchange', 'from_messages',
-           'from_prompt_completion', 'from_reasoning', 'from_table', 'json_records', 'table_records', 'windows',
-           'Examined', 'Harvest', 'read_shape', 'harvest']
+           'from_prompt_completion', 'from_reasoning', 'from_table', 'json_records', 'table_records', 'recognise',
+           'windows', 'Examined', 'Harvest', 'read_shape', 'harvest']
 
 # %% ../../nbs/data/91_shapes.ipynb #15e41520
 MARKS = (
@@ -267,6 +267,20 @@ def table_records(
             elif row:
                 yield number, dict(zip(names, row, strict=True)), ""
             number = rows.line_num + 1
+
+# %% ../../nbs/data/91_shapes.ipynb #d9426825
+def recognise(
+    path: Path,  # A local file that is no file of traces
+) -> str | None:  # Name in SHAPES of the first that its first record can be read as
+    "Say which shape a file seems to have."
+    if path.suffix.lower() == ".csv":
+        return "csv"
+    _, record, _ = next(json_records(path), (0, None, ""))
+    for shape, read in SHAPES.items():
+        with suppress(TraceError):
+            if record is not None and read(record):
+                return shape
+    return None
 
 # %% ../../nbs/data/91_shapes.ipynb #c5de1e23
 WINDOW = 13  # Words in a row that no two questions share by accident

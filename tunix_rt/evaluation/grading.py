@@ -15,7 +15,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import ScoringError
-from ..core.files import JSONRefused, parse_json, sha256_text
+from ..core.files import ADVICE, JSONRefused, parse_json, sha256_text
 from ..scoring.predictions import Prediction, storable
 from ..traces.schema import Trace, describe
 
@@ -120,7 +120,7 @@ def read_verdict(
     try:
         verdict = Verdict.model_validate(parse_json(bare, "the reply"))
     except JSONRefused as error:
-        raise ScoringError(str(error).removesuffix(" Mend the line, or leave it out.")) from None
+        raise ScoringError(str(error).removesuffix(ADVICE)) from None
     except ValidationError as error:
         raise ScoringError(f"the reply: {describe(error)}") from None
     return Opinion(verdict.score / 10, {"reason": storable(verdict.reason)})
@@ -260,8 +260,8 @@ def ask_for_opinion(
     failures.add(
         ScoringError(
             f"the judge at {service.host} gave no opinion on trace {trace.id} in "
-            f"{service.attempts} attempts; the last time: {reason}. Nothing was scored, because a "
-            f"mean over the rest would be another figure. Evaluate again when it is well."
+            f"{service.attempts} attempts; the last time: {reason.rstrip('.')}. Nothing is scored, "
+            f"because a mean over the rest would be another figure. Evaluate again when it is well."
         )
     )
     return None

@@ -167,11 +167,9 @@ def restore_session(
             raise RunError(f"{target} holds another run; move it away to go on with {session.name}")
         return here
     if session.files is None:
-        names = [session.folder, *session.folder.parent.glob(f"{session.name}-*")]
         listed = [
             str(path.relative_to(session.folder.parent))
-            for folder in names
-            if folder.is_dir()
+            for folder in folders_of(read_run(session.folder))
             for path in files_of(folder)
         ]
         session = Session(

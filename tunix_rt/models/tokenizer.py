@@ -12,7 +12,7 @@ __all__ = ['CONTROL', 'SPACE', 'ASCII', 'CHAT_TEMPLATE', 'OLDER', 'train_tokeniz
            'end_of_turn', 'encode_prompts', 'encode_responses']
 
 # %% ../../nbs/models/40_tokenizer.ipynb #6e8bee6a
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch; we do not
+_ = os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch; we do not
 
 # %% ../../nbs/models/40_tokenizer.ipynb #abbb49ef
 import json

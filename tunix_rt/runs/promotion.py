@@ -49,7 +49,7 @@ def _model_of(
 ) -> Path:  # Its model folder
     if not record.model.is_dir() or record.model.is_symlink():
         raise RunError(f"{record.folder.name} left no model; promote a run that trained one")
-    names = [path.name for path in record.model.iterdir()]
+    names = sorted(path.name for path in record.model.iterdir())
     described = {"config.json", "adapter_config.json"} & set(names)
     if not described or not any(name.endswith(".safetensors") for name in names):
         raise ModelError(

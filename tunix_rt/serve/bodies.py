@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 from pydantic import StringConstraints as Text
 from starlette.exceptions import HTTPException
 
-from ..core.files import JSONRefused, json_fault, parse_json
+from ..core.files import ADVICE, JSONRefused, json_fault, parse_json
 
 # %% auto #0
 __all__ = ['OPERATION', 'Handler', 'Said', 'Name', 'Key', 'Whole', 'Real', 'Flag', 'strict_json', 'StrictRequest', 'RawJSON',
@@ -29,7 +29,7 @@ def strict_json(
     try:
         return parse_json(body, "the body")
     except JSONRefused as error:
-        said = str(error).removesuffix(" Mend the line, or leave it out.")
+        said = str(error).removesuffix(ADVICE)
         raise HTTPException(422, f"{said} Nothing was done; mend it and send it again.") from None
 
 

@@ -26,6 +26,7 @@ from pydantic_core import core_schema, to_json, to_jsonable_python
 
 from ..core.errors import TraceError
 from tunix_rt.core.files import (
+    ADVICE,
     JSONRefused,
     canonical_json,
     parse_json,
@@ -146,6 +147,10 @@ def describe(
         reason = finding["msg"].removeprefix("Value error, ")
         if finding["type"] == "missing":
             reason = "it is missing"
+        if finding["type"] == "string_too_short":
+            reason = "it is empty"
+        if finding["type"] == "too_short":
+            reason = "it is empty, and at least one is needed"
         if finding["type"] == "string_unicode":
             reason = "it holds half of a surrogate pair, which is not a character"
         findings.append(f"{place}: {reason}")
@@ -165,7 +170,7 @@ def check_trace(
     try:
         return Trace.model_validate(value)
     except ValidationError as error:
-        raise TraceError(f"{where}: {describe(error)}. Mend the line, or leave it out.") from None
+        raise TraceError(f"{where}: {describe(error)}.{ADVICE}") from None
 
 
 def parse_trace(
