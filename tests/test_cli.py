@@ -89,15 +89,18 @@ def test_from_a_recipe_to_a_file(root: Path, typed: Typed):
     assert code == 0 and len(output.splitlines()) == 10
     code, output, _ = typed("show golden-v2:7")
     assert code == 0 and output.lstrip().startswith("prompt")
+    assert "a line number from 1" in typed("show golden-v2:0")[2]
     assert "its first trace" in typed("show ten-v1")[1]
     assert not list(root.rglob("*.tmp-*"))
 
 
 def test_refusals_are_one_paragraph_without_a_traceback(root: Path, typed: Typed):
     (root / "bad.jsonl").write_text('{"prompt": "2 + 2"}\n')
+    (root / "sums.csv").write_text("question,answer\n2 + 2,4\n")
     refused = {
         "build bad.jsonl --name bad": "bad.jsonl:1: steps: it is missing",
-        "generate nonsense": "there is no recipe 'nonsense'",
+        "generate nonsense": "arithmetic-steps, high-card-duel",
+        "ingest sums.csv --source x": "It reads as csv: say --format csv",
         "export golden-v9": "there is no dataset 'golden-v9'",
         "run count.ipynb -p step=3": "did you mean 'steps'?",
         "run count.ipynb -p steps=many": "steps should be int",

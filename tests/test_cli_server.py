@@ -348,7 +348,7 @@ def test_without_the_extra_everything_but_the_server_works(root):
 
 def test_every_command_explains_itself_with_an_example(root, typed):
     _, output, _ = typed("--help")
-    names = re.findall(r"^  ([a-z_-]+) ", output.partition("Commands:")[2], re.M)
+    names = re.findall(r"^  ([a-z_-]+) ", output.partition("Pipelines:")[2], re.M)
     ours = {"serve", "worker", "queue", "runs", "cancel", "tune", "leaderboard", "gate", "promote"}
     assert ours | {"db", "backup", "restore", "import-run", "baseline", "models"} <= set(names)
     for name in ours:

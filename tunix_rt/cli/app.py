@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import tunix_rt
 from . import data, registry, server, store, tune
@@ -20,7 +22,7 @@ from ..core.errors import TunixError
 from ..runs.pipelines import list_pipelines
 
 # %% auto #0
-__all__ = ['TEAM', 'MENDABLE', 'show', 'doctor', 'build_app', 'main']
+__all__ = ['SECTIONS', 'MENDABLE', 'show', 'doctor', 'Sections', 'build_app', 'main']
 
 # %% ../../nbs/cli/60_app.ipynb #df46b4fe
 def show(
@@ -106,19 +108,42 @@ def _everywhere(
     Begin with: tunix-rt demo
     """
 
-# %% ../../nbs/cli/60_app.ipynb #7ea30002
-TEAM = (
-    *(server.serve, server.worker, server.queue, server.runs, server.cancel),
-    *(tune.tune, tune.tuning),
-    *(registry.leaderboard, registry.score, registry.baseline, registry.gate),
-    *(registry.promote, registry.models, registry.verify),
-    *(store.import_run, store.backup, store.restore),
-)
+# %% ../../nbs/cli/60_app.ipynb #f936da1b
+SECTIONS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Traces and datasets": (data.generate, data.ingest, data.build, data.export),
+    "Runs": (run, compare, show, doctor),
+    "Server, queue and search": (
+        *(server.serve, server.worker, server.queue, server.runs, server.cancel),
+        *(tune.tune, tune.tuning),
+    ),
+    "Scores and versions": (
+        *(registry.leaderboard, registry.score, registry.baseline, registry.gate),
+        *(registry.promote, registry.models, registry.verify),
+    ),
+    "Keeping": (store.import_run, store.backup, store.restore),
+}
+
+# %% ../../nbs/cli/60_app.ipynb #71e20b05
+class Sections(TyperGroup):
+    "A help page with commands in sections, each summed up in one whole sentence."
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        "Write the sections, in the order in which their first commands were added."
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                title = getattr(command, "rich_help_panel", None) or "Pipelines"
+                sections.setdefault(title, []).append((name, command.get_short_help_str(200)))
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows, col_max=17)
 
 # %% ../../nbs/cli/60_app.ipynb #40f9284f
 def build_app() -> typer.Typer:  # Ready to be called
     "Put the commands together."
     app = typer.Typer(
+        cls=Sections,
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
@@ -129,13 +154,12 @@ def build_app() -> typer.Typer:  # Ready to be called
     first = [name for name in ("demo",) if name in pipelines]
     for name in [*first, *(name for name in pipelines if name not in first)]:
         add_pipeline(app, name, pipelines[name])
-    made = (data.generate, data.ingest, data.build, data.export)
-    for command in (*made, run, compare, show, doctor):
-        app.command()(command)
-    for shared in TEAM:
-        app.command()(shared)
-    app.add_typer(store.db, name="db")
-    app.add_typer(kaggle, name="kaggle", help="Take a submission to Kaggle, and results home.")
+    for title, commands in SECTIONS.items():
+        for command in commands:
+            app.command(rich_help_panel=title)(command)
+    app.add_typer(store.db, name="db", rich_help_panel="Keeping")
+    home = "Take a submission to Kaggle, and results home."
+    app.add_typer(kaggle, name="kaggle", help=home, rich_help_panel="Kaggle")
     return app
 
 # %% ../../nbs/cli/60_app.ipynb #75c98310

@@ -19,7 +19,7 @@ from ..data.datasets import Dataset, build_dataset, freeze_recipe, load_dataset
 from ..data.exports import FORMATS, export_file, export_lines
 from ..data.generators import RECIPES
 from ..data.importers import ingest as read_file
-from ..data.shapes import SHAPES, harvest
+from ..data.shapes import SHAPES, harvest, recognise
 from ..data.ungar import high_card_duel
 from ..traces.schema import read_traces
 
@@ -57,6 +57,10 @@ def generate(
     Example: tunix-rt generate arithmetic-steps --train 2000 --held-out 200
     """
     if recipe != DUEL:
+        if recipe not in RECIPES:
+            raise DatasetError(
+                f"there is no recipe {recipe!r}; there are {', '.join([*RECIPES, DUEL])}"
+            )
         made = freeze_recipe(recipe, version=version, train=train, held_out=held_out, seed=seed)
     elif held_out:
         raise DatasetError(f"{DUEL} has one question a card and holds none out; leave --held-out")
@@ -119,13 +123,18 @@ def ingest(
         )
     examined = chain.from_iterable(load_dataset(key) for key in unlike or [])
     read = read_file if format == "trace" else partial(harvest, shape=format)
-    intake = read(
-        name.absolute() if name.exists() else file,
-        source=source,
-        into=target,
-        skip_invalid=skip_invalid,
-        evaluation=examined,
-    )
+    try:
+        intake = read(
+            name.absolute() if name.exists() else file,
+            source=source,
+            into=target,
+            skip_invalid=skip_invalid,
+            evaluation=examined,
+        )
+    except DatasetError as error:
+        shape = recognise(name) if format == "trace" and name.is_file() else None
+        hint = f" It reads as {shape}: say --format {shape}."
+        raise DatasetError(f"{error}{hint}") if shape else error from None
     for line, reason in intake.reasons:
         typer.echo(f"{intake.file}:{line}: left out, because {reason}", err=True)
     typer.echo(

@@ -17,7 +17,8 @@ from .pipelines import Parameters
 from .show import columns
 from .store import opened, stored_run, table
 from ..core.errors import RunError
-from ..core.settings import settings
+from ..core.settings import resolve, settings
+from ..runs.folder import RECORD
 from ..runs.pipelines import check_parameters, find_pipeline
 
 if TYPE_CHECKING:
@@ -192,6 +193,12 @@ def runs(
     typer.echo(table(("run", "pipeline", "status", "dataset", "queued (UTC)", "figure"), rows))
     if page.next_offset is not None:
         typer.echo(f"... and older ones; see more with --limit {5 * limit}")
+    folders, chosen = resolve(settings().runs), status or pipeline or dataset
+    if not (page.runs or chosen) and (count := sum(1 for _ in folders.glob(f"*/{RECORD}"))):
+        typer.echo(
+            f"{folders} holds {count:,} run folders. Those begun without the queue are not listed "
+            f"here until they are taken in: tunix-rt import-run FOLDER"
+        )
 
 # %% ../../nbs/cli/54_server.ipynb #94a7c4c9
 def cancel(

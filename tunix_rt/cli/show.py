@@ -201,7 +201,7 @@ def find_trace(
     else:
         traces = read_traces(file if file.is_file() else resolve(place))
     if re.fullmatch(r"\d{1,9}", which):
-        found = next(islice(traces, max(int(which) - 1, 0), None), None)
+        found = next(islice(traces, int(which) - 1, None), None) if int(which) else None
     else:
         start = which.lower().replace("-", "")
         found = next((trace for trace in traces if trace.fingerprint.startswith(start)), None)

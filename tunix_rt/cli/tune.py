@@ -130,7 +130,7 @@ def tune(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE.json", help="Of the search")],
     search: Search = None,
     parameter: Parameters = None,
-    dataset: Annotated[str, typer.Option(help="What all trials learn from")] = "golden-v2",
+    dataset: Annotated[str, typer.Option(help="What all trials learn from")] = "dev-reasoning-v1",
     model: Annotated[str, typer.Option(help="What all trials start from")] = "tiny",
     metric: Annotated[str, typer.Option(help="What is to be best")] = "validation_loss",
     mode: Annotated[str, typer.Option(help="min or max")] = "min",
