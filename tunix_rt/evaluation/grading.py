@@ -259,9 +259,10 @@ def ask_for_opinion(
             return None
     failures.add(
         ScoringError(
-            f"the judge at {service.host} gave no opinion on trace {trace.id} in {service.attempts} "
-            f"attempts; the last time: {reason.rstrip('.')}. Nothing was scored, because a mean "
-            f"over the rest would be another figure. Evaluate again when it is well."
+            f"the judge at {service.host} gave no opinion on trace {trace.id} in "
+            f"{service.attempts} attempts; the last time: {reason.rstrip('.')}. Nothing was "
+            f"scored, because a mean over the rest would be another figure. Evaluate again when it "
+            f"is well."
         )
     )
     return None
