@@ -148,7 +148,8 @@ def test_failed_run_says_why_and_how_to_go_on_and_a_full_disk_is_explained(
     (root / "outputs/zero/log.txt").symlink_to("/dev/full")
     code, _, errors = alone(root, line)
     assert code == 1 and "No space left" in errors and "Traceback" not in errors
-    assert read_run(root / "outputs/zero").status == "interrupted"
+    # Whether its notebook came to its own bad end before it was stopped is a matter of luck.
+    assert read_run(root / "outputs/zero").status in ("interrupted", "failed")
 
 
 def test_ctrl_c_cancels(root: Path):

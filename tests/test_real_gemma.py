@@ -39,7 +39,8 @@ COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_
 TOKENS = np.random.default_rng(0).integers(6, VOCABULARY, (2, 24))
 
 EXAM = "arithmetic-steps-held-out-v1"
-ROWS = {"row_tokens": 64, "batch_rows": 8, "validation_traces": 4, "log_every": 1}
+ROWS = {"dataset": "golden-v2", "row_tokens": 64, "batch_rows": 8}
+ROWS |= {"validation_traces": 4, "log_every": 1}
 TUNED = ROWS | {"optimiser": "adamw", "learning_rate": 0.01, "warmup_steps": 2}
 LORA = TUNED | {"max_steps": 3, "lora_rank": 4, "export": "both", "validate_every": 3}
 FULL = TUNED | {"max_steps": 40, "dtype": "bfloat16", "remat": "dots", "stacked": "true"}

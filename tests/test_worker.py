@@ -104,7 +104,7 @@ def uninterrupted(shared):
     given = [word for name, value in TRAINING.items() for word in ("-p", f"{name}={value}")]
     where = ["--run-dir", str(shared / "uninterrupted")]
     subprocess.run(
-        [sys.executable, "-c", command, "train", *given, *where],
+        [sys.executable, "-c", command, "train", "-p", "dataset=golden-v2", *given, *where],
         cwd=shared, env=os.environ | {"TUNIX_RT_ROOT": str(shared)}, check=True,
         capture_output=True,
     )  # fmt: skip
