@@ -19,8 +19,8 @@ import sys
 import threading
 
 DOOR = "TUNIX_RT_TEST_KERNELS"  # The variable that names the server's socket
-SLOW = "jax flax.nnx optax orbax.checkpoint transformers sqlalchemy.orm fastapi optuna uvicorn httpx"
-SLOW += " matplotlib.pyplot math_verify papermill nbclient typer pydantic_settings alembic"
+SLOW = "jax flax.nnx optax orbax.checkpoint transformers sqlalchemy.orm fastapi optuna uvicorn"
+SLOW += " httpx matplotlib.pyplot math_verify papermill nbclient typer pydantic_settings alembic"
 SLOW += " fastcore.test ipykernel.debugger IPython.core.completer"
 # Not pandas: on import it looks whether it is in a notebook, and lays tables out accordingly.
 READ = ("JAX_", "HF_", "TRANSFORMERS_")  # on import, by the slow ones
