@@ -260,7 +260,8 @@ def test_scored_held_to_a_bar_and_promoted(shared, typed):
     code, output, errors = typed("promote reasoner trained --gate main --alias champion")
     assert code == 0 and "v1, champion" in output, errors
     folder = Path(re.search(r"folder\s+(\S+)", output)[1])
-    assert (folder / "config.json").is_file()
+    assert (folder / "config.json").is_file() and "and only aliases move" not in output
+    assert "and only aliases move" in typed("promote reasoner trained --description better")[1]
     assert "champion = v1" in typed("models")[1] and "v1" in typed("models reasoner")[1]
     assert typed("verify reasoner champion")[0] == 0
     (folder / "extra").write_text("slipped in")

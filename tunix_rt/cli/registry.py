@@ -152,7 +152,9 @@ def promote(
     """
     from tunix_rt.runs.promotion import promote as keep
     from tunix_rt.runs.registry import version_folder
+    from tunix_rt.store.tables import now
 
+    begun = now()
     with opened() as store:
         version = keep(
             store,
@@ -173,6 +175,11 @@ def promote(
         "folder": str(version_folder(version)),
     }
     typer.echo(columns(rows))
+    if version.created_at < begun:
+        typer.echo(
+            f"these weights were promoted on {version.created_at:%Y-%m-%d} and are no second "
+            f"version; what was said of them then stands, and only aliases move"
+        )
 
 # %% ../../nbs/cli/56_registry.ipynb #1dc195bf
 def models(
