@@ -28,7 +28,7 @@ from tunix_rt.runs.folder import Run
 
 TOY = {
     "model": "tiny", "method": "lora", "lora_rank": 4, "train_traces": 32, "held_out": 2,
-    "max_steps": 8, "checkpoint_every": 2, "batch_rows": 2, "row_tokens": 128, "examined": 2,
+    "max_steps": 40, "checkpoint_every": 2, "batch_rows": 2, "row_tokens": 128, "examined": 2,
     "max_new_tokens": 8,
 }  # fmt: skip
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -67,10 +67,10 @@ def lines_of(run: Path) -> list[tuple[int, float, float | None]]:
     return [(line["step"], line["loss"], line.get("validation_loss")) for line in lines]
 
 
-def cut(machine: Machine, notebook: Path, step: int) -> Path:
-    "Run the notebook until a step is saved, then cut the power; returns the run folder."
+def cut(machine: Machine, notebook: Path) -> Path:
+    "Run the notebook until something is saved, then cut the power; returns the run folder."
     process, deadline = machine.start(notebook), time.monotonic() + 600
-    while not (found := list(machine.runs.glob(f"*-train/checkpoints/{step}"))):
+    while not (found := list(machine.runs.glob("*-train/checkpoints/[0-9]*"))):
         assert process.poll() is None, process.communicate()[0].decode()[-3000:]
         assert time.monotonic() < deadline, "it never came to the place where it was to be cut"
         time.sleep(0.05)
@@ -93,7 +93,7 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
 
     machine = dress(tmp_path / "machine", image)
     machine.attach(wheels, "tunix-rt-wheels")
-    run = cut(machine, notebook, step=2)
+    run = cut(machine, notebook)
     assert read_run(run).status == "interrupted" and not (run / "model").exists()
     save_session(read_run(run), tmp_path / "saved")
 
@@ -109,7 +109,8 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
     done, trained = read_run(run), read_run(Path(f"{run}-train"))
     assert done.status == "completed" and len(done.facts["sessions"]) == 2
     assert len(trained.facts["resumed_at"]) == 1
-    assert re.search(r"8 steps, going on from step (2|4|6),", trained.log.read_text())
+    found = re.search(r"40 steps, going on from step (\d+),", trained.log.read_text())
+    assert found is not None and 0 < int(found[1]) < 40
     made = {path.name for path in run.glob("[!.]*")}
     assert {
         "model",
@@ -119,7 +120,7 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
         "report.html",
         "image.txt",
     } <= made
-    assert done.results["steps"] == 8 and done.results["before"] is not None
+    assert done.results["steps"] == 40 and done.results["before"] is not None
 
     for name in (*COMPILED, "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.setenv(name, machine.variables()[name])
