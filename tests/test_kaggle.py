@@ -70,10 +70,13 @@ def lines_of(run: Path) -> list[tuple[int, float, float | None]]:
 def cut(machine: Machine, notebook: Path) -> Path:
     "Run the notebook until something is saved, then cut the power; returns the run folder."
     process, deadline = machine.start(notebook), time.monotonic() + 600
-    while not (found := list(machine.runs.glob("*-train/checkpoints/[0-9]*"))):
+    found: list[Path] = []
+    while not found:
         assert process.poll() is None, process.communicate()[0].decode()[-3000:]
         assert time.monotonic() < deadline, "it never came to the place where it was to be cut"
         time.sleep(0.05)
+        saved = machine.runs.glob("*-train/checkpoints/*")
+        found = [path for path in saved if path.name.isdigit()]  # not one that is being written
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     train = found[0].parent.parent
