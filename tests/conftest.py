@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(
-    str(Path(__file__).parents[1] / ".venv" / "torch/site-packages")
-)  # see the Makefile
+# What the Makefile keeps aside, for comparison.
+sys.path.append(str(Path(__file__).parents[1] / ".venv/torch/site-packages"))
 
 from databases import database_url, own_postgres, store  # noqa: F401
 from serving import api, root  # noqa: F401

@@ -134,8 +134,8 @@ def load_dataset(
     folder = dataset_folder(name, home)
     if not (folder / "manifest.json").is_file():
         there = sorted(path.parent.name for path in folder.parent.glob("[!.]*/manifest.json"))
-        version = folder.name.rpartition("-")[2]
-        made_by = [recipe for recipe in RECIPES if folder.name.startswith(f"{recipe}-")]
+        stem, _, version = folder.name.rpartition("-")
+        made_by = [recipe for recipe in RECIPES if stem in (recipe, f"{recipe}-held-out")]
         raise DatasetError(
             f"there is no dataset {folder.name!r} in {folder.parent}; "
             f"there are {', '.join(there) if there else 'none yet'}"

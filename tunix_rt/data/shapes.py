@@ -276,9 +276,11 @@ def recognise(
     if path.suffix.lower() == ".csv":
         return "csv"
     _, record, _ = next(json_records(path), (0, None, ""))
+    if record is None or "steps" in record:  # what has steps is a trace, be it a good one or not
+        return None
     for shape, read in SHAPES.items():
         with suppress(TraceError):
-            if record is not None and read(record):
+            if shape != "csv" and read(record):
                 return shape
     return None
 
