@@ -25,7 +25,7 @@ from ..store.tables import ModelAlias, ModelRow, ModelVersion, now
 
 # %% auto #0
 __all__ = ['COLUMNS', 'NAME', 'LABEL', 'VersionView', 'ModelView', 'version_view', 'NameTaken', 'refuse_text', 'refuse_name',
-           'create_model', 'ModelPage', 'family_row', 'model_row', 'get_model', 'find_model_named', 'list_models',
+           'create_model', 'family_row', 'model_row', 'get_model', 'find_model_named', 'ModelPage', 'list_models',
            'VersionPage', 'get_version', 'list_versions', 'find_version', 'version_folder', 'refuse_alias',
            'point_alias', 'set_alias', 'remove_alias']
 
@@ -165,14 +165,6 @@ def create_model(
     return model
 
 # %% ../../nbs/runs/75_registry.ipynb #e9230914
-@dataclass(frozen=True, slots=True)
-class ModelPage:
-    "Some models, and where the list goes on."
-
-    models: list[ModelView]
-    next_offset: int | None  # None at the end
-
-
 def family_row(
     session: Session,  # A writing one
     name: str,  # That `refuse_name` lets pass
@@ -196,7 +188,7 @@ def model_row(
         raise MissingError(f"there is no model {model_id}; list the models to see which there are")
     return row
 
-
+# %% ../../nbs/runs/75_registry.ipynb #61672a7c
 def get_model(
     store: Store,  # Where from
     model_id: UUID,  # Of a model
@@ -216,6 +208,14 @@ def find_model_named(
         if row is None:
             raise MissingError(f"there is no model named {name[:80]!r}")
         return _views(session, [row])[0]
+
+# %% ../../nbs/runs/75_registry.ipynb #3a3cc324
+@dataclass(frozen=True, slots=True)
+class ModelPage:
+    "Some models, and where the list goes on."
+
+    models: list[ModelView]
+    next_offset: int | None  # None at the end
 
 
 def list_models(
@@ -327,7 +327,7 @@ def point_alias(
     session.execute(adding.on_conflict_do_update(index_elements=keys, set_=moved))
     model.updated_at = moment
 
-
+# %% ../../nbs/runs/75_registry.ipynb #b3993d89
 def set_alias(
     store: Store,  # Where to
     model_id: UUID,  # Of a model
