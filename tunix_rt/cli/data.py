@@ -17,9 +17,9 @@ from ..core.files import parse_json
 from ..core.settings import resolve, settings
 from ..data.datasets import Dataset, build_dataset, freeze_recipe, load_dataset
 from ..data.exports import FORMATS, export_file, export_lines
+from ..data.formats import SHAPES, harvest, recognise
 from ..data.generators import RECIPES
 from ..data.importers import ingest as read_file
-from ..data.shapes import SHAPES, harvest, recognise
 from ..data.ungar import high_card_duel
 from ..traces.schema import read_traces
 
@@ -77,7 +77,7 @@ def lengths_text(
     tokenizer: str,  # Model folder whose tokens are counted; "" for characters
 ) -> str:  # A table
     "Sum up how long the traces of a file are."
-    from tunix_rt.data.lengths import by_domain, lengths
+    from tunix_rt.data.length_stats import by_domain, lengths
 
     count, unit = len, "characters"
     if tokenizer:

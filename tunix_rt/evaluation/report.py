@@ -32,7 +32,7 @@ from tunix_rt.evaluation.transcripts import (
     first_samples,
 )
 from ..scoring.predictions import Prediction
-from ..traces.compare import COMPARE_STYLE, compare_html
+from ..traces.diff import COMPARE_STYLE, compare_html
 from ..traces.display import STYLE, Html, text_html, visible
 
 # %% auto #0

@@ -11,7 +11,7 @@ from html import escape
 from .compare import Comparison
 from ..scoring.predictions import Prediction
 from ..scoring.steps import check_steps
-from ..traces.compare import COMPARE_STYLE, Side, compare_html
+from ..traces.diff import COMPARE_STYLE, Side, compare_html
 from ..traces.display import STYLE, Html, excerpt, visible
 from ..traces.render import split_steps
 

@@ -30,7 +30,7 @@ from tunix_rt.store.traces import (
     moment_text,
     spell,
 )
-from ..traces.records import Written
+from ..traces.serialization import Written
 
 # %% auto #0
 __all__ = ['MOST', 'Waiting', 'commit_together', 'Arrivals', 'arrive', 'add_batch']

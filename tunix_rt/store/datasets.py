@@ -24,8 +24,8 @@ from .engine import Store
 from .tables import TraceRow, now
 from .traces import BATCH, Spelled, insert_rows, moment_text, saying, spell
 from .walk import AT_ONCE, conditions, walk
-from ..traces.records import Written
 from ..traces.schema import Trace
+from ..traces.serialization import Written
 
 # %% auto #0
 __all__ = ['LIGHT', 'ROOM', 'newest_numbers', 'build_from_store', 'Ingested', 'ingest_into_store']

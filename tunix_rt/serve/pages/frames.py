@@ -22,7 +22,7 @@ from ...evaluation.charts import CHART_STYLE
 from ...evaluation.transcripts import TRANSCRIPT_STYLE
 from ..bodies import Said, StrictRoute
 from .words import ago, figure_text, lasted, size_text, status_html, when
-from ...traces.compare import COMPARE_STYLE
+from ...traces.diff import COMPARE_STYLE
 from ...traces.display import STYLE, excerpt, text_html
 
 # %% auto #0

@@ -15,7 +15,7 @@ from ..bodies import StrictRoute
 from ..dependencies import Opened
 from .frames import Filter, around, show
 from ...store.traces import count_traces, get_trace, get_traces, list_traces
-from ...traces.compare import compare_html
+from ...traces.diff import compare_html
 from ...traces.display import trace_html
 
 # %% auto #0

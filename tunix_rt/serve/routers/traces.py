@@ -41,8 +41,8 @@ from ...store.scores import add_score, baseline_score, latest_score
 from ...store.traces import BATCH, Stored, storable
 from ...store.traces import get_trace as read_trace
 from ...store.traces import list_traces as list_stored
-from ...traces.records import Written, quick_record, quick_records, write_down
 from ...traces.schema import Trace
+from ...traces.serialization import Written, quick_record, quick_records, write_down
 
 # %% auto #0
 __all__ = ['router', 'One', 'Batch', 'Filter', 'read_one', 'read_batch', 'create_trace', 'check_batch', 'create_traces',
