@@ -15,7 +15,7 @@ from flax import nnx
 from ours_model import build_model
 from workload import SIZES, arguments, report
 
-from tunix_rt.models.kernels import choose_attention
+from tunix_rt.models.attention_backends import choose_attention
 from tunix_rt.models.lora import Lora, add_lora
 from tunix_rt.training.batches import Rows
 from tunix_rt.training.recipe import Recipe

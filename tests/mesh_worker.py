@@ -22,7 +22,7 @@ from flax import nnx
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.lora import Lora, add_lora
-from tunix_rt.models.mesh import bytes_per_device, feed, join_hosts, make_mesh, place
+from tunix_rt.models.sharding import bytes_per_device, feed, join_hosts, make_mesh, place
 from tunix_rt.training.batches import Rows, batch_at
 from tunix_rt.training.checkpoints import Checkpoints, restore_state, save_state
 from tunix_rt.training.recipe import Recipe

@@ -109,7 +109,7 @@ def main() -> None:
 
     from tunix_rt.models.config import preset
     from tunix_rt.models.lora import Lora
-    from tunix_rt.models.mesh import row_shards
+    from tunix_rt.models.sharding import row_shards
     from tunix_rt.training.measure import measure, trace_step
     from tunix_rt.training.memory import Setup, held_bytes, parts_of, sum_of_parts
     from tunix_rt.training.recipe import Recipe

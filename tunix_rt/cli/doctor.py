@@ -174,7 +174,7 @@ def plan_text(
 ) -> tuple[str, bool]:  # A screen of text, and whether it fits
     "Plan a training on this machine, or on one that is only described."
     from tunix_rt.models.devices import platform
-    from tunix_rt.models.opening import choose_stacked, lora_named, weight_bytes
+    from tunix_rt.models.loading import choose_stacked, lora_named, weight_bytes
     from tunix_rt.training.plan import device_memory, plan, shape_named
     from tunix_rt.training.recipe import Recipe
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from ..core.errors import TrainingError
-from tunix_rt.models.mesh import (
+from tunix_rt.models.sharding import (
     ROWS,
     active_mesh,
     gather_rows,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.errors import TrainingError
-from ..models.mesh import make_mesh
+from ..models.sharding import make_mesh
 from .batches import Rows
 from .memory import Setup, shape_of
 from .sft import sft_objective

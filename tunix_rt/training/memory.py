@@ -19,8 +19,9 @@ from jax.sharding import AbstractMesh
 from ..core.errors import TrainingError
 from ..models.config import GemmaConfig
 from ..models.gemma import Gemma, forgetting, kernel_shapes, run_layer, sight_of
+from ..models.loading import KINDS
 from ..models.lora import Lora, add_lora, quantise, trainable
-from tunix_rt.models.mesh import (
+from tunix_rt.models.sharding import (
     AXES,
     bytes_per_device,
     check_rows,
@@ -28,7 +29,6 @@ from tunix_rt.models.mesh import (
     row_shards,
     vocabulary_sides,
 )
-from ..models.opening import KINDS
 from .loss import summed_loss
 from .recipe import Recipe
 from .step import first_state, take_apart

@@ -15,8 +15,8 @@ from uuid import uuid4
 import jax
 
 from ..core.errors import TrainingError
-from ..models.adapters import save_adapter
 from ..models.gemma import Gemma
+from ..models.peft import save_adapter
 from ..models.tokenizer import Tokenizer
 from ..models.weights import save_model
 

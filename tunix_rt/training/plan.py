@@ -18,9 +18,9 @@ import jax
 from ..core.settings import resolve
 from ..models.config import GemmaConfig, preset
 from ..models.devices import platform
+from ..models.loading import find_source
 from ..models.lora import Lora
-from ..models.mesh import row_shards
-from ..models.opening import find_source
+from ..models.sharding import row_shards
 from tunix_rt.training.memory import (
     WHAT,
     Setup,

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ..models.devices import platform
 from ..models.gemma import Gemma
 from ..models.lora import trainable
-from ..models.mesh import ROWS, check_rows, constrain, feed, place, row_shards, settle
+from ..models.sharding import ROWS, check_rows, constrain, feed, place, row_shards, settle
 from .batches import Rows
 from .recipe import Recipe, build_optimiser
 
