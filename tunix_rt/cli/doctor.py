@@ -175,8 +175,8 @@ def plan_text(
     "Plan a training on this machine, or on one that is only described."
     from tunix_rt.models.devices import platform
     from tunix_rt.models.loading import choose_stacked, lora_named, weight_bytes
-    from tunix_rt.training.plan import device_memory, plan, shape_named
-    from tunix_rt.training.recipe import Recipe
+    from tunix_rt.training.config import Recipe
+    from tunix_rt.training.memory_plan import device_memory, plan, shape_named
 
     config = shape_named(model)
     lora = lora_named(typed["lora_rank"], 32.0, 0.0, typed["lora_targets"])

@@ -25,7 +25,7 @@ from .lock import held
 from .logs import AWAY, LogStream, tail
 from ..store.engine import Store
 from ..store.tables import RunRow
-from ..training.stopping import listening
+from ..training.preemption import listening
 
 # %% auto #0
 __all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'Heart', 'Outcome', 'attempt', 'insist', 'settle', 'score',

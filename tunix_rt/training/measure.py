@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from ..core.errors import TrainingError
 from ..models.sharding import make_mesh
-from .batches import Rows
 from .memory import Setup, shape_of
+from .packing import Rows
 from .sft import sft_objective
-from .step import Step, make_step
+from .train_step import Step, make_step
 
 # %% auto #0
 __all__ = ['trace_step', 'Measured', 'measure']
