@@ -29,7 +29,7 @@ from tunix_rt.core.errors import (
 )
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import build_dataset
-from tunix_rt.evaluation import grading
+from tunix_rt.evaluation import llm_judge as grading
 from tunix_rt.evaluation.evaluate import evaluate, write_evaluation
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma
