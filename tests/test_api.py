@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 import pytest
 from serving import make_run, serving, sum_trace
 
-from tunix_rt.runs.logs import append_log
-from tunix_rt.runs.queue import get_queued
+from tunix_rt.jobs.logs import append_log
+from tunix_rt.jobs.queue import get_queued
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.events import Watch, follow
 from tunix_rt.store.tables import IdempotentReply, RunRow

@@ -17,10 +17,10 @@ from serving import make_run, server_process, sum_trace
 
 from tunix_rt.core.settings import Settings
 from tunix_rt.data.datasets import build_dataset
-from tunix_rt.runs.logs import append_log
-from tunix_rt.runs.promotion import promote
-from tunix_rt.runs.queue import get_queued
-from tunix_rt.runs.registry import create_model, set_alias, version_folder
+from tunix_rt.jobs.logs import append_log
+from tunix_rt.jobs.queue import get_queued
+from tunix_rt.registry.models import create_model, set_alias, version_folder
+from tunix_rt.registry.promotion import promote
 from tunix_rt.serve import client
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.replies import CLAIMED, STALE, Replies

@@ -340,7 +340,7 @@ def test_what_kaggle_leaves_out_is_an_error(
 def test_results_come_home_and_go_onto_the_leaderboard(
     kaggle: Kaggle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tunix_rt.runs.queue import get_queued
+    from tunix_rt.jobs.queue import get_queued
     from tunix_rt.store.engine import open_store
 
     far = tmp_path / "far/outputs/runs/first"

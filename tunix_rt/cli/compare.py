@@ -12,7 +12,7 @@ import typer
 
 from ..core.errors import RunError
 from ..core.settings import resolve
-from ..runs.finding import find_run
+from ..runs.lookup import find_run
 
 if TYPE_CHECKING:
     from tunix_rt.evaluation.evaluate import Evaluation

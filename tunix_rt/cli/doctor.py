@@ -18,9 +18,9 @@ from typing import Any
 from .show import columns, size
 from ..core.errors import TrainingError
 from ..core.settings import resolve, settings
-from ..runs.facts import code_version, package_versions
-from ..runs.finding import list_runs
+from ..runs.lookup import list_runs
 from ..runs.pipelines import list_pipelines
+from ..runs.provenance import code_version, package_versions
 
 # %% auto #0
 __all__ = ['QUESTION', 'LITTLE', 'UNITS', 'devices', 'machine', 'places', 'missing', 'doctor_text', 'read_size', 'lay_out',

@@ -114,7 +114,7 @@ def push(
     from tunix_rt.kaggle.resume import SUBMISSION
     from tunix_rt.kaggle.submission import Submission, write_submission
     from tunix_rt.kaggle.upload import kaggle_client, upload_all
-    from tunix_rt.runs.finding import find_run
+    from tunix_rt.runs.lookup import find_run
     from tunix_rt.runs.pipelines import check_parameters, find_pipeline
 
     api = None if dry_run else kaggle_client()
@@ -188,8 +188,8 @@ def pull(
 
 
 def _register(runs: list[Run]) -> None:
-    from tunix_rt.runs.arrivals import import_run
     from tunix_rt.store.engine import open_store
+    from tunix_rt.tracking.import_run import import_run
 
     store = open_store()
     try:
@@ -221,7 +221,7 @@ def save(
     from tunix_rt.kaggle.rules import KaggleError
     from tunix_rt.kaggle.submission import Upload, write_model
     from tunix_rt.kaggle.upload import kaggle_client, upload_all
-    from tunix_rt.runs.finding import find_run
+    from tunix_rt.runs.lookup import find_run
 
     if kind not in ("dataset", "model"):
         raise KaggleError(f"a run can be saved as dataset or model, not as {kind!r}")
@@ -249,6 +249,6 @@ def outline(
     Example: tunix-rt kaggle outline submission
     """
     from tunix_rt.kaggle.outline import video_outline
-    from tunix_rt.runs.finding import find_run
+    from tunix_rt.runs.lookup import find_run
 
     typer.echo(video_outline(find_run(run).results))

@@ -17,8 +17,8 @@ from .data import assignments
 from .show import TYPED, columns, way_on
 from ..core.errors import TunixError
 from ..runs.execute import RunCancelled, execute
-from ..runs.finding import unfinished_run
 from ..runs.folder import Run
+from ..runs.lookup import unfinished_run
 from tunix_rt.runs.pipelines import (
     check_parameters,
     find_pipeline,

@@ -14,7 +14,7 @@ from .store import opened, stored_run, table
 from ..core.errors import MissingError
 
 if TYPE_CHECKING:
-    from tunix_rt.runs.leaderboard import Standing
+    from tunix_rt.tracking.leaderboard import Standing
 
 # %% auto #0
 __all__ = ['leaderboard', 'score', 'baseline', 'gate', 'promote', 'models', 'verify']
@@ -49,7 +49,7 @@ def leaderboard(
 
     Example: tunix-rt leaderboard --evaluation-set golden-v2
     """
-    from tunix_rt.runs.leaderboard import leaderboard as board
+    from tunix_rt.tracking.leaderboard import leaderboard as board
 
     with opened() as store:
         found = board(
@@ -72,7 +72,7 @@ def score(
 
     Example: tunix-rt score 1a2b3c4d --judge llm
     """
-    from tunix_rt.runs.evaluations import evaluate_run
+    from tunix_rt.tracking.evaluations import evaluate_run
 
     with opened() as store:
         kept = evaluate_run(store, stored_run(store, name), judge=judge)
@@ -102,7 +102,7 @@ def baseline(
 
     Example: tunix-rt baseline main 1a2b3c4d --metric score
     """
-    from tunix_rt.runs.baselines import set_baseline
+    from tunix_rt.tracking.baselines import set_baseline
 
     with opened() as store:
         found = set_baseline(
@@ -123,7 +123,7 @@ def gate(
 
     Example: tunix-rt gate 1a2b3c4d main --tolerance 1
     """
-    from tunix_rt.runs.regression import gate as decide
+    from tunix_rt.tracking.regression import gate as decide
 
     with opened() as store:
         code, said = decide(
@@ -150,8 +150,8 @@ def promote(
 
     Example: tunix-rt promote reasoner 1a2b3c4d --gate main --alias champion
     """
-    from tunix_rt.runs.promotion import promote as keep
-    from tunix_rt.runs.registry import version_folder
+    from tunix_rt.registry.models import version_folder
+    from tunix_rt.registry.promotion import promote as keep
     from tunix_rt.store.tables import now
 
     begun = now()
@@ -190,7 +190,7 @@ def models(
 
     Example: tunix-rt models reasoner
     """
-    from tunix_rt.runs.registry import find_model_named, list_models, list_versions
+    from tunix_rt.registry.models import find_model_named, list_models, list_versions
 
     with opened() as store:
         if not name:
@@ -234,8 +234,8 @@ def verify(
 
     Example: tunix-rt verify reasoner champion
     """
-    from tunix_rt.runs.promotion import verify_version
-    from tunix_rt.runs.registry import find_version
+    from tunix_rt.registry.models import find_version
+    from tunix_rt.registry.promotion import verify_version
 
     with opened() as store:
         found = find_version(store, model, version)

@@ -22,7 +22,7 @@ from ..runs.folder import RECORD
 from ..runs.pipelines import check_parameters, find_pipeline
 
 if TYPE_CHECKING:
-    from tunix_rt.runs.queue import QueuedRun
+    from tunix_rt.jobs.queue import QueuedRun
 
 # %% auto #0
 __all__ = ['missing_extra', 'serve', 'log_to_stderr', 'worker', 'portable', 'queue', 'key_figure', 'runs', 'cancel']
@@ -86,8 +86,8 @@ def worker(
 
     Example: tunix-rt worker
     """
-    from tunix_rt.runs.trials import advance_jobs, advancing
-    from tunix_rt.runs.worker import work
+    from tunix_rt.jobs.worker import work
+    from tunix_rt.tuning.controller import advance_jobs, advancing
 
     log_to_stderr()
     options: dict[str, Any] = {"worker": name or None, "lease_seconds": lease_seconds}
@@ -126,7 +126,7 @@ def queue(
 
     Example: tunix-rt queue train -p dataset=golden-v2 -p max_steps=200
     """
-    from tunix_rt.runs.queue import enqueue
+    from tunix_rt.jobs.queue import enqueue
 
     name = portable(pipeline)
     given = assignments(parameter, "--parameter")
@@ -169,7 +169,7 @@ def runs(
 
     Example: tunix-rt runs --status running
     """
-    from tunix_rt.runs.queue import list_queued
+    from tunix_rt.jobs.queue import list_queued
 
     with opened() as store:
         page = list_queued(
@@ -208,7 +208,7 @@ def cancel(
 
     Example: tunix-rt cancel 1a2b3c4d
     """
-    from tunix_rt.runs.queue import request_cancel
+    from tunix_rt.jobs.queue import request_cancel
 
     with opened() as store:
         run = request_cancel(store, stored_run(store, name))

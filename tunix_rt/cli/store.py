@@ -58,8 +58,8 @@ def stored_run(
     name: str,  # Beginning of an id, a run folder, or the name of one
 ) -> UUID:
     "Find a run in the database."
-    from tunix_rt.runs.finding import find_run
-    from tunix_rt.runs.queue import get_queued
+    from tunix_rt.jobs.queue import get_queued
+    from tunix_rt.runs.lookup import find_run
 
     found = _in_store(store, name)
     if len(found) > 1:
@@ -199,7 +199,7 @@ def import_run(
     Example: tunix-rt import-run ~/Downloads/train-20261124-1a2b3c4d.zip
     """
     from tunix_rt.core.settings import resolve
-    from tunix_rt.runs.arrivals import import_run as take_in
+    from tunix_rt.tracking.import_run import import_run as take_in
 
     written = Path(path).expanduser()
     with opened() as store:

@@ -21,8 +21,8 @@ from ..core.files import parse_json, read_json
 from ..runs.pipelines import check_parameters, find_pipeline
 
 if TYPE_CHECKING:
-    from tunix_rt.runs.tuning import TuningJobView
     from tunix_rt.store.engine import Store
+    from tunix_rt.tuning.jobs import TuningJobView
 
 # %% auto #0
 __all__ = ['WIDE', 'Search', 'dimension', 'job_text', 'tune', 'tuning']
@@ -77,9 +77,9 @@ def _work_on(
     store: Store,  # Where the job is
     job: TuningJobView,  # Running
 ) -> None:
-    from tunix_rt.runs.trials import advance_jobs, advancing
-    from tunix_rt.runs.tuning import get_job
-    from tunix_rt.runs.worker import work
+    from tunix_rt.jobs.worker import work
+    from tunix_rt.tuning.controller import advance_jobs, advancing
+    from tunix_rt.tuning.jobs import get_job
 
     log_to_stderr()
     advance_jobs(store)
@@ -147,7 +147,7 @@ def tune(
 
     Example: tunix-rt tune rates -s learning_rate=0.001...0.1 -p max_steps=100 --trials 8 --here
     """
-    from tunix_rt.runs.tuning import create_job, get_job, start_job
+    from tunix_rt.tuning.jobs import create_job, get_job, start_job
 
     if name.endswith(".json"):
         asked = _from_file(name)
@@ -177,7 +177,7 @@ def _find_job(
     store: Store,  # Where to look
     name: str,  # Beginning of an id, or the name of a search
 ) -> TuningJobView:  # The newest that fits
-    from tunix_rt.runs.tuning import get_job, list_jobs
+    from tunix_rt.tuning.jobs import get_job, list_jobs
 
     for job in list_jobs(store, limit=1000).jobs:
         if job.name == name or re.match(re.escape(name.lower()), str(job.id)):
@@ -195,7 +195,7 @@ def tuning(
 
     Example: tunix-rt tuning rates
     """
-    from tunix_rt.runs.tuning import cancel_job, list_jobs
+    from tunix_rt.tuning.jobs import cancel_job, list_jobs
 
     with opened() as store:
         if name:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..core.errors import MissingError, PathError
 from ..core.settings import inside, resolve, settings
-from ..runs.queue import QueuedRun
+from ..jobs.queue import QueuedRun
 from .schemas.runs import Artifact
 
 # %% auto #0

@@ -20,8 +20,8 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from ..core.errors import StoreError, TunixError
-from ..runs.logs import LogLine, read_log
-from ..runs.queue import ENDED
+from ..jobs.logs import LogLine, read_log
+from ..jobs.queue import ENDED
 from ..store.engine import Store
 from ..store.tables import RunRow
 

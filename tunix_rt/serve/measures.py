@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from ..runs.queue import ENDED, tally_runs
+from ..jobs.queue import ENDED, tally_runs
 from .bodies import OPERATION
 from ..store.engine import Store
 

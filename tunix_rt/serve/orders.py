@@ -16,13 +16,13 @@ from ..core.errors import MissingError, PathError, RunError
 from ..core.files import read_json
 from ..core.settings import inside, resolve, settings
 from ..data.datasets import dataset_folder
-from ..runs.evaluations import evaluate_parameters
-from ..runs.pinning import VERSIONED
-from ..runs.queue import QueuedRun, enqueue, get_queued
-from ..runs.worker import work
+from ..jobs.queue import QueuedRun, enqueue, get_queued
+from ..jobs.worker import work
+from ..registry.model_refs import VERSIONED
 from .schemas.runs import ExamRequest, ManifestRequest, RunRequest, TrainingFields
 from .schemas.tuning import TuningRequest
 from ..store.engine import Store
+from ..tracking.evaluations import evaluate_parameters
 
 # %% auto #0
 __all__ = ['CHARACTERS', 'PLACES', 'updates', 'model_source', 'training_parameters', 'known_run', 'order', 'order_and_wait',

@@ -28,7 +28,7 @@ from tunix_rt.core.errors import (
 )
 from ..core.files import JSONRefused
 from ..core.settings import resolve, settings
-from ..runs.registry import NameTaken
+from ..registry.models import NameTaken
 
 # %% auto #0
 __all__ = ['STATUS', 'log', 'COMMON', 'RESPONSES', 'Refusal', 'status_of', 'answering', 'Finding', 'Problem', 'from_root',

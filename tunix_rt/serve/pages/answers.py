@@ -14,8 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
 from ...core.errors import MissingError
-from ...runs.evaluations import EvaluationView, evaluate_run, latest_evaluation, list_items
-from ...runs.queue import get_queued, request_cancel
+from ...jobs.queue import get_queued, request_cancel
 from ...scoring.predictions import Prediction, read_predictions
 from ..artifacts import open_file, run_files
 from ..bodies import Key, Name, StrictRoute
@@ -26,6 +25,12 @@ from ..refusals import answering
 from ..schemas.runs import ExamRequest
 from ...store.engine import Store
 from ...traces.display import Html, text_html
+from tunix_rt.tracking.evaluations import (
+    EvaluationView,
+    evaluate_run,
+    latest_evaluation,
+    list_items,
+)
 
 # %% auto #0
 __all__ = ['router', 'AT_ONCE', 'Answer', 'answers_of', 'answers_page', 'sent_to', 'cancel_form', 'examine_form', 'evaluate_form']

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse
 
 from ...core.settings import resolve, settings
 from ...data.datasets import Dataset
-from ...runs.queue import list_queued
+from ...jobs.queue import list_queued
 from ..bodies import StrictRoute
 from ..dependencies import DatasetKey, Opened
 from .frames import Skip, around, show

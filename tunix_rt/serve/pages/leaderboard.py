@@ -17,10 +17,10 @@ from ...core.settings import resolve, settings
 from ...evaluation.charts import bar_svg, point_svg, points
 from ...evaluation.judges import JUDGES
 from ...evaluation.statistics import Figure
-from ...runs.leaderboard import Board, Standing, leaderboard
 from ..bodies import StrictRoute
 from ..dependencies import Opened
 from .frames import Filter, Skip, around, show
+from ...tracking.leaderboard import Board, Standing, leaderboard
 
 # %% auto #0
 __all__ = ['router', 'AT_ONCE', 'Row', 'board_rows', 'dataset_keys', 'leaderboard_page']

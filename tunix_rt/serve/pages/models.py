@@ -12,15 +12,16 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import BeforeValidator
 
-from ...runs import promotion, registry
-from ...runs.baselines import list_baselines
-from ...runs.queue import list_queued
+from ...jobs.queue import list_queued
+from ...registry import models as registry
+from ...registry import promotion
 from ..bodies import Name, Said, StrictRoute
 from ..dependencies import Everything, Opened, patiently
 from .answers import sent_to
 from .frames import Filter, Skip, around, blank_is_none, show
 from ..refusals import answering
 from ...store.engine import Store
+from ...tracking.baselines import list_baselines
 
 # %% auto #0
 __all__ = ['router', 'AT_ONCE', 'Given', 'models_page', 'promote_page', 'promote_form', 'model_page', 'alias_form']

@@ -13,9 +13,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from ...core.errors import TunixError
-from ...runs.leaderboard import leaderboard
-from ...runs.queue import get_queued, list_queued, tally_runs
-from ...runs.registry import ModelView, list_models
+from ...jobs.queue import get_queued, list_queued, tally_runs
+from ...registry.models import ModelView, list_models
 from ..artifacts import run_files
 from ..bodies import StrictRoute
 from ..dependencies import Opened
@@ -25,6 +24,7 @@ from .progress import progress_of, records_of
 from ...store.engine import Store
 from ...store.traces import count_traces, get_traces, list_traces
 from ...traces.display import trace_html
+from ...tracking.leaderboard import leaderboard
 
 # %% auto #0
 __all__ = ['router', 'Tile', 'now_facts', 'Candidate', 'candidate_of', 'overview_page', 'now_part']

@@ -11,8 +11,8 @@ from typing import Any
 from uuid import UUID
 
 from ...core.errors import MissingError, TunixError
+from ...jobs.queue import QueuedRun
 from ...runs.pipelines import find_pipeline, with_defaults
-from ...runs.queue import QueuedRun
 from .words import ago, lasted
 from ..routers.tunix_runs import get_run_metrics
 from ...store.engine import Store

@@ -16,10 +16,9 @@ from ...evaluation.charts import curves_html, figures_html, thinned
 from ...evaluation.judges import JUDGES
 from ...evaluation.report import curves_of
 from ...evaluation.statistics import Figure
-from ...runs.evaluations import EvaluationView, latest_evaluation
-from ...runs.logs import read_log
+from ...jobs.logs import read_log
+from ...jobs.queue import QueuedRun, get_queued, list_queued
 from ...runs.pipelines import find_pipeline
-from ...runs.queue import QueuedRun, get_queued, list_queued
 from ..artifacts import list_files, open_file, run_files
 from ..bodies import StrictRoute
 from ..dependencies import Opened
@@ -29,6 +28,7 @@ from .notebooks import read_pieces
 from .progress import progress_of, records_of
 from ..schemas.runs import Mode, Status
 from ...store.engine import Store
+from ...tracking.evaluations import EvaluationView, latest_evaluation
 
 # %% auto #0
 __all__ = ['router', 'AT_ONCE', 'PIPELINES', 'TAIL', 'SANDBOX', 'runs_page', 'score_figures', 'category_figures', 'state_facts',

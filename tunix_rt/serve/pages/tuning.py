@@ -11,12 +11,12 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from ...runs import tuning
-from ...runs.charts import job_chart, job_charts
 from ..bodies import StrictRoute
 from ..dependencies import Everything, Opened, patiently
 from .answers import sent_to
 from .frames import FOREVER, Skip, around, show
+from ...tuning import jobs as tuning
+from ...tuning.plots import job_chart, job_charts
 
 # %% auto #0
 __all__ = ['router', 'AT_ONCE', 'DRAWN', 'ranked', 'job_facts', 'tuning_page', 'tuning_job_page', 'tuning_state_part',

@@ -10,9 +10,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from ...runs.evaluations import evaluate_run as judge_run
-from ...runs.evaluations import latest_evaluation
-from ...runs.leaderboard import leaderboard
 from ..bodies import Said, StrictRoute
 from ..dependencies import Everything, Limit, Offset, Opened, patiently
 from ..refusals import answering
@@ -25,6 +22,9 @@ from tunix_rt.serve.schemas.evaluation import (
 )
 from ..schemas.traces import Pagination
 from ...store.engine import Store
+from ...tracking.evaluations import evaluate_run as judge_run
+from ...tracking.evaluations import latest_evaluation
+from ...tracking.leaderboard import leaderboard
 
 # %% auto #0
 __all__ = ['router', 'Filter', 'evaluate_run', 'get_evaluation', 'get_leaderboard']

@@ -11,7 +11,8 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import StreamingResponse
 
-from ...runs import promotion, registry
+from ...registry import models as registry
+from ...registry import promotion
 from ..bodies import StrictRoute
 from ..dependencies import Everything, Limit, Offset, Opened, patiently, say_next
 from ..refusals import answering

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from ...runs.baselines import list_baselines as list_set
-from ...runs.baselines import set_baseline
-from ...runs.regression import check_regression as check
 from ..bodies import StrictRoute
 from ..dependencies import Limit, Offset, Opened
 from tunix_rt.serve.schemas.evaluation import (
@@ -21,6 +18,9 @@ from tunix_rt.serve.schemas.evaluation import (
     baseline_set,
 )
 from ..schemas.traces import Pagination
+from ...tracking.baselines import list_baselines as list_set
+from ...tracking.baselines import set_baseline
+from ...tracking.regression import check_regression as check
 
 # %% auto #0
 __all__ = ['router', 'create_baseline', 'list_baselines', 'check_regression']

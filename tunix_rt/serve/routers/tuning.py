@@ -10,7 +10,6 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 
 from ...core.errors import RunError
-from ...runs import tuning
 from ..bodies import StrictRoute
 from ..dependencies import Limit, MadeId, Offset, Opened, say_next
 from ..orders import search_settings
@@ -21,6 +20,7 @@ from tunix_rt.serve.schemas.tuning import (
     TuningRequest,
     TuningStarted,
 )
+from ...tuning import jobs as tuning
 
 # %% auto #0
 __all__ = ['router', 'create_tuning_job', 'start_tuning_job', 'cancel_tuning_job', 'list_tuning_jobs', 'get_tuning_job']

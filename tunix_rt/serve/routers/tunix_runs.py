@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ...core.errors import MissingError
 from ...core.files import read_log
-from ...runs.queue import get_queued, list_queued, request_cancel
+from ...jobs.queue import get_queued, list_queued, request_cancel
 from ..artifacts import list_files, open_file, run_files
 from ..bodies import Said, StrictRoute
 from ..dependencies import Everything, Limit, Offset, Opened

@@ -18,8 +18,8 @@ from ..bodies import Said, StrictRoute
 from ..dependencies import Opened
 from ..refusals import Refusal
 from ..schemas.datasets import DuelPreview, DuelRequest, DuelsPlayed, EngineStatus
+from ...store.scan import iterate_traces
 from ...store.traces import add_traces, get_traces
-from ...store.walk import iterate_traces
 
 # %% auto #0
 __all__ = ['router', 'LINES', 'get_ungar_status', 'generate_high_card_duel', 'read_ids', 'export_high_card_duel']

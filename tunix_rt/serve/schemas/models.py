@@ -11,8 +11,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from ...runs.promotion import Verification
-from ...runs.registry import ModelView, VersionView
+from ...registry.models import ModelView, VersionView
+from ...registry.promotion import Verification
 from ..bodies import Name, Real, Said
 from .traces import Pagination
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from ...runs.queue import QueuedRun
+from ...jobs.queue import QueuedRun
 from ..bodies import Flag, Key, Name, Real, Said, Whole
 from ..refusals import from_root
 from .traces import Pagination
