@@ -14,9 +14,9 @@ from serving import TOKEN, make_run, server_process, serving, sum_trace
 
 from tunix_rt.jobs.logs import append_log
 from tunix_rt.registry.models import find_model_named
-from tunix_rt.serve.access import COOKIE
+from tunix_rt.serve.api_router import PAGES
 from tunix_rt.serve.app import create_app
-from tunix_rt.serve.routing import PAGES
+from tunix_rt.serve.auth import COOKIE
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import RunRow, now
 from tunix_rt.tracking.baselines import set_baseline

@@ -11,8 +11,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..bodies import Flag, Name, Real
 from .traces import Pagination
+from ..strict_json import Flag, Name, Real
 from ...tracking.baselines import Baseline
 from ...tracking.evaluations import EvaluationView
 from ...tracking.leaderboard import Standing

@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 
 from ...registry.models import ModelView, VersionView
 from ...registry.promotion import Verification
-from ..bodies import Name, Real, Said
 from .traces import Pagination
+from ..strict_json import Name, Real, Said
 
 # %% auto #0
 __all__ = ['Description', 'Label', 'ModelRequest', 'PromoteRequest', 'AliasRequest', 'ModelVersionShown', 'version_shown',
