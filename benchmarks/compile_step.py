@@ -18,8 +18,7 @@ from workload import report
 from tunix_rt.models.config import preset
 from tunix_rt.models.lora import Lora
 from tunix_rt.training.config import Recipe
-from tunix_rt.training.measure import measure
-from tunix_rt.training.memory import Setup, parts_of, sum_of_parts
+from tunix_rt.training.memory import Setup, measure, parts_of, sum_of_parts
 
 DEFAULTS = {
     "platform": "tpu",  # Or "cpu"

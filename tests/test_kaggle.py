@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 
 import tunix_rt
 from tunix_rt.core.settings import settings
-from tunix_rt.kaggle.rules import FRAMEWORKS, KaggleError, faults, slug_of
+from tunix_rt.kaggle.metadata import FRAMEWORKS, KaggleError, faults, slug_of
 from tunix_rt.runs.folder import Run
 
 TOY = {
@@ -43,7 +43,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Path:
     "The bundle that such an image needs, from the package index."
-    from tunix_rt.kaggle.bundle import make_bundle
+    from tunix_rt.kaggle.wheels import make_bundle
 
     into, frozen = tmp_path_factory.mktemp("made") / "wheels", image.with_suffix(".txt")
     made = make_bundle(into, python=PYTHON, image=frozen)
@@ -90,7 +90,7 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
     tmp_path: Path, image: Path, wheels: Path, notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tunix_rt.kaggle.session import save_session
-    from tunix_rt.kaggle.verify import compare_with_transformers
+    from tunix_rt.kaggle.tunix_export import compare_with_transformers
     from tunix_rt.runs.execute import execute
     from tunix_rt.runs.folder import read_run
 
@@ -141,7 +141,7 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
 def test_a_bundle_for_an_image_that_nobody_has_seen_installs_into_the_barest(
     tmp_path: Path, notebook: Path
 ) -> None:
-    from tunix_rt.kaggle.bundle import KNOWN, make_bundle
+    from tunix_rt.kaggle.wheels import KNOWN, make_bundle
 
     image = make_image(tmp_path / "usr/image", [*KNOWN["tpu"], "ipykernel", "torch", "pip"])
     made = make_bundle(tmp_path / "wheels", python=PYTHON, accelerator="tpu")
@@ -382,7 +382,7 @@ def test_our_rules_are_those_of_kaggles_client() -> None:
 
 
 def test_a_bundle_never_carries_jax(tmp_path: Path) -> None:
-    from tunix_rt.kaggle.bundle import check_bundle
+    from tunix_rt.kaggle.wheels import check_bundle
 
     folder = bundle_of(tmp_path / "wheels")
     assert check_bundle(folder).facts["python"] == "3.12"

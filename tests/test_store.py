@@ -30,14 +30,15 @@ from tunix_rt.store.backup import backup, check_backup, restore, tables
 from tunix_rt.store.datasets import build_from_store, ingest_into_store
 from tunix_rt.store.engine import connect, current, downgrade, open_store, ready, upgrade
 from tunix_rt.store.scan import conditions, iterate_traces
-from tunix_rt.store.scores import add_score, latest_score
 from tunix_rt.store.tables import Base, ModelRow, RunRow, ScoreRow, TraceRow, TraceTally, now
 from tunix_rt.store.traces import (
+    add_score,
     add_traces,
     count_traces,
     get_trace,
     get_traces,
     insert_traces,
+    latest_score,
     list_traces,
 )
 from tunix_rt.traces.schema import Trace

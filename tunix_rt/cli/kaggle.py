@@ -27,7 +27,7 @@ def owner_of(
     api: Any = None,  # Kaggle's client, if it has logged in
 ) -> str:  # Kaggle's name of the user
     "Find out who pushes."
-    from tunix_rt.kaggle.rules import KaggleError
+    from tunix_rt.kaggle.metadata import KaggleError
 
     found = given or os.environ.get("KAGGLE_USERNAME", "")
     found = found or (str(api.get_config_value("username") or "") if api else "")
@@ -69,7 +69,7 @@ def bundle(
 
     Example: tunix-rt kaggle bundle --image outputs/runs/submission/image.txt
     """
-    from tunix_rt.kaggle.bundle import make_bundle
+    from tunix_rt.kaggle.wheels import make_bundle
 
     folder = fresh_folder(into, "wheels")
     made = make_bundle(
@@ -170,7 +170,7 @@ def pull(
 
     Example: tunix-rt kaggle pull ada/gemma-shows-its-work
     """
-    from tunix_rt.kaggle.rules import KaggleError
+    from tunix_rt.kaggle.metadata import KaggleError
     from tunix_rt.kaggle.upload import kaggle_client
     from tunix_rt.kaggle.upload import pull as fetch
     from tunix_rt.runs.folder import read_run
@@ -215,9 +215,8 @@ def save(
 
     Example: tunix-rt kaggle save submission --upload
     """
-    from tunix_rt.kaggle.hours import week_text
-    from tunix_rt.kaggle.metadata import dataset_metadata, write_metadata
-    from tunix_rt.kaggle.rules import KaggleError
+    from tunix_rt.kaggle.environment import week_text
+    from tunix_rt.kaggle.metadata import KaggleError, dataset_metadata, write_metadata
     from tunix_rt.kaggle.session import save_session
     from tunix_rt.kaggle.submission import Upload, write_model
     from tunix_rt.kaggle.upload import kaggle_client, upload_all

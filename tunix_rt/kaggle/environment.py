@@ -8,18 +8,22 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import ModelError, PathError, RunError
 from ..core.files import read_json
 from ..core.settings import resolve, settings
+from ..runs.folder import Run
 
 # %% auto #0
 __all__ = ['RUN_TYPE', 'DISK', 'WORKING_LIMIT', 'SESSION_HOURS', 'WEEK_HOURS', 'DEVICES', 'DEEPEST', 'Place', 'accelerators_of',
            'has_internet', 'find_place', 'below', 'find_dataset', 'find_attached_model', 'find_base', 'room_left',
-           'need_room']
+           'need_room', 'Budget', 'clock_in', 'clock', 'week_hours', 'week_text']
 
 # %% ../../nbs/kaggle/10_environment.ipynb #8c753e52
 RUN_TYPE = "KAGGLE_KERNEL_RUN_TYPE"  # Kaggle sets it: "Interactive", or "Batch" for a saved version
@@ -196,3 +200,86 @@ def need_room(
             f"{wanted / 1e9:.1f} GB. Delete what is not needed there, or train adapters only"
         )
     return there
+
+# %% ../../nbs/kaggle/10_environment.ipynb #a273a424
+@dataclass
+class Budget:
+    "Minutes from the first cell to the end of the session."
+
+    minutes: float  # In all; 0 for no limit
+    keep: float  # Of them for evaluation and export
+    began: float = field(default_factory=time.monotonic)  # By the clock that never jumps
+
+    def __post_init__(self) -> None:
+        if self.minutes and self.minutes <= self.keep:
+            raise RunError(
+                f"max_minutes is {self.minutes:g}, and {self.keep:g} of them are kept for "
+                f"evaluation and export, so none are left to train. Give more, or keep fewer"
+            )
+        if self.minutes > 60 * SESSION_HOURS:
+            raise RunError(
+                f"max_minutes is {self.minutes:g}, and Kaggle ends a session after "
+                f"{60 * SESSION_HOURS:g}. Give less, and go on in a second session"
+            )
+
+    @property
+    def training(self) -> float:
+        "Minutes that training may take; 0 for no limit."
+        return self.minutes and self.minutes - self.keep
+
+    @property
+    def used(self) -> float:
+        "Minutes since it began."
+        return (time.monotonic() - self.began) / 60
+
+    @property
+    def seconds_left(self) -> float | None:
+        "Seconds to the end; None for no limit."
+        return max(1.0, 60 * (self.minutes - self.used)) if self.minutes else None
+
+# %% ../../nbs/kaggle/10_environment.ipynb #b60c6f0b
+def clock_in(
+    run: Run,  # Of the submission
+    place: Place,  # Where it runs
+) -> None:
+    "Begin a session in a run's record."
+    line = {
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
+        "place": str(place),
+        "accelerators": len(place.accelerators),
+    }
+    run.record(sessions=[*run.facts.get("sessions", []), line])
+
+
+def clock(
+    run: Run,  # Of the submission
+    budget: Budget,  # Of this session
+) -> None:
+    "Write down how long the session has been so far."
+    *earlier, last = run.facts["sessions"]
+    run.record(sessions=[*earlier, last | {"seconds": round(60 * budget.used, 1)}])
+
+
+def week_hours(
+    sessions: Iterable[Mapping[str, Any]],  # As run.json has them
+    now: datetime | None = None,  # The end of the week; this moment by default
+) -> float:  # Hours with an accelerator in the last seven days
+    "Add up what counts against the week."
+    since = (now or datetime.now(UTC)) - timedelta(days=7)
+    counted = [
+        line["seconds"]
+        for line in sessions
+        if line["accelerators"] and datetime.fromisoformat(line["began"]) >= since
+    ]
+    return sum(counted) / 3600
+
+
+def week_text(
+    sessions: Iterable[Mapping[str, Any]],  # As run.json has them
+    now: datetime | None = None,  # The end of the week; this moment by default
+) -> str:  # A sentence
+    "Say how the week stands."
+    used = week_hours(sessions, now)
+    left = max(0.0, WEEK_HOURS - used)
+    return f"this run has used {used:.1f} of the week's {WEEK_HOURS:g} hours, {left:.1f} are left"

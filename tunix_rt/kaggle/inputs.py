@@ -14,7 +14,7 @@ import tunix_rt
 from ..data.datasets import Dataset, freeze_recipe, load_dataset, refuse_overlap
 from ..data.generators import RECIPES
 from .environment import Place, find_dataset
-from .rules import KaggleError
+from .metadata import KaggleError
 
 # %% auto #0
 __all__ = ['KEYS', 'EXAM', 'FRESH', 'GEMMA', 'one_set', 'find_material', 'Choice', 'common', 'choose_recipe']

@@ -5,16 +5,296 @@
 # %% ../../nbs/kaggle/20_metadata.ipynb #b41d7a4c
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import TunixError
 from ..core.files import read_json, write_json
-from .rules import KaggleError, faults, slug_of
 
 # %% auto #0
-__all__ = ['FILES', 'MACHINES', 'write_metadata', 'read_metadata', 'kernel_metadata', 'dataset_metadata', 'model_metadata',
-           'instance_metadata']
+__all__ = ['SLUG', 'OWNER', 'NAME', 'PART', 'KERNEL', 'DATASET_LICENCES', 'DATASET', 'FRAMEWORKS', 'MODEL_LICENCES', 'MODEL',
+           'INSTANCE', 'KINDS', 'FILES', 'MACHINES', 'KaggleError', 'Rule', 'slug_of', 'text', 'one_of', 'yes_or_no',
+           'formed', 'known_fields', 'faults', 'write_metadata', 'read_metadata', 'kernel_metadata', 'dataset_metadata',
+           'model_metadata', 'instance_metadata']
+
+# %% ../../nbs/kaggle/20_metadata.ipynb #a900051f
+class KaggleError(TunixError):
+    "Kaggle would not take something, or did not."
+
+
+@dataclass(frozen=True)
+class Rule:
+    "One thing that Kaggle asks of a file."
+
+    name: str  # Named in the refusal
+    because: str  # What Kaggle does or says
+    fault: Callable[[Mapping[str, Any]], str | None]  # What is wrong with the metadata, or None
+
+# %% ../../nbs/kaggle/20_metadata.ipynb #57d5cb63
+SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+OWNER = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
+
+
+def slug_of(
+    title: str,  # For people
+) -> str:  # For an address
+    "Make a slug from a title."
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+
+# %% ../../nbs/kaggle/20_metadata.ipynb #67b48680
+def text(
+    field: str,  # Its name
+    least: int,  # Characters
+    most: int,  # Characters
+    *,
+    optional: bool = False,  # Whether it may be absent or empty
+) -> Rule:  # About the length of a text
+    "Ask for a text of some length."
+
+    def fault(given: Mapping[str, Any]) -> str | None:
+        value = given.get(field)
+        if optional and value in (None, ""):
+            return None
+        if not isinstance(value, str) or not least <= len(value) <= most:
+            size = f"{len(value)} characters" if isinstance(value, str) else "no text"
+            return f"{field} {value!r} is {size} long, not {least} to {most}"
+        return None
+
+    return Rule(f"{field} {least}-{most}", "Kaggle refuses shorter and longer ones", fault)
+
+
+def one_of(
+    field: str,  # Its name
+    *choices: str,  # What it may be
+) -> Rule:  # About a word
+    "Ask for one of some words."
+
+    def fault(given: Mapping[str, Any]) -> str | None:
+        value = given.get(field)
+        return None if value in choices else f"{field} is {value!r}, not {' or '.join(choices)}"
+
+    return Rule(f"{field} is known", "Kaggle knows no others", fault)
+
+
+def yes_or_no(
+    *fields: str,  # Their names
+) -> Rule:  # About booleans
+    "Ask for booleans."
+
+    def fault(given: Mapping[str, Any]) -> str | None:
+        odd = [name for name in fields if not isinstance(given.get(name, True), bool)]
+        return f"{odd[0]} is {given[odd[0]]!r}, not true or false" if odd else None
+
+    return Rule("yes or no", "a word in quotes is read as true or refused, by turns", fault)
+
+# %% ../../nbs/kaggle/20_metadata.ipynb #79de77c9
+def formed(
+    field: str,  # Its name; a text, or a list of texts
+    form: str,  # For people, such as "owner/dataset"
+    pattern: str,  # For the whole of each text
+) -> Rule:  # About the form of references
+    "Ask for a form."
+
+    def fault(given: Mapping[str, Any]) -> str | None:
+        value = given.get(field, [])
+        items = value if isinstance(value, list) else [value]
+        odd = [x for x in items if not isinstance(x, str) or not re.fullmatch(pattern, x)]
+        return f"{field} names {odd[0]!r}, which is not of the form {form}" if odd else None
+
+    return Rule(f"form of {field}", f"Kaggle finds things by {form}", fault)
+
+
+def known_fields(
+    *names: str,  # All that Kaggle reads
+) -> Rule:  # About misspelling
+    "Ask for fields that are read."
+
+    def fault(given: Mapping[str, Any]) -> str | None:
+        odd = sorted(set(given) - set(names))
+        return f"there is no field {odd[0]!r}; there are {', '.join(names)}" if odd else None
+
+    return Rule("known fields", "Kaggle passes over a field it does not know", fault)
+
+# %% ../../nbs/kaggle/20_metadata.ipynb #268a96ac
+NAME, PART = r"[a-z0-9]+(?:[_-][a-z0-9]+)*", r"[A-Za-z0-9_.-]+"
+
+
+def _slug_follows(given: Mapping[str, Any]) -> str | None:
+    slug, wanted = str(given.get("id", "")).rpartition("/")[2], slug_of(str(given.get("title")))
+    return None if slug == wanted else f"the id ends in {slug!r}, and the title makes {wanted!r}"
+
+
+def _one_accelerator(given: Mapping[str, Any]) -> str | None:
+    both = given.get("enable_gpu") is True and given.get("enable_tpu") is True
+    return "enable_gpu and enable_tpu are both true" if both else None
+
+
+KERNEL = (
+    known_fields(
+        "id", "id_no", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu",
+        "enable_tpu", "enable_internet", "machine_shape", "dataset_sources", "competition_sources",
+        "kernel_sources", "model_sources", "keywords", "docker_image", "docker_image_pinning_type",
+    ),
+    text("title", 5, 50),
+    formed("id", "owner/notebook", f"{NAME}/{PART}"),
+    Rule("slug from title", "Kaggle makes the address of a notebook from its title", _slug_follows),
+    text("code_file", 1, 200),
+    one_of("language", "python", "r", "rmarkdown"),
+    one_of("kernel_type", "script", "notebook"),
+    yes_or_no("is_private", "enable_gpu", "enable_tpu", "enable_internet"),
+    Rule("one accelerator", "a session has one kind", _one_accelerator),
+    formed("dataset_sources", "owner/dataset", f"{NAME}/{PART}(/[0-9]+)?"),
+    formed("competition_sources", "competition", PART),
+    formed("kernel_sources", "owner/notebook", f"{NAME}/{PART}(/[0-9]+)?"),
+    formed(
+        "model_sources", "owner/model/framework/variation/version",
+        f"{NAME}/{PART}/{PART}/{PART}/[0-9]+",
+    ),
+)  # fmt: skip
+
+# %% ../../nbs/kaggle/20_metadata.ipynb #8a93091f
+DATASET_LICENCES = (
+    "CC0-1.0", "CC-BY-3.0", "CC-BY-3.0-IGO", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-ND-4.0",
+    "CC-BY-NC-ND-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-SA-3.0-IGO", "CC-BY-NC-SA-4.0",
+    "GPL-2.0", "GPL-3.0", "LGPL-3.0", "AGPL-3.0", "FDL-1.3", "ODbL-1.0", "DbCL-1.0", "ODC-BY-1.0",
+    "PDDL", "CDLA-Permissive-1.0", "CDLA-Sharing-1.0", "US-Government-Works",
+    "EU-ODP-Legal-Notice", "apache-2.0", "copyright-authors", "other", "unknown",
+)  # fmt: skip
+
+
+def _one_licence(given: Mapping[str, Any]) -> str | None:
+    found = given.get("licenses")
+    if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], dict):
+        count = len(found) if isinstance(found, list) else 0
+        return f"licenses holds {count} licences, not exactly one"
+    name = found[0].get("name")
+    return None if name in DATASET_LICENCES else f"there is no licence {name!r} for datasets"
+
+
+def _resources_once(given: Mapping[str, Any]) -> str | None:
+    paths = [item.get("path") for item in given.get("resources") or []]
+    twice = [path for path in paths if paths.count(path) > 1]
+    return f"resources names {twice[0]!r} twice" if twice else None
+
+
+DATASET = (
+    known_fields(
+        "title", "subtitle", "description", "id", "id_no", "licenses", "resources", "keywords",
+        "collaborators", "data", "isPrivate",
+    ),
+    text("title", 6, 50),
+    text("subtitle", 20, 80, optional=True),
+    formed("id", "owner/dataset (6-50 characters)", f"{NAME}/[A-Za-z0-9_-]{{6,50}}"),
+    Rule("one licence", "Kaggle asks for exactly one, from its list", _one_licence),
+    Rule("resources once", "a file has one description", _resources_once),
+)  # fmt: skip
+
+# %% ../../nbs/kaggle/20_metadata.ipynb #c6cc4a2f
+FRAMEWORKS = (
+    "tensorFlow1", "tensorFlow2", "tfLite", "tfJs", "pyTorch", "jax", "flax", "pax", "maxText",
+    "gemmaCpp", "ggml", "gguf", "coral", "scikitLearn", "mxnet", "onnx", "keras", "transformers",
+    "api", "other", "tensorRtLlm", "triton", "vllm",
+)  # fmt: skip
+MODEL_LICENCES = (
+    "Apache 2.0", "MIT", "BSD-3-Clause", "CC0: Public Domain", "CC BY-SA 4.0", "CC BY-SA 3.0",
+    "CC BY-NC-SA 4.0", "Attribution 4.0 International (CC BY 4.0)",
+    "Attribution 3.0 Unported (CC BY 3.0)", "Attribution 3.0 IGO (CC BY 3.0 IGO)",
+    "Attribution-NoDerivatives 4.0 International (CC BY-ND 4.0)",
+    "Attribution-NonCommercial 4.0 International (CC BY-NC 4.0)",
+    "Attribution-NonCommercial-NoDerivatives 4.0 International (CC BY-NC-ND 4.0)",
+    "Attribution-NonCommercial-ShareAlike 3.0 IGO (CC BY-NC-SA 3.0 IGO)", "GPL 2", "GPL 3",
+    "GNU Lesser General Public License 3.0", "GNU Affero General Public License 3.0",
+    "GNU Free Documentation License 1.3", "ODC Attribution License (ODC-By)",
+    "ODC Public Domain Dedication and Licence (PDDL)",
+    "Community Data License Agreement - Permissive - Version 1.0",
+    "Community Data License Agreement - Sharing - Version 1.0",
+)  # fmt: skip
+
+
+def _day(given: Mapping[str, Any]) -> str | None:
+    value = given.get("publishTime") or "2026-01-01"
+    try:
+        date.fromisoformat(value)
+    except (TypeError, ValueError):
+        return f"publishTime is {value!r}, not a day such as 2026-01-31"
+    return None
+
+
+MODEL = (
+    known_fields(
+        "ownerSlug", "title", "slug", "subtitle", "isPrivate", "description", "publishTime",
+        "provenanceSources", "id",
+    ),
+    text("title", 6, 50),
+    text("subtitle", 20, 80, optional=True),
+    formed("ownerSlug", "a name in lower case", NAME),
+    formed("slug", "words in lower case with single dashes between", SLUG.pattern),
+    yes_or_no("isPrivate"),
+    Rule("a day", "Kaggle reads publishTime as year-month-day", _day),
+)  # fmt: skip
+
+# %% ../../nbs/kaggle/20_metadata.ipynb #73af292d
+def _says_its_base(given: Mapping[str, Any]) -> str | None:
+    kind = given.get("modelInstanceType")
+    base, url = str(given.get("baseModelInstance", "")), str(given.get("externalBaseModelUrl", ""))
+    if kind == "KaggleVariant" and not re.fullmatch(f"{NAME}/{PART}/{PART}/{PART}", base):
+        return f"baseModelInstance is {base!r}, not of the form owner/model/framework/variation"
+    if kind == "ExternalVariant" and not re.fullmatch(r"https?://\S+", url):
+        return f"externalBaseModelUrl is {url!r}, not an address"
+    return None
+
+
+def _training_data_listed(given: Mapping[str, Any]) -> str | None:
+    value = given.get("trainingData", [])
+    fine = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return None if fine else f"trainingData is {value!r}, not a list of texts"
+
+
+INSTANCE = (
+    known_fields(
+        "ownerSlug", "modelSlug", "instanceSlug", "framework", "overview", "usage", "licenseName",
+        "fineTunable", "trainingData", "modelInstanceType", "baseModelInstance",
+        "externalBaseModelUrl", "id",
+    ),
+    formed("ownerSlug", "a name in lower case", NAME),
+    formed("modelSlug", "words in lower case with single dashes between", SLUG.pattern),
+    formed("instanceSlug", "words in lower case with single dashes between", SLUG.pattern),
+    one_of("framework", *FRAMEWORKS),
+    one_of("licenseName", *MODEL_LICENCES),
+    yes_or_no("fineTunable"),
+    Rule("training data", "Kaggle shows it as a list", _training_data_listed),
+    one_of("modelInstanceType", "Unspecified", "BaseModel", "KaggleVariant", "ExternalVariant"),
+    Rule("the base is named", "Kaggle links a variant to what it was made from", _says_its_base),
+)  # fmt: skip
+
+# %% ../../nbs/kaggle/20_metadata.ipynb #019bffdb
+KINDS = {
+    "kernel": KERNEL,
+    "dataset": DATASET,
+    "model": MODEL,
+    "instance": INSTANCE,
+}
+
+
+def faults(
+    kind: str,  # "kernel", "dataset", "model" or "instance"
+    metadata: Mapping[str, Any],  # What is to be written
+    folder: Path | None = None,  # Where the files lie that it names; None does not look
+) -> Iterator[str]:  # "rule: finding (because)"
+    "Find everything that Kaggle would not take."
+    for rule in KINDS[kind]:
+        if found := rule.fault(metadata):
+            yield f"{rule.name}: {found} ({rule.because})"
+    named = [item.get("path") for item in metadata.get("resources") or []]
+    for name in [metadata.get("code_file"), *named] if folder else []:
+        if name and folder is not None and not (folder / name).is_file():
+            yield f"the file is there: {name} is not in {folder.name}"
 
 # %% ../../nbs/kaggle/20_metadata.ipynb #adac4620
 FILES = {

@@ -5,23 +5,27 @@
 # %% ../../nbs/kaggle/50_session.ipynb #190c4e37
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from ..core.errors import RunError
-from ..core.files import new_folder, read_json, sha256_file, write_json
+from ..core.files import new_folder, read_json, replacing, sha256_file, write_json
 from ..core.settings import inside
-from .environment import Place, below
+from .environment import Budget, Place, below, clock
+from ..runs.execute import execute
 from ..runs.folder import RECORD, Run, differences, read_run
 
 # %% auto #0
 __all__ = ['SUBMISSION', 'LIST', 'ARCHIVE', 'folders_of', 'files_of', 'save_session', 'Session', 'find_sessions',
-           'session_to_continue', 'restore_session']
+           'session_to_continue', 'restore_session', 'part', 'adopt', 'write_image']
 
 # %% ../../nbs/kaggle/50_session.ipynb #c597f6e5
 SUBMISSION = "kaggle_submission"  # The pipeline whose runs are saved
@@ -191,3 +195,60 @@ def restore_session(
         if archive is not None:
             archive.close()
     return read_run(target)
+
+# %% ../../nbs/kaggle/50_session.ipynb #094eee62
+def part(
+    run: Run,  # The submission
+    budget: Budget,  # Of this session
+    label: str,  # Added to the name of the submission's folder
+    pipeline: str,  # Verb of the notebook to execute, or its path
+    /,
+    **parameters: Any,  # That differ from its defaults
+) -> Run:  # Completed; anything else raises
+    "Execute one part of a submission, or take it from an earlier attempt."
+    folder = Path(f"{run.folder}-{label}")
+    before, os.environ["TUNIX_RT_RUN"] = os.environ.get("TUNIX_RT_RUN"), str(run.folder)
+    try:
+        done = execute(pipeline, parameters, folder, reuse=True, max_seconds=budget.seconds_left)
+    finally:
+        if before is None:
+            del os.environ["TUNIX_RT_RUN"]
+        clock(run, budget)
+    return done
+
+# %% ../../nbs/kaggle/50_session.ipynb #1c29101a
+def adopt(
+    source: Path,  # A file or folder of a part
+    target: Path,  # Its place in the submission's folder
+) -> Path:  # The target
+    "Give a result of a part to the submission, without a second copy of its bytes."
+    if not source.exists():
+        raise RunError(f"{source} should have been written by now, and is not there")
+    fresh = target.with_name(f".{target.name}.new-{uuid4().hex[:8]}")
+    if source.is_dir():
+        shutil.copytree(source, fresh, copy_function=_link)
+    else:
+        _link(source, fresh)
+    aside = target.with_name(f".{target.name}.old-{uuid4().hex[:8]}")
+    if target.exists():
+        target.rename(aside)
+    fresh.rename(target)
+    shutil.rmtree(aside, ignore_errors=True) if aside.is_dir() else aside.unlink(missing_ok=True)
+    return target
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a disk without links
+        shutil.copy2(source, target)
+
+
+def write_image(
+    path: Path,  # The file to write
+) -> int:  # How many packages are installed here
+    "Write down what is installed, as `pip freeze` would, for the next bundle."
+    found = {d.name: d.version for d in metadata.distributions() if d.name}
+    with replacing(path) as file:
+        file.writelines(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))
+    return len(found)

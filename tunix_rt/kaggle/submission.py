@@ -14,17 +14,17 @@ from typing import Any
 from ..core.files import new_folder
 from ..data.datasets import load_dataset
 from ..data.generators import RECIPES
-from .bundle import check_bundle
 from .inputs import KEYS
 from tunix_rt.kaggle.metadata import (
+    KaggleError,
     dataset_metadata,
     instance_metadata,
     kernel_metadata,
     model_metadata,
     write_metadata,
 )
-from .rules import KaggleError
 from .session import SUBMISSION, save_session
+from .wheels import check_bundle
 from ..runs.folder import Run
 from ..runs.pipelines import check_parameters, find_pipeline, with_defaults
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from ..core.files import new_folder, read_json, write_json
-from .rules import KaggleError
+from .metadata import KaggleError
 from ..models.config import GemmaConfig
-from ..models.gemma import PROJECTIONS
-from ..models.weights import model_config
+from ..models.gemma import PROJECTIONS, Gemma, hidden_states, logits
+from ..models.tokenizer import Tokenizer, encode_prompts
+from ..models.weights import load_model, model_config
 
 # %% auto #0
-__all__ = ['Pairs', 'MODULES', 'PARAMS', 'read_pairs', 'joined', 'widen', 'side_by_side', 'layer_state', 'nothing', 'actor_state',
-           'write_actor', 'abstract_state', 'restore_actor', 'product', 'actor_difference']
+__all__ = ['Pairs', 'MODULES', 'PARAMS', 'CLOSE', 'read_pairs', 'joined', 'widen', 'side_by_side', 'layer_state', 'nothing',
+           'actor_state', 'write_actor', 'abstract_state', 'restore_actor', 'product', 'actor_difference', 'our_logits',
+           'their_logits', 'refuse_unlike', 'compare_with_transformers']
 
 # %% ../../nbs/kaggle/60_tunix_export.ipynb #736357b2
 Pairs = dict[tuple[int, str], tuple[np.ndarray, np.ndarray]]  # Layer, projection -> a, b
@@ -233,3 +236,62 @@ def actor_difference(
         for name, (a, b) in ours.items():
             worst = max(worst, float(np.abs(found[name] * scale - a @ b * trained).max()))
     return worst
+
+# %% ../../nbs/kaggle/60_tunix_export.ipynb #f6a88bb0
+def our_logits(
+    model: Gemma,  # Loaded back
+    tokenizer: Tokenizer,  # That came with it
+    prompt: str,  # Any question
+) -> np.ndarray:  # [T, V], float32
+    "Compute what comes next after every token of a prompt."
+    tokens = jnp.asarray(encode_prompts(tokenizer, [prompt]))
+    places = jnp.arange(tokens.shape[1])[None]
+    hidden = hidden_states(model, tokens, places, jnp.ones_like(places))
+    return np.asarray(logits(model, hidden)[0], np.float32)
+
+
+def their_logits(
+    folder: Path,  # A model folder in the layout of Hugging Face
+    prompt: str,  # The same question
+) -> np.ndarray:  # [T, V], float32
+    "Compute the same with transformers and PyTorch."
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+    )
+    tokens = torch.tensor(encode_prompts(tokenizer, [prompt]))
+    with torch.no_grad():
+        return np.asarray(model(tokens).logits[0].float().numpy())
+
+# %% ../../nbs/kaggle/60_tunix_export.ipynb #4e7ffdc2
+CLOSE = 2e-3  # Largest difference, as a share of the spread of the logits
+
+
+def refuse_unlike(
+    folder: Path,  # Named in the refusal
+    ours: np.ndarray,  # [T, V]
+    theirs: np.ndarray,  # [T, V]
+) -> None:
+    "Refuse weights from which two programs compute different things."
+    alike = ours.shape == theirs.shape
+    off = float(np.abs(ours - theirs).max() / ours.std()) if alike else float("inf")
+    if not off < CLOSE:
+        raise KaggleError(
+            f"{folder}: transformers computes something else from these weights (logits differ by "
+            f"{off:.1%} of their spread). Don't publish them"
+        )
+
+
+def compare_with_transformers(
+    folder: Path,  # A model folder in the layout of Hugging Face
+    prompt: str,  # Any question
+) -> str:  # A sentence
+    "Check that transformers computes what we compute."
+    if find_spec("torch") is None:
+        return "PyTorch is not installed here, so transformers was not asked"
+    ours = our_logits(*load_model(folder), prompt)
+    refuse_unlike(folder, ours, their_logits(folder, prompt))
+    return f"transformers computes the same logits, to within {CLOSE:.1%} of their spread"

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .environment import below
-from .metadata import read_metadata
-from .rules import KaggleError
+from .metadata import KaggleError, read_metadata
 from .submission import Upload
 from ..runs.folder import RECORD
 

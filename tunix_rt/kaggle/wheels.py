@@ -5,21 +5,30 @@
 # %% ../../nbs/kaggle/30_wheels.ipynb #14494759
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.parser import Parser
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from .rules import KaggleError
+import tunix_rt
+from ..core.files import new_folder, read_json, sha256_file, write_json
+from .metadata import KaggleError
 
 # %% auto #0
-__all__ = ['PROTECTED', 'Image', 'Wheel', 'read_wheel', 'read_wheels', 'read_image', 'environment', 'needs_of', 'unmet',
-           'closure', 'refuse_replacements']
+__all__ = ['PROTECTED', 'Image', 'KNOWN', 'PLATFORMS', 'WHOLE', 'SOURCES', 'Wheel', 'read_wheel', 'read_wheels', 'read_image',
+           'environment', 'needs_of', 'unmet', 'closure', 'refuse_replacements', 'pip', 'build_wheel', 'resolve_wheels',
+           'resolve_beside', 'Bundle', 'with_needs', 'lacking', 'make_bundle', 'check_bundle']
 
 # %% ../../nbs/kaggle/30_wheels.ipynb #07b73665
 PROTECTED = re.compile(r"jax|jaxlib|jax-cuda\d+-(plugin|pjrt)|libtpu(-nightly)?|nvidia-.+")
@@ -154,3 +163,207 @@ def refuse_replacements(
             f"built with, and the session could lose its accelerator. Take it out; if something "
             f"needs that version, use an older version of what needs it"
         )
+
+# %% ../../nbs/kaggle/30_wheels.ipynb #4e3a6d3f
+KNOWN = {
+    "tpu": ("jax", "jaxlib", "libtpu", "flax", "papermill", "matplotlib"),
+    "gpu": ("jax", "jaxlib", "flax", "papermill", "matplotlib", "pandas", "transformers", "optuna"),
+}  # What Kaggle's images hold in any case, and all that these need
+PLATFORMS = (
+    *(f"manylinux_2_{glibc}_x86_64" for glibc in range(35, 16, -1)),
+    "manylinux2014_x86_64",
+)
+WHOLE = "bundle.json"  # Says what is in the folder, with hashes
+
+# %% ../../nbs/kaggle/30_wheels.ipynb #8f03ef39
+SOURCES = (
+    "tunix_rt", "nbs/pipelines", "settings.ini", "setup.py", "pyproject.toml", "README.md",
+    "MANIFEST.in", "LICENSE",
+)  # fmt: skip
+
+
+def pip(
+    *words: str,  # What would be typed after `pip`
+) -> str:  # What it printed
+    "Call pip, and pass its refusal on."
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
+    said = subprocess.run(command, capture_output=True, text=True)
+    if said.returncode:
+        lines = [x for x in said.stderr.splitlines() if x.strip() and not x.startswith("WARN")]
+        raise KaggleError(f"pip {words[0]} did not succeed: {' '.join(lines[-6:])[:1500]}")
+    return said.stdout
+
+
+def build_wheel(
+    into: Path,  # An existing folder
+) -> Path:  # The wheel
+    "Build the wheel of this package."
+    checkout = Path(tunix_rt.__file__).parents[1]
+    if not (checkout / "setup.py").is_file():
+        raise KaggleError(
+            f"tunix_rt was installed and not checked out, so there is nothing to build from in "
+            f"{checkout}. Name the wheel it was installed from with --wheel"
+        )
+    with TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "tunix_rt"
+        for name in SOURCES:
+            source = checkout / name
+            if source.is_dir():
+                skip = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source, copy / name, ignore=skip)
+            elif source.is_file():
+                shutil.copy(source, copy / name)
+        pip("wheel", "--no-deps", "--quiet", "--wheel-dir", str(into), *_offline(), str(copy))
+    (wheel,) = into.glob("tunix_rt-*.whl")
+    return wheel
+
+
+def _offline() -> list[str]:
+    "Build with the tools at hand, if they are, so that nothing has to be fetched."
+    from importlib.util import find_spec
+
+    return ["--no-build-isolation"] if find_spec("setuptools") and find_spec("wheel") else []
+
+# %% ../../nbs/kaggle/30_wheels.ipynb #f2f02d8e
+def resolve_wheels(
+    wanted: Iterable[str],  # Requirements, or paths of wheels
+    *,
+    python: str,  # Such as "3.12"
+    image: Image,  # Whose versions have to be kept
+) -> list[Wheel]:  # Everything that would be installed on an empty machine
+    "Ask pip what is needed."
+    with TemporaryDirectory() as scratch:
+        limits = Path(scratch) / "limits.txt"
+        limits.write_text("".join(f"{name}=={v}\n" for name, v in image.items() if v))
+        answer = Path(scratch) / "report.json"
+        flags = ["--dry-run", "--ignore-installed", "--quiet", "--report", str(answer)]
+        flags += ["--only-binary=:all:", "--python-version", python, "--target", scratch]
+        flags += [word for name in PLATFORMS for word in ("--platform", name)]
+        pip("install", *flags, "--constraint", str(limits), *wanted)
+        report = read_json(answer)
+    return [_wheel_of(item["metadata"]) for item in report["install"]]
+
+
+def _wheel_of(facts: dict[str, Any]) -> Wheel:
+    name = str(canonicalize_name(facts["name"]))
+    return Wheel(name, facts["version"], tuple(facts.get("requires_dist") or ()))
+
+
+def resolve_beside(
+    wanted: list[str],  # Requirements, or paths of wheels
+    *,
+    python: str,  # Such as "3.12"
+    image: Image,  # What is there already
+) -> list[Wheel]:  # Everything that would be installed on an empty machine
+    "Ask pip what is needed beside an image, disturbing it as little as can be."
+    kept = {name: version for name, version in image.items() if PROTECTED.fullmatch(name)}
+    refusal = ""
+    for limits in [image, kept] if dict(image) != kept else [image]:
+        try:
+            return resolve_wheels(wanted, python=python, image=limits)
+        except KaggleError as error:
+            refusal = str(error)
+    versions = ", ".join(f"{name} {version}" for name, version in kept.items() if version)
+    raise KaggleError(
+        f"nothing can be installed beside the image's {versions or 'packages'} without replacing "
+        f"it, which a bundle never does. {refusal}"
+    )
+
+# %% ../../nbs/kaggle/30_wheels.ipynb #4bb77a2a
+@dataclass(frozen=True)
+class Bundle:
+    "A folder of wheels and what is known of it."
+
+    folder: Path
+    facts: dict[str, Any]
+
+    def __repr__(self) -> str:
+        size = sum(path.stat().st_size for path in self.folder.glob("*.whl")) / 1e6
+        names = [f"{item['name']} {item['version']}" for item in self.facts["wheels"]]
+        listed = ", ".join(names)
+        return f"{len(names)} wheels, {size:.1f} MB, for Python {self.facts['python']}: {listed}"
+
+
+def with_needs(
+    image: Image,  # Versions, or "" where they are not known
+    needed: list[Wheel],  # As pip resolved them
+    python: str,  # Such as "3.12"
+) -> dict[str, str]:  # The same, and all that those without a version need
+    "Conclude from what an image has to what it must have as well."
+    unknown = [name for name, version in image.items() if not version]
+    return dict.fromkeys(sorted(closure(unknown, needed, python)), "") | dict(image)
+
+
+def lacking(
+    needed: list[Wheel],  # As pip resolved them
+    image: Image,  # What is there already
+) -> list[Wheel]:  # What has to be carried
+    "Take away what the image has."
+    return [
+        wheel
+        for wheel in needed
+        if image.get(wheel.name, "nothing") not in ("", wheel.version)
+        if not PROTECTED.fullmatch(wheel.name)
+    ]
+
+# %% ../../nbs/kaggle/30_wheels.ipynb #c1a21257
+def make_bundle(
+    into: Path,  # The folder to create; must not exist
+    *,
+    python: str = "3.12",  # The image's
+    accelerator: str = "tpu",  # Which image: "tpu" or "gpu"
+    image: Path | None = None,  # What `pip freeze` said there; a short list otherwise
+    wheel: Path | None = None,  # Our own wheel; built otherwise
+    extras: Iterable[str] = (),  # Further requirements to carry
+) -> Bundle:  # Whole and checked
+    "Make a folder of wheels to install from where there is no internet."
+    if accelerator not in KNOWN:
+        raise KaggleError(f"there is no image for {accelerator!r}; choose {' or '.join(KNOWN)}")
+    held = read_image(image) if image else dict.fromkeys(KNOWN[accelerator], "")
+    with new_folder(into) as folder:
+        ours = build_wheel(folder) if wheel is None else Path(shutil.copy(wheel, folder))
+        needed = resolve_beside([str(ours), *extras], python=python, image=held)
+        held = with_needs(held, needed, python)
+        carried = [w for w in lacking(needed, held) if w.name != "tunix-rt"]
+        refuse_replacements(carried)
+        _fetch(carried, folder, python)
+        wheels = read_wheels(folder)
+        missing = unmet("tunix-rt", wheels, held, python)
+        if missing:
+            raise KaggleError(f"the bundle would not install: {'; '.join(missing[:10])}")
+        facts = {
+            "python": python,
+            "accelerator": accelerator,
+            "image": held,
+            "wheels": [{"name": w.name, "version": w.version} for w in wheels],
+            "outdone": sorted(w.name for w in wheels if held.get(w.name)),
+            "sha256": {path.name: sha256_file(path) for path in sorted(folder.glob("*.whl"))},
+        }
+        write_json(folder / WHOLE, facts)
+    return Bundle(into, facts)
+
+
+def _fetch(wheels: list[Wheel], folder: Path, python: str) -> None:
+    if wheels:
+        flags = ["--no-deps", "--quiet", "--only-binary=:all:", "--python-version", python]
+        flags += [word for name in PLATFORMS for word in ("--platform", name)]
+        exact = [f"{wheel.name}=={wheel.version}" for wheel in wheels]
+        pip("download", *flags, "--dest", str(folder), *exact)
+
+# %% ../../nbs/kaggle/30_wheels.ipynb #e484ad83
+def check_bundle(
+    folder: Path,  # A bundle, as it arrived
+) -> Bundle:  # As it was made
+    "Check that a bundle is whole, and that nobody has put a JAX into it."
+    if not (folder / WHOLE).is_file():
+        raise KaggleError(f"{folder} holds no {WHOLE}; make a bundle with `tunix-rt kaggle bundle`")
+    facts = read_json(folder / WHOLE)
+    found = {path.name: sha256_file(path) for path in folder.glob("*.whl")}
+    refuse_replacements(read_wheels(folder))
+    odd = sorted(set(found.items()) ^ set(facts["sha256"].items()))
+    if odd:
+        raise KaggleError(
+            f"{folder} is not the bundle that was made: {odd[0][0]} differs, is missing or was "
+            f"added. Upload it again"
+        )
+    return Bundle(folder, facts)

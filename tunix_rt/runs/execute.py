@@ -16,16 +16,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from ..core.errors import RunError, TunixError
 from ..core.files import replacing, sha256_file
-from ..core.settings import settings
+from ..core.settings import resolve, settings
 from ..registry.model_refs import pin_parameters
-from .compiled import compiled_before
 from .folder import Run, read_run, start_run
 from .lock import release
 from tunix_rt.runs.pipelines import (
@@ -37,7 +36,37 @@ from tunix_rt.runs.pipelines import (
 )
 
 # %% auto #0
-__all__ = ['GRACE', 'STOPPED', 'RunCrashed', 'executor', 'RunFailed', 'RunCancelled', 'execute']
+__all__ = ['COMPILED_BYTES', 'GRACE', 'STOPPED', 'trim', 'compiled_before', 'RunCrashed', 'executor', 'RunFailed', 'RunCancelled',
+           'execute']
+
+# %% ../../nbs/runs/60_execute.ipynb #26b13a59
+COMPILED_BYTES = 2 * 2**30  # What compiled programs may take on the disk
+
+
+def trim(
+    folder: Path,  # Need not exist
+    most: int = COMPILED_BYTES,  # Bytes that may stay
+) -> None:
+    "Delete the oldest programs until the rest is small enough."
+    found = [(path.stat(), path) for path in folder.glob("*-cache")]
+    size = sum(known.st_size for known, _ in found)
+    for known, path in sorted(found, key=lambda pair: pair[0].st_mtime):
+        if size <= most:
+            return
+        path.unlink(missing_ok=True)
+        size -= known.st_size
+
+# %% ../../nbs/runs/60_execute.ipynb #5487ee8a
+def compiled_before() -> dict[str, str]:  # Variables for a process that is to use JAX
+    "Say where programs are kept, after making room there."
+    folder = resolve(settings().compiled)
+    with suppress(FileNotFoundError):
+        trim(folder)
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": "-1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
 
 # %% ../../nbs/runs/60_execute.ipynb #3444e8bc
 class _ByRename:

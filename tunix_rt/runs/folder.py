@@ -19,15 +19,44 @@ from typing import Any
 from uuid import uuid4
 
 from ..core.errors import RunError, TunixError
-from ..core.files import read_json, write_json
+from ..core.files import read_json, sha256_file, write_json
 from ..core.settings import resolve, settings
-from .inventory import inventory
 from .lock import claim, held, join, release
 from .provenance import plain, surroundings
 
 # %% auto #0
-__all__ = ['RECORD', 'AT_WORK', 'RunFiles', 'RunRecord', 'Run', 'read_run', 'differences', 'start_run', 'open_run',
-           'parameters_in']
+__all__ = ['GROWING', 'LEFT', 'RECORD', 'AT_WORK', 'plain_files', 'inventory', 'RunFiles', 'RunRecord', 'Run', 'read_run',
+           'differences', 'start_run', 'open_run', 'parameters_in']
+
+# %% ../../nbs/runs/30_folder.ipynb #7cb201cc
+GROWING = ("log.txt", "notebook.ipynb")  # Written to as long as the process is there
+LEFT = ("checkpoints", "__pycache__")  # Folders that are not part of the result
+
+
+def plain_files(
+    folder: Path,  # To look into, and further down
+) -> list[Path]:  # In no order
+    "List the files of a run that belong to its result."
+    found: list[Path] = []
+    for entry in os.scandir(folder):
+        if entry.name.startswith(".") or entry.is_symlink():
+            continue
+        if entry.is_file():
+            found.append(Path(entry.path))
+        elif entry.is_dir() and entry.name not in LEFT:
+            found += plain_files(Path(entry.path))
+    return found
+
+# %% ../../nbs/runs/30_folder.ipynb #dad86857
+def inventory(
+    folder: Path,  # A run folder
+    *,
+    at_work: bool = False,  # Whether its process is still there, and its log grows
+) -> dict[str, str]:  # Name from the folder, with "/", to SHA-256; in order of the names
+    "Hash the files that are the result of a run."
+    left = {"run.json", *GROWING} if at_work else {"run.json"}
+    names = {path.relative_to(folder).as_posix(): path for path in plain_files(folder)}
+    return {name: sha256_file(names[name]) for name in sorted(names) if name not in left}
 
 # %% ../../nbs/runs/30_folder.ipynb #1e52f2f6
 @dataclass(eq=False)

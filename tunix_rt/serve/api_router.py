@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from tunix_rt.serve.pages import (
-    answers,
-    frames,
-    login,
-    overview,
-    runs,
-)
 from .pages import datasets as dataset_pages
 from .pages import leaderboard as leaderboard_pages
+from tunix_rt.serve.pages import (
+    login,
+    overview,
+    predictions,
+    rendering,
+    runs,
+)
 from .pages import models as model_pages
 from .pages import traces as trace_pages
 from .pages import tuning as tuning_pages
@@ -54,14 +54,14 @@ ROUTERS = (
 PAGES = (
     overview,
     runs,
-    answers,
+    predictions,
     trace_pages,
     dataset_pages,
     leaderboard_pages,
     tuning_pages,
     model_pages,
     login,
-    frames,
+    rendering,
 )
 
 

@@ -5,21 +5,27 @@
 # %% ../../nbs/serve/15_strict_json.ipynb #dc8b3202
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import shutil
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Annotated, Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, Field
 from pydantic import StringConstraints as Text
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from ..core.files import ADVICE, JSONRefused, json_fault, parse_json
+from ..data.datasets import disk_full_explained
 
 # %% auto #0
-__all__ = ['OPERATION', 'Handler', 'Said', 'Name', 'Key', 'Whole', 'Real', 'Flag', 'strict_json', 'StrictRequest', 'RawJSON',
-           'RawRequest', 'StrictRoute', 'RawRoute']
+__all__ = ['OPERATION', 'Handler', 'Said', 'Name', 'Key', 'Whole', 'Real', 'Flag', 'PIECE', 'strict_json', 'StrictRequest',
+           'RawJSON', 'RawRequest', 'StrictRoute', 'RawRoute', 'receive_file']
 
 # %% ../../nbs/serve/15_strict_json.ipynb #33c2a7ba
 def strict_json(
@@ -91,3 +97,27 @@ Key = Annotated[Said, Text(min_length=1, max_length=200)]
 Whole = Annotated[int, Field(strict=True)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
+
+# %% ../../nbs/serve/15_strict_json.ipynb #63d6bdc7
+PIECE = 2**20  # Bytes that are gathered before they are written
+
+
+@asynccontextmanager
+async def receive_file(
+    request: Request,  # Whose body is the file
+    name: str,  # For the record; ours, not the sender's
+) -> AsyncIterator[Path]:  # An existing file, for the length of the block
+    "Write a body to the disk as it comes."
+    folder = Path(await run_in_threadpool(mkdtemp, prefix="tunix-rt-upload-"))
+    try:
+        with disk_full_explained(name, folder), (folder / name).open("wb") as file:
+            waiting = bytearray()
+            async for chunk in request.stream():
+                waiting += chunk
+                if len(waiting) >= PIECE:
+                    await run_in_threadpool(file.write, bytes(waiting))
+                    waiting.clear()
+            await run_in_threadpool(file.write, bytes(waiting))
+        yield folder / name
+    finally:
+        await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,14 +21,15 @@ from sqlalchemy.orm import Session
 from ..core.errors import MissingError, StoreError, TraceError
 from ..core.files import json_fault
 from .engine import Store
-from .tables import TraceRow, TraceTally, copied, now
+from .tables import ScoreRow, TraceRow, TraceTally, copied, now
 from ..traces.schema import Trace
 from ..traces.serialization import Written, record_of, write_down
 
 # %% auto #0
 __all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'Found', 'label', 'spell', 'storable',
            'insert_one', 'insert_rows', 'moment_text', 'insert_written', 'insert_traces', 'add_traces', 'found',
-           'get_traces', 'get_trace', 'count_traces', 'saying', 'Page', 'list_traces']
+           'get_traces', 'get_trace', 'count_traces', 'saying', 'Page', 'list_traces', 'baseline_score', 'Score',
+           'add_score', 'latest_score']
 
 # %% ../../nbs/store/30_traces.ipynb #5b497dc2
 @dataclass(frozen=True, slots=True)
@@ -359,3 +360,66 @@ def list_traces(
         next_offset=offset + limit if more else None,
         next_after=rows[-1].number if more else None,
     )
+
+# %% ../../nbs/store/30_traces.ipynb #bb933085
+def baseline_score(
+    trace: Trace,  # Any
+) -> tuple[float, dict[str, Any]]:  # 0 to 100, and how it came about
+    "Score the length of a trace."
+    characters = sum(len(step.content) for step in trace.steps)
+    average = characters / len(trace.steps)
+    step_score = min(len(trace.steps) / 10, 1.0) * 50
+    length_score = min(average / 500, 1.0) * 50
+    details = {
+        "step_count": len(trace.steps),
+        "avg_step_length": average,
+        "total_chars": characters,
+        "step_score": step_score,
+        "length_score": length_score,
+        "criteria": "baseline",
+    }
+    return step_score + length_score, details
+
+# %% ../../nbs/store/30_traces.ipynb #33d61fd9
+@dataclass(frozen=True, slots=True)
+class Score:
+    "What a criterion made of a trace."
+
+    score: float
+    criteria: str
+    details: dict[str, Any]
+    created_at: datetime
+
+
+def _score(
+    row: ScoreRow,  # As stored
+) -> Score:
+    return Score(row.score, row.criteria, row.details, row.created_at)
+
+# %% ../../nbs/store/30_traces.ipynb #55cec5f9
+def add_score(
+    store: Store,  # Where to
+    trace_id: UUID,  # Of a stored trace
+    *,
+    score: float,  # 0 to 100
+    criteria: str,  # Such as "baseline"
+    details: Mapping[str, Any],  # How it came about
+) -> Score:  # As kept
+    "Keep a score of a trace."
+    get_trace(store, trace_id)
+    row = ScoreRow(trace_id=trace_id, score=score, criteria=criteria, details=dict(details))
+    with store.writing() as session:
+        session.add(row)
+    return _score(row)
+
+# %% ../../nbs/store/30_traces.ipynb #b64eb2f8
+def latest_score(
+    store: Store,  # Where from
+    trace_id: UUID,  # Of a stored trace
+    criteria: str = "baseline",  # Which kind
+) -> Score | None:  # None when there is none
+    "Read the newest score of a trace."
+    query = select(ScoreRow).where(ScoreRow.trace_id == trace_id, ScoreRow.criteria == criteria)
+    with store.reading() as session:
+        row = session.scalars(query.order_by(ScoreRow.created_at.desc()).limit(1)).first()
+    return None if row is None else _score(row)

@@ -23,8 +23,7 @@ from ..core.settings import inside, resolve, settings
 from ..jobs.logs import TAIL, chunks
 from ..jobs.queue import QueuedRun, get_queued
 from ..jobs.worker import score
-from ..runs.folder import RECORD, read_run
-from ..runs.inventory import LEFT, plain_files
+from ..runs.folder import LEFT, RECORD, plain_files, read_run
 from ..runs.provenance import UNFIT
 from ..store.engine import Store
 from ..store.tables import LogChunk, RunRow, now

@@ -14,9 +14,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ..core.errors import TrainingError
+from ..core.files import canonical_json, read_log, replacing
 
 # %% auto #0
-__all__ = ['Checkpoints', 'save_state', 'check_identity', 'restore_state']
+__all__ = ['Checkpoints', 'save_state', 'check_identity', 'restore_state', 'find_checkpoints', 'Attached', 'take_over']
 
 # %% ../../nbs/training/25_checkpoints.ipynb #8ae5b517
 def _loss(metrics: dict[str, float]) -> float:
@@ -119,3 +120,69 @@ def restore_state(
             f"Delete the folder to start afresh, or bring it back from a copy"
         )
     return None
+
+# %% ../../nbs/training/25_checkpoints.ipynb #b2f92777
+def find_checkpoints(
+    source: Path,  # A run folder, or a folder that holds one
+) -> Path:  # Its folder of checkpoints
+    "Find the checkpoints of an attached run."
+    found = [source / "checkpoints"]
+    if not found[0].is_dir():
+        below = [
+            path for depth in range(1, 5) for path in source.glob(f"{'*/' * depth}checkpoints")
+        ]
+        found = sorted(path for path in below if path.is_dir())
+    if len(found) == 1:
+        return found[0]
+    named = ", ".join(str(path.parent) for path in found[:5])
+    held = f"holds {len(found)} runs ({named}); name one of them" if found else "holds none"
+    raise TrainingError(
+        f"{source} should be a run folder with checkpoints to continue from, and {held}. Check the "
+        f"path, and that the earlier session saved at least once"
+    )
+
+# %% ../../nbs/training/25_checkpoints.ipynb #2c4b45f3
+class Attached(Checkpoints):
+    "The checkpoints of another run, which are read and never written."
+
+    def __init__(
+        self,
+        folder: Path,  # An existing folder of checkpoints
+        identity: dict[str, str],  # What must be the same for a state to fit
+    ):
+        self.folder, self.identity = folder, identity
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        self.manager = ocp.CheckpointManager(folder, options=options)
+
+    def loss(self, step: int) -> float:
+        "Read the loss by which a step was judged when it was saved."
+        return float(self.manager.metrics(step)["loss"])  # type: ignore[index]
+
+# %% ../../nbs/training/25_checkpoints.ipynb #c6fb156b
+def take_over(
+    source: Path,  # The attached run folder
+    checkpoints: Checkpoints,  # One's own, still empty
+    like: Any,  # A fresh state: same tree, shapes, types and placement
+    *,
+    log: Path,  # metrics.jsonl of one's own
+) -> tuple[int, Any, dict[str, Any]]:  # Step, state and memory, as `restore_state` has them
+    "Make the newest state of another run the first checkpoint of this one."
+    folder = find_checkpoints(source)
+    attached = Attached(folder, checkpoints.identity)
+    try:
+        found = restore_state(attached, like)
+        if found is None:
+            raise TrainingError(
+                f"{folder} holds no checkpoint: that session ended before its first. Start afresh "
+                f"without continue_from"
+            )
+        step, state, memory = found
+        loss = attached.loss(step)
+    finally:
+        attached.close()
+    lines = [line for line in read_log(folder.parent / "metrics.jsonl") if line["step"] <= step]
+    if jax.process_index() == 0:
+        with replacing(log) as file:
+            file.writelines(canonical_json(line) + "\n" for line in lines)
+    save_state(checkpoints, step, state, loss=loss, memory=memory)
+    return step, state, memory

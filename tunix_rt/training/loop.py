@@ -21,9 +21,8 @@ from tqdm import tqdm
 
 from ..core.errors import TrainingError
 from ..models.gemma import Gemma
-from .checkpoints import Checkpoints, restore_state, save_state
+from .checkpoints import Checkpoints, restore_state, save_state, take_over
 from .config import Recipe, schedule
-from .handover import take_over
 from .metrics_log import Progress, wake, write_line
 from .multihost import agreed, lead_folder
 from .packing import Rows, batch_at, rows_at

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -25,17 +26,20 @@ from tunix_rt.models.sharding import (
     AXES,
     bytes_per_device,
     check_rows,
+    make_mesh,
     place,
     row_shards,
     vocabulary_sides,
 )
 from .config import Recipe
 from .loss import summed_loss
-from .train_step import first_state, take_apart
+from .packing import Rows
+from .sft import sft_objective
+from .train_step import Step, first_state, make_step, take_apart
 
 # %% auto #0
 __all__ = ['SLICE', 'WHAT', 'Setup', 'setup_text', 'in_units', 'shape_of', 'held_bytes', 'own_share', 'kept_bytes', 'layer_bytes',
-           'scores_bytes', 'activation_bytes', 'parts_of', 'sum_of_parts']
+           'scores_bytes', 'activation_bytes', 'parts_of', 'sum_of_parts', 'trace_step', 'Measured', 'measure']
 
 # %% ../../nbs/training/60_memory.ipynb #4365db94
 @dataclass(frozen=True)
@@ -284,3 +288,70 @@ def sum_of_parts(
 ) -> int:  # Bytes at the fullest moment
     "Add up what is there together."
     return sum(parts.values()) - min(parts["layer"], parts["scores"])
+
+# %% ../../nbs/training/60_memory.ipynb #85f7f689
+def trace_step(
+    setup: Setup,  # What is trained, on what
+    *,
+    attention: str = "xla",  # The program for attention, from `choose_attention`
+    devices: list[Any] | None = None,  # To compile for; those that JAX sees by default
+) -> tuple[Any, Step]:  # What is to be compiled, and the step it belongs to
+    "Trace the step of a setup with shapes in place of numbers."
+    count, recipe = setup.data * setup.fsdp * setup.tensor, setup.recipe
+    there = jax.devices() if devices is None else devices
+    if len(there) < count:
+        raise TrainingError(
+            f"the setup is for {count} devices and {len(there)} are there; to measure it on a "
+            f"processor, set XLA_FLAGS=--xla_force_host_platform_device_count={count} before JAX "
+            f"starts. A plan needs none of them"
+        )
+    mesh = None
+    if count > 1 or devices is not None:
+        mesh = make_mesh(setup.data, setup.fsdp, setup.tensor, devices=list(there[:count]))
+    objective = sft_objective(recipe, attention=attention)
+    state, step = make_step(shape_of(setup), objective, recipe, mesh=mesh)
+    numbers: Any = jax.ShapeDtypeStruct((recipe.batch_rows, recipe.row_tokens), jnp.int32)
+    counted: Any = jax.ShapeDtypeStruct(numbers.shape, jnp.bool_)
+    return step.lower(state, Rows(numbers, numbers, numbers, counted)), step
+
+# %% ../../nbs/training/60_memory.ipynb #64ea1464
+@dataclass(frozen=True)
+class Measured:
+    "What a compiled step takes of each device."
+
+    arguments: int  # Bytes of state, of what is only read, and of the batch
+    outputs: int  # Bytes of the next state and the figures
+    aliased: int  # Bytes of outputs that are written over arguments
+    temporaries: int  # Bytes that come and go
+    trace_seconds: float = field(compare=False)  # From Python to the compiler
+    compile_seconds: float = field(compare=False)  # From there to a program
+    compiled: Any = field(repr=False, compare=False)  # The program, to be looked into
+
+    @property
+    def total(self) -> int:
+        "Bytes at the fullest moment."
+        return self.arguments + self.outputs - self.aliased + self.temporaries
+
+
+def measure(
+    setup: Setup,  # What is trained, on what
+    *,
+    attention: str = "xla",  # The program for attention, from `choose_attention`
+    devices: list[Any] | None = None,  # To compile for; those that JAX sees by default
+) -> Measured:  # What the compiler says
+    "Compile the step of a setup, and read what it would take."
+    begun = time.perf_counter()
+    lowered, step = trace_step(setup, attention=attention, devices=devices)
+    traced = time.perf_counter()
+    with step.active():
+        compiled = lowered.compile()
+    found = compiled.memory_analysis()
+    return Measured(
+        found.argument_size_in_bytes,
+        found.output_size_in_bytes,
+        found.alias_size_in_bytes,
+        found.temp_size_in_bytes,
+        traced - begun,
+        time.perf_counter() - traced,
+        compiled,
+    )

@@ -32,8 +32,7 @@ from tunix_rt.serve.schemas.datasets import (
     IngestRequest,
 )
 from ..schemas.traces import Pagination
-from ..strict_json import Name, Said, StrictRoute
-from ..uploads import receive_file
+from ..strict_json import Name, Said, StrictRoute, receive_file
 from ...store.datasets import Ingested, build_from_store, ingest_into_store
 from ...store.engine import Store
 

@@ -37,8 +37,7 @@ from tunix_rt.serve.schemas.traces import (
 from ..strict_json import RawJSON, RawRoute, Said, StrictRoute, strict_json
 from ..trace_writer import add_batch, arrive
 from ...store.engine import Store
-from ...store.scores import add_score, baseline_score, latest_score
-from ...store.traces import BATCH, Stored, storable
+from ...store.traces import BATCH, Stored, add_score, baseline_score, latest_score, storable
 from ...store.traces import get_trace as read_trace
 from ...store.traces import list_traces as list_stored
 from ...traces.schema import Trace
