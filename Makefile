@@ -23,7 +23,7 @@ lab: .venv/lab.stamp
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" $(BIN)/jupyter lab
 
 docs: .venv/docs.stamp
-	$(BIN)/python .ci/site.py
+	$(BIN)/python .ci/docs.py
 
 dev: .venv/dev.stamp
 

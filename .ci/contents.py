@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
-# Folders from the bottom up; one that is not named here comes after those that are.
+# Folders in reading order; one that is not named here comes after those that are.
 FOLDERS = {
     "guides": "walks through whole jobs: Kaggle, Gemma, a server for a team",
     "api": "the front door: `import tunix_rt as rt`",
