@@ -72,6 +72,8 @@ def test_what_the_wheel_says_of_itself(unpacked: Path):
     assert {"serve", "postgres", "kaggle", "lab", "dev", "docs"} <= {
         *metadata.get_all("Provides-Extra")
     }
+    cited = (CHECKOUT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {metadata['Version']}\n" in cited
     assert (unpacked / "tunix_rt" / "py.typed").is_file()  # so that mypy reads our types
 
 
