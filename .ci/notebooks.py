@@ -14,7 +14,7 @@ SLOW = ["nbdev.test", "jax", "flax.nnx", "optax", "orbax.checkpoint", "transform
 SLOW += ["matplotlib.pyplot", "sqlalchemy.orm", "fastapi", "papermill", "optuna", "math_verify"]
 # What compiles programs or starts runs takes long. The gate runs it once, in pytest, which also
 # compares what it says; `all` runs it here as well.
-LONG = {"guides", "models", "training", "evaluation", "runs/40_execute", "runs/76_trials"}
+LONG = {"guides", "models", "training", "evaluation", "runs/60_execute", "tuning/50_controller"}
 
 
 def run(path: Path) -> tuple[Path, bool, float]:

@@ -17,9 +17,9 @@ from workload import report
 
 from tunix_rt.models.config import preset
 from tunix_rt.models.lora import Lora
+from tunix_rt.training.config import Recipe
 from tunix_rt.training.measure import measure
 from tunix_rt.training.memory import Setup, parts_of, sum_of_parts
-from tunix_rt.training.recipe import Recipe
 
 DEFAULTS = {
     "platform": "tpu",  # Or "cpu"

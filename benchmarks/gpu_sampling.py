@@ -29,7 +29,7 @@ from workload import NEW_TOKENS, PROMPT_LENGTH, SIZES, Size
 
 OURS, PEER = "ours_gpu_sampling.py", "peers/transformers_gpu_sampling.py"
 CONTENDERS = [
-    Contender("ours", "ours", OURS, note="tunix_rt.models.sampling.generate", accelerator=True),
+    Contender("ours", "ours", OURS, note="tunix_rt.inference.engine.generate", accelerator=True),
     Contender(
         "transformers",
         "torch",

@@ -31,7 +31,7 @@ import numpy as np
 from harness import Contender, choose, markdown_table, middle, run_rounds, save
 from workload import SIZES, Size, counted, sequences, useful_flops
 
-from tunix_rt.training.batches import Example, Rows, batch_at, pack
+from tunix_rt.training.packing import Example, Rows, batch_at, pack
 
 WARM_UP = 2  # Steps that the contenders take before their clocks start
 RANK = 16

@@ -41,7 +41,7 @@ def write_folder(folder: Path) -> dict[str, float]:
     "Write a random model in several shards, a tensor at a time."
     from tunix_rt.core.files import write_json
     from tunix_rt.models.config import preset, to_hugging_face
-    from tunix_rt.models.published import wanted_tensors
+    from tunix_rt.models.hf_layout import wanted_tensors
     from tunix_rt.models.tokenizer import save_tokenizer, train_tokenizer
     from tunix_rt.models.weights import write_tensors
 
@@ -80,7 +80,7 @@ def load(folder: Path, devices: int, stacked: bool, kind: str) -> None:
     "Load the folder while a second thread watches the memory."
     import jax
 
-    from tunix_rt.models.mesh import make_mesh
+    from tunix_rt.models.sharding import make_mesh
     from tunix_rt.models.weights import load_model
 
     mesh = make_mesh(fsdp=devices) if devices > 1 else None

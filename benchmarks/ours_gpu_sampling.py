@@ -12,7 +12,7 @@ from ours_model import build_model
 from ours_sampling import build_tokenizer, never_stop
 from workload import EOS, NEW_TOKENS, SIZES, arguments, report, rows_of_prompts
 
-from tunix_rt.models.sampling import Sampling, generate
+from tunix_rt.inference.engine import Sampling, generate
 from tunix_rt.models.tokenizer import end_of_turn
 
 

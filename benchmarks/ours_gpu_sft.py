@@ -15,12 +15,12 @@ from flax import nnx
 from ours_model import build_model
 from workload import SIZES, arguments, report
 
-from tunix_rt.models.kernels import choose_attention
+from tunix_rt.models.attention_backends import choose_attention
 from tunix_rt.models.lora import Lora, add_lora
-from tunix_rt.training.batches import Rows
-from tunix_rt.training.recipe import Recipe
+from tunix_rt.training.config import Recipe
+from tunix_rt.training.packing import Rows
 from tunix_rt.training.sft import sft_objective
-from tunix_rt.training.step import make_step
+from tunix_rt.training.train_step import make_step
 
 WARM_UP = 2  # Steps before the clock starts
 

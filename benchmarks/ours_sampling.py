@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from workload import EOS, NEW_TOKENS, SIZES, Size, arguments, prompts, report
 
+from tunix_rt.inference.engine import Sampling, generate
 from tunix_rt.models.gemma import Gemma
-from tunix_rt.models.sampling import Sampling, generate
 from tunix_rt.models.tokenizer import CONTROL, end_of_turn
 
 

@@ -13,10 +13,10 @@ from ours_model import build_model
 from workload import SIZES, Size, arguments, report, sequences
 
 from tunix_rt.models.devices import choose_device
-from tunix_rt.training.batches import Example, Rows, batch_at, pack
-from tunix_rt.training.recipe import Recipe
+from tunix_rt.training.config import Recipe
+from tunix_rt.training.packing import Example, Rows, batch_at, pack
 from tunix_rt.training.sft import sft_objective
-from tunix_rt.training.step import make_step
+from tunix_rt.training.train_step import make_step
 
 WARM_UP = 2  # Steps on other sequences before the clock starts
 

@@ -46,7 +46,7 @@ CONTENDERS = [
         ("--cache", "static"),
         "generate, eager attention (soft caps), a cache allocated once",
     ),
-    Contender("ours", "ours", "ours_sampling.py", note="tunix_rt.models.sampling.generate"),
+    Contender("ours", "ours", "ours_sampling.py", note="tunix_rt.inference.engine.generate"),
 ]
 TARGET = 1.5  # Times the best of the others, at every size
 

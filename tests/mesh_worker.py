@@ -22,12 +22,12 @@ from flax import nnx
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.lora import Lora, add_lora
-from tunix_rt.models.mesh import bytes_per_device, feed, join_hosts, make_mesh, place
-from tunix_rt.training.batches import Rows, batch_at
+from tunix_rt.models.sharding import bytes_per_device, feed, join_hosts, make_mesh, place
 from tunix_rt.training.checkpoints import Checkpoints, restore_state, save_state
-from tunix_rt.training.recipe import Recipe
+from tunix_rt.training.config import Recipe
+from tunix_rt.training.packing import Rows, batch_at
 from tunix_rt.training.sft import sft_objective
-from tunix_rt.training.step import Step, TrainState, make_step
+from tunix_rt.training.train_step import Step, TrainState, make_step
 
 ROWS, TIME = 16, 16
 CONFIG = dataclasses.replace(preset("tiny"), vocabulary=512, layers=2, width=32, hidden=64)

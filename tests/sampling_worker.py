@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tunix_rt.models.cache import cache_bytes
-from tunix_rt.models.choice import Sampling
+from tunix_rt.inference.decode_loop import State, idle, write
+from tunix_rt.inference.decode_step import prepare
+from tunix_rt.inference.engine import generate
+from tunix_rt.inference.kv_cache import cache_bytes
+from tunix_rt.inference.sampling import Sampling
 from tunix_rt.models.config import preset
-from tunix_rt.models.decoding import prepare
 from tunix_rt.models.gemma import Gemma, kernel_shapes
 from tunix_rt.models.lora import Lora, add_lora, quantise
-from tunix_rt.models.mesh import bytes_per_device, make_mesh, place
-from tunix_rt.models.sampling import generate
+from tunix_rt.models.sharding import bytes_per_device, make_mesh, place
 from tunix_rt.models.tokenizer import train_tokenizer
-from tunix_rt.models.writing import State, idle, write
 
 CONFIG = dataclasses.replace(
     preset("tiny"), vocabulary=512, layers=2, width=64, hidden=128, window=12

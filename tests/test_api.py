@@ -10,10 +10,10 @@ from uuid import UUID, uuid4
 import pytest
 from serving import make_run, serving, sum_trace
 
-from tunix_rt.runs.logs import append_log
-from tunix_rt.runs.queue import get_queued
+from tunix_rt.jobs.logs import append_log
+from tunix_rt.jobs.queue import get_queued
 from tunix_rt.serve.app import create_app
-from tunix_rt.serve.events import Watch, follow
+from tunix_rt.serve.sse import Watch, follow
 from tunix_rt.store.tables import IdempotentReply, RunRow
 from tunix_rt.store.traces import count_traces
 
@@ -397,7 +397,7 @@ def test_a_key_whose_trace_was_not_kept_is_free(api, store, monkeypatch):
     "The answer and the trace are one transaction, so neither is there without the other."
     key = {"Idempotency-Key": "k1"}
     with monkeypatch.context() as patch:
-        patch.setattr("tunix_rt.serve.arrivals.insert_rows", lambda *_: 1 / 0)
+        patch.setattr("tunix_rt.serve.trace_writer.insert_rows", lambda *_: 1 / 0)
         assert api.post("/api/traces", json=sum_trace(1), headers=key).status_code == 500
     with store.reading() as session:
         assert session.get(IdempotentReply, "k1") is None
@@ -449,6 +449,6 @@ def test_who_listens_hears_of_trouble_of_any_kind(store, root, monkeypatch):
         await watch.close()
         return heard
 
-    monkeypatch.setattr("tunix_rt.serve.events.run_states", broken)
+    monkeypatch.setattr("tunix_rt.serve.sse.run_states", broken)
     heard = asyncio.run(asyncio.wait_for(listen(), 20))
     assert "event: error" in heard[-1] and "could not be seen" in heard[-1]

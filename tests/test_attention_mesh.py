@@ -62,7 +62,7 @@ def main() -> None:
     import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    from tunix_rt.models import kernels
+    from tunix_rt.models import attention_backends as kernels
     from tunix_rt.models.attention import packed_attention
 
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)

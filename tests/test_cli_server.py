@@ -24,8 +24,8 @@ from safetensors.numpy import save_file
 from tunix_rt.cli.app import main
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import build_dataset
+from tunix_rt.jobs.queue import get_queued, list_queued
 from tunix_rt.runs.folder import start_run
-from tunix_rt.runs.queue import get_queued, list_queued
 from tunix_rt.scoring.predictions import make_prediction, write_predictions
 from tunix_rt.store.engine import open_store
 from tunix_rt.traces.schema import Trace

@@ -15,15 +15,15 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from serving import make_run, server_process, sum_trace
 
+from tunix_rt.client import api as client
 from tunix_rt.core.settings import Settings
 from tunix_rt.data.datasets import build_dataset
-from tunix_rt.runs.logs import append_log
-from tunix_rt.runs.promotion import promote
-from tunix_rt.runs.queue import get_queued
-from tunix_rt.runs.registry import create_model, set_alias, version_folder
-from tunix_rt.serve import client
+from tunix_rt.jobs.logs import append_log
+from tunix_rt.jobs.queue import get_queued
+from tunix_rt.registry.models import create_model, set_alias, version_folder
+from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.app import create_app
-from tunix_rt.serve.replies import CLAIMED, STALE, Replies
+from tunix_rt.serve.idempotency import CLAIMED, STALE, Replies
 from tunix_rt.serve.schemas.runs import RunRequest
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import IdempotentReply, RunRow, now
@@ -260,7 +260,7 @@ def test_a_server_that_died_over_a_request_has_not_lost_its_run(api, store):
 
 
 def test_a_claim_is_renewed_as_long_as_its_request_is_at_work(store, monkeypatch):
-    monkeypatch.setattr("tunix_rt.serve.replies.RENEWED", 0.05)
+    monkeypatch.setattr("tunix_rt.serve.idempotency.RENEWED", 0.05)
     app, seen = FastAPI(), []
     app.add_middleware(Replies, store=lambda: store)
 

@@ -5,11 +5,11 @@ from contextlib import closing
 import nbformat
 
 from tunix_rt.core.settings import settings
+from tunix_rt.jobs.queue import enqueue, get_queued
+from tunix_rt.jobs.worker import work
+from tunix_rt.registry.models import create_model, set_alias
 from tunix_rt.runs.execute import execute
 from tunix_rt.runs.folder import read_run
-from tunix_rt.runs.queue import enqueue, get_queued
-from tunix_rt.runs.registry import create_model, set_alias
-from tunix_rt.runs.worker import work
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import ModelVersion, RunRow
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tunix_rt.core.errors import ScoringError
 from tunix_rt.core.settings import settings
-from tunix_rt.evaluation import grading
-from tunix_rt.evaluation.grading import Service, question_for_judge
+from tunix_rt.evaluation import llm_judge as grading
 from tunix_rt.evaluation.judges import find_judge, model_judge
+from tunix_rt.evaluation.llm_judge import Service, question_for_judge
 from tunix_rt.scoring.predictions import make_prediction
 from tunix_rt.traces.schema import Trace
 

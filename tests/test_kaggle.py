@@ -89,7 +89,7 @@ def cut(machine: Machine, notebook: Path) -> Path:
 def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
     tmp_path: Path, image: Path, wheels: Path, notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tunix_rt.kaggle.resume import save_session
+    from tunix_rt.kaggle.session import save_session
     from tunix_rt.kaggle.verify import compare_with_transformers
     from tunix_rt.runs.execute import execute
     from tunix_rt.runs.folder import read_run
@@ -252,7 +252,7 @@ def bundle_of(folder: Path, *needs: str, python: str = "3.12") -> Path:
 
 def finished(folder: Path, model: str) -> Run:
     "A submission that is complete, as far as an upload can tell."
-    from tunix_rt.kaggle.resume import SUBMISSION
+    from tunix_rt.kaggle.session import SUBMISSION
     from tunix_rt.runs.folder import start_run
 
     run = start_run(SUBMISSION, folder, {"model": model})
@@ -267,7 +267,7 @@ def test_push_through_kaggles_own_client(
 ) -> None:
     from tunix_rt.data.datasets import build_dataset
     from tunix_rt.data.generators import generate
-    from tunix_rt.kaggle.resume import SUBMISSION
+    from tunix_rt.kaggle.session import SUBMISSION
     from tunix_rt.runs.folder import start_run
     from tunix_rt.runs.lock import release
 
@@ -340,7 +340,7 @@ def test_what_kaggle_leaves_out_is_an_error(
 def test_results_come_home_and_go_onto_the_leaderboard(
     kaggle: Kaggle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tunix_rt.runs.queue import get_queued
+    from tunix_rt.jobs.queue import get_queued
     from tunix_rt.store.engine import open_store
 
     far = tmp_path / "far/outputs/runs/first"

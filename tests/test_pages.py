@@ -12,15 +12,15 @@ import httpx
 import pytest
 from serving import TOKEN, make_run, server_process, serving, sum_trace
 
-from tunix_rt.runs.baselines import set_baseline
-from tunix_rt.runs.evaluations import evaluate_run
-from tunix_rt.runs.logs import append_log
-from tunix_rt.runs.registry import find_model_named
-from tunix_rt.serve.access import COOKIE
+from tunix_rt.jobs.logs import append_log
+from tunix_rt.registry.models import find_model_named
+from tunix_rt.serve.api_router import PAGES
 from tunix_rt.serve.app import create_app
-from tunix_rt.serve.routing import PAGES
+from tunix_rt.serve.auth import COOKIE
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import RunRow, now
+from tunix_rt.tracking.baselines import set_baseline
+from tunix_rt.tracking.evaluations import evaluate_run
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 LISTS = ("/traces", "/datasets", "/runs", "/leaderboard", "/tuning", "/models")

@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 from hugging_face import CASES, VOCABULARY, continuation, make, publish, scores
 
+from tunix_rt.inference.engine import Sampling, generate
 from tunix_rt.models.gemma import Gemma, hidden_states, logits
-from tunix_rt.models.sampling import Sampling, generate
 from tunix_rt.models.weights import load_model, save_model
 
 TOKENS = np.random.default_rng(0).integers(6, VOCABULARY, (3, 40))

@@ -109,10 +109,10 @@ def main() -> None:
 
     from tunix_rt.models.config import preset
     from tunix_rt.models.lora import Lora
-    from tunix_rt.models.mesh import row_shards
+    from tunix_rt.models.sharding import row_shards
+    from tunix_rt.training.config import Recipe
     from tunix_rt.training.measure import measure, trace_step
     from tunix_rt.training.memory import Setup, held_bytes, parts_of, sum_of_parts
-    from tunix_rt.training.recipe import Recipe
 
     config = preset("gemma-3-1b").resized(
         vocabulary=WORDS, width=256, layers=3, query_heads=4, head_width=64, hidden=1024

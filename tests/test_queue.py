@@ -17,13 +17,13 @@ from sqlalchemy import select
 
 from tunix_rt.core.errors import MissingError, PathError, RunError
 from tunix_rt.core.settings import settings
-from tunix_rt.runs.arrivals import import_run
+from tunix_rt.jobs.leases import beat, claim, finish, give_back, tend
+from tunix_rt.jobs.logs import CHUNK, LogStream, append_log, read_log, tail
+from tunix_rt.jobs.queue import enqueue, get_queued, list_queued, request_cancel, tally_runs
 from tunix_rt.runs.folder import read_run, start_run
-from tunix_rt.runs.leases import beat, claim, finish, give_back, tend
-from tunix_rt.runs.logs import CHUNK, LogStream, append_log, read_log, tail
-from tunix_rt.runs.queue import enqueue, get_queued, list_queued, request_cancel, tally_runs
 from tunix_rt.store.engine import connect, open_store, upgrade
 from tunix_rt.store.tables import RunRow, now
+from tunix_rt.tracking.import_run import import_run
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 WORKERS, JOBS = 8, 1000

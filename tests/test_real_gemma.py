@@ -29,9 +29,9 @@ from safetensors.numpy import load_file, save_file
 from tunix_rt.core.errors import ModelError
 from tunix_rt.core.files import read_log
 from tunix_rt.data.datasets import freeze_recipe
-from tunix_rt.models.adapters import load_any, save_adapter
 from tunix_rt.models.gemma import Gemma, hidden_states, logits
 from tunix_rt.models.lora import Lora, add_lora, trainable
+from tunix_rt.models.peft import load_any, save_adapter
 from tunix_rt.models.tokenizer import encode_prompts, encode_responses, load_tokenizer
 
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -29,27 +29,15 @@ from tunix_rt.core.errors import (
 )
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import build_dataset
-from tunix_rt.evaluation import grading
+from tunix_rt.evaluation import llm_judge as grading
 from tunix_rt.evaluation.evaluate import evaluate, write_evaluation
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.tokenizer import train_tokenizer
 from tunix_rt.models.weights import load_model, save_model
-from tunix_rt.runs.baselines import get_baseline, known_metrics, list_baselines, set_baseline
-from tunix_rt.runs.content import FileNote, keep_content, read_content, zip_folder
-from tunix_rt.runs.evaluations import (
-    evaluate_parameters,
-    evaluate_run,
-    get_evaluation,
-    latest_evaluation,
-    list_items,
-    record_evaluation,
-)
-from tunix_rt.runs.folder import read_run, start_run
-from tunix_rt.runs.leaderboard import leaderboard
-from tunix_rt.runs.pinning import pin_model
-from tunix_rt.runs.promotion import promote, verify_version, zip_version
-from tunix_rt.runs.registry import (
+from tunix_rt.registry.content_store import FileNote, keep_content, read_content, zip_folder
+from tunix_rt.registry.model_refs import pin_model
+from tunix_rt.registry.models import (
     NameTaken,
     create_model,
     find_model_named,
@@ -60,10 +48,22 @@ from tunix_rt.runs.registry import (
     set_alias,
     version_folder,
 )
-from tunix_rt.runs.regression import check_regression, gate
+from tunix_rt.registry.promotion import promote, verify_version, zip_version
+from tunix_rt.runs.folder import read_run, start_run
 from tunix_rt.scoring.predictions import make_prediction, write_predictions
 from tunix_rt.store.tables import EvaluationItem, EvaluationRow, ModelVersion, RunRow, now
 from tunix_rt.traces.schema import Trace
+from tunix_rt.tracking.baselines import get_baseline, known_metrics, list_baselines, set_baseline
+from tunix_rt.tracking.evaluations import (
+    evaluate_parameters,
+    evaluate_run,
+    get_evaluation,
+    latest_evaluation,
+    list_items,
+    record_evaluation,
+)
+from tunix_rt.tracking.leaderboard import leaderboard
+from tunix_rt.tracking.regression import check_regression, gate
 
 QUESTIONS = 40
 

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tunix_rt.models import sampling, writing
-from tunix_rt.models.cache import cache_bytes
-from tunix_rt.models.choice import Sampling
+from tunix_rt.inference import decode_loop as writing
+from tunix_rt.inference import engine as sampling
+from tunix_rt.inference.engine import Completion, generate
+from tunix_rt.inference.kv_cache import cache_bytes
+from tunix_rt.inference.sampling import Sampling
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma
-from tunix_rt.models.sampling import Completion, generate
 from tunix_rt.models.tokenizer import train_tokenizer
 
 HERE = Path(__file__).resolve().parent

@@ -13,15 +13,15 @@ from schemathesis.specs.openapi import checks as conformance
 from serving import TOKEN, make_run
 
 from tunix_rt.core.settings import Settings
-from tunix_rt.runs.evaluations import evaluate_run
-from tunix_rt.runs.promotion import promote
-from tunix_rt.runs.queue import enqueue
-from tunix_rt.runs.registry import create_model
-from tunix_rt.runs.tuning import create_job
+from tunix_rt.jobs.queue import enqueue
+from tunix_rt.registry.models import create_model
+from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.schemas.traces import EXAMPLE
 from tunix_rt.store.traces import add_traces
 from tunix_rt.traces.schema import Trace
+from tunix_rt.tracking.evaluations import evaluate_run
+from tunix_rt.tuning.jobs import create_job
 
 QUICK = settings(
     max_examples=5,

@@ -13,7 +13,7 @@ from databases import new_database
 from serving import TOKEN, free_port, make_root, make_run, server_process, serving, sum_trace
 
 from tunix_rt.core.settings import Settings, settings
-from tunix_rt.serve.access import COOKIE, AccessError, cookie_value
+from tunix_rt.serve.auth import COOKIE, AccessError, cookie_value
 from tunix_rt.serve.server import serve
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.traces import count_traces
@@ -249,7 +249,7 @@ def test_a_database_that_is_away_is_503_and_comes_back(store, root, monkeypatch)
 
     with serving(store) as api:
         with monkeypatch.context() as patch:
-            patch.setattr("tunix_rt.serve.arrivals.insert_one", away)
+            patch.setattr("tunix_rt.serve.trace_writer.insert_one", away)
             patch.setattr("tunix_rt.serve.routers.health.ready", away)
             for answer in (api.post("/api/traces", json=sum_trace(1)), api.get("/api/ready")):
                 assert answer.status_code == 503 and answer.headers["retry-after"] == "5"

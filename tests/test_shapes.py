@@ -11,8 +11,8 @@ from tunix_rt.cli.app import main
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import freeze_recipe
 from tunix_rt.data.exports import export_file
-from tunix_rt.data.lengths import by_domain, lengths
-from tunix_rt.data.shapes import SHAPES, harvest
+from tunix_rt.data.formats import SHAPES, harvest
+from tunix_rt.data.length_stats import by_domain, lengths
 from tunix_rt.traces.schema import read_traces
 
 

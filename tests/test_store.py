@@ -29,6 +29,7 @@ from tunix_rt.store import migrations
 from tunix_rt.store.backup import backup, check_backup, restore, tables
 from tunix_rt.store.datasets import build_from_store, ingest_into_store
 from tunix_rt.store.engine import connect, current, downgrade, open_store, ready, upgrade
+from tunix_rt.store.scan import conditions, iterate_traces
 from tunix_rt.store.scores import add_score, latest_score
 from tunix_rt.store.tables import Base, ModelRow, RunRow, ScoreRow, TraceRow, TraceTally, now
 from tunix_rt.store.traces import (
@@ -39,7 +40,6 @@ from tunix_rt.store.traces import (
     insert_traces,
     list_traces,
 )
-from tunix_rt.store.walk import conditions, iterate_traces
 from tunix_rt.traces.schema import Trace
 
 UNHURRIED = settings(

@@ -20,19 +20,20 @@ from sqlalchemy import inspect, make_url, select
 from tunix_rt.core.errors import MissingError, RunError
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import build_dataset, load_dataset
-from tunix_rt.runs import outcomes, trials
-from tunix_rt.runs.evaluations import record_evaluation
+from tunix_rt.jobs.leases import beat, claim, finish, tend
+from tunix_rt.jobs.queue import get_queued, list_queued
 from tunix_rt.runs.folder import start_run
-from tunix_rt.runs.leases import beat, claim, finish, tend
-from tunix_rt.runs.queue import get_queued, list_queued
-from tunix_rt.runs.study import open_study, study_storage
-from tunix_rt.runs.trials import advance_jobs, advancing
-from tunix_rt.runs.tuning import cancel_job, create_job, get_job, list_jobs, start_job
 from tunix_rt.scoring.predictions import make_prediction, write_predictions
 from tunix_rt.store.backup import backup, restore
 from tunix_rt.store.engine import connect, downgrade, open_store, ready, upgrade
 from tunix_rt.store.tables import EvaluationRow, RunRow, TuningJob, now
 from tunix_rt.traces.schema import Trace
+from tunix_rt.tracking.evaluations import record_evaluation
+from tunix_rt.tuning import controller as trials
+from tunix_rt.tuning import trials as outcomes
+from tunix_rt.tuning.controller import advance_jobs, advancing
+from tunix_rt.tuning.jobs import cancel_job, create_job, get_job, list_jobs, start_job
+from tunix_rt.tuning.study import open_study, study_storage
 
 SPACE = {
     "rate": {"type": "loguniform", "min": 0.001, "max": 1.0},
@@ -337,7 +338,7 @@ def test_called_off_between_training_and_examination_nobody_is_examined(store, m
         cancel_job(store, job_id)
         return {"model": "tiny", "dataset": "sums-held-out-v1"}
 
-    monkeypatch.setattr("tunix_rt.runs.evaluations.evaluate_parameters", just_then)
+    monkeypatch.setattr("tunix_rt.tracking.evaluations.evaluate_parameters", just_then)
     advance_jobs(store)
     assert get_job(store, job_id).status == "cancelled"
     (exam,) = list_queued(store, pipeline="evaluate").runs

@@ -18,18 +18,18 @@ from nbformat.v4 import new_code_cell, new_notebook
 from small_model import small_model
 
 from tunix_rt.core.settings import settings
-from tunix_rt.runs import leases, worker
+from tunix_rt.jobs import leases, worker
+from tunix_rt.jobs.logs import read_log
+from tunix_rt.jobs.queue import enqueue, get_queued, request_cancel
+from tunix_rt.jobs.worker import work
 from tunix_rt.runs.folder import read_run, start_run
 from tunix_rt.runs.lock import held
-from tunix_rt.runs.logs import read_log
-from tunix_rt.runs.queue import enqueue, get_queued, request_cancel
-from tunix_rt.runs.worker import work
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LEASE = 2.0
 WORKER = f"""
 import sys
-from tunix_rt.runs.worker import work
+from tunix_rt.jobs.worker import work
 from tunix_rt.store.engine import open_store
 work(open_store(sys.argv[1]), worker=sys.argv[2], lease_seconds={LEASE}, poll_seconds=0.2)
 """

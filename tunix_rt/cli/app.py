@@ -14,7 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 import tunix_rt
-from . import data, registry, server, store, tune
+from . import data, registry, server, tune
+from . import database as store
 from .compare import compare
 from .kaggle import app as kaggle
 from .pipelines import add_pipeline, run

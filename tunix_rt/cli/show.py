@@ -16,8 +16,8 @@ from typing import Any
 from ..core.errors import DatasetError, PathError, TraceError, TunixError
 from ..core.settings import inside, resolve, settings
 from ..data.datasets import Dataset, load_dataset
-from ..runs.finding import find_run
 from ..runs.folder import AT_WORK, Run, read_run
+from ..runs.lookup import find_run
 from ..runs.pipelines import find_pipeline, list_pipelines, read_parameters
 from ..traces.display import trace_text, visible
 from ..traces.schema import Trace, read_traces

@@ -11,8 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..core.errors import ScoringError
+from ..inference.engine import Sampling, generate
 from ..models.gemma import Gemma
-from ..models.sampling import Sampling, generate
 from ..models.tokenizer import Tokenizer, encode_prompts, encode_responses
 from ..scoring.predictions import Prediction, make_prediction
 from ..traces.render import render_response

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ..core.errors import RunError
-from .place import SESSION_HOURS, WEEK_HOURS, Place
+from .environment import SESSION_HOURS, WEEK_HOURS, Place
 from ..runs.folder import Run
 
 # %% auto #0

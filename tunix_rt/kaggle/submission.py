@@ -15,7 +15,7 @@ from ..core.files import new_folder
 from ..data.datasets import load_dataset
 from ..data.generators import RECIPES
 from .bundle import check_bundle
-from .material import KEYS
+from .inputs import KEYS
 from tunix_rt.kaggle.metadata import (
     dataset_metadata,
     instance_metadata,
@@ -23,8 +23,8 @@ from tunix_rt.kaggle.metadata import (
     model_metadata,
     write_metadata,
 )
-from .resume import SUBMISSION, save_session
 from .rules import KaggleError
+from .session import SUBMISSION, save_session
 from ..runs.folder import Run
 from ..runs.pipelines import check_parameters, find_pipeline, with_defaults
 

@@ -12,8 +12,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from .environment import below
 from .metadata import read_metadata
-from .place import below
 from .rules import KaggleError
 from .submission import Upload
 from ..runs.folder import RECORD

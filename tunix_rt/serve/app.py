@@ -13,14 +13,14 @@ from fastapi import FastAPI
 from .. import __version__
 from ..core.settings import Settings
 from ..core.settings import settings as current_settings
-from .access import guard
+from .api_router import add_routes
+from .auth import guard
+from .body_limits import Limits
 from .dependencies import running
-from .journal import Journal
-from .limits import Limits
-from .measures import Measures
-from .refusals import RESPONSES, explain_refusals
-from .replies import Replies
-from .routing import add_routes
+from .errors import RESPONSES, explain_refusals
+from .idempotency import Replies
+from .metrics import Measures
+from .request_log import Journal
 from ..store.engine import Store
 
 # %% auto #0

@@ -21,13 +21,13 @@ from starlette.concurrency import run_in_threadpool
 from ..core.errors import MissingError
 from ..core.settings import Settings, resolve, settings
 from ..data.datasets import dataset_folder
-from ..runs.trials import advancing
-from .arrivals import Arrivals
-from .bodies import Key
-from .events import Watch
-from .measures import Measured, Measures, RunTallies
+from .metrics import Measured, Measures, RunTallies
 from .rediai import RediAI
+from .sse import Watch
+from .strict_json import Key
+from .trace_writer import Arrivals
 from ..store.engine import Store, open_store
+from ..tuning.controller import advancing
 
 # %% auto #0
 __all__ = ['TIDY', 'THREADS', 'T', 'Everything', 'MadeId', 'Opened', 'Limit', 'Offset', 'DatasetKey', 'Services', 'running',

@@ -15,8 +15,8 @@ from fastapi import FastAPI
 
 from ..core.settings import Settings
 from ..core.settings import settings as current_settings
-from .access import check_bind
 from .app import create_app
+from .auth import check_bind
 from ..store.engine import open_store
 
 # %% auto #0

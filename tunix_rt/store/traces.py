@@ -22,8 +22,8 @@ from ..core.errors import MissingError, StoreError, TraceError
 from ..core.files import json_fault
 from .engine import Store
 from .tables import TraceRow, TraceTally, copied, now
-from ..traces.records import Written, record_of, write_down
 from ..traces.schema import Trace
+from ..traces.serialization import Written, record_of, write_down
 
 # %% auto #0
 __all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'Found', 'label', 'spell', 'storable',

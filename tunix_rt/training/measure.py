@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from ..core.errors import TrainingError
-from ..models.mesh import make_mesh
-from .batches import Rows
+from ..models.sharding import make_mesh
 from .memory import Setup, shape_of
+from .packing import Rows
 from .sft import sft_objective
-from .step import Step, make_step
+from .train_step import Step, make_step
 
 # %% auto #0
 __all__ = ['trace_step', 'Measured', 'measure']

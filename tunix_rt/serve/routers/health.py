@@ -9,9 +9,9 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ... import __version__
-from ..bodies import StrictRoute
 from ..dependencies import Everything, Opened
 from ..schemas.health import Health, Ready, RediHealth
+from ..strict_json import StrictRoute
 from ...store.engine import ready
 
 # %% auto #0

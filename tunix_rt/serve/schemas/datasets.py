@@ -10,8 +10,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field, model_validator
 
-from ..bodies import Flag, Name, Real, Said, Whole
 from .traces import Pagination
+from ..strict_json import Flag, Name, Real, Said, Whole
 
 # %% auto #0
 __all__ = ['Seed', 'Format', 'BuildRequest', 'BuiltDataset', 'IngestRequest', 'BadLine', 'IngestedFile', 'DatasetSummary',

@@ -11,11 +11,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...runs.baselines import Baseline
-from ...runs.evaluations import EvaluationView
-from ...runs.leaderboard import Standing
-from ..bodies import Flag, Name, Real
 from .traces import Pagination
+from ..strict_json import Flag, Name, Real
+from ...tracking.baselines import Baseline
+from ...tracking.evaluations import EvaluationView
+from ...tracking.leaderboard import Standing
 
 # %% auto #0
 __all__ = ['Verdict', 'EvaluateRequest', 'JudgeNamed', 'DetailedMetric', 'Evaluation', 'evaluation', 'DifferenceToBest',

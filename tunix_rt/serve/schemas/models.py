@@ -11,10 +11,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from ...runs.promotion import Verification
-from ...runs.registry import ModelView, VersionView
-from ..bodies import Name, Real, Said
+from ...registry.models import ModelView, VersionView
+from ...registry.promotion import Verification
 from .traces import Pagination
+from ..strict_json import Name, Real, Said
 
 # %% auto #0
 __all__ = ['Description', 'Label', 'ModelRequest', 'PromoteRequest', 'AliasRequest', 'ModelVersionShown', 'version_shown',

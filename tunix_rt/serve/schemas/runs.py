@@ -11,10 +11,10 @@ from uuid import UUID
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from ...runs.queue import QueuedRun
-from ..bodies import Flag, Key, Name, Real, Said, Whole
-from ..refusals import from_root
+from ...jobs.queue import QueuedRun
+from ..errors import from_root
 from .traces import Pagination
+from ..strict_json import Flag, Key, Name, Real, Said, Whole
 
 # %% auto #0
 __all__ = ['Output', 'Status', 'Mode', 'TrainingFields', 'ManifestRequest', 'TrainingManifest', 'RunRequest', 'ExamRequest',

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..bodies import Key, Name, Real, Said, Whole
+from ..strict_json import Key, Name, Real, Said, Whole
 
 # %% auto #0
 __all__ = ['Scalar', 'Dimension', 'Parameter', 'Choice', 'Span', 'Steps', 'TuningRequest', 'TuningJobShown', 'TrialShown',
