@@ -28,6 +28,7 @@ def manager(tmp_path: Path) -> FileContentsManager:
     loader = PyFileConfigLoader("jupyter_server_config.py", path=str(CHECKOUT / ".jupyter"))
     config = loader.load_config()
     assert config.ServerApp.root_dir == str(CHECKOUT)
+    config.NotebookNotary.data_dir = str(tmp_path)  # signatures of its own
     return FileContentsManager(config=config, root_dir=str(tmp_path))
 
 
@@ -36,8 +37,8 @@ def used(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     notebook.metadata.kernelspec.display_name = "Python 3 (ipykernel)"
     notebook.metadata.language_info = {"name": "python", "version": "3.11.7"}
     for number, cell in enumerate(notebook.cells, start=1):
-        cell.metadata.trusted = True
         if cell.cell_type == "code":
+            cell.metadata.trusted = True
             cell.execution_count = number
             cell.metadata.scrolled = True
             for output in cell.outputs:
