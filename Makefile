@@ -35,24 +35,23 @@ hooks: .venv/dev.stamp
 clean:
 	rm -rf .venv build dist *.egg-info outputs/runs _site
 
-.venv/run.stamp: settings.ini setup.py
+$(BIN)/python:
 	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: settings.ini setup.py | $(BIN)/python
 	$(PIP) -e .
 	touch $@
 
-.venv/lab.stamp: settings.ini setup.py
-	$(PYTHON) -m venv .venv
+.venv/lab.stamp: settings.ini setup.py | $(BIN)/python
 	$(PIP) -e ".[lab,serve]"
 	touch .venv/run.stamp $@
 
-.venv/docs.stamp: settings.ini setup.py
-	$(PYTHON) -m venv .venv
+.venv/docs.stamp: settings.ini setup.py | $(BIN)/python
 	$(PIP) -e ".[docs]"
 	touch .venv/run.stamp $@
 
 # Most of what this installs is never imported by a test, and what is compiles then.
-.venv/dev.stamp: settings.ini setup.py
-	$(PYTHON) -m venv .venv
+.venv/dev.stamp: settings.ini setup.py | $(BIN)/python
 	$(PIP) --no-compile --no-deps --target .venv/torch/site-packages $(TORCH) & torch=$$!; \
 	$(PIP) --no-compile -e ".[dev,serve,postgres,kaggle]" && wait $$torch
 	touch .venv/run.stamp .venv/lab.stamp $@
