@@ -39,7 +39,7 @@ def move(
     scale: dict[str, int] = {
         "x": 1,
     },  # factor of each axis, as in "\n"
-    quiet: bool = False,
+    quiet: bool = False,  # print nothing  # noqa: FBT001
     **rest,  # type: ignore
 ) -> Point:  # where it is then
     "Move a point."
@@ -74,6 +74,7 @@ Args:
     point: where it is
     *steps: meters, any number
     scale: factor of each axis, as in "\n"
+    quiet: print nothing
 
 Returns:
     where it is then"""
