@@ -1,5 +1,6 @@
 # make demo: set everything up and run the main job.   make test: set everything up and pass the tests.
-# Both need only Python 3.11 or newer, git and make.
+# make lab: read and run the notebooks in JupyterLab.   make docs: build the site into _site.
+# All need only Python 3.11 or newer, git and make. CONTRIBUTING.md has the rest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -8,7 +9,7 @@ BIN := .venv/bin
 TORCH := torch==2.13.0 peft==0.21.2 accelerate==1.15.0
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lab clean
+.PHONY: demo test lab docs dev hooks clean
 
 demo: .venv/run.stamp
 	$(BIN)/tunix-rt demo
@@ -16,20 +17,41 @@ demo: .venv/run.stamp
 test: .venv/dev.stamp
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh .ci/check
 
-lab: .venv/dev.stamp
-	$(BIN)/jupyter lab --notebook-dir=nbs
+# What the notebooks show is trusted, so that their pictures appear before they are run.
+lab: .venv/lab.stamp
+	$(BIN)/nbdev_trust
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" $(BIN)/jupyter lab
+
+docs: .venv/docs.stamp
+	$(BIN)/python .ci/docs.py
+
+dev: .venv/dev.stamp
+
+hooks: .venv/dev.stamp
+	$(BIN)/pre-commit install
+	git config merge.nbdev-merge.name "merge notebooks cell by cell"
+	git config merge.nbdev-merge.driver "'$(CURDIR)/$(BIN)/nbdev_merge' %O %A %B %P"
 
 clean:
-	rm -rf .venv build dist *.egg-info outputs/runs
+	rm -rf .venv build dist *.egg-info outputs/runs _site
 
-.venv/run.stamp: settings.ini setup.py
+$(BIN)/python:
 	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: settings.ini setup.py | $(BIN)/python
 	$(PIP) -e .
 	touch $@
 
+.venv/lab.stamp: settings.ini setup.py | $(BIN)/python
+	$(PIP) -e ".[lab,serve]"
+	touch .venv/run.stamp $@
+
+.venv/docs.stamp: settings.ini setup.py | $(BIN)/python
+	$(PIP) -e ".[docs]"
+	touch .venv/run.stamp $@
+
 # Most of what this installs is never imported by a test, and what is compiles then.
-.venv/dev.stamp: settings.ini setup.py
-	$(PYTHON) -m venv .venv
+.venv/dev.stamp: settings.ini setup.py | $(BIN)/python
 	$(PIP) --no-compile --no-deps --target .venv/torch/site-packages $(TORCH) & torch=$$!; \
 	$(PIP) --no-compile -e ".[dev,serve,postgres,kaggle]" && wait $$torch
-	touch .venv/run.stamp $@
+	touch .venv/run.stamp .venv/lab.stamp $@

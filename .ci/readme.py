@@ -1,14 +1,20 @@
-"Write README.md and the guides in docs from their notebooks, without Quarto."
+"""Write README.md and the guides in docs from their notebooks, without Quarto.
 
+The lists of notebooks on the first page follow from the notebooks that there are.
+"""
+
+import os
 import re
 from pathlib import Path
 
 import nbformat
+from contents import folder_map, list_pages, reading_path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     "nbs/index.ipynb": "README.md",
     "nbs/guides/10_kaggle.ipynb": "docs/kaggle_submission.md",
+    "nbs/guides/15_gemma.ipynb": "docs/gemma.md",
     "nbs/guides/20_server.ipynb": "docs/server.md",
 }
 
@@ -22,6 +28,21 @@ def text_of(output: nbformat.NotebookNode) -> str:
     return output.get("data", {}).get("text/plain", "")
 
 
+def relink(text: str, notebook: Path, page: Path) -> str:
+    "Let links that hold from a notebook hold from its page, and lead to pages where there are."
+
+    def moved(link: re.Match[str]) -> str:
+        target, anchor = link[1], link[2] or ""
+        aim = (notebook.parent / target).resolve()
+        if not aim.is_file():
+            return link[0]
+        made = PAGES.get(aim.relative_to(ROOT).as_posix())
+        aim = ROOT / made if made else aim
+        return f"]({os.path.relpath(aim, page.parent)}{anchor})"
+
+    return re.sub(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)", moved, text)
+
+
 def to_markdown(path: Path) -> str:
     "Turn a notebook into Markdown, leaving hidden cells out."
     parts = []
@@ -32,6 +53,8 @@ def to_markdown(path: Path) -> str:
             parts.append(cell.source)
             continue
         lines = [line for line in cell.source.splitlines() if not line.startswith("#|")]
+        if re.search(r"^#\|\s*echo:\s*false\b", cell.source, re.MULTILINE):
+            lines = []  # what it shows says enough
         if code := "\n".join(lines).strip():
             parts.append(f"```python\n{code}\n```")
         for output in cell.outputs:  # Markdown stays what it is; anything else is shown as text
@@ -42,7 +65,21 @@ def to_markdown(path: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def write_lists(path: Path) -> None:
+    "Write the lists of notebooks into the cells that are theirs."
+    pages, before = list_pages(), path.read_text(encoding="utf-8")
+    lists = {"reading-path": reading_path(pages), "folder-map": folder_map(pages)}
+    notebook = nbformat.reads(before, as_version=4)
+    for cell in notebook.cells:
+        cell.source = lists.get(cell.id, cell.source)
+    after = nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n"
+    if after != before:
+        path.write_text(after, encoding="utf-8")
+
+
 if __name__ == "__main__":
+    write_lists(ROOT / "nbs" / "00_start_here.ipynb")
     for notebook, page in PAGES.items():
         (ROOT / page).parent.mkdir(exist_ok=True)
-        (ROOT / page).write_text(to_markdown(ROOT / notebook), encoding="utf-8")
+        text = relink(to_markdown(ROOT / notebook), ROOT / notebook, ROOT / page)
+        (ROOT / page).write_text(text, encoding="utf-8")

@@ -4,13 +4,23 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
+DATASETS = ("dev-reasoning-v1", "golden-v2")
 NEEDED = ("tunix_rt", "nbs/pipelines", "settings.ini", "setup.py", "pyproject.toml", "README.md")
+NEEDED += tuple(f"data/datasets/{key}" for key in DATASETS)
+
+
+def can_build_here() -> bool:
+    "Whether this environment has what pyproject.toml asks for to build."
+    there = find_spec("setuptools") and find_spec("wheel")
+    return bool(there) and int(version("setuptools").split(".")[0]) >= 77
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +33,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
             shutil.copy(source, target)
-    here = ["--no-isolation"] if find_spec("setuptools") and find_spec("wheel") else []
+    here = ["--no-isolation"] if can_build_here() else []
     command = [sys.executable, "-m", "build", *here, "--outdir", str(out), str(copy)]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
@@ -38,6 +48,33 @@ def test_pipelines_travel_from_one_source(unpacked: Path):
     packed = {path.name: path.read_bytes() for path in unpacked.glob("tunix_rt/pipelines/*.ipynb")}
     assert packed == written
     assert not (CHECKOUT / "tunix_rt" / "pipelines").exists()  # copies are made, never kept
+
+
+def test_frozen_datasets_travel_from_one_source(unpacked: Path):
+    for key in DATASETS:
+        written = {path.name: path.read_bytes() for path in CHECKOUT.glob(f"data/datasets/{key}/*")}
+        packed = {
+            path.name: path.read_bytes() for path in unpacked.glob(f"tunix_rt/_datasets/{key}/*")
+        }
+        assert packed == written and "manifest.json" in packed
+    assert {path.name for path in unpacked.glob("tunix_rt/_datasets/*")} == {*DATASETS}
+    assert not (CHECKOUT / "tunix_rt" / "_datasets").exists()
+
+
+def test_what_the_wheel_says_of_itself(unpacked: Path):
+    (path,) = unpacked.glob("*.dist-info/METADATA")
+    metadata = message_from_bytes(path.read_bytes())
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert list(path.parent.glob("licenses/LICENSE"))
+    assert not [line for line in metadata.get_all("Classifier") if line.startswith("License ::")]
+    links = dict(line.split(", ") for line in metadata.get_all("Project-URL"))
+    assert {"Documentation", "Source", "Issues", "Changelog"} <= set(links)
+    assert {"serve", "postgres", "kaggle", "lab", "dev", "docs"} <= {
+        *metadata.get_all("Provides-Extra")
+    }
+    cited = (CHECKOUT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {metadata['Version']}\n" in cited
+    assert (unpacked / "tunix_rt" / "py.typed").is_file()  # so that mypy reads our types
 
 
 def test_every_module_and_the_command_are_there(unpacked: Path):
