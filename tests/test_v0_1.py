@@ -17,33 +17,31 @@ from tunix_rt.core.files import read_log, sha256_file
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import freeze_recipe, load_dataset
 from tunix_rt.data.exports import FORMATS, export_lines
-from tunix_rt.data.shapes import harvest, recognise
+from tunix_rt.data.formats import harvest, recognise
 from tunix_rt.evaluation.compare import compare_evaluations
 from tunix_rt.evaluation.evaluate import evaluate, load_evaluation
-from tunix_rt.runs.baselines import list_baselines
-from tunix_rt.runs.evaluations import latest_evaluation, list_items
+from tunix_rt.jobs.logs import read_log as read_printed
+from tunix_rt.jobs.queue import get_queued, list_queued
+from tunix_rt.jobs.worker import work
+from tunix_rt.registry.model_refs import pin_model
+from tunix_rt.registry.models import find_version, list_models
+from tunix_rt.registry.promotion import verify_version
 from tunix_rt.runs.execute import execute
-from tunix_rt.runs.finding import find_run, lessons, list_runs
-from tunix_rt.runs.folder import read_run
-from tunix_rt.runs.inventory import inventory
-from tunix_rt.runs.leaderboard import leaderboard
-from tunix_rt.runs.logs import read_log as read_printed
-from tunix_rt.runs.pinning import pin_model
-from tunix_rt.runs.promotion import verify_version
-from tunix_rt.runs.queue import get_queued, list_queued
-from tunix_rt.runs.registry import find_version, list_models
-from tunix_rt.runs.regression import check_regression
-from tunix_rt.runs.study import open_study, study_storage
-from tunix_rt.runs.trials import advance_jobs
-from tunix_rt.runs.tuning import get_job, list_jobs, start_job
-from tunix_rt.runs.worker import work
+from tunix_rt.runs.folder import inventory, read_run
+from tunix_rt.runs.lookup import find_run, lessons, list_runs
 from tunix_rt.scoring.predictions import read_predictions
 from tunix_rt.store.backup import restore
 from tunix_rt.store.datasets import build_from_store
 from tunix_rt.store.engine import current, open_store
 from tunix_rt.store.migrations import HEAD
-from tunix_rt.store.scores import latest_score
-from tunix_rt.store.traces import count_traces, list_traces
+from tunix_rt.store.traces import count_traces, latest_score, list_traces
+from tunix_rt.tracking.baselines import list_baselines
+from tunix_rt.tracking.evaluations import latest_evaluation, list_items
+from tunix_rt.tracking.leaderboard import leaderboard
+from tunix_rt.tracking.regression import check_regression
+from tunix_rt.tuning.controller import advance_jobs
+from tunix_rt.tuning.jobs import get_job, list_jobs, start_job
+from tunix_rt.tuning.study import open_study, study_storage
 
 MADE = Path(__file__).parent / "data/v0_1"
 DATASETS = {
@@ -179,7 +177,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(root):
 
 
 def test_adapters_lie_on_their_base(root):
-    from tunix_rt.models.opening import find_source, open_model
+    from tunix_rt.models.loading import find_source, open_model
 
     model, _ = open_model(find_source("outputs/runs/adapter", "outputs/small"))
     assert model.lora is not None and (model.lora.rank, model.lora.alpha) == (2, 4)
@@ -286,8 +284,8 @@ def test_a_promoted_model_answers_to_its_alias(store):
     folder, known = pin_model("reasoner@champion", store)
     assert known["model_version"]["version"] == "reasoner@v1"
 
-    from tunix_rt.models.opening import find_source, open_model
-    from tunix_rt.models.sampling import Sampling, generate
+    from tunix_rt.inference.engine import Sampling, generate
+    from tunix_rt.models.loading import find_source, open_model
     from tunix_rt.models.tokenizer import encode_prompts
 
     model, tokenizer = open_model(find_source(folder))

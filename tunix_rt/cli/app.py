@@ -142,7 +142,11 @@ class Sections(TyperGroup):
 
 # %% ../../nbs/cli/60_app.ipynb #40f9284f
 def build_app() -> typer.Typer:  # Ready to be called
-    "Put the commands together."
+    """Put the commands together.
+
+    Returns:
+        Ready to be called
+    """
     app = typer.Typer(
         cls=Sections,
         no_args_is_help=True,
@@ -178,7 +182,11 @@ MENDABLE = {
 def main(
     arguments: list[str] | None = None,  # What was typed; that of this process by default
 ) -> None:
-    "Run the command line."
+    """Run the command line.
+
+    Args:
+        arguments: What was typed; that of this process by default
+    """
     typed = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in typed
     try:

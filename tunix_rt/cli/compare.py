@@ -24,7 +24,14 @@ __all__ = ['evaluation_of', 'compare']
 def evaluation_of(
     name: str,  # Of a run, or the path of a folder or file that holds an evaluation
 ) -> Evaluation:  # Called by the name of its folder
-    "Find the evaluation of a run."
+    """Find the evaluation of a run.
+
+    Args:
+        name: Of a run, or the path of a folder or file that holds an evaluation
+
+    Returns:
+        Called by the name of its folder
+    """
     from tunix_rt.evaluation.evaluate import load_evaluation
 
     for path in (Path(name).expanduser(), resolve(name)):

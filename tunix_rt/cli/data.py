@@ -30,7 +30,11 @@ __all__ = ['DUEL', 'announce', 'generate', 'lengths_text', 'ingest', 'assignment
 def announce(
     dataset: Dataset,  # Just made, or found to be there already
 ) -> None:
-    "Say where a dataset is."
+    """Say where a dataset is.
+
+    Args:
+        dataset: Just made, or found to be there already
+    """
     typer.echo(f"{dataset!r}\n  in {dataset.folder}")
 
 # %% ../../nbs/cli/20_data.ipynb #5f021d9e
@@ -76,7 +80,16 @@ def lengths_text(
     room: int,  # Most that one example may take
     tokenizer: str,  # Model folder whose tokens are counted; "" for characters
 ) -> str:  # A table
-    "Sum up how long the traces of a file are."
+    """Sum up how long the traces of a file are.
+
+    Args:
+        path: File of traces
+        room: Most that one example may take
+        tokenizer: Model folder whose tokens are counted; "" for characters
+
+    Returns:
+        A table
+    """
     from tunix_rt.data.length_stats import by_domain, lengths
 
     count, unit = len, "characters"
@@ -151,7 +164,15 @@ def assignments(
     texts: list[str] | None,  # Such as ["category=addition"]
     option: str,  # Named in the refusal, such as "--filter"
 ) -> dict[str, str]:  # Name to text
-    "Read options of the form NAME=VALUE."
+    """Read options of the form NAME=VALUE.
+
+    Args:
+        texts: Such as ["category=addition"]
+        option: Named in the refusal, such as "--filter"
+
+    Returns:
+        Name to text
+    """
     found: dict[str, str] = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
@@ -173,7 +194,14 @@ def _value(text: str) -> Any:
 def traces_of(
     source: str,  # A JSONL file, or a dataset
 ) -> Any:  # An iterator of Trace
-    "Read traces from a file or a dataset."
+    """Read traces from a file or a dataset.
+
+    Args:
+        source: A JSONL file, or a dataset
+
+    Returns:
+        An iterator of Trace
+    """
     if not source.endswith(".jsonl"):
         return iter(load_dataset(source))
     file = Path(source).expanduser()

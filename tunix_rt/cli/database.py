@@ -26,7 +26,11 @@ __all__ = ['db', 'opened', 'stored_run', 'table', 'upgrade', 'downgrade', 'curre
 # %% ../../nbs/cli/35_database.ipynb #1257a22d
 @contextmanager
 def opened() -> Iterator[Store]:  # For as long as the command lasts
-    "Open the database of the settings."
+    """Open the database of the settings.
+
+    Returns:
+        For as long as the command lasts
+    """
     from tunix_rt.store.engine import open_store
 
     store = open_store()
@@ -57,7 +61,12 @@ def stored_run(
     store: Store,  # Where it should be
     name: str,  # Beginning of an id, a run folder, or the name of one
 ) -> UUID:
-    "Find a run in the database."
+    """Find a run in the database.
+
+    Args:
+        store: Where it should be
+        name: Beginning of an id, a run folder, or the name of one
+    """
     from tunix_rt.jobs.queue import get_queued
     from tunix_rt.runs.lookup import find_run
 
@@ -85,7 +94,15 @@ def table(
     heads: Sequence[str],  # One a column
     rows: Sequence[Sequence[Any]],  # As many in each
 ) -> str:  # Lines of text; "none yet" when there are none
-    "Lay out rows in columns."
+    """Lay out rows in columns.
+
+    Args:
+        heads: One a column
+        rows: As many in each
+
+    Returns:
+        Lines of text; "none yet" when there are none
+    """
     if not rows:
         return "none yet"
     told = [[visible(text_of(value)) for value in row] for row in rows]

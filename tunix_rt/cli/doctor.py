@@ -38,7 +38,14 @@ print("\\n" + json.dumps(found))
 def devices(
     seconds: float = 120.0,  # How long JAX may take to answer
 ) -> tuple[list[str], str | None]:  # "cpu: 1 x cpu", and what went wrong
-    "Ask JAX, in a process of its own, what it can compute on."
+    """Ask JAX, in a process of its own, what it can compute on.
+
+    Args:
+        seconds: How long JAX may take to answer
+
+    Returns:
+        "cpu: 1 x cpu", and what went wrong
+    """
     try:
         answer = subprocess.run(
             [sys.executable, "-c", QUESTION], capture_output=True, text=True, timeout=seconds
@@ -56,7 +63,11 @@ def devices(
 
 # %% ../../nbs/cli/15_doctor.ipynb #39b446f8
 def machine() -> dict[str, Any]:  # Label to value
-    "Describe the computer."
+    """Describe the computer.
+
+    Returns:
+        Label to value
+    """
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -68,7 +79,11 @@ def machine() -> dict[str, Any]:  # Label to value
 
 # %% ../../nbs/cli/15_doctor.ipynb #c2112394
 def places() -> dict[str, Any]:  # Label to value
-    "Say where things are, and how much room is left."
+    """Say where things are, and how much room is left.
+
+    Returns:
+        Label to value
+    """
     root = settings().root
     existing = next(path for path in (root, *root.parents) if path.exists())
     datasets = sorted(
@@ -89,7 +104,14 @@ LITTLE = 2 * 10**9  # Bytes of disk below which a run may not fit
 def missing(
     trouble: str | None,  # What JAX complained about
 ) -> list[str]:  # A sentence each; empty when all is well
-    "Find out what would be in the way."
+    """Find out what would be in the way.
+
+    Args:
+        trouble: What JAX complained about
+
+    Returns:
+        A sentence each; empty when all is well
+    """
     versions = package_versions()
     found = [
         f"{name} is not installed: pip install {name}"
@@ -112,7 +134,11 @@ def missing(
 
 # %% ../../nbs/cli/15_doctor.ipynb #71e39fcc
 def doctor_text() -> tuple[str, bool]:  # A screen of text, and whether all is well
-    "Examine this machine."
+    """Examine this machine.
+
+    Returns:
+        A screen of text, and whether all is well
+    """
     found, trouble = devices()
     ways = missing(trouble)
     code = code_version()
@@ -137,7 +163,14 @@ UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 2**10, "MiB": 2**20, "
 def read_size(
     text: str,  # Such as "16GiB" or "15.75 GiB"
 ) -> int:  # Bytes
-    "Read an amount of memory."
+    """Read an amount of memory.
+
+    Args:
+        text: Such as "16GiB" or "15.75 GiB"
+
+    Returns:
+        Bytes
+    """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b?)\s*", text, re.IGNORECASE)
     if not found or not float(found[1]):
         raise TrainingError(
@@ -153,7 +186,16 @@ def lay_out(
     *,
     shared: bool,  # Whether to share parameters out where no side is named
 ) -> tuple[int, int, int]:  # data, fsdp, tensor
-    "Lay devices out as asked, or as suits what is trained."
+    """Lay devices out as asked, or as suits what is trained.
+
+    Args:
+        devices: How many there are; 0 for as many as the sides multiply to
+        sides: data, fsdp, tensor; 0 for not named, -1 for all that are left
+        shared: Whether to share parameters out where no side is named
+
+    Returns:
+        data, fsdp, tensor
+    """
     if not any(sides):
         return (1, devices or 1, 1) if shared else (devices or 1, 1, 1)
     named = math.prod(size for size in sides if size > 0)
@@ -172,7 +214,15 @@ def plan_text(
     model: str,  # A published shape, a folder, or kaggle:owner/model/...
     **typed: Any,  # Parameters of the train notebook, devices and memory
 ) -> tuple[str, bool]:  # A screen of text, and whether it fits
-    "Plan a training on this machine, or on one that is only described."
+    """Plan a training on this machine, or on one that is only described.
+
+    Args:
+        model: A published shape, a folder, or kaggle:owner/model/...
+        **typed: Parameters of the train notebook, devices and memory
+
+    Returns:
+        A screen of text, and whether it fits
+    """
     from tunix_rt.models.devices import platform
     from tunix_rt.models.loading import choose_stacked, lora_named, weight_bytes
     from tunix_rt.training.config import Recipe

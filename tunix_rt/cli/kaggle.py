@@ -26,7 +26,15 @@ def owner_of(
     given: str,  # From the command line
     api: Any = None,  # Kaggle's client, if it has logged in
 ) -> str:  # Kaggle's name of the user
-    "Find out who pushes."
+    """Find out who pushes.
+
+    Args:
+        given: From the command line
+        api: Kaggle's client, if it has logged in
+
+    Returns:
+        Kaggle's name of the user
+    """
     from tunix_rt.kaggle.metadata import KaggleError
 
     found = given or os.environ.get("KAGGLE_USERNAME", "")
@@ -40,7 +48,15 @@ def fresh_folder(
     given: str,  # From the command line
     name: str,  # What is made
 ) -> Path:  # Does not exist yet
-    "Choose a folder that is made by a command."
+    """Choose a folder that is made by a command.
+
+    Args:
+        given: From the command line
+        name: What is made
+
+    Returns:
+        Does not exist yet
+    """
     from tunix_rt.core.settings import resolve
 
     if given:

@@ -36,14 +36,28 @@ __all__ = ['Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pip
 def as_typed(
     value: Any,  # A default
 ) -> str:  # What one would have to type for it
-    "Spell a value as the command line reads it."
+    """Spell a value as the command line reads it.
+
+    Args:
+        value: A default
+
+    Returns:
+        What one would have to type for it
+    """
     return value if isinstance(value, str) else json.dumps(value)
 
 # %% ../../nbs/cli/25_pipelines.ipynb #b78b1854
 def parameter_rows(
     notebook: Path,  # A pipeline
 ) -> list[tuple[str, str]]:  # "steps: int" and what it means
-    "List the parameters of a notebook for a help page."
+    """List the parameters of a notebook for a help page.
+
+    Args:
+        notebook: A pipeline
+
+    Returns:
+        "steps: int" and what it means
+    """
     rows, typed = [], TYPED.get(pipeline_name(notebook), {})
     for name, item in read_parameters(notebook).items():
         if name != "run_dir":
@@ -56,7 +70,14 @@ def parameter_rows(
 def pipeline_command(
     notebook: Path,  # A pipeline
 ) -> type[TyperCommand]:  # A command whose help page ends with the parameters
-    "Make the class of one pipeline's command."
+    """Make the class of one pipeline's command.
+
+    Args:
+        notebook: A pipeline
+
+    Returns:
+        A command whose help page ends with the parameters
+    """
 
     class PipelineCommand(TyperCommand):
         def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -70,7 +91,14 @@ def pipeline_command(
 def ending(
     run: Run,  # Completed
 ) -> str:  # A few lines
-    "Say what came out of a run and where it is."
+    """Say what came out of a run and where it is.
+
+    Args:
+        run: Completed
+
+    Returns:
+        A few lines
+    """
     places = {"folder": str(run.folder)}
     if run.report.exists():
         places["report"] = str(run.report)
@@ -91,7 +119,14 @@ def run_notebook(
     run_dir: str = "",  # "" makes a fresh folder
     resume: bool = False,  # Go on with the newest unfinished run that was asked the same
 ) -> None:
-    "Execute a notebook for somebody at a terminal."
+    """Execute a notebook for somebody at a terminal.
+
+    Args:
+        name: A verb, or the path of a notebook
+        parameters: As typed
+        run_dir: "" makes a fresh folder
+        resume: Go on with the newest unfinished run that was asked the same
+    """
     notebook = find_pipeline(name)
     if resume and not run_dir and "run_dir" not in parameters:
         asked = with_defaults(notebook, check_parameters(notebook, parameters, as_text=True))
@@ -120,7 +155,14 @@ RESUMED = ("demo",)  # Pipelines that go on by themselves
 def pipeline_function(
     name: str,  # The verb
 ) -> Callable[..., None]:  # For typer
-    "Make the function of one pipeline's command."
+    """Make the function of one pipeline's command.
+
+    Args:
+        name: The verb
+
+    Returns:
+        For typer
+    """
 
     def command(
         parameter: Parameters = None,
@@ -157,7 +199,13 @@ def add_pipeline(
     name: str,  # The verb, or a path in tests
     notebook: Path,  # Where it is
 ) -> None:
-    "Give a pipeline a command of its own."
+    """Give a pipeline a command of its own.
+
+    Args:
+        app: The command line
+        name: The verb, or a path in tests
+        notebook: Where it is
+    """
     verb = pipeline_name(notebook)
     try:
         help_text = f"{read_summary(notebook)}\n\nExample: tunix-rt {verb} {_example(notebook)}"

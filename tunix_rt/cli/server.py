@@ -32,7 +32,12 @@ def missing_extra(
     error: ModuleNotFoundError,  # From an import of ours
     extra: str,  # That would have brought it
 ) -> RunError:
-    "Say which extra to install."
+    """Say which extra to install.
+
+    Args:
+        error: From an import of ours
+        extra: That would have brought it
+    """
     if (error.name or "tunix_rt").startswith("tunix_rt"):
         raise error  # a module of ours is missing, and that is a fault
     return RunError(
@@ -105,7 +110,14 @@ def worker(
 def portable(
     pipeline: str,  # A verb, or a path
 ) -> str:  # That means the same to a worker
-    "Name a pipeline for somebody who is elsewhere."
+    """Name a pipeline for somebody who is elsewhere.
+
+    Args:
+        pipeline: A verb, or a path
+
+    Returns:
+        That means the same to a worker
+    """
     if not pipeline.endswith(".ipynb"):
         return pipeline
     notebook, root = find_pipeline(pipeline).resolve(), settings().root.resolve()
@@ -150,7 +162,14 @@ def queue(
 def key_figure(
     run: QueuedRun,  # Any
 ) -> str | None:  # Such as "loss 0.41"; None when there is none
-    "Choose the figure that a list shows."
+    """Choose the figure that a list shows.
+
+    Args:
+        run: Any
+
+    Returns:
+        Such as "loss 0.41"; None when there is none
+    """
     figures = run.metrics or {}
     for name in ("answer_correctness", "validation_loss", "loss", *figures):
         value = figures.get(name)

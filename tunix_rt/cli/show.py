@@ -31,7 +31,15 @@ def columns(
     *,
     indent: int = 0,  # Spaces before each line
 ) -> str:  # Lines of text, safe in a terminal
-    "Lay out names and values in two columns."
+    """Lay out names and values in two columns.
+
+    Args:
+        rows: Label to value; a mapping as value is indented below its label
+        indent: Spaces before each line
+
+    Returns:
+        Lines of text, safe in a terminal
+    """
     flat = [len(name) for name, value in rows.items() if not isinstance(value, Mapping)]
     width, lines = max(flat, default=0) + 2, []
     for name, value in rows.items():
@@ -46,7 +54,14 @@ def columns(
 def text_of(
     value: Any,  # A figure or a word
 ) -> str:  # As a person would write it
-    "Write one value for people."
+    """Write one value for people.
+
+    Args:
+        value: A figure or a word
+
+    Returns:
+        As a person would write it
+    """
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
@@ -74,14 +89,28 @@ def _files(folder: Path) -> dict[str, str]:
 def sum_of(
     files: list[Path],  # Existing files
 ) -> int:  # Bytes
-    "Add up the sizes of files."
+    """Add up the sizes of files.
+
+    Args:
+        files: Existing files
+
+    Returns:
+        Bytes
+    """
     return sum(path.stat().st_size for path in files)
 
 
 def size(
     count: float,  # Bytes
 ) -> str:  # Such as "1.5 MB"
-    "Write a number of bytes for people."
+    """Write a number of bytes for people.
+
+    Args:
+        count: Bytes
+
+    Returns:
+        Such as "1.5 MB"
+    """
     if count < 1000:
         return f"{count:.0f} bytes"
     units = ("kB", "MB", "GB")
@@ -105,7 +134,14 @@ def _scores(run: Run) -> dict[str, str]:
 def run_text(
     run: Run,  # As it stands now
 ) -> str:  # A screen of text
-    "Describe a run."
+    """Describe a run.
+
+    Args:
+        run: As it stands now
+
+    Returns:
+        A screen of text
+    """
     facts, error = run.facts, run.facts.get("error") or {}
     code = facts.get("code") or {}
     commit = str(code.get("commit") or "")[:12] + (" and edits" if code.get("dirty") else "")
@@ -156,7 +192,14 @@ def _differing(run: Run) -> dict[str, Any]:
 def way_on(
     run: Run,  # As it stands now
 ) -> str:  # The command, or "" when there is no more to do or it is at work
-    "Say how to continue a run that stopped."
+    """Say how to continue a run that stopped.
+
+    Args:
+        run: As it stands now
+
+    Returns:
+        The command, or "" when there is no more to do or it is at work
+    """
     if run.status in AT_WORK or not run.may_go_on:
         return ""
     words = ["tunix-rt", run.pipeline]
@@ -170,7 +213,14 @@ def way_on(
 def dataset_text(
     dataset: Dataset,  # Checked
 ) -> str:  # A screen of text
-    "Describe a dataset, with its first trace."
+    """Describe a dataset, with its first trace.
+
+    Args:
+        dataset: Checked
+
+    Returns:
+        A screen of text
+    """
     manifest = dataset.manifest
     rows = {
         "dataset": dataset.key,
@@ -194,7 +244,15 @@ def find_trace(
     place: str,  # A dataset, or a JSONL file
     which: str,  # A line number from 1, or the beginning of a fingerprint or an id
 ) -> Trace:  # The first that fits
-    "Find one trace in a dataset or a file."
+    """Find one trace in a dataset or a file.
+
+    Args:
+        place: A dataset, or a JSONL file
+        which: A line number from 1, or the beginning of a fingerprint or an id
+
+    Returns:
+        The first that fits
+    """
     file = Path(place).expanduser()
     if not place.endswith(".jsonl"):
         traces = iter(load_dataset(place))
@@ -227,7 +285,14 @@ def _dataset_named(name: str) -> Dataset | None:
 def show_text(
     name: str,  # Of a trace, a run or a dataset
 ) -> str:  # A screen of text
-    "Describe whatever has this name."
+    """Describe whatever has this name.
+
+    Args:
+        name: Of a trace, a run or a dataset
+
+    Returns:
+        A screen of text
+    """
     place, _, which = name.rpartition(":")
     if place and which:
         return trace_text(find_trace(place, which))

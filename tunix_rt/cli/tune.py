@@ -44,7 +44,15 @@ def dimension(
     name: str,  # Of the parameter
     text: str,  # As typed
 ) -> dict[str, Any]:  # As `create_job` takes it
-    "Read what may vary from a few characters."
+    """Read what may vary from a few characters.
+
+    Args:
+        name: Of the parameter
+        text: As typed
+
+    Returns:
+        As `create_job` takes it
+    """
     low, dots, high = text.partition("...")
     if not dots:
         return {"type": "choice", "values": [_plain(each) for each in text.split(",")]}
@@ -90,7 +98,14 @@ def _work_on(
 def job_text(
     job: TuningJobView,  # With its trials
 ) -> str:  # A screen of text
-    "Describe a search."
+    """Describe a search.
+
+    Args:
+        job: With its trials
+
+    Returns:
+        A screen of text
+    """
     rows = {
         "search": job.id,
         "name": job.name,

@@ -35,7 +35,13 @@ def build_dataset(
     asked: BuildRequest,  # Which traces
     key: str | None = None,  # The same for the same request; made up by default
 ) -> BuiltDataset:
-    "Freeze a choice of stored traces into a dataset."
+    """Freeze a choice of stored traces into a dataset.
+
+    Args:
+        server: Where to
+        asked: Which traces
+        key: The same for the same request; made up by default
+    """
     return ask(server, BuiltDataset, "POST", "/api/datasets/build", body=asked, key=key)
 
 # %% ../../nbs/client/30_datasets.ipynb #200f9634
@@ -44,7 +50,13 @@ def ingest_dataset(
     asked: IngestRequest,  # Which file
     key: str | None = None,  # The same for the same request; made up by default
 ) -> IngestedFile:
-    "Take in a file that lies in the folder of imports on the server."
+    """Take in a file that lies in the folder of imports on the server.
+
+    Args:
+        server: Where to
+        asked: Which file
+        key: The same for the same request; made up by default
+    """
     return ask(server, IngestedFile, "POST", "/api/datasets/ingest", body=asked, key=key)
 
 
@@ -55,7 +67,15 @@ def upload_dataset(
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     key: str | None = None,  # The same for the same request; made up by default
 ) -> IngestedFile:
-    "Send a file of traces, all of it or nothing."
+    """Send a file of traces, all of it or nothing.
+
+    Args:
+        server: Where to
+        path: JSONL, one trace a line; of any size
+        source_name: Written to `meta.source`
+        skip_invalid: Leave bad lines out instead of refusing the file
+        key: The same for the same request; made up by default
+    """
     query = {"source_name": source_name, "skip_invalid": str(skip_invalid).lower()}
     return ask(
         server, IngestedFile, "POST", "/api/datasets/upload", query=query, content=path, key=key
@@ -67,7 +87,13 @@ def list_datasets(
     limit: int = 20,  # At most so many, 100 at the highest
     offset: int = 0,  # How many to skip
 ) -> DatasetPage:
-    "List the datasets by key."
+    """List the datasets by key.
+
+    Args:
+        server: Where to
+        limit: At most so many, 100 at the highest
+        offset: How many to skip
+    """
     return ask(
         server, DatasetPage, "GET", "/api/datasets", query={"limit": limit, "offset": offset}
     )
@@ -77,7 +103,15 @@ def get_dataset(
     server: Server,  # Where to
     dataset_key: str,  # Such as "golden-v2"
 ) -> dict[str, Any]:  # What manifest.json says
-    "Show the manifest of a dataset."
+    """Show the manifest of a dataset.
+
+    Args:
+        server: Where to
+        dataset_key: Such as "golden-v2"
+
+    Returns:
+        What manifest.json says
+    """
     return dict(send(server, "GET", f"/api/datasets/{part(dataset_key)}").json())
 
 # %% ../../nbs/client/30_datasets.ipynb #1d22ebce
@@ -98,7 +132,17 @@ def export_dataset(
     format: Format = "trace",  # In which shape
     split: str | None = None,  # Only this split
 ) -> Iterator[dict[str, Any]]:  # One record a trace
-    "Read a dataset line by line."
+    """Read a dataset line by line.
+
+    Args:
+        server: Where from
+        dataset_key: Such as "golden-v2"
+        format: In which shape
+        split: Only this split
+
+    Returns:
+        One record a trace
+    """
     path = f"/api/datasets/{part(dataset_key)}/export.jsonl"
     return _records(server, "GET", path, query={"format": format, "split": split})
 
@@ -107,14 +151,26 @@ def export_sft(
     server: Server,  # Where from
     asked: ExportRequest,  # A dataset, or the ids of traces
 ) -> Iterator[dict[str, Any]]:  # One record a trace
-    "Read traces as whole Gemma turns."
+    """Read traces as whole Gemma turns.
+
+    Args:
+        server: Where from
+        asked: A dataset, or the ids of traces
+
+    Returns:
+        One record a trace
+    """
     return _records(server, "POST", "/api/tunix/sft/export", body=asked)
 
 # %% ../../nbs/client/30_datasets.ipynb #f0d1ba73
 def get_ungar_status(
     server: Server,  # Where to
 ) -> EngineStatus:
-    "Ask whether games can be played."
+    """Ask whether games can be played.
+
+    Args:
+        server: Where to
+    """
     return ask(server, EngineStatus, "GET", "/api/ungar/status")
 
 
@@ -123,7 +179,13 @@ def generate_high_card_duel(
     asked: DuelRequest,  # How many games
     key: str | None = None,  # The same for the same request; made up by default
 ) -> DuelsPlayed:
-    "Play some games, and keep them as traces."
+    """Play some games, and keep them as traces.
+
+    Args:
+        server: Where to
+        asked: How many games
+        key: The same for the same request; made up by default
+    """
     return ask(
         server, DuelsPlayed, "POST", "/api/ungar/high-card-duel/generate", body=asked, key=key
     )
@@ -134,7 +196,16 @@ def export_high_card_duel(
     limit: int = 100,  # At most so many
     trace_ids: list[UUID] | None = None,  # Only these
 ) -> Iterator[dict[str, Any]]:  # One record a game
-    "Read games line by line, the newest first."
+    """Read games line by line, the newest first.
+
+    Args:
+        server: Where from
+        limit: At most so many
+        trace_ids: Only these
+
+    Returns:
+        One record a game
+    """
     ids = None if trace_ids is None else ",".join(map(str, trace_ids))
     query = {"limit": limit, "trace_ids": ids}
     return _records(server, "GET", "/api/ungar/high-card-duel/export.jsonl", query=query)

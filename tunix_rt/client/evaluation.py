@@ -38,7 +38,16 @@ def examine_model(
     asked: ExamRequest,  # Which model, and which set
     key: str | None = None,  # The same for the same request; made up by default
 ) -> RunResult:  # Waiting for a worker
-    "Ask a model every question of a set."
+    """Ask a model every question of a set.
+
+    Args:
+        server: Where to
+        asked: Which model, and which set
+        key: The same for the same request; made up by default
+
+    Returns:
+        Waiting for a worker
+    """
     return ask(server, RunResult, "POST", "/api/tunix/examine", body=asked, key=key)
 
 # %% ../../nbs/client/50_evaluation.ipynb #8ba68dec
@@ -48,7 +57,14 @@ def evaluate_run(
     judge: str | None = None,  # answer_correctness by default
     key: str | None = None,  # The same for the same request; made up by default
 ) -> Evaluation:
-    "Score the predictions of a run, and keep the scores."
+    """Score the predictions of a run, and keep the scores.
+
+    Args:
+        server: Where to
+        run_id: Of a completed run with predictions
+        judge: answer_correctness by default
+        key: The same for the same request; made up by default
+    """
     path, body = f"/api/tunix/runs/{part(run_id)}/evaluate", EvaluateRequest(judge_override=judge)
     return ask(server, Evaluation, "POST", path, body=body, key=key)
 
@@ -57,7 +73,12 @@ def get_evaluation(
     server: Server,  # Where to
     run_id: UUID,  # Of a run
 ) -> Evaluation:
-    "Show the newest evaluation of a run."
+    """Show the newest evaluation of a run.
+
+    Args:
+        server: Where to
+        run_id: Of a run
+    """
     return ask(server, Evaluation, "GET", f"/api/tunix/runs/{part(run_id)}/evaluation")
 
 # %% ../../nbs/client/50_evaluation.ipynb #9bb70ec2
@@ -70,7 +91,17 @@ def get_leaderboard(
     model_id: str | None = None,  # Only runs of this model
     judge: str | None = None,  # Only scores by this judge
 ) -> Leaderboard:
-    "Rank the runs."
+    """Rank the runs.
+
+    Args:
+        server: Where to
+        limit: At most so many, 100 at the highest
+        offset: How many to skip
+        dataset_key: Only runs on this dataset
+        evaluation_set: Only runs that were asked this set
+        model_id: Only runs of this model
+        judge: Only scores by this judge
+    """
     query: dict[str, Any] = {"limit": limit, "offset": offset, "dataset_key": dataset_key}
     query |= {"evaluation_set": evaluation_set, "model_id": model_id, "judge": judge}
     return ask(server, Leaderboard, "GET", "/api/tunix/evaluations", query=query)
@@ -81,7 +112,13 @@ def create_baseline(
     asked: BaselineRequest,  # Which figure of which run
     key: str | None = None,  # The same for the same request; made up by default
 ) -> BaselineSet:
-    "Set a baseline, or set it anew."
+    """Set a baseline, or set it anew.
+
+    Args:
+        server: Where to
+        asked: Which figure of which run
+        key: The same for the same request; made up by default
+    """
     return ask(server, BaselineSet, "POST", "/api/regression/baselines", body=asked, key=key)
 
 
@@ -90,7 +127,13 @@ def list_baselines(
     limit: int = 50,  # At most so many, 100 at the highest
     offset: int = 0,  # How many to skip
 ) -> BaselinesListed:
-    "List the baselines by name."
+    """List the baselines by name.
+
+    Args:
+        server: Where to
+        limit: At most so many, 100 at the highest
+        offset: How many to skip
+    """
     return ask(
         server,
         BaselinesListed,
@@ -105,7 +148,13 @@ def check_regression(
     asked: CheckRequest,  # Which run and which baseline
     key: str | None = None,  # The same for the same request; made up by default
 ) -> RegressionResult:
-    "Hold a run to a baseline."
+    """Hold a run to a baseline.
+
+    Args:
+        server: Where to
+        asked: Which run and which baseline
+        key: The same for the same request; made up by default
+    """
     return ask(server, RegressionResult, "POST", "/api/regression/check", body=asked, key=key)
 
 # %% ../../nbs/client/50_evaluation.ipynb #864de29b
@@ -114,7 +163,13 @@ def create_tuning_job(
     asked: TuningRequest,  # What to search
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TuningJobShown:
-    "Describe a search."
+    """Describe a search.
+
+    Args:
+        server: Where to
+        asked: What to search
+        key: The same for the same request; made up by default
+    """
     return ask(server, TuningJobShown, "POST", "/api/tuning/jobs", body=asked, key=key)
 
 
@@ -123,7 +178,13 @@ def start_tuning_job(
     job_id: UUID,  # Of a search
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TuningStarted:
-    "Start a search."
+    """Start a search.
+
+    Args:
+        server: Where to
+        job_id: Of a search
+        key: The same for the same request; made up by default
+    """
     return ask(server, TuningStarted, "POST", f"/api/tuning/jobs/{part(job_id)}/start", key=key)
 
 # %% ../../nbs/client/50_evaluation.ipynb #4d952b9b
@@ -132,7 +193,13 @@ def cancel_tuning_job(
     job_id: UUID,  # Of a search
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TuningJobDetail:
-    "Stop a search."
+    """Stop a search.
+
+    Args:
+        server: Where to
+        job_id: Of a search
+        key: The same for the same request; made up by default
+    """
     return ask(server, TuningJobDetail, "POST", f"/api/tuning/jobs/{part(job_id)}/cancel", key=key)
 
 # %% ../../nbs/client/50_evaluation.ipynb #9ed49837
@@ -141,7 +208,13 @@ def list_tuning_jobs(
     limit: int = 20,  # At most so many, 100 at the highest
     offset: int = 0,  # How many to skip
 ) -> list[TuningJobShown]:
-    "List searches, the newest first."
+    """List searches, the newest first.
+
+    Args:
+        server: Where to
+        limit: At most so many, 100 at the highest
+        offset: How many to skip
+    """
     query = {"limit": limit, "offset": offset}
     return ask_many(server, TuningJobShown, "GET", "/api/tuning/jobs", query=query)
 
@@ -150,5 +223,10 @@ def get_tuning_job(
     server: Server,  # Where to
     job_id: UUID,  # Of a search
 ) -> TuningJobDetail:
-    "Show a search with its trials."
+    """Show a search with its trials.
+
+    Args:
+        server: Where to
+        job_id: Of a search
+    """
     return ask(server, TuningJobDetail, "GET", f"/api/tuning/jobs/{part(job_id)}")

@@ -30,7 +30,13 @@ def create_model_artifact(
     asked: ModelRequest,  # Its name
     key: str | None = None,  # The same for the same request; made up by default
 ) -> ModelShown:
-    "Make a model, without versions yet."
+    """Make a model, without versions yet.
+
+    Args:
+        server: Where to
+        asked: Its name
+        key: The same for the same request; made up by default
+    """
     return ask(server, ModelShown, "POST", "/api/models", body=asked, key=key)
 
 
@@ -39,7 +45,13 @@ def list_model_artifacts(
     limit: int = 20,  # At most so many, 100 at the highest
     offset: int = 0,  # How many to skip
 ) -> list[ModelShown]:
-    "List the models, the last changed first."
+    """List the models, the last changed first.
+
+    Args:
+        server: Where to
+        limit: At most so many, 100 at the highest
+        offset: How many to skip
+    """
     query = {"limit": limit, "offset": offset}
     return ask_many(server, ModelShown, "GET", "/api/models", query=query)
 
@@ -48,7 +60,12 @@ def get_model_artifact(
     server: Server,  # Where to
     model_id: UUID,  # Of a model
 ) -> ModelShown:
-    "Show a model."
+    """Show a model.
+
+    Args:
+        server: Where to
+        model_id: Of a model
+    """
     return ask(server, ModelShown, "GET", f"/api/models/{part(model_id)}")
 
 # %% ../../nbs/client/60_models.ipynb #66f3f8b2
@@ -58,7 +75,14 @@ def promote_model_version(
     asked: PromoteRequest,  # Which run
     key: str | None = None,  # The same for the same request; made up by default
 ) -> ModelVersionShown:
-    "Promote a completed run to a version."
+    """Promote a completed run to a version.
+
+    Args:
+        server: Where to
+        model_id: Of a model
+        asked: Which run
+        key: The same for the same request; made up by default
+    """
     return ask(
         server,
         ModelVersionShown,
@@ -75,7 +99,14 @@ def list_model_versions(
     limit: int = 20,  # At most so many, 100 at the highest
     offset: int = 0,  # How many to skip
 ) -> VersionsListed:
-    "List the versions of a model, the newest first."
+    """List the versions of a model, the newest first.
+
+    Args:
+        server: Where to
+        model_id: Of a model
+        limit: At most so many, 100 at the highest
+        offset: How many to skip
+    """
     return ask(
         server,
         VersionsListed,
@@ -89,7 +120,12 @@ def get_model_version(
     server: Server,  # Where to
     version_id: UUID,  # Of a version
 ) -> ModelVersionShown:
-    "Show a version."
+    """Show a version.
+
+    Args:
+        server: Where to
+        version_id: Of a version
+    """
     return ask(server, ModelVersionShown, "GET", f"/api/models/versions/{part(version_id)}")
 
 # %% ../../nbs/client/60_models.ipynb #9faef444
@@ -97,7 +133,12 @@ def verify_model_version(
     server: Server,  # Where to
     version_id: UUID,  # Of a version
 ) -> VersionVerified:
-    "Check that the files of a version are what they were."
+    """Check that the files of a version are what they were.
+
+    Args:
+        server: Where to
+        version_id: Of a version
+    """
     return ask(server, VersionVerified, "GET", f"/api/models/versions/{part(version_id)}/verify")
 
 # %% ../../nbs/client/60_models.ipynb #f139c826
@@ -106,7 +147,16 @@ def download_model_version(
     version_id: UUID,  # Of a version
     to: Path,  # Zip file to create or to replace, by rename
 ) -> Path:  # The same
-    "Save a version as a zip, which unpacks to a folder in Hugging Face layout."
+    """Save a version as a zip, which unpacks to a folder in Hugging Face layout.
+
+    Args:
+        server: Where from
+        version_id: Of a version
+        to: Zip file to create or to replace, by rename
+
+    Returns:
+        The same
+    """
     return save(server, f"/api/models/versions/{part(version_id)}/download", to)
 
 # %% ../../nbs/client/60_models.ipynb #b0410ea1
@@ -117,7 +167,15 @@ def set_model_alias(
     version_id: UUID,  # That it is to point to
     key: str | None = None,  # The same for the same request; made up by default
 ) -> ModelShown:
-    "Let an alias point to a version."
+    """Let an alias point to a version.
+
+    Args:
+        server: Where to
+        model_id: Of a model
+        alias: Such as "champion"
+        version_id: That it is to point to
+        key: The same for the same request; made up by default
+    """
     path, body = (
         f"/api/models/{part(model_id)}/aliases/{part(alias)}",
         AliasRequest(version_id=version_id),
@@ -131,7 +189,14 @@ def remove_model_alias(
     alias: str,  # Such as "champion"
     key: str | None = None,  # The same for the same request; made up by default
 ) -> ModelShown:
-    "Forget an alias."
+    """Forget an alias.
+
+    Args:
+        server: Where to
+        model_id: Of a model
+        alias: Such as "champion"
+        key: The same for the same request; made up by default
+    """
     return ask(
         server, ModelShown, "DELETE", f"/api/models/{part(model_id)}/aliases/{part(alias)}", key=key
     )

@@ -48,7 +48,11 @@ __all__ = ['get_tunix_status', 'build_training_manifest', 'execute_tunix_run', '
 def get_tunix_status(
     server: Server,  # Where to
 ) -> TunixStatus:
-    "Ask whether google-tunix is installed on the server."
+    """Ask whether google-tunix is installed on the server.
+
+    Args:
+        server: Where to
+    """
     return ask(server, TunixStatus, "GET", "/api/tunix/status")
 
 # %% ../../nbs/client/40_runs.ipynb #4753670f
@@ -57,7 +61,13 @@ def build_training_manifest(
     asked: ManifestRequest,  # How to train
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TrainingManifest:
-    "Write a training manifest for a dataset."
+    """Write a training manifest for a dataset.
+
+    Args:
+        server: Where to
+        asked: How to train
+        key: The same for the same request; made up by default
+    """
     return ask(server, TrainingManifest, "POST", "/api/tunix/sft/manifest", body=asked, key=key)
 
 # %% ../../nbs/client/40_runs.ipynb #3fc43e97
@@ -67,7 +77,14 @@ def execute_tunix_run(
     mode: Literal["async", "sync"] = "async",  # Whether to wait for the end
     key: str | None = None,  # The same for the same request; made up by default
 ) -> RunResult:
-    "Train on a dataset, or rehearse it."
+    """Train on a dataset, or rehearse it.
+
+    Args:
+        server: Where to
+        asked: How to train; a dry run unless it says otherwise
+        mode: Whether to wait for the end
+        key: The same for the same request; made up by default
+    """
     query = {"mode": mode}
     return ask(server, RunResult, "POST", "/api/tunix/run", query=query, body=asked, key=key)
 
@@ -81,7 +98,17 @@ def list_tunix_runs(
     mode: Mode | None = None,  # "dry-run" or "local"
     model_id: str | None = None,  # Only those of this model
 ) -> RunsListed:
-    "List runs, the newest first."
+    """List runs, the newest first.
+
+    Args:
+        server: Where to
+        limit: At most so many, 100 at the highest
+        offset: How many to skip
+        status: Only those in this state
+        dataset_key: Only those on this dataset
+        mode: "dry-run" or "local"
+        model_id: Only those of this model
+    """
     query: dict[str, Any] = {"limit": limit, "offset": offset, "status": status, "mode": mode}
     query |= {"dataset_key": dataset_key, "model_id": model_id}
     return ask(server, RunsListed, "GET", "/api/tunix/runs", query=query)
@@ -91,7 +118,12 @@ def get_tunix_run(
     server: Server,  # Where to
     run_id: UUID,  # Of a run
 ) -> RunDetail:
-    "Show a run."
+    """Show a run.
+
+    Args:
+        server: Where to
+        run_id: Of a run
+    """
     return ask(server, RunDetail, "GET", f"/api/tunix/runs/{part(run_id)}")
 
 
@@ -99,7 +131,12 @@ def get_tunix_run_status(
     server: Server,  # Where to
     run_id: UUID,  # Of a run
 ) -> RunStatus:
-    "Ask how far a run is."
+    """Ask how far a run is.
+
+    Args:
+        server: Where to
+        run_id: Of a run
+    """
     return ask(server, RunStatus, "GET", f"/api/tunix/runs/{part(run_id)}/status")
 
 # %% ../../nbs/client/40_runs.ipynb #696c3d2d
@@ -108,7 +145,13 @@ def cancel_tunix_run(
     run_id: UUID,  # Of a run
     key: str | None = None,  # The same for the same request; made up by default
 ) -> Cancelled:
-    "Ask for a run to be cancelled."
+    """Ask for a run to be cancelled.
+
+    Args:
+        server: Where to
+        run_id: Of a run
+        key: The same for the same request; made up by default
+    """
     return ask(server, Cancelled, "POST", f"/api/tunix/runs/{part(run_id)}/cancel", key=key)
 
 # %% ../../nbs/client/40_runs.ipynb #e21b3e78
@@ -116,13 +159,25 @@ def get_run_metrics(
     server: Server,  # Where to
     run_id: UUID,  # Of a run
 ) -> list[dict[str, Any]]:  # One for each logged step
-    "Show what a run has logged."
+    """Show what a run has logged.
+
+    Args:
+        server: Where to
+        run_id: Of a run
+
+    Returns:
+        One for each logged step
+    """
     return list(send(server, "GET", f"/api/tunix/runs/{part(run_id)}/metrics").json())
 
 # %% ../../nbs/client/40_runs.ipynb #0be4e9a9
 @dataclass(frozen=True)
 class RunEvent:
-    "Something that a run's log said."
+    """Something that a run's log said.
+
+    Attributes:
+        kind: "log", "heartbeat", "status" or "error"
+    """
 
     kind: str  # "log", "heartbeat", "status" or "error"
     data: dict[str, Any]
@@ -146,7 +201,16 @@ def stream_tunix_run_logs(
     run_id: UUID,  # Of a run
     since_seq: int = 0,  # The last piece that you have
 ) -> Iterator[RunEvent]:  # Ends with the run
-    "Follow the log of a run until it ends."
+    """Follow the log of a run until it ends.
+
+    Args:
+        server: Where from
+        run_id: Of a run
+        since_seq: The last piece that you have
+
+    Returns:
+        Ends with the run
+    """
     seq, failures, path = since_seq, 0, f"/api/tunix/runs/{part(run_id)}/logs"
     while failures < tries(server):
         try:
@@ -171,7 +235,12 @@ def list_artifacts(
     server: Server,  # Where to
     run_id: UUID,  # Of a run
 ) -> Artifacts:
-    "List the files of a run."
+    """List the files of a run.
+
+    Args:
+        server: Where to
+        run_id: Of a run
+    """
     return ask(server, Artifacts, "GET", f"/api/tunix/runs/{part(run_id)}/artifacts")
 
 # %% ../../nbs/client/40_runs.ipynb #ee316e7b
@@ -181,6 +250,16 @@ def download_artifact(
     filename: str,  # As listed
     to: Path,  # File to create or to replace, by rename
 ) -> Path:  # The same
-    "Save one file of a run."
+    """Save one file of a run.
+
+    Args:
+        server: Where from
+        run_id: Of a run
+        filename: As listed
+        to: File to create or to replace, by rename
+
+    Returns:
+        The same
+    """
     name = part(filename, "/")
     return save(server, f"/api/tunix/runs/{part(run_id)}/artifacts/{name}/download", to)

@@ -32,28 +32,47 @@ __all__ = ['get_api_health', 'get_ready', 'get_redi_health', 'get_metrics', 'cre
 def get_api_health(
     server: Server,  # Where to
 ) -> Health:
-    "Ask whether the server lives."
+    """Ask whether the server lives.
+
+    Args:
+        server: Where to
+    """
     return ask(server, Health, "GET", "/api/health")
 
 
 def get_ready(
     server: Server,  # Where to
 ) -> Ready:
-    "Ask whether its database answers."
+    """Ask whether its database answers.
+
+    Args:
+        server: Where to
+    """
     return ask(server, Ready, "GET", "/api/ready")
 
 
 def get_redi_health(
     server: Server,  # Where to
 ) -> RediHealth:
-    "Ask how RediAI is."
+    """Ask how RediAI is.
+
+    Args:
+        server: Where to
+    """
     return ask(server, RediHealth, "GET", "/api/redi/health")
 
 # %% ../../nbs/client/20_traces.ipynb #71397fbb
 def get_metrics(
     server: Server,  # Where to
 ) -> str:  # In the form that Prometheus reads
-    "Ask for the figures."
+    """Ask for the figures.
+
+    Args:
+        server: Where to
+
+    Returns:
+        In the form that Prometheus reads
+    """
     return send(server, "GET", "/metrics").text
 
 # %% ../../nbs/client/20_traces.ipynb #27e5879c
@@ -62,7 +81,13 @@ def create_trace(
     trace: Trace,  # To be kept
     key: str | None = None,  # The same for the same request; made up by default
 ) -> StoredTrace:
-    "Keep one trace; it is safe when this returns."
+    """Keep one trace; it is safe when this returns.
+
+    Args:
+        server: Where to
+        trace: To be kept
+        key: The same for the same request; made up by default
+    """
     return ask(server, StoredTrace, "POST", "/api/traces", body=trace, key=key)
 
 # %% ../../nbs/client/20_traces.ipynb #c8678a18
@@ -74,7 +99,13 @@ def create_traces(
     traces: Sequence[Trace],  # 1 to 1000 of them
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TracesStored:
-    "Keep a batch of traces, all of them or none."
+    """Keep a batch of traces, all of them or none.
+
+    Args:
+        server: Where to
+        traces: 1 to 1000 of them
+        key: The same for the same request; made up by default
+    """
     body = _TRACES.dump_json(list(traces)).decode()
     return ask(server, TracesStored, "POST", "/api/traces/batch", body=body, key=key)
 
@@ -89,7 +120,18 @@ def list_traces(
     fingerprint: str | None = None,  # Only those with this content
     text: str | None = None,  # Only those whose prompt or answer holds this
 ) -> TracePage:
-    "List traces, newest first."
+    """List traces, newest first.
+
+    Args:
+        server: Where to
+        limit: At most so many, 100 at the highest
+        offset: How many to skip
+        after: Go on after the page whose `next_after` this is
+        source: Only those whose `meta.source` is this
+        category: Only those of this category
+        fingerprint: Only those with this content
+        text: Only those whose prompt or answer holds this
+    """
     query: dict[str, Any] = {"limit": limit, "offset": offset, "after": after, "source": source}
     query |= {"category": category, "fingerprint": fingerprint, "text": text}
     return ask(server, TracePage, "GET", "/api/traces", query=query)
@@ -100,7 +142,13 @@ def compare_traces(
     base: UUID,  # Of a stored trace
     other: UUID,  # Of another
 ) -> TraceComparison:
-    "Show two traces side by side."
+    """Show two traces side by side.
+
+    Args:
+        server: Where to
+        base: Of a stored trace
+        other: Of another
+    """
     return ask(
         server, TraceComparison, "GET", "/api/traces/compare", query={"base": base, "other": other}
     )
@@ -110,7 +158,12 @@ def get_trace(
     server: Server,  # Where to
     trace_id: UUID,  # Of a stored trace
 ) -> FoundTrace:
-    "Show one trace."
+    """Show one trace.
+
+    Args:
+        server: Where to
+        trace_id: Of a stored trace
+    """
     return ask(server, FoundTrace, "GET", f"/api/traces/{part(trace_id)}")
 
 # %% ../../nbs/client/20_traces.ipynb #823868c4
@@ -119,6 +172,12 @@ def score_trace(
     trace_id: UUID,  # Of a stored trace
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TraceScore:
-    "Score one trace by its length, and keep the score."
+    """Score one trace by its length, and keep the score.
+
+    Args:
+        server: Where to
+        trace_id: Of a stored trace
+        key: The same for the same request; made up by default
+    """
     path, body = f"/api/traces/{part(trace_id)}/score", ScoreRequest(criteria="baseline")
     return ask(server, TraceScore, "POST", path, body=body, key=key)

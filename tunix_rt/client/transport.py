@@ -40,7 +40,13 @@ class Unreachable(TunixError):
 # %% ../../nbs/client/10_transport.ipynb #1c2775ec
 @dataclass
 class Server:
-    "A server to talk to."
+    """A server to talk to.
+
+    Attributes:
+        attempts: How often a request is sent at most, until there was one answer
+        pause: Seconds before the second time; doubled after each
+        answered: Whether it has ever answered
+    """
 
     address: str
     http: httpx.Client = field(repr=False)
@@ -60,7 +66,17 @@ def connect(
     timeout: float = 120.0,  # Seconds to wait for an answer
     transport: httpx.BaseTransport | None = None,  # Another way to reach it, for tests
 ) -> Server:  # Connected when the first request is sent
-    "Name a server to talk to."
+    """Name a server to talk to.
+
+    Args:
+        address: Of the server
+        token: Where it needs one
+        timeout: Seconds to wait for an answer
+        transport: Another way to reach it, for tests
+
+    Returns:
+        Connected when the first request is sent
+    """
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     client = httpx.Client(base_url=address, headers=headers, timeout=timeout, transport=transport)
     return Server(address, client)
@@ -72,7 +88,11 @@ AGAIN = (502, 503, 504)
 def tries(
     server: Server,  # Where to
 ) -> int:
-    "Tell how often something is worth trying."
+    """Tell how often something is worth trying.
+
+    Args:
+        server: Where to
+    """
     return 2 * server.attempts if server.answered else server.attempts
 
 
@@ -80,7 +100,12 @@ def wait_before(
     server: Server,  # Where to
     failures: int,  # So far, at least one
 ) -> None:
-    "Wait for a while before another attempt."
+    """Wait for a while before another attempt.
+
+    Args:
+        server: Where to
+        failures: So far, at least one
+    """
     time.sleep(server.pause * min(16, 2 ** (failures - 1)))
 
 # %% ../../nbs/client/10_transport.ipynb #378dc267
@@ -107,7 +132,20 @@ def send(
     content: bytes | Path | None = None,  # A file to send as it is
     key: str | None = None,  # To say that this is the same request as an earlier one
 ) -> httpx.Response:  # A success, read to its end
-    "Send a request until there is an answer."
+    """Send a request until there is an answer.
+
+    Args:
+        server: Where to
+        method: "GET", "POST" ...
+        path: From the server's root
+        query: Left out where None
+        body: JSON; a model is spelled without what was not set
+        content: A file to send as it is
+        key: To say that this is the same request as an earlier one
+
+    Returns:
+        A success, read to its end
+    """
     spelled = body.model_dump_json(exclude_unset=True) if isinstance(body, BaseModel) else body
     headers = {} if spelled is None else {"Content-Type": "application/json"}
     if method != "GET":
@@ -155,7 +193,15 @@ def ask(
     path: str,  # From the server's root
     **rest: Any,  # As `send` takes it
 ) -> Answer:
-    "Send a request and read the answer."
+    """Send a request and read the answer.
+
+    Args:
+        server: Where to
+        kind: What the answer is
+        method: "GET", "POST" ...
+        path: From the server's root
+        **rest: As `send` takes it
+    """
     answer = send(server, method, path, **rest)
     try:
         return kind.model_validate_json(answer.content)
@@ -173,7 +219,15 @@ def ask_many(
     path: str,  # From the server's root
     **rest: Any,  # As `send` takes it
 ) -> list[Answer]:
-    "Send a request whose answer is nothing but a list."
+    """Send a request whose answer is nothing but a list.
+
+    Args:
+        server: Where to
+        kind: What the answer is a list of
+        method: "GET", "POST" ...
+        path: From the server's root
+        **rest: As `send` takes it
+    """
     listed = send(server, method, path, **rest).json()
     return [kind.model_validate(each) for each in listed]
 
@@ -182,7 +236,15 @@ def part(
     text: object,  # An id or a name
     keep: str = "",  # Characters that stay as they are
 ) -> str:  # Safe as a part of a path
-    "Spell an id or a name as a part of a path."
+    """Spell an id or a name as a part of a path.
+
+    Args:
+        text: An id or a name
+        keep: Characters that stay as they are
+
+    Returns:
+        Safe as a part of a path
+    """
     return quote(str(text), safe=keep)
 
 # %% ../../nbs/client/10_transport.ipynb #ddf964a6
@@ -196,7 +258,19 @@ def streaming(
     body: BaseModel | None = None,  # JSON
     timeout: float | None = None,  # Seconds between two pieces; that of the server by default
 ) -> Iterator[httpx.Response]:  # A success, not yet read
-    "Open an answer to be read piece by piece."
+    """Open an answer to be read piece by piece.
+
+    Args:
+        server: Where to
+        method: "GET" or "POST"
+        path: From the server's root
+        query: Left out where None
+        body: JSON
+        timeout: Seconds between two pieces; that of the server by default
+
+    Returns:
+        A success, not yet read
+    """
     asked = {name: value for name, value in (query or {}).items() if value is not None}
     spelled = None if body is None else body.model_dump_json(exclude_unset=True)
     headers = {} if spelled is None else {"Content-Type": "application/json"}
@@ -217,7 +291,16 @@ def save(
     path: str,  # From the server's root
     to: Path,  # File to create or to replace, by rename
 ) -> Path:  # The same
-    "Save an answer to a file."
+    """Save an answer to a file.
+
+    Args:
+        server: Where from
+        path: From the server's root
+        to: File to create or to replace, by rename
+
+    Returns:
+        The same
+    """
     with replacing(to) as file, streaming(server, "GET", path) as answer:
         for chunk in answer.iter_bytes():
             cast(Any, file).buffer.write(chunk)

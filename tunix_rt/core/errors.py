@@ -58,7 +58,15 @@ def expect_fail(
     error: type[BaseException] = Exception,  # The refusal must be of this family
     contains: str = "",  # Words that its message must hold
 ) -> Iterator[None]:  # Goes around the block that should be refused
-    "Run a block that must be refused, check the reason and print it."
+    """Run a block that must be refused, check the reason and print it.
+
+    Args:
+        error: The refusal must be of this family
+        contains: Words that its message must hold
+
+    Returns:
+        Goes around the block that should be refused
+    """
     try:
         yield
     except error as refusal:

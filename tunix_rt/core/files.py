@@ -28,7 +28,11 @@ __all__ = ['ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'replacing', 'new_fo
 def sync_folder(
     folder: Path,  # An existing folder
 ) -> None:
-    "Ask the disk to remember which names `folder` holds."
+    """Ask the disk to remember which names `folder` holds.
+
+    Args:
+        folder: An existing folder
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -40,7 +44,14 @@ def sync_folder(
 def replacing(
     path: Path,  # The file to create or to replace; its folder is made if need be
 ) -> Iterator[IO[str]]:  # A text file (UTF-8) that becomes `path` when the block ends well
-    "Write a file that appears whole when the block ends, or not at all if it fails."
+    """Write a file that appears whole when the block ends, or not at all if it fails.
+
+    Args:
+        path: The file to create or to replace; its folder is made if need be
+
+    Returns:
+        A text file (UTF-8) that becomes `path` when the block ends well
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
@@ -58,7 +69,14 @@ def replacing(
 def new_folder(
     path: Path,  # The folder to create; it must not exist yet
 ) -> Iterator[Path]:  # A hidden folder to fill, which becomes `path` when the block ends well
-    "Fill a folder that appears whole when the block ends, or not at all if it fails."
+    """Fill a folder that appears whole when the block ends, or not at all if it fails.
+
+    Args:
+        path: The folder to create; it must not exist yet
+
+    Returns:
+        A hidden folder to fill, which becomes `path` when the block ends well
+    """
     if path.exists():
         raise PathError(f"{path} exists already and is not overwritten; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +158,14 @@ def _text_fault(text: str) -> str | None:
 def json_fault(
     value: Any,  # Anything at all
 ) -> str | None:  # What is wrong with it, or None
-    "Find out why a value cannot be written as JSON and read back the same everywhere."
+    """Find out why a value cannot be written as JSON and read back the same everywhere.
+
+    Args:
+        value: Anything at all
+
+    Returns:
+        What is wrong with it, or None
+    """
     level, depth = [value], 0
     while level:
         below: list[Any] = []
@@ -188,7 +213,15 @@ def parse_json(
     text: str | bytes,  # One JSON document; bytes must be UTF-8
     where: str = "this text",  # Named in the refusal, such as "traces.jsonl:7"
 ) -> Any:  # Plain dicts, lists, strings and finite numbers
-    "Parse JSON strictly: finite numbers, unique keys, whole characters, sober depth."
+    """Parse JSON strictly: finite numbers, unique keys, whole characters, sober depth.
+
+    Args:
+        text: One JSON document; bytes must be UTF-8
+        where: Named in the refusal, such as "traces.jsonl:7"
+
+    Returns:
+        Plain dicts, lists, strings and finite numbers
+    """
     try:
         whole = text.decode("utf-8") if isinstance(text, bytes) else text
         value = _STRICT.decode(whole)
@@ -217,7 +250,14 @@ _CANONICAL = json.JSONEncoder(
 def canonical_json(
     value: Any,  # Anything made of dicts, lists, strings, numbers, booleans and None
 ) -> str:  # One line: keys sorted, no spaces, characters as they are
-    "Spell `value` as JSON in the one way that hashes rely on."
+    """Spell `value` as JSON in the one way that hashes rely on.
+
+    Args:
+        value: Anything made of dicts, lists, strings, numbers, booleans and None
+
+    Returns:
+        One line: keys sorted, no spaces, characters as they are
+    """
     return _CANONICAL.encode(value)
 
 # %% ../../nbs/core/30_files.ipynb #2188091e
@@ -225,7 +265,12 @@ def write_json(
     path: Path,  # File to create or replace
     value: Any,  # Anything JSON can hold
 ) -> None:
-    "Write `value` as indented JSON for people, by rename."
+    """Write `value` as indented JSON for people, by rename.
+
+    Args:
+        path: File to create or replace
+        value: Anything JSON can hold
+    """
     with replacing(path) as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -233,7 +278,14 @@ def write_json(
 def read_json(
     path: Path,  # File to read
 ) -> Any:  # What it holds
-    "Read one JSON file strictly."
+    """Read one JSON file strictly.
+
+    Args:
+        path: File to read
+
+    Returns:
+        What it holds
+    """
     try:
         return parse_json(path.read_bytes(), where=str(path))
     except JSONRefused as error:
@@ -245,7 +297,15 @@ def read_lines(
     path: Path,  # UTF-8 text; empty lines are skipped
     limit: int = 1_048_576,  # Longest line accepted, in bytes
 ) -> Iterator[tuple[int, bytes | None]]:  # Line number from 1; None for a line over the limit
-    "Read the lines of a file with their numbers, holding one in memory at a time."
+    """Read the lines of a file with their numbers, holding one in memory at a time.
+
+    Args:
+        path: UTF-8 text; empty lines are skipped
+        limit: Longest line accepted, in bytes
+
+    Returns:
+        Line number from 1; None for a line over the limit
+    """
     with path.open("rb") as file:
         number = 0
         while line := file.readline(limit + 1):
@@ -279,7 +339,12 @@ def append_json(
     path: Path,  # JSONL file to add to, with one writer at a time
     value: dict[str, Any],  # One record
 ) -> None:
-    "Add one record to a JSONL log in a single write."
+    """Add one record to a JSONL log in a single write.
+
+    Args:
+        path: JSONL file to add to, with one writer at a time
+        value: One record
+    """
     line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
     with path.open("a+b") as file:
         if (whole := _whole(file)) < file.seek(0, os.SEEK_END):
@@ -290,7 +355,14 @@ def append_json(
 def read_log(
     path: Path,  # JSONL file; need not exist
 ) -> list[dict[str, Any]]:  # Its whole records
-    "Read a JSONL log, without a last line that was cut short."
+    """Read a JSONL log, without a last line that was cut short.
+
+    Args:
+        path: JSONL file; need not exist
+
+    Returns:
+        Its whole records
+    """
     if not path.exists():
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
@@ -301,13 +373,27 @@ def read_log(
 def sha256_text(
     text: str,  # Any text
 ) -> str:  # 64 hexadecimal digits
-    "Hash the UTF-8 bytes of `text`."
+    """Hash the UTF-8 bytes of `text`.
+
+    Args:
+        text: Any text
+
+    Returns:
+        64 hexadecimal digits
+    """
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def sha256_file(
     path: Path,  # File of any size
 ) -> str:  # 64 hexadecimal digits
-    "Hash a file without holding it in memory."
+    """Hash a file without holding it in memory.
+
+    Args:
+        path: File of any size
+
+    Returns:
+        64 hexadecimal digits
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,14 @@ __all__ = ['find_root', 'Places', 'Settings', 'settings', 'resolve', 'inside']
 def find_root(
     start: Path | None = None,  # Where to begin looking upwards; the working folder by default
 ) -> Path:  # Absolute path of the folder that relative paths are relative to
-    "Find the root: `TUNIX_RT_ROOT`, else the checkout around `start`, else `start` itself."
+    """Find the root: `TUNIX_RT_ROOT`, else the checkout around `start`, else `start` itself.
+
+    Args:
+        start: Where to begin looking upwards; the working folder by default
+
+    Returns:
+        Absolute path of the folder that relative paths are relative to
+    """
     named = os.environ.get("TUNIX_RT_ROOT")
     if named:
         return Path(named).expanduser().resolve()
@@ -117,14 +124,25 @@ class Settings(Places):
 # %% ../../nbs/core/20_settings.ipynb #61c14e96
 @lru_cache(maxsize=1)
 def settings() -> Settings:  # The same object for the life of the process
-    "Read the settings once."
+    """Read the settings once.
+
+    Returns:
+        The same object for the life of the process
+    """
     return Settings()
 
 # %% ../../nbs/core/20_settings.ipynb #711dbd37
 def resolve(
     path: str | os.PathLike[str],  # As written by a person: absolute, ~, or relative to the root
 ) -> Path:  # Absolute, with `..` and links worked out; need not exist
-    "Turn a path that a person wrote into an absolute one."
+    """Turn a path that a person wrote into an absolute one.
+
+    Args:
+        path: As written by a person: absolute, ~, or relative to the root
+
+    Returns:
+        Absolute, with `..` and links worked out; need not exist
+    """
     text = os.fspath(path)
     if not text.strip() or "\0" in text:
         raise PathError(f"the path {text!r} names nothing; write a file or a folder")
@@ -135,7 +153,15 @@ def inside(
     folder: Path,  # The folder that must hold the result
     name: str | os.PathLike[str],  # A relative name from outside, not to be trusted
 ) -> Path:  # Absolute path below `folder`; need not exist
-    "Join `name` to `folder`, refusing anything that would leave it."
+    """Join `name` to `folder`, refusing anything that would leave it.
+
+    Args:
+        folder: The folder that must hold the result
+        name: A relative name from outside, not to be trusted
+
+    Returns:
+        Absolute path below `folder`; need not exist
+    """
     top, text = folder.resolve(), os.fspath(name)
     if "\0" in text or not text.strip():
         raise PathError(f"{text!r} is not a file name; give the name of something in {folder}")

@@ -39,7 +39,15 @@ def digits_from_right(
     number: int,  # Not negative
     columns: int,  # How many digits to give; zeros fill up
 ) -> list[int]:  # Ones first
-    "Take `number` apart, ones first."
+    """Take `number` apart, ones first.
+
+    Args:
+        number: Not negative
+        columns: How many digits to give; zeros fill up
+
+    Returns:
+        Ones first
+    """
     if not 0 <= number < 10 ** len(PLACES):
         raise DatasetError(
             f"{number} cannot be worked in columns: they are named up to {PLACES[-1]}, and hold "
@@ -51,7 +59,14 @@ def digits_from_right(
 def from_digits(
     digits: list[int],  # Ones first
 ) -> int:  # The number they spell
-    "Put a number together from what the columns wrote."
+    """Put a number together from what the columns wrote.
+
+    Args:
+        digits: Ones first
+
+    Returns:
+        The number they spell
+    """
     return int("".join(str(digit) for digit in reversed(digits)))
 
 # %% ../../nbs/data/10_arithmetic.ipynb #8b389f3b
@@ -59,7 +74,15 @@ def add_in_columns(
     left: int,  # Not negative
     right: int,  # Not negative
 ) -> Working:  # One line a column
-    "Add two numbers column by column, writing every carry."
+    """Add two numbers column by column, writing every carry.
+
+    Args:
+        left: Not negative
+        right: Not negative
+
+    Returns:
+        One line a column
+    """
     columns = max(len(str(left)), len(str(right)))
     pairs = zip(digits_from_right(left, columns), digits_from_right(right, columns), strict=True)
     lines: list[str] = []
@@ -79,7 +102,15 @@ def subtract_in_columns(
     left: int,  # At least `right`
     right: int,  # Not negative
 ) -> Working:  # One line a column
-    "Subtract column by column, writing every borrow."
+    """Subtract column by column, writing every borrow.
+
+    Args:
+        left: At least `right`
+        right: Not negative
+
+    Returns:
+        One line a column
+    """
     if left < right:
         raise DatasetError(
             f"{left} - {right} is below zero, and columns hold no minus sign; "
@@ -103,7 +134,15 @@ def multiply_in_columns(
     left: int,  # Not negative
     digit: int,  # From 0 to 9
 ) -> Working:  # One line a column
-    "Multiply by one digit, column by column, writing every carry."
+    """Multiply by one digit, column by column, writing every carry.
+
+    Args:
+        left: Not negative
+        digit: From 0 to 9
+
+    Returns:
+        One line a column
+    """
     if not 0 <= digit <= 9:
         raise DatasetError(f"the multiplier must be one digit, and {digit} is not; use 0 to 9")
     columns = len(str(left))
@@ -133,7 +172,14 @@ EQUATION = re.compile(r"(?<![\w*+-])(\d+(?: [-+*] \d+)+) = (-?\d+)\b")
 def evaluate(
     expression: str,  # Whole numbers joined by + - *
 ) -> int:  # Its value
-    "Work out an expression with Python's integers."
+    """Work out an expression with Python's integers.
+
+    Args:
+        expression: Whole numbers joined by + - *
+
+    Returns:
+        Its value
+    """
 
     def value(node: ast.expr) -> int:
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
@@ -148,7 +194,14 @@ def evaluate(
 def equations(
     text: str,  # Any text
 ) -> Iterator[tuple[str, int]]:  # Left side, and the number claimed on the right
-    "Find every equation of whole numbers in a text."
+    """Find every equation of whole numbers in a text.
+
+    Args:
+        text: Any text
+
+    Returns:
+        Left side, and the number claimed on the right
+    """
     for left, right in EQUATION.findall(text):
         yield left, int(right)
 
@@ -156,5 +209,12 @@ def equations(
 def false_equations(
     text: str,  # Any text
 ) -> list[str]:  # As written; empty when all is well
-    "Find the equations in a text that do not hold."
+    """Find the equations in a text that do not hold.
+
+    Args:
+        text: Any text
+
+    Returns:
+        As written; empty when all is well
+    """
     return [f"{left} = {right}" for left, right in equations(text) if evaluate(left) != right]

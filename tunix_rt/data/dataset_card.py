@@ -28,7 +28,20 @@ def dataset_manifest(
     created_at: str,  # ISO 8601
     provenance: Mapping[str, Any],  # The caller's words, which win
 ) -> dict[str, Any]:  # As manifest.json has it
-    "Gather what a manifest says."
+    """Gather what a manifest says.
+
+    Args:
+        spool: What there was
+        chosen: What was taken
+        fingerprint: Sha256 of traces.jsonl
+        request: The arguments of the build, by the manifest's names
+        splits: Name to count
+        created_at: ISO 8601
+        provenance: The caller's words, which win
+
+    Returns:
+        As manifest.json has it
+    """
     automatic = {
         "schema_version": "1.0",
         "source": "tunix_rt_backend_api",
@@ -62,7 +75,14 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 def front_matter(
     manifest: Mapping[str, Any],  # Of the dataset
 ) -> str:  # Between two lines of dashes
-    "Write what the Hugging Face hub reads."
+    """Write what the Hugging Face hub reads.
+
+    Args:
+        manifest: Of the dataset
+
+    Returns:
+        Between two lines of dashes
+    """
     count = manifest["trace_count"]
     size = next((name for limit, name in SIZES if count < limit), "n>1M")
     splits = list(manifest["splits"])
@@ -85,7 +105,16 @@ def dataset_card(
     counts: Mapping[str, int],  # Category to traces
     example: Trace,  # Shown whole
 ) -> str:  # Markdown
-    "Write the README of a dataset."
+    """Write the README of a dataset.
+
+    Args:
+        manifest: Of the dataset
+        counts: Category to traces
+        example: Shown whole
+
+    Returns:
+        Markdown
+    """
     rows = "\n".join(f"| {name} | {count:,} |" for name, count in counts.items())
     splits = ", ".join(f"{name} ({size:,})" for name, size in manifest["splits"].items())
     steps = "\n".join(f"    {step.content}" for step in example.steps)

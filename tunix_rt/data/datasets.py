@@ -43,7 +43,15 @@ def dataset_key(
     name: str,  # 1 to 128 characters, such as "golden"
     version: str,  # 1 to 64 characters, such as "v2"
 ) -> str:  # Such as "golden-v2"; also the name of the folder
-    "Join name and version into a key."
+    """Join name and version into a key.
+
+    Args:
+        name: 1 to 128 characters, such as "golden"
+        version: 1 to 64 characters, such as "v2"
+
+    Returns:
+        Such as "golden-v2"; also the name of the folder
+    """
     if not 1 <= len(name) <= 128 or not 1 <= len(version) <= 64:
         raise DatasetError(
             f"a dataset has a name of 1 to 128 characters and a version of 1 to 64; "
@@ -117,7 +125,15 @@ def dataset_folder(
     name: str | Path,  # A key, or without `home` also a path to the folder
     home: Path | None = None,  # Folder of datasets; that of the settings by default
 ) -> Path:  # Absolute; need not exist
-    "Find where a dataset would be."
+    """Find where a dataset would be.
+
+    Args:
+        name: A key, or without `home` also a path to the folder
+        home: Folder of datasets; that of the settings by default
+
+    Returns:
+        Absolute; need not exist
+    """
     if home is None and (isinstance(name, Path) or "/" in name):
         return resolve(name)
     return inside(home or resolve(settings().datasets), name)
@@ -130,7 +146,15 @@ def load_dataset(
     name: str | Path,  # A key such as "golden-v2", or without `home` also a path to the folder
     home: Path | None = None,  # Folder of datasets; that of the settings by default
 ) -> Dataset:  # Proved to be what its manifest says
-    "Open a dataset and check that nobody has changed it."
+    """Open a dataset and check that nobody has changed it.
+
+    Args:
+        name: A key such as "golden-v2", or without `home` also a path to the folder
+        home: Folder of datasets; that of the settings by default
+
+    Returns:
+        Proved to be what its manifest says
+    """
     folder = dataset_folder(name, home)
     if not (folder / "manifest.json").is_file():
         there = sorted(path.parent.name for path in folder.parent.glob("[!.]*/manifest.json"))
@@ -167,7 +191,20 @@ def make_files(
     created_at: datetime,  # Goes into the manifest
     provenance: Mapping[str, Any],  # Added to the automatic one, and wins over it
 ) -> dict[str, Any]:  # The manifest; the three files are on the bench
-    "Choose traces and write the files of a dataset."
+    """Choose traces and write the files of a dataset.
+
+    Args:
+        bench: An empty folder
+        traces: From old to new; any number, one in memory at a time
+        request: What was asked for, by the manifest's names
+        limit: At most this many traces; None takes all
+        splits: Name to count or fraction; all train by default
+        created_at: Goes into the manifest
+        provenance: Added to the automatic one, and wins over it
+
+    Returns:
+        The manifest; the three files are on the bench
+    """
     filters = request["filters"]
     spool = fill_spool(bench / "spool", traces, filters=filters)
     if not len(spool):
@@ -205,7 +242,12 @@ def disk_full_explained(
     name: str,  # What was being written
     home: Path,  # Where
 ) -> Iterator[None]:
-    "Turn a full disk into a refusal that says nothing was left behind."
+    """Turn a full disk into a refusal that says nothing was left behind.
+
+    Args:
+        name: What was being written
+        home: Where
+    """
     try:
         yield
     except OSError as error:
@@ -221,7 +263,15 @@ def same_or_refuse(
     folder: Path,  # A dataset that exists
     manifest: Mapping[str, Any],  # Of what was just built under the same key
 ) -> Dataset:  # The one that exists
-    "Take an existing dataset for a new build if, and only if, it holds the same."
+    """Take an existing dataset for a new build if, and only if, it holds the same.
+
+    Args:
+        folder: A dataset that exists
+        manifest: Of what was just built under the same key
+
+    Returns:
+        The one that exists
+    """
     existing = load_dataset(folder)
     fingerprint = manifest["fingerprints"]["traces.jsonl"]
     if (existing.fingerprint, existing.splits) != (fingerprint, manifest["splits"]):
@@ -239,7 +289,16 @@ def put_in_place(
     target: Path,  # Where the dataset is to be
     manifest: dict[str, Any],  # Of the finished files
 ) -> Dataset:  # The new one, or the one that already held the same
-    "Let a finished dataset appear, unless it is there already."
+    """Let a finished dataset appear, unless it is there already.
+
+    Args:
+        bench: Folder with the finished files
+        target: Where the dataset is to be
+        manifest: Of the finished files
+
+    Returns:
+        The new one, or the one that already held the same
+    """
     if not target.exists():
         try:
             with new_folder(target) as folder:
@@ -269,7 +328,27 @@ def build_dataset(
     provenance: Mapping[str, Any] | None = None,  # Added to the automatic one, and wins over it
     created_at: datetime | None = None,  # Now by default
 ) -> Dataset:  # The new one, or the one that already held the same
-    "Freeze a choice of traces into a dataset."
+    """Freeze a choice of traces into a dataset.
+
+    Args:
+        traces: From old to new; any number, one in memory at a time
+        name: Such as "golden"
+        version: Such as "v2"
+        home: Folder of datasets; that of the settings by default
+        filters: Field of `meta` to a value or a list of values
+        selection_strategy: Or "random", which needs a seed
+        seed: Fixes a random selection; noted in any case
+        limit: At most this many traces; None takes all
+        splits: Name to count or fraction; all train by default
+        session_id: Whatever the caller uses to find the occasion again
+        parent_dataset_id: What this one was derived from
+        training_run_id: The run it was made for
+        provenance: Added to the automatic one, and wins over it
+        created_at: Now by default
+
+    Returns:
+        The new one, or the one that already held the same
+    """
     key = dataset_key(name, version)
     home = home or resolve(settings().datasets)
     request = {
@@ -302,7 +381,11 @@ def build_dataset(
 # %% ../../nbs/data/45_datasets.ipynb #33b050d8
 @dataclass(frozen=True)
 class Clash:
-    "A trace to train on that the evaluation set asks about."
+    """A trace to train on that the evaluation set asks about.
+
+    Attributes:
+        reason: "fingerprint" or "prompt"
+    """
 
     trace_id: UUID
     prompt: str
@@ -313,7 +396,15 @@ def overlap(
     training: Iterable[Trace],  # A dataset or any traces; streamed
     evaluation: Iterable[Trace],  # A dataset or any traces; digests are kept
 ) -> list[Clash]:  # In the order of the training set
-    "Find what two sets of traces have in common."
+    """Find what two sets of traces have in common.
+
+    Args:
+        training: A dataset or any traces; streamed
+        evaluation: A dataset or any traces; digests are kept
+
+    Returns:
+        In the order of the training set
+    """
     ids: set[bytes] = set()
     prompts: set[bytes] = set()
     for trace in evaluation:
@@ -331,7 +422,12 @@ def refuse_overlap(
     training: Iterable[Trace],  # A dataset or any traces
     evaluation: Iterable[Trace],  # A dataset or any traces
 ) -> None:
-    "Refuse to train on what will be asked."
+    """Refuse to train on what will be asked.
+
+    Args:
+        training: A dataset or any traces
+        evaluation: A dataset or any traces
+    """
     clashes = overlap(training, evaluation)
     if clashes:
         examples = "; ".join(repr(clash.prompt[:80]) for clash in clashes[:3])
@@ -351,7 +447,20 @@ def freeze_recipe(
     home: Path | None = None,  # Folder of datasets; that of the settings by default
     created_at: datetime | None = None,  # Now by default
 ) -> list[Dataset]:  # The training set, and the one held out (`<recipe>-held-out`) if any
-    "Freeze what a generator's recipe makes, each part as a dataset of its own."
+    """Freeze what a generator's recipe makes, each part as a dataset of its own.
+
+    Args:
+        recipe: Name in RECIPES
+        version: Such as "v2"
+        train: Problems to train on; the recipe's number by default
+        held_out: Problems to be examined on; the recipe's number by default
+        seed: Fixes every draw
+        home: Folder of datasets; that of the settings by default
+        created_at: Now by default
+
+    Returns:
+        The training set, and the one held out (`<recipe>-held-out`) if any
+    """
     parts = generate(recipe, train=train, held_out=held_out, seed=seed)
     names = ((recipe, RECIPES[recipe].split), (f"{recipe}-held-out", "test"))
     provenance = {"source": "tunix_rt generators", "recipe": recipe}

@@ -28,7 +28,14 @@ Record = dict[str, Any]
 def trace_record(
     trace: Trace,  # Any trace
 ) -> Record:  # id, prompts, trace_steps, final_answer, metadata
-    "Lay a trace out as plain fields."
+    """Lay a trace out as plain fields.
+
+    Args:
+        trace: Any trace
+
+    Returns:
+        id, prompts, trace_steps, final_answer, metadata
+    """
     return {
         "id": str(trace.id),
         "prompts": trace.prompt,
@@ -41,7 +48,14 @@ def trace_record(
 def tunix_sft_record(
     trace: Trace,  # Any trace without control tokens
 ) -> Record:  # As `trace_record`, with both turns as the prompt
-    "Lay a trace out for supervised training on whole Gemma turns."
+    """Lay a trace out for supervised training on whole Gemma turns.
+
+    Args:
+        trace: Any trace without control tokens
+
+    Returns:
+        As `trace_record`, with both turns as the prompt
+    """
     record = trace_record(trace)
     metadata = {**record["metadata"], "format": "tunix_sft"}
     return {**record, "prompts": render.gemma_turns(trace), "metadata": metadata}
@@ -50,7 +64,14 @@ def tunix_sft_record(
 def training_example_record(
     trace: Trace,  # Any trace
 ) -> Record:  # id, prompt, response, metadata
-    "Lay a trace out as a request for reasoning and the reasoning."
+    """Lay a trace out as a request for reasoning and the reasoning.
+
+    Args:
+        trace: Any trace
+
+    Returns:
+        id, prompt, response, metadata
+    """
     example = render.training_example(trace)
     return {"id": str(trace.id), **example, "metadata": trace.meta or {}}
 
@@ -58,14 +79,28 @@ def training_example_record(
 def messages_record(
     trace: Trace,  # Any trace that can be told from the format around it
 ) -> Record:  # id, messages
-    "Lay a trace out as a conversation."
+    """Lay a trace out as a conversation.
+
+    Args:
+        trace: Any trace that can be told from the format around it
+
+    Returns:
+        id, messages
+    """
     return {"id": str(trace.id), "messages": render.messages(trace)}
 
 
 def prompt_completion_record(
     trace: Trace,  # Any trace that can be told from the format around it
 ) -> Record:  # id, prompt, completion
-    "Lay a trace out as a conversation cut where the model begins."
+    """Lay a trace out as a conversation cut where the model begins.
+
+    Args:
+        trace: Any trace that can be told from the format around it
+
+    Returns:
+        id, prompt, completion
+    """
     return {"id": str(trace.id), **render.prompt_completion(trace)}
 
 
@@ -98,7 +133,15 @@ def trace_line(
     line: bytes,  # Of a dataset, without its newline
     where: str = "this trace",  # Named in a refusal, such as "traces.jsonl:7"
 ) -> bytes:  # The `trace_record` as canonical JSON
-    "Write a trace as plain fields from the text of its line."
+    """Write a trace as plain fields from the text of its line.
+
+    Args:
+        line: Of a dataset, without its newline
+        where: Named in a refusal, such as "traces.jsonl:7"
+
+    Returns:
+        The `trace_record` as canonical JSON
+    """
     plain = b"\\" not in line and len(line.translate(None, _CONTROLS)) == len(line)
     found = (_PLAIN if plain else _ESCAPED).fullmatch(line)
     if found is None:
@@ -121,7 +164,15 @@ def export_lines(
     traces: Iterable[Trace],  # A dataset or any traces
     format: str = "messages",  # Name in FORMATS
 ) -> Iterator[str]:  # JSON, one record a line, each with its newline
-    "Write traces as lines of another format."
+    """Write traces as lines of another format.
+
+    Args:
+        traces: A dataset or any traces
+        format: Name in FORMATS
+
+    Returns:
+        JSON, one record a line, each with its newline
+    """
     if format not in FORMATS:
         raise DatasetError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
     record = FORMATS[format]
@@ -134,7 +185,16 @@ def export_file(
     *,
     format: str = "messages",  # Name in FORMATS
 ) -> int:  # How many lines were written
-    "Write traces to a file of another format."
+    """Write traces to a file of another format.
+
+    Args:
+        traces: A dataset or any traces
+        path: JSONL file to create or to replace
+        format: Name in FORMATS
+
+    Returns:
+        How many lines were written
+    """
     count = 0
     with disk_full_explained(path.name, path.parent), replacing(path) as file:
         for count, line in enumerate(export_lines(traces, format), start=1):  # noqa: B007

@@ -51,7 +51,14 @@ CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes to a machine that chec
 def boxed(
     text: str,  # May hold \boxed{...}
 ) -> str | None:  # What the last box holds; None when there is none that is closed
-    "Find what stands in the last box."
+    """Find what stands in the last box.
+
+    Args:
+        text: May hold \\boxed{...}
+
+    Returns:
+        What the last box holds; None when there is none that is closed
+    """
     start = text.rfind("\\boxed{")
     depth = 0
     for place in range(start + 6, len(text) if start >= 0 else 0):
@@ -64,7 +71,14 @@ def boxed(
 def steps_of(
     work: str,  # What somebody thought, as one text
 ) -> list[str]:  # One idea each
-    "Cut a text of working into steps."
+    """Cut a text of working into steps.
+
+    Args:
+        work: What somebody thought, as one text
+
+    Returns:
+        One idea each
+    """
     text = CALCULATOR.sub("", work).replace("\r\n", "\n").strip()
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
     return paragraphs if len(paragraphs) > 1 else split_steps(text)
@@ -73,7 +87,14 @@ def steps_of(
 def think_and_answer(
     text: str,  # Working and answer, marked in one of the known ways
 ) -> tuple[list[str], str]:  # Steps, and the answer
-    "Tell the working in a text from the answer."
+    """Tell the working in a text from the answer.
+
+    Args:
+        text: Working and answer, marked in one of the known ways
+
+    Returns:
+        Steps, and the answer
+    """
     for mark in MARKS:
         if found := mark.match(text.strip()):
             answer = found["answer"].strip()
@@ -95,7 +116,17 @@ def made(
     answer: Any,  # What comes out
     record: Mapping[str, Any],  # Where it was read, for its subject
 ) -> Trace:  # Checked, and fit to learn from
-    "Make a trace of its parts."
+    """Make a trace of its parts.
+
+    Args:
+        prompt: What is asked
+        steps: The working
+        answer: What comes out
+        record: Where it was read, for its subject
+
+    Returns:
+        Checked, and fit to learn from
+    """
     subject = next((str(record[name]) for name in SUBJECT if record.get(name)), None)
     thought = [
         {"i": number, "type": "step", "content": content} for number, content in enumerate(steps)
@@ -110,7 +141,15 @@ def field_of(
     record: Mapping[str, Any],  # One line of a file, or one row of a table
     *names: str,  # The first that is there counts
 ) -> str:  # Its text
-    "Take a text from a record under the first of several names."
+    """Take a text from a record under the first of several names.
+
+    Args:
+        record: One line of a file, or one row of a table
+        *names: The first that is there counts
+
+    Returns:
+        Its text
+    """
     for name in names:
         value = record.get(name)
         if isinstance(value, str) and value.strip():
@@ -124,7 +163,14 @@ def field_of(
 def from_gsm8k(
     record: Mapping[str, Any],  # question, answer
 ) -> Trace:  # One line of the solution a step
-    "Read a record of GSM8K."
+    """Read a record of GSM8K.
+
+    Args:
+        record: question, answer
+
+    Returns:
+        One line of the solution a step
+    """
     work, mark, answer = field_of(record, "answer").rpartition("####")
     if not mark:
         raise TraceError("the answer has no ####, after which the result should stand")
@@ -138,7 +184,14 @@ ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}  # As others
 def turns_of(
     value: Any,  # A list of messages
 ) -> list[tuple[str, str]]:  # Role and what was said
-    "Read the turns of a chat."
+    """Read the turns of a chat.
+
+    Args:
+        value: A list of messages
+
+    Returns:
+        Role and what was said
+    """
     turns = []
     for turn in value if isinstance(value, list) else []:
         role = turn.get("role") or turn.get("from") if isinstance(turn, dict) else None
@@ -152,7 +205,14 @@ def turns_of(
 def exchange(
     turns: list[tuple[str, str]],  # A whole conversation
 ) -> tuple[str, str]:  # The question, and the response
-    "Take the one exchange that a conversation is made of."
+    """Take the one exchange that a conversation is made of.
+
+    Args:
+        turns: A whole conversation
+
+    Returns:
+        The question, and the response
+    """
     before = [said for role, said in turns if role == "system"]
     spoken = [(role, said) for role, said in turns if role != "system"]
     if [role for role, _ in spoken] != ["user", "assistant"]:
@@ -166,7 +226,14 @@ def exchange(
 def from_messages(
     record: Mapping[str, Any],  # messages, or conversations
 ) -> Trace:  # The one exchange in it
-    "Read a record that holds a chat."
+    """Read a record that holds a chat.
+
+    Args:
+        record: messages, or conversations
+
+    Returns:
+        The one exchange in it
+    """
     asked, said = exchange(turns_of(record.get("messages") or record.get("conversations")))
     return made(asked, *think_and_answer(said), record)
 
@@ -174,7 +241,14 @@ def from_messages(
 def from_prompt_completion(
     record: Mapping[str, Any],  # prompt, completion: texts, or lists of messages
 ) -> Trace:  # The exchange that they make
-    "Read a record that was cut where the model begins to speak."
+    """Read a record that was cut where the model begins to speak.
+
+    Args:
+        record: prompt, completion: texts, or lists of messages
+
+    Returns:
+        The exchange that they make
+    """
     parts = [record.get("prompt"), record.get("completion", record.get("response"))]
     if all(isinstance(part, list) for part in parts):
         asked, said = exchange([turn for part in parts for turn in turns_of(part)])
@@ -186,7 +260,14 @@ def from_prompt_completion(
 def from_reasoning(
     record: Mapping[str, Any],  # A chat, or problem, reasoning and solution
 ) -> Trace:  # The thought as steps
-    "Read a record of a reasoning model."
+    """Read a record of a reasoning model.
+
+    Args:
+        record: A chat, or problem, reasoning and solution
+
+    Returns:
+        The thought as steps
+    """
     if isinstance(record.get("conversations") or record.get("messages"), list):
         return from_messages(record)
     asked = field_of(record, "problem", "question", "prompt", "instruction")
@@ -203,7 +284,14 @@ ANSWERED = ("answer", "final_answer", "output", "response")
 def from_table(
     record: Mapping[str, Any],  # One row: column to text
 ) -> Trace:  # The row as a trace
-    "Read a row of a table."
+    """Read a row of a table.
+
+    Args:
+        record: One row: column to text
+
+    Returns:
+        The row as a trace
+    """
     asked, answer = field_of(record, *QUESTION), field_of(record, *ANSWERED)
     if any(record.get(name) for name in WORKING):
         return made(asked, steps_of(field_of(record, *WORKING)), answer.strip(), record)
@@ -225,7 +313,14 @@ Read = tuple[int, Mapping[str, Any] | None, str]  # Line, record, or else why th
 def json_records(
     path: Path,  # JSONL, one record a line
 ) -> Iterator[Read]:  # In file order
-    "Read the records of a file of JSON lines."
+    """Read the records of a file of JSON lines.
+
+    Args:
+        path: JSONL, one record a line
+
+    Returns:
+        In file order
+    """
     limit = settings().trace_max_bytes
     for number, line in read_lines(path, limit):
         if line is None:
@@ -249,7 +344,14 @@ def _bare(error: Exception) -> str:
 def table_records(
     path: Path,  # CSV with names of columns in its first line
 ) -> Iterator[Read]:  # In file order
-    "Read the rows of a table."
+    """Read the rows of a table.
+
+    Args:
+        path: CSV with names of columns in its first line
+
+    Returns:
+        In file order
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, strict=True)
         names = [name.strip() for name in next(rows, [])]
@@ -272,7 +374,14 @@ def table_records(
 def recognise(
     path: Path,  # A local file that is no file of traces
 ) -> str | None:  # Name in SHAPES of the first that its first record can be read as
-    "Say which shape a file seems to have."
+    """Say which shape a file seems to have.
+
+    Args:
+        path: A local file that is no file of traces
+
+    Returns:
+        Name in SHAPES of the first that its first record can be read as
+    """
     if path.suffix.lower() == ".csv":
         return "csv"
     _, record, _ = next(json_records(path), (0, None, ""))
@@ -291,7 +400,14 @@ WINDOW = 13  # Words in a row that no two questions share by accident
 def windows(
     prompt: str,  # As written
 ) -> set[int]:  # One number for each stretch of words; empty for a short prompt
-    "Cut a prompt into all its stretches of thirteen words."
+    """Cut a prompt into all its stretches of thirteen words.
+
+    Args:
+        prompt: As written
+
+    Returns:
+        One number for each stretch of words; empty for a short prompt
+    """
     words = re.findall(r"\w+", normalised_prompt(prompt))
     return {hash(tuple(words[i : i + WINDOW])) for i in range(len(words) - WINDOW + 1)}
 
@@ -303,6 +419,10 @@ class Examined:
         self,
         traces: Iterable[Trace],  # Of all evaluation sets
     ):
+        """
+        Args:
+            traces: Of all evaluation sets
+        """
         self.whole: set[bytes] = set()
         self.parts: set[int] = set()
         for trace in traces:
@@ -316,7 +436,11 @@ class Examined:
 # %% ../../nbs/data/55_formats.ipynb #0633dea5
 @dataclass
 class Harvest(Intake):
-    "What became of a file from elsewhere."
+    """What became of a file from elsewhere.
+
+    Attributes:
+        examined: Questions of the examination, which are left out
+    """
 
     examined: int = 0  # Questions of the examination, which are left out
 
@@ -329,7 +453,18 @@ def read_shape(
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
 ) -> Iterator[Trace]:  # The good ones, once each; keep them only if the end is reached
-    "Read traces from a file of another shape."
+    """Read traces from a file of another shape.
+
+    Args:
+        path: The file
+        shape: Name in SHAPES
+        harvest: Counts as reading goes on
+        skip_invalid: Leave bad lines out instead of refusing the file
+        evaluation: Traces whose prompts must not be taken in
+
+    Returns:
+        The good ones, once each; keep them only if the end is reached
+    """
     if shape not in SHAPES:
         raise DatasetError(f"there is no shape {shape!r}; there are trace, {', '.join(SHAPES)}")
     secret, seen, lines = Examined(evaluation), set(), 0
@@ -366,7 +501,20 @@ def harvest(
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
 ) -> Harvest:  # What became of the lines
-    "Turn a file of another shape into a file of traces."
+    """Turn a file of another shape into a file of traces.
+
+    Args:
+        path: A local file
+        shape: Name in SHAPES
+        source: Written to `meta.source`, 1 to 64 characters
+        into: The JSONL file of traces to create or to replace
+        folder: Read only below this folder; None reads anywhere
+        skip_invalid: Leave bad lines out instead of refusing the file
+        evaluation: Traces whose prompts must not be taken in
+
+    Returns:
+        What became of the lines
+    """
     file, name = file_to_take(path, source, folder)
     refuse_target(into, file)
     taken = Harvest(file=name, source=source)

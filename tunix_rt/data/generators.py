@@ -30,7 +30,11 @@ __all__ = ['FAMILIES', 'RECIPES', 'LIMITS', 'Family', 'Recipe', 'shares', 'Asked
 # %% ../../nbs/data/25_generators.ipynb #8db616a7
 @dataclass(frozen=True)
 class Family:
-    "A maker of problems, and the category its scores are reported under."
+    """A maker of problems, and the category its scores are reported under.
+
+    Attributes:
+        make: Takes randomness, and options by keyword
+    """
 
     make: Callable[..., Problem]  # Takes randomness, and options by keyword
     category: str
@@ -50,7 +54,16 @@ FAMILIES: dict[str, Family] = {
 # %% ../../nbs/data/25_generators.ipynb #f8401a9e
 @dataclass(frozen=True)
 class Recipe:
-    "Which families, in what proportion, how hard, and how many."
+    """Which families, in what proportion, how hard, and how many.
+
+    Attributes:
+        mix: Family to its share; shares need not add up to one
+        train: Problems to train on
+        held_out: Problems to be examined on
+        options: Of each family
+        clear_of: Recipes whose questions are not asked again
+        split: What the first part is called once it is a dataset
+    """
 
     mix: Mapping[str, float]  # Family to its share; shares need not add up to one
     train: int  # Problems to train on
@@ -107,7 +120,15 @@ def shares(
     mix: Mapping[str, float],  # Family to its share
     count: int,  # How many problems in all
 ) -> dict[str, int]:  # Family to its number of problems; they add up to `count`
-    "Share out `count` problems by the mix."
+    """Share out `count` problems by the mix.
+
+    Args:
+        mix: Family to its share
+        count: How many problems in all
+
+    Returns:
+        Family to its number of problems; they add up to `count`
+    """
     unknown = sorted(set(mix) - set(FAMILIES))
     if unknown or not mix or min(mix.values()) < 0 or not sum(mix.values()) > 0:
         raise DatasetError(
@@ -147,7 +168,18 @@ def fresh_problems(
     asked: Asked,  # What must not be asked again; grows
     options: Mapping[str, Any],  # For the family
 ) -> list[Problem]:  # All different, all checked
-    "Draw problems that have not been asked before."
+    """Draw problems that have not been asked before.
+
+    Args:
+        name: Family
+        count: How many
+        draw: Source of randomness
+        asked: What must not be asked again; grows
+        options: For the family
+
+    Returns:
+        All different, all checked
+    """
     found: list[Problem] = []
     misses = 0
     while len(found) < count:
@@ -170,7 +202,17 @@ def as_trace(
     recipe: str,  # Name of the recipe
     seed: int,  # Seed of the recipe
 ) -> Trace:  # With everything needed to make it again in `meta`
-    "Turn a problem into a trace."
+    """Turn a problem into a trace.
+
+    Args:
+        problem: Checked
+        family: Where it comes from
+        recipe: Name of the recipe
+        seed: Seed of the recipe
+
+    Returns:
+        With everything needed to make it again in `meta`
+    """
     steps = tuple(
         Step(i=number, type=kind, content=content)
         for number, (kind, content) in enumerate(problem.steps)
@@ -194,7 +236,15 @@ def checked_options(
     family: str,  # Its name
     options: Mapping[str, Any],  # For its keywords
 ) -> Mapping[str, Any]:  # The same
-    "Refuse an option that a family does not have, or a value that it cannot take."
+    """Refuse an option that a family does not have, or a value that it cannot take.
+
+    Args:
+        family: Its name
+        options: For its keywords
+
+    Returns:
+        The same
+    """
     defaults = dict(list(inspect.signature(FAMILIES[family].make).parameters.items())[1:])
     for option, value in options.items():
         if option in LIMITS and option in defaults:
@@ -220,7 +270,17 @@ def draw_recipe(
     seed: int,  # Any whole number
     asked: Asked,  # What must not be asked again; grows
 ) -> tuple[list[Trace], list[Trace]]:  # Train and held out, each shuffled
-    "Draw the two parts of a recipe."
+    """Draw the two parts of a recipe.
+
+    Args:
+        name: Goes into the seeds of the streams
+        recipe: What to draw
+        seed: Any whole number
+        asked: What must not be asked again; grows
+
+    Returns:
+        Train and held out, each shuffled
+    """
     unknown = sorted(set(recipe.options) - set(FAMILIES))
     if unknown:
         raise DatasetError(
@@ -254,7 +314,20 @@ def generate(
     options: Mapping[str, Mapping[str, Any]] | None = None,  # By family; in place of the recipe's
     avoid: Iterable[Trace] = (),  # Traces whose prompts must not be asked
 ) -> tuple[list[Trace], list[Trace]]:  # Train and held out: distinct, and never the same question
-    "Make the traces of a recipe; the same arguments always make the same traces."
+    """Make the traces of a recipe; the same arguments always make the same traces.
+
+    Args:
+        recipe: Name in RECIPES
+        train: Problems to train on; the recipe's number by default
+        held_out: Problems to be examined on; the recipe's number by default
+        seed: Fixes every draw
+        mix: Family to share; the recipe's by default
+        options: By family; in place of the recipe's
+        avoid: Traces whose prompts must not be asked
+
+    Returns:
+        Train and held out: distinct, and never the same question
+    """
     if recipe not in RECIPES:
         raise DatasetError(f"there is no recipe {recipe!r}; there are {', '.join(RECIPES)}")
     base = RECIPES[recipe]

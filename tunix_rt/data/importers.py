@@ -27,7 +27,15 @@ MOST_SHOWN = 50  # Bad lines that are named; the rest are counted
 
 @dataclass
 class Intake:
-    "What became of a file: counted while it is read, complete once it has been."
+    """What became of a file: counted while it is read, complete once it has been.
+
+    Attributes:
+        file: Name of the file that was read
+        source: Written to `meta.source` of each trace
+        duplicates: Copies of a trace that was already there, which are not kept
+        bad: Lines that are not acceptable
+        reasons: Of the first bad lines
+    """
 
     file: str  # Name of the file that was read
     source: str  # Written to `meta.source` of each trace
@@ -61,7 +69,15 @@ def checked_line(
     line: bytes | None,  # As read; None when it was over the limit
     limit: int,  # Most bytes that a trace may take
 ) -> TraceRecord:  # Acceptable
-    "Read one line, or say what is wrong with it."
+    """Read one line, or say what is wrong with it.
+
+    Args:
+        line: As read; None when it was over the limit
+        limit: Most bytes that a trace may take
+
+    Returns:
+        Acceptable
+    """
     if line is None:
         raise TraceError(f"it is longer than {limit:,} bytes, the most that one trace may take")
     return read_record(line, where=LINE)
@@ -71,7 +87,15 @@ def labelled(
     meta: dict[str, Any] | None,  # As it came
     intake: Intake,  # Where it came from
 ) -> dict[str, Any]:  # The same with its origin in it
-    "Write down where a trace came from."
+    """Write down where a trace came from.
+
+    Args:
+        meta: As it came
+        intake: Where it came from
+
+    Returns:
+        The same with its origin in it
+    """
     return {**(meta or {}), "source": intake.source, "ingest_source_file": intake.file}
 
 # %% ../../nbs/data/50_importers.ipynb #64634c60
@@ -82,7 +106,17 @@ def read_import(
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
 ) -> Iterator[Written]:  # The good ones, once each; keep them only if the end is reached
-    "Read traces from a file that may hold anything."
+    """Read traces from a file that may hold anything.
+
+    Args:
+        path: JSONL, one trace a line
+        intake: Counts as reading goes on
+        skip_invalid: Leave bad lines out instead of refusing the file
+        evaluation: Traces whose prompts must not be taken in
+
+    Returns:
+        The good ones, once each; keep them only if the end is reached
+    """
     limit = settings().trace_max_bytes
     examined = {prompt_digest(trace.prompt) for trace in evaluation}
     seen: set[bytes] = set()
@@ -117,7 +151,16 @@ def file_to_take(
     source: str,  # What will be written to `meta.source`, 1 to 64 characters
     folder: Path | None,  # Read only below this folder; None reads anywhere
 ) -> tuple[Path, str]:  # The file, and what to call it
-    "Find a file that is to be taken in, refusing a source that is no name."
+    """Find a file that is to be taken in, refusing a source that is no name.
+
+    Args:
+        path: As asked
+        source: What will be written to `meta.source`, 1 to 64 characters
+        folder: Read only below this folder; None reads anywhere
+
+    Returns:
+        The file, and what to call it
+    """
     if not 1 <= len(source) <= 64 or not source.isprintable():
         raise DatasetError(
             f"the source {source[:80]!r} must be a name of 1 to 64 printable characters"
@@ -133,7 +176,12 @@ def refuse_target(
     into: Path,  # Where the traces are to go
     file: Path,  # Where they come from
 ) -> None:
-    "Refuse to write over a folder, or over the file that is read."
+    """Refuse to write over a folder, or over the file that is read.
+
+    Args:
+        into: Where the traces are to go
+        file: Where they come from
+    """
     if into.is_dir():
         raise PathError(f"{into} is a folder; name the file of traces that is to be written")
     if into.exists() and into.samefile(file):
@@ -151,7 +199,19 @@ def ingest(
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
 ) -> Intake:  # What became of the lines
-    "Check a file of traces and write the good ones, labelled, to another."
+    """Check a file of traces and write the good ones, labelled, to another.
+
+    Args:
+        path: JSONL, one trace a line
+        source: Written to `meta.source`, 1 to 64 characters
+        into: The JSONL file to create or to replace
+        folder: Read only below this folder; None reads anywhere
+        skip_invalid: Leave bad lines out instead of refusing the file
+        evaluation: Traces whose prompts must not be taken in
+
+    Returns:
+        What became of the lines
+    """
     file, name = file_to_take(path, source, folder)
     refuse_target(into, file)
     intake = Intake(file=name, source=source)

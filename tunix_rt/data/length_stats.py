@@ -22,7 +22,15 @@ def lengths(
     traces: Iterable[Trace],  # Any number
     count: Callable[[str], int] = len,  # Length of a text: tokens, or characters by default
 ) -> pd.DataFrame:  # One row a trace: domain, steps, prompt, response, whole
-    "Measure every trace as it will be learnt from."
+    """Measure every trace as it will be learnt from.
+
+    Args:
+        traces: Any number
+        count: Length of a text: tokens, or characters by default
+
+    Returns:
+        One row a trace: domain, steps, prompt, response, whole
+    """
     import pandas as pd
 
     rows = []
@@ -36,7 +44,15 @@ def by_domain(
     measured: pd.DataFrame,  # As `lengths` has it
     room: int,  # Most that one example may take, in the same unit
 ) -> pd.DataFrame:  # One row a domain, and one for all
-    "Sum up lengths by domain, with the share that will not fit."
+    """Sum up lengths by domain, with the share that will not fit.
+
+    Args:
+        measured: As `lengths` has it
+        room: Most that one example may take, in the same unit
+
+    Returns:
+        One row a domain, and one for all
+    """
     import pandas as pd
 
     def summed(part: pd.DataFrame) -> dict[str, float]:
@@ -61,7 +77,16 @@ def length_chart(
     *,
     unit: str = "tokens",  # What was counted
 ) -> Any:  # A matplotlib figure
-    "Draw how long the examples are, and where the row ends."
+    """Draw how long the examples are, and where the row ends.
+
+    Args:
+        measured: As `lengths` has it
+        room: Most that one example may take, in the same unit
+        unit: What was counted
+
+    Returns:
+        A matplotlib figure
+    """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 2.4))

@@ -26,7 +26,11 @@ __all__ = ['WORDINGS', 'NAMES', 'THINGS', 'STORIES', 'WORK', 'Problem', 'check',
 # %% ../../nbs/data/15_problems.ipynb #8ba9b522
 @dataclass(frozen=True)
 class Problem:
-    "A question, steps towards its answer, and the answer by another way."
+    """A question, steps towards its answer, and the answer by another way.
+
+    Attributes:
+        steps: (type, content)
+    """
 
     key: tuple[str | int, ...]
     prompt: str
@@ -39,7 +43,14 @@ class Problem:
 def check(
     problem: Problem,  # Fresh from a family
 ) -> Problem:  # The same one, unharmed
-    "Refuse a problem that contradicts itself."
+    """Refuse a problem that contradicts itself.
+
+    Args:
+        problem: Fresh from a family
+
+    Returns:
+        The same one, unharmed
+    """
     false = [found for _, content in problem.steps for found in false_equations(content)]
     if false:
         raise DatasetError(f"{problem.prompt!r} states {false[0]}, which does not hold")
@@ -58,7 +69,15 @@ def number_with(
     digits: tuple[int, int],  # Fewest and most digits
     draw: Random,  # Source of randomness
 ) -> int:  # At least 2, so that "2 apples" is always a plural
-    "Draw a number whose count of digits lies between two bounds."
+    """Draw a number whose count of digits lies between two bounds.
+
+    Args:
+        digits: Fewest and most digits
+        draw: Source of randomness
+
+    Returns:
+        At least 2, so that "2 apples" is always a plural
+    """
     size = draw.randint(*digits)
     return draw.randrange(max(2, 10 ** (size - 1)), 10**size)
 
@@ -69,7 +88,16 @@ def sum_problem(
     key: tuple[str | int, ...],  # What it asks, whatever the wording
     draw: Random,  # Chooses the wording
 ) -> Problem:  # Its steps are the columns and the conclusion
-    "Ask for the result of a working."
+    """Ask for the result of a working.
+
+    Args:
+        working: How it is worked out
+        key: What it asks, whatever the wording
+        draw: Chooses the wording
+
+    Returns:
+        Its steps are the columns and the conclusion
+    """
     steps = [("column", line) for line in working.lines] + [("result", working.conclusion)]
     return Problem(
         key=key,
@@ -86,7 +114,15 @@ def addition(
     *,
     digits: tuple[int, int] = (2, 3),  # Fewest and most digits of either number
 ) -> Problem:  # Difficulty counts the columns
-    "Ask for a sum of two numbers."
+    """Ask for a sum of two numbers.
+
+    Args:
+        draw: Source of randomness
+        digits: Fewest and most digits of either number
+
+    Returns:
+        Difficulty counts the columns
+    """
     left, right = number_with(digits, draw), number_with(digits, draw)
     key = ("+", min(left, right), max(left, right))
     return sum_problem(add_in_columns(left, right), key=key, draw=draw)
@@ -97,7 +133,15 @@ def subtraction(
     *,
     digits: tuple[int, int] = (2, 3),  # Fewest and most digits of either number
 ) -> Problem:  # Difficulty counts the columns
-    "Ask for the difference of two numbers, the larger one first."
+    """Ask for the difference of two numbers, the larger one first.
+
+    Args:
+        draw: Source of randomness
+        digits: Fewest and most digits of either number
+
+    Returns:
+        Difficulty counts the columns
+    """
     right, left = sorted((number_with(digits, draw), number_with(digits, draw)))
     working = subtract_in_columns(left, right)
     return sum_problem(working, key=("-", left, right), draw=draw)
@@ -108,7 +152,15 @@ def multiplication(
     *,
     digits: tuple[int, int] = (2, 3),  # Fewest and most digits of the first number
 ) -> Problem:  # Difficulty counts the columns
-    "Ask for a product of a number and one digit from 2 to 9."
+    """Ask for a product of a number and one digit from 2 to 9.
+
+    Args:
+        draw: Source of randomness
+        digits: Fewest and most digits of the first number
+
+    Returns:
+        Difficulty counts the columns
+    """
     left, right = number_with(digits, draw), draw.randint(2, 9)
     working = multiply_in_columns(left, right)
     return sum_problem(working, key=("*", left, right), draw=draw)
@@ -120,7 +172,14 @@ THINGS = ("apples", "books", "cards", "coins", "nuts", "pens", "shells", "stamps
 
 @dataclass(frozen=True)
 class Story:
-    "A situation in which two sums follow from one another."
+    """A situation in which two sums follow from one another.
+
+    Attributes:
+        text: With gaps {name}, {thing}, {a}, {b} and {c}
+        labels: What each sum finds
+        signs: Of the two sums; the second starts from the first result
+        addend: What the second sum brings in: c, or a once more
+    """
 
     text: str  # With gaps {name}, {thing}, {a}, {b} and {c}
     labels: tuple[str, str]  # What each sum finds
@@ -178,7 +237,14 @@ WORK: dict[str, Callable[[int, int], Working]] = {
 def undone(
     working: Working,  # A sum or a difference
 ) -> str:  # An equation that ends where the working began
-    "Turn a sum around, so that its result leads back to its beginning."
+    """Turn a sum around, so that its result leads back to its beginning.
+
+    Args:
+        working: A sum or a difference
+
+    Returns:
+        An equation that ends where the working began
+    """
     start, sign, change = working.expression.split()
     return f"{working.result} {'-' if sign == '+' else '+'} {change} = {start}"
 
@@ -190,7 +256,17 @@ def told(
     *,
     verify: bool,  # Whether to end on a check
 ) -> tuple[tuple[str, str], ...]:  # Steps: plan, columns and result, twice; then the check
-    "Spell out the two sums of a story."
+    """Spell out the two sums of a story.
+
+    Args:
+        story: Which story
+        first: Its first sum
+        second: Its second sum, which begins with the result of the first
+        verify: Whether to end on a check
+
+    Returns:
+        Steps: plan, columns and result, twice; then the check
+    """
     steps: list[tuple[str, str]] = []
     for label, working in zip(story.labels, (first, second), strict=True):
         steps.append(("plan", f"{label}: {working.expression}"))
@@ -207,7 +283,16 @@ def word_problem(
     digits: tuple[int, int] = (1, 2),  # Fewest and most digits of each number in the story
     verify: bool = False,  # Whether the last step checks the second sum
 ) -> Problem:  # Difficulty counts the columns of both sums
-    "Tell a short story whose question takes two sums."
+    """Tell a short story whose question takes two sums.
+
+    Args:
+        draw: Source of randomness
+        digits: Fewest and most digits of each number in the story
+        verify: Whether the last step checks the second sum
+
+    Returns:
+        Difficulty counts the columns of both sums
+    """
     story = draw.choice(STORIES)
     while True:
         a, b, c = (number_with(digits, draw) for _ in range(3))

@@ -29,7 +29,14 @@ WORDS = tuple(
 def numbered(
     items: list[str],  # What to number, from 1
 ) -> list[str]:  # "1 p", "2 l", ...
-    "Put its number before each item."
+    """Put its number before each item.
+
+    Args:
+        items: What to number, from 1
+
+    Returns:
+        "1 p", "2 l", ...
+    """
     return [f"{number} {item}" for number, item in enumerate(items, start=1)]
 
 
@@ -39,7 +46,16 @@ def reversal(
     letters: tuple[int, int] = (5, 7),  # Fewest and most letters
     real_words: bool = False,  # Words from the list, instead of random letters
 ) -> Problem:  # Difficulty counts the letters
-    "Ask for some letters in reverse order."
+    """Ask for some letters in reverse order.
+
+    Args:
+        draw: Source of randomness
+        letters: Fewest and most letters
+        real_words: Words from the list, instead of random letters
+
+    Returns:
+        Difficulty counts the letters
+    """
     size = draw.randint(*letters)
     known = [word for word in WORDS if letters[0] <= len(word) <= letters[1]]
     if real_words and not known:
@@ -64,7 +80,15 @@ def repetition(
     *,
     words: tuple[int, int] = (2, 4),  # Fewest and most words
 ) -> Problem:  # Difficulty counts the words
-    "Ask for some words to be said again."
+    """Ask for some words to be said again.
+
+    Args:
+        draw: Source of randomness
+        words: Fewest and most words
+
+    Returns:
+        Difficulty counts the words
+    """
     chosen = draw.sample(WORDS, draw.randint(*words))
     listed = ", ".join(chosen)
     noun = "word" if len(chosen) == 1 else "words"
@@ -90,7 +114,14 @@ RELATIONS = (
 def orders_allowed(
     claims: list[tuple[str, str]],  # (who exceeds, whom)
 ) -> list[tuple[str, ...]]:  # Each from most to least
-    "Find every order of the people that agrees with all the claims."
+    """Find every order of the people that agrees with all the claims.
+
+    Args:
+        claims: (who exceeds, whom)
+
+    Returns:
+        Each from most to least
+    """
     people = sorted({name for claim in claims for name in claim})
     return [
         order
@@ -103,7 +134,15 @@ def grown(
     order: list[str],  # People from most to least
     draw: Random,  # Source of randomness
 ) -> list[list[str]]:  # Lines of people; each has one more, at its front or at its end
-    "Grow a line of people from two neighbours to all of them."
+    """Grow a line of people from two neighbours to all of them.
+
+    Args:
+        order: People from most to least
+        draw: Source of randomness
+
+    Returns:
+        Lines of people; each has one more, at its front or at its end
+    """
     first = draw.randrange(len(order) - 1)
     last = first + 1
     lines = [order[first : last + 1]]
@@ -119,7 +158,15 @@ def ordering(
     *,
     people: tuple[int, int] = (3, 4),  # Fewest and most people
 ) -> Problem:  # Difficulty counts the people
-    "Ask who comes first or last in an order that is told in pieces."
+    """Ask who comes first or last in an order that is told in pieces.
+
+    Args:
+        draw: Source of randomness
+        people: Fewest and most people
+
+    Returns:
+        Difficulty counts the people
+    """
     order = draw.sample(NAMES, draw.randint(*people))
     more, most, least = draw.choice(RELATIONS)
     lines = grown(order, draw)
@@ -147,7 +194,15 @@ def parity(
     *,
     digits: tuple[int, int] = (3, 4),  # Fewest and most digits
 ) -> Problem:  # Difficulty counts the digits
-    "Ask whether a number is even or odd."
+    """Ask whether a number is even or odd.
+
+    Args:
+        draw: Source of randomness
+        digits: Fewest and most digits
+
+    Returns:
+        Difficulty counts the digits
+    """
     number = number_with(digits, draw)
     last = str(number)[-1]
     answer = "even" if last in "02468" else "odd"

@@ -28,7 +28,15 @@ def meta_value(
     trace: Trace,  # Any trace
     name: str,  # Such as "category", "meta.source" or "review.score"
 ) -> Any:  # None when there is no such field
-    "Look up a field of `meta` by its dotted name."
+    """Look up a field of `meta` by its dotted name.
+
+    Args:
+        trace: Any trace
+        name: Such as "category", "meta.source" or "review.score"
+
+    Returns:
+        None when there is no such field
+    """
     if name.removeprefix("meta.") == "category":
         return trace.category
     value: Any = trace.meta
@@ -41,7 +49,15 @@ def matches(
     trace: Trace,  # Any trace
     filters: Mapping[str, Any],  # Field of `meta` to a value, or to a list of values
 ) -> bool:  # True when every filter agrees
-    "Say whether a trace passes the filters."
+    """Say whether a trace passes the filters.
+
+    Args:
+        trace: Any trace
+        filters: Field of `meta` to a value, or to a list of values
+
+    Returns:
+        True when every filter agrees
+    """
     for name, wanted in filters.items():
         choices = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         value = meta_value(trace, name)
@@ -54,13 +70,27 @@ def matches(
 def prompt_digest(
     prompt: str,  # As written
 ) -> bytes:  # 16 bytes, equal for prompts that ask the same
-    "Digest a prompt without its case, spacing and compatibility forms."
+    """Digest a prompt without its case, spacing and compatibility forms.
+
+    Args:
+        prompt: As written
+
+    Returns:
+        16 bytes, equal for prompts that ask the same
+    """
     return bytes.fromhex(sha256_text(normalised_prompt(prompt))[:32])
 
 # %% ../../nbs/data/35_selection.ipynb #7b11aa4b
 @dataclass
 class Spool:
-    "Lines on disk, and what is known of each in memory."
+    """Lines on disk, and what is known of each in memory.
+
+    Attributes:
+        starts: One more than lines
+        ids: 16 bytes each
+        prompts: 16 bytes each
+        duplicates: Second copies, which are not kept
+    """
 
     path: Path
     starts: array[int] = field(default_factory=lambda: array("Q", [0]))  # One more than lines
@@ -89,7 +119,16 @@ def fill_spool(
     *,
     filters: Mapping[str, Any],  # What a trace must agree with
 ) -> Spool:  # Everything that passed, once
-    "Write the traces that pass to disk and note what is worth knowing."
+    """Write the traces that pass to disk and note what is worth knowing.
+
+    Args:
+        path: File to write
+        traces: Any number, one in memory at a time
+        filters: What a trace must agree with
+
+    Returns:
+        Everything that passed, once
+    """
     spool, seen = Spool(path), set()
     with path.open("wb") as file:
         for trace in traces:
@@ -123,7 +162,17 @@ def choose(
     seed: int | None,  # Required for "random"
     limit: int | None,  # At most this many; None takes all
 ) -> list[int]:  # Line numbers from 0, in the order of the dataset
-    "Choose lines from a spool."
+    """Choose lines from a spool.
+
+    Args:
+        spool: What there is
+        strategy: "latest" or "random"
+        seed: Required for "random"
+        limit: At most this many; None takes all
+
+    Returns:
+        Line numbers from 0, in the order of the dataset
+    """
     if strategy not in STRATEGIES:
         raise DatasetError(f"there is no selection {strategy!r}; choose {' or '.join(STRATEGIES)}")
     if limit is not None and limit < 1:
@@ -143,7 +192,15 @@ def chosen_lines(
     spool: Spool,  # What there is
     chosen: Iterable[int],  # Line numbers from 0
 ) -> Iterator[bytes]:  # Whole lines, as they stand on disk
-    "Read the chosen lines in their order."
+    """Read the chosen lines in their order.
+
+    Args:
+        spool: What there is
+        chosen: Line numbers from 0
+
+    Returns:
+        Whole lines, as they stand on disk
+    """
     with spool.path.open("rb") as file:
         for index in chosen:
             file.seek(spool.starts[index])
@@ -154,7 +211,15 @@ def split_sizes(
     splits: Mapping[str, float] | None,  # Name to count or fraction; None makes all of it train
     count: int,  # Traces in the dataset
 ) -> dict[str, int]:  # Name to count, in file order; they add up to `count`
-    "Turn splits into counts."
+    """Turn splits into counts.
+
+    Args:
+        splits: Name to count or fraction; None makes all of it train
+        count: Traces in the dataset
+
+    Returns:
+        Name to count, in file order; they add up to `count`
+    """
     splits = splits or {"train": count}
     whole = all(isinstance(size, int) for size in splits.values())
     total = sum(splits.values())
@@ -178,7 +243,13 @@ def refuse_shared_prompts(
     *,
     sizes: Mapping[str, int],  # Name to count, in the same order
 ) -> None:
-    "Refuse splits that share a prompt."
+    """Refuse splits that share a prompt.
+
+    Args:
+        spool: What there is
+        chosen: In dataset order
+        sizes: Name to count, in the same order
+    """
     if len(sizes) == 1:
         return
     home: dict[bytes, str] = {}
@@ -196,7 +267,15 @@ def statistics(
     spool: Spool,  # What there is
     chosen: list[int],  # What was taken
 ) -> dict[str, float]:  # As the manifest has them
-    "Sum up the chosen traces."
+    """Sum up the chosen traces.
+
+    Args:
+        spool: What there is
+        chosen: What was taken
+
+    Returns:
+        As the manifest has them
+    """
     steps = [spool.steps[index] for index in chosen]
     characters = sum(spool.characters[index] for index in chosen)
     return {
@@ -212,6 +291,14 @@ def categories(
     spool: Spool,  # What there is
     chosen: list[int],  # What was taken
 ) -> dict[str, int]:  # Most frequent first
-    "Count the chosen traces by category."
+    """Count the chosen traces by category.
+
+    Args:
+        spool: What there is
+        chosen: What was taken
+
+    Returns:
+        Most frequent first
+    """
     counts = Counter(spool.categories[index] for index in chosen)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

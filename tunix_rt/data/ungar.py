@@ -21,7 +21,12 @@ SUITS = ("C", "D", "H", "S")
 
 @dataclass(frozen=True)
 class Card:
-    "One card of the pack."
+    """One card of the pack.
+
+    Attributes:
+        rank: One of RANKS
+        suit: One of SUITS
+    """
 
     rank: str  # One of RANKS
     suit: str  # One of SUITS
@@ -41,7 +46,14 @@ PACK = tuple(Card(rank, suit) for suit in SUITS for rank in RANKS)
 def unseen(
     card: Card,  # In hand
 ) -> tuple[int, int, int]:  # Lower, equal, higher
-    "Count the 51 other cards by how they compare with the one in hand."
+    """Count the 51 other cards by how they compare with the one in hand.
+
+    Args:
+        card: In hand
+
+    Returns:
+        Lower, equal, higher
+    """
     lower = card.height * len(SUITS)
     equal = len(SUITS) - 1
     return lower, equal, len(PACK) - 1 - lower - equal
@@ -52,7 +64,15 @@ def play(
     *,
     episode_index: int = 0,  # Which game of the series
 ) -> Trace:  # Four steps and the answer `reveal`
-    "Deal one High Card Duel and tell it from the first player's side."
+    """Deal one High Card Duel and tell it from the first player's side.
+
+    Args:
+        seed: Of this one game
+        episode_index: Which game of the series
+
+    Returns:
+        Four steps and the answer `reveal`
+    """
     mine, theirs = Random(seed).sample(PACK, 2)
     lower, equal, higher = unseen(mine)
     contents = {
@@ -87,7 +107,15 @@ def high_card_duel(
     *,
     seed: int = 42,  # Of the first game; each next one adds 1
 ) -> list[Trace]:  # In order of play
-    "Play a series of High Card Duels."
+    """Play a series of High Card Duels.
+
+    Args:
+        count: How many games
+        seed: Of the first game; each next one adds 1
+
+    Returns:
+        In order of play
+    """
     if count < 1:
         raise DatasetError(f"a series has at least one game, and {count} were asked for")
     return [play(seed + index, episode_index=index) for index in range(count)]

@@ -54,7 +54,15 @@ def percent(
     share: float | None,  # From 0 to 1; None for no figure
     count: int = 0,  # How many prompts it rests on, which decides the decimals
 ) -> str:  # Such as "94%" or "94.3%"; a dash for no figure
-    "Write a share for people."
+    """Write a share for people.
+
+    Args:
+        share: From 0 to 1; None for no figure
+        count: How many prompts it rests on, which decides the decimals
+
+    Returns:
+        Such as "94%" or "94.3%"; a dash for no figure
+    """
     if share is None:
         return "–"
     digits = 1 if count >= 200 else 0
@@ -69,7 +77,14 @@ def percent(
 def interval(
     figure: Figure,  # Any figure
 ) -> str:  # Such as "91–97"; nothing for no figure
-    "Write the ends of an interval for people, in percent."
+    """Write the ends of an interval for people, in percent.
+
+    Args:
+        figure: Any figure
+
+    Returns:
+        Such as "91–97"; nothing for no figure
+    """
     if figure.low is None or figure.high is None:
         return ""
     digits = 1 if figure.count >= 1000 else 0
@@ -82,7 +97,16 @@ def bar_svg(
     colour: str = SERIES[2],  # Any CSS colour
     width: int = 150,  # In pixels
 ) -> str:  # One inline picture; an empty track for no figure
-    "Draw a share as a bar with its interval."
+    """Draw a share as a bar with its interval.
+
+    Args:
+        figure: What to draw
+        colour: Any CSS colour
+        width: In pixels
+
+    Returns:
+        One inline picture; an empty track for no figure
+    """
     height, middle = 16, 8
     parts = [f'<rect y="4" width="{width}" height="8" rx="2" fill="var(--track)"/>']
     title = "nothing to judge"
@@ -104,7 +128,14 @@ Rows = Mapping[str, Mapping[str, Figure]]  # Figures by row, then by column
 def colours_for(
     names: Sequence[str],  # Of models, in the order of their columns
 ) -> dict[str, str]:  # CSS colour of each
-    "Choose a colour for each column: grey comes first, and the last of a few is blue."
+    """Choose a colour for each column: grey comes first, and the last of a few is blue.
+
+    Args:
+        names: Of models, in the order of their columns
+
+    Returns:
+        CSS colour of each
+    """
     chosen = {1: SERIES[2:3], 2: (SERIES[0], SERIES[2])}.get(len(names), SERIES)
     return {name: chosen[place % len(chosen)] for place, name in enumerate(names)}
 
@@ -114,7 +145,15 @@ def framed(
     *,
     style: bool,  # Put the style sheets in front
 ) -> str:  # HTML
-    "Frame a chart so that the style sheet applies to it and to nothing else."
+    """Frame a chart so that the style sheet applies to it and to nothing else.
+
+    Args:
+        body: HTML
+        style: Put the style sheets in front
+
+    Returns:
+        HTML
+    """
     sheets = f"<style>{STYLE}{CHART_STYLE}</style>" if style else ""
     return f'{sheets}<div class="tunix tunix-figures mathjax_ignore">{body}</div>'
 
@@ -135,7 +174,17 @@ def figures_html(
     whole: bool = False,  # Whether the first row stands for all the others
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees the numbers
-    "Lay out figures as a table of bars."
+    """Lay out figures as a table of bars.
+
+    Args:
+        rows: The first row may be the whole: see `whole`
+        head: What the rows are, such as "category"
+        whole: Whether the first row stands for all the others
+        style: Put the style sheets in front; False where the page has them already
+
+    Returns:
+        Shows itself in JupyterLab; a terminal sees the numbers
+    """
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     colours = colours_for(columns)
     heads = "".join(
@@ -160,7 +209,14 @@ def figures_html(
 def points(
     difference: Difference,  # Any difference
 ) -> str:  # Such as "+41.7 [36, 47]"
-    "Write a difference for people, in percentage points."
+    """Write a difference for people, in percentage points.
+
+    Args:
+        difference: Any difference
+
+    Returns:
+        Such as "+41.7 [36, 47]"
+    """
     digits = 1 if difference.count >= 200 else 0
     low, high = 100 * difference.low, 100 * difference.high
     return f"{100 * difference.difference:+.{digits}f} [{low:.0f}, {high:.0f}]".replace("-", "−")
@@ -169,7 +225,14 @@ def points(
 def chance(
     p_value: float,  # From 0 to 1
 ) -> str:  # Such as "0.03" or "<0.0001"
-    "Write a p value for people."
+    """Write a p value for people.
+
+    Args:
+        p_value: From 0 to 1
+
+    Returns:
+        Such as "0.03" or "<0.0001"
+    """
     return (
         "<0.0001" if p_value < 0.0001 else f"{p_value:.2g}" if p_value < 0.1 else f"{p_value:.2f}"
     )
@@ -181,7 +244,16 @@ def point_svg(
     scale: tuple[float, float],  # The differences at the left and the right edge
     width: int = 170,  # In pixels
 ) -> str:  # One inline picture
-    "Draw a difference as a point with its interval, on a line with a mark at zero."
+    """Draw a difference as a point with its interval, on a line with a mark at zero.
+
+    Args:
+        difference: What to draw
+        scale: The differences at the left and the right edge
+        width: In pixels
+
+    Returns:
+        One inline picture
+    """
     least, most = scale
 
     def place(value: float) -> float:
@@ -205,7 +277,18 @@ def differences_html(
     after: str = "after",  # Name of the second
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees the numbers
-    "Lay out paired differences, one a row."
+    """Lay out paired differences, one a row.
+
+    Args:
+        rows: By scorer or category
+        head: What the rows are
+        before: Name of the first model
+        after: Name of the second
+        style: Put the style sheets in front; False where the page has them already
+
+    Returns:
+        Shows itself in JupyterLab; a terminal sees the numbers
+    """
     least = min([0.0, *(row.low for row in rows.values())]) - 0.02
     most = max([0.0, *(row.high for row in rows.values())]) + 0.02
     titles = (head, before, after, "points", "", "better", "worse", "p")
@@ -230,7 +313,14 @@ MOST_POINTS = 240  # Columns a curve is drawn with
 def thinned(
     curve: Points,  # In order of the step
 ) -> list[tuple[float, float]]:  # At most `MOST_POINTS`, averaged; without what is not a number
-    "Average neighbouring points until a picture can hold them."
+    """Average neighbouring points until a picture can hold them.
+
+    Args:
+        curve: In order of the step
+
+    Returns:
+        At most `MOST_POINTS`, averaged; without what is not a number
+    """
     kept = [(float(x), float(y)) for x, y in curve if isfinite(x) and isfinite(y)]
     size = max(1, ceil(len(kept) / MOST_POINTS))
     groups = [kept[start : start + size] for start in range(0, len(kept), size)]
@@ -241,7 +331,15 @@ def round_steps(
     low: float,  # The least value
     high: float,  # The greatest value
 ) -> list[float]:  # A few round numbers, the first and last of which hold the values between them
-    "Choose marks for an axis."
+    """Choose marks for an axis.
+
+    Args:
+        low: The least value
+        high: The greatest value
+
+    Returns:
+        A few round numbers, the first and last of which hold the values between them
+    """
     rough = (high - low) / 4 or 1.0
     power = 10.0 ** floor(log10(rough))
     step = next(n * power for n in (1, 2, 5, 10) if n * power >= 0.999 * rough)
@@ -252,7 +350,14 @@ def round_steps(
 def short(
     value: float,  # Any number
 ) -> str:  # Such as "20k", "0.003" or "1e-05"
-    "Write a number for an axis."
+    """Write a number for an axis.
+
+    Args:
+        value: Any number
+
+    Returns:
+        Such as "20k", "0.003" or "1e-05"
+    """
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 
 # %% ../../nbs/evaluation/30_charts.ipynb #f8af27f1
@@ -276,7 +381,15 @@ def step_axis(
     steps: Sequence[float],  # At least one
     pixels: int,  # Length of the axis
 ) -> Axis:  # From the first step to the last
-    "Lay out the steps of a run from left to right."
+    """Lay out the steps of a run from left to right.
+
+    Args:
+        steps: At least one
+        pixels: Length of the axis
+
+    Returns:
+        From the first step to the last
+    """
     left, right = min(steps), max(steps)
     marks = {mark: short(mark) for mark in round_steps(left, right) if left <= mark <= right}
     return Axis(marks, left, right, pixels)
@@ -288,7 +401,16 @@ def value_axis(
     *,
     linear: bool = False,  # Never use a logarithmic scale
 ) -> Axis:  # Between round numbers that hold all values
-    "Lay out values from bottom to top."
+    """Lay out values from bottom to top.
+
+    Args:
+        values: At least one
+        pixels: Length of the axis
+        linear: Never use a logarithmic scale
+
+    Returns:
+        Between round numbers that hold all values
+    """
     if not linear and 0 < 30 * min(values) < max(values):
         powers = range(floor(log10(min(values))), ceil(log10(max(values))) + 1)
         marks = {10.0**power: short(10.0**power) for power in powers}
@@ -319,7 +441,16 @@ def curve_svg(
     colours: Mapping[str, str],  # Colour of each name
     linear: bool = False,  # Never use a logarithmic scale
 ) -> str:  # One inline picture
-    "Draw curves over one pair of axes."
+    """Draw curves over one pair of axes.
+
+    Args:
+        curves: By name
+        colours: Colour of each name
+        linear: Never use a logarithmic scale
+
+    Returns:
+        One inline picture
+    """
     drawn = {name: thinned(curve) for name, curve in curves.items()}
     every = [point for curve in drawn.values() for point in curve]
     if not every:
@@ -342,7 +473,17 @@ def curves_html(
     linear: Collection[str] = ("learning rate",),  # Titles that never get a logarithmic scale
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees where each curve ends
-    "Lay out pictures of curves side by side."
+    """Lay out pictures of curves side by side.
+
+    Args:
+        panels: Title of each picture, then its curves by name
+        colours: Colour of each name; chosen for it if None
+        linear: Titles that never get a logarithmic scale
+        style: Put the style sheets in front; False where the page has them already
+
+    Returns:
+        Shows itself in JupyterLab; a terminal sees where each curve ends
+    """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     chosen = colours_for(names) | dict(colours or {})
     body, plain = "", []

@@ -49,7 +49,15 @@ def comparison_html(
     *,
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees the numbers
-    "Lay out a comparison: the whole set, then its categories."
+    """Lay out a comparison: the whole set, then its categories.
+
+    Args:
+        comparison: Any comparison
+        style: Put the style sheets in front; False where the page has them already
+
+    Returns:
+        Shows itself in JupyterLab; a terminal sees the numbers
+    """
     return differences_html(
         {"all": comparison.main} | dict(comparison.categories),
         head="category",
@@ -97,7 +105,17 @@ def compare_evaluations(
     scorer: str = "answer_correctness",  # Decides what counts as right
     seed: int = 0,  # Fixes the draws of the bootstrap
 ) -> Comparison:  # Differences by scorer and category, and the prompts that changed
-    "Compare two evaluations of the same prompts."
+    """Compare two evaluations of the same prompts.
+
+    Args:
+        before: The one to start from
+        after: The one that should be better
+        scorer: Decides what counts as right
+        seed: Fixes the draws of the bootstrap
+
+    Returns:
+        Differences by scorer and category, and the prompts that changed
+    """
     _refuse_unlike(before, after, scorer)
     names = [name for name in before.scorers if name in after.scorers]
     differences = {name: _paired(before.items, after.items, name, seed) for name in names}
@@ -124,7 +142,14 @@ def compare_evaluations(
 def in_words(
     comparison: Comparison,  # Any comparison
 ) -> str:  # Two sentences of plain text
-    "Say what a comparison found."
+    """Say what a comparison found.
+
+    Args:
+        comparison: Any comparison
+
+    Returns:
+        Two sentences of plain text
+    """
     found, before, after = comparison.main, comparison.before, comparison.after
     digits = 1 if found.count >= 200 else 0
     ends = sorted(abs(end) for end in (found.low, found.high))

@@ -81,7 +81,15 @@ def match_up(
     predictions: Iterable[Prediction],  # In any order
     traces: Iterable[Trace],  # The evaluation set, or as much of it as was asked
 ) -> Answered:  # In the order of the traces
-    "Give every trace its predictions."
+    """Give every trace its predictions.
+
+    Args:
+        predictions: In any order
+        traces: The evaluation set, or as much of it as was asked
+
+    Returns:
+        In the order of the traces
+    """
     asked = list(traces)
     found: dict[str, dict[int, Prediction]] = {trace.fingerprint: {} for trace in asked}
     for prediction in predictions:
@@ -120,7 +128,15 @@ def prompt_means(
     items: Sequence[Item],  # Scored responses
     scorer: str,  # Name of a scorer
 ) -> dict[str, float]:  # By fingerprint, without the prompts where it had nothing to judge
-    "Average the samples of each prompt."
+    """Average the samples of each prompt.
+
+    Args:
+        items: Scored responses
+        scorer: Name of a scorer
+
+    Returns:
+        By fingerprint, without the prompts where it had nothing to judge
+    """
     gathered: dict[str, list[float]] = {}
     for item in items:
         value = item.scores.get(scorer)
@@ -162,7 +178,20 @@ def evaluate(
     dataset_fingerprint: str | None = None,  # sha256 of its traces
     seed: int = 0,  # Fixes the draws of the bootstrap
 ) -> Evaluation:  # Figures overall and by category, and the score of every response
-    "Score predictions against the traces they answer."
+    """Score predictions against the traces they answer.
+
+    Args:
+        predictions: One or more samples for each trace, in any order
+        traces: The evaluation set
+        scorers: Names, or scorers of your own
+        name: What the model is called in reports, such as "reasoning"
+        dataset_key: The evaluation set, as `<name>-<version>`
+        dataset_fingerprint: sha256 of its traces
+        seed: Fixes the draws of the bootstrap
+
+    Returns:
+        Figures overall and by category, and the score of every response
+    """
     chosen = [find_scorer(scorer) for scorer in scorers]
     names = [scorer.name for scorer in chosen]
     answered = match_up(predictions, traces)
@@ -208,7 +237,15 @@ def evaluation_html(
     *,
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees the numbers
-    "Lay out an evaluation as a table of bars."
+    """Lay out an evaluation as a table of bars.
+
+    Args:
+        evaluation: Any evaluation
+        style: Put the style sheets in front; False where the page has them already
+
+    Returns:
+        Shows itself in JupyterLab; a terminal sees the numbers
+    """
     rows = {"all": evaluation.scores} | dict(evaluation.categories)
     return figures_html(rows, head="category", whole=True, style=style)
 
@@ -217,7 +254,12 @@ def write_evaluation(
     path: Path,  # The file to create or to replace, usually `evaluation.json`
     evaluation: Evaluation,  # What to write
 ) -> None:
-    "Write an evaluation as JSON, by rename."
+    """Write an evaluation as JSON, by rename.
+
+    Args:
+        path: The file to create or to replace, usually `evaluation.json`
+        evaluation: What to write
+    """
     content = evaluation.model_dump(mode="json")
     items = ",\n    ".join(canonical_json(item) for item in content.pop("items"))
     figures = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
@@ -228,7 +270,14 @@ def write_evaluation(
 def load_evaluation(
     path: Path,  # The file, or the run folder that holds `evaluation.json`
 ) -> Evaluation:  # Checked
-    "Read an evaluation back."
+    """Read an evaluation back.
+
+    Args:
+        path: The file, or the run folder that holds `evaluation.json`
+
+    Returns:
+        Checked
+    """
     file = path / "evaluation.json" if path.is_dir() else path
     if not file.is_file():
         raise ScoringError(f"{file} does not exist; evaluate a model first, or name its run folder")

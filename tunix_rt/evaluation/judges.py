@@ -47,7 +47,14 @@ class Judge:
 def rule_judge(
     scorer: Scorer,  # One that always has something to judge
 ) -> Judge:  # With the scorer's name and version
-    "Make a judge of a scorer."
+    """Make a judge of a scorer.
+
+    Args:
+        scorer: One that always has something to judge
+
+    Returns:
+        With the scorer's name and version
+    """
 
     def ask(answered: Answered) -> Opinions:
         return {
@@ -69,7 +76,20 @@ def evaluate_with(
     dataset_fingerprint: str | None = None,  # sha256 of its traces
     seed: int = 0,  # Fixes the draws of the bootstrap
 ) -> tuple[Evaluation, Opinions]:  # Figures under the judge's name, and the reasons for them
-    "Let a judge decide on predictions."
+    """Let a judge decide on predictions.
+
+    Args:
+        judge: Who decides
+        predictions: One or more samples for each trace, in any order
+        traces: The evaluation set, or as much of it as was asked
+        name: What the model is called in reports
+        dataset_key: The evaluation set
+        dataset_fingerprint: sha256 of its traces
+        seed: Fixes the draws of the bootstrap
+
+    Returns:
+        Figures under the judge's name, and the reasons for them
+    """
     opinions = judge.ask(match_up(predictions, traces))
 
     def look_up(trace: Trace, said: Prediction) -> float:
@@ -92,7 +112,14 @@ def evaluate_with(
 def model_judge(
     service: Service,  # Where the model listens
 ) -> Judge:  # Called `llm`
-    "Make a judge of a model."
+    """Make a judge of a model.
+
+    Args:
+        service: Where the model listens
+
+    Returns:
+        Called `llm`
+    """
     refuse_unusable(service)
 
     def ask(answered: Answered) -> Opinions:
@@ -129,7 +156,14 @@ ALIASES = {"gemma-judge": "llm"}
 def find_service(
     prefer: Literal["openai", "rediai"] = "openai",  # Where both are set up
 ) -> Service:  # As the settings say
-    "Find where a judging model listens."
+    """Find where a judging model listens.
+
+    Args:
+        prefer: Where both are set up
+
+    Returns:
+        As the settings say
+    """
     chosen = settings()
     urls = {"openai": chosen.judge_url, "rediai": chosen.rediai_url}
     there = [kind for kind in ("openai", "rediai") if urls[kind]]
@@ -148,7 +182,14 @@ def find_service(
 def find_judge(
     name: str | None = None,  # `answer_correctness` by default; or `llm`, alias `gemma-judge`
 ) -> Judge:  # Ready to be asked
-    "Find a judge by name."
+    """Find a judge by name.
+
+    Args:
+        name: `answer_correctness` by default; or `llm`, alias `gemma-judge`
+
+    Returns:
+        Ready to be asked
+    """
     if name in (None, "answer_correctness"):
         return rule_judge(SCORERS["answer_correctness"])
     if name in ("llm", "gemma-judge"):

@@ -34,7 +34,15 @@ class Opinion:
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #cc9d3c0f
 @dataclass(frozen=True)
 class Service:
-    "Where a judging model is asked, and how patiently."
+    """Where a judging model is asked, and how patiently.
+
+    Attributes:
+        url: Base address, such as https://host/v1
+        timeout: Seconds for one reply, to its last byte
+        attempts: Of which the first is one
+        pause: Seconds before the second attempt; doubled for each one after
+        at_once: Requests under way together
+    """
 
     kind: Literal["openai", "rediai"]
     url: str = field(repr=False)  # Base address, such as https://host/v1
@@ -72,7 +80,15 @@ def shortened(
     text: str,  # Of any length
     most: int = LONGEST,  # Characters to keep
 ) -> str:  # Beginning and end of it, where it is longer
-    "Leave out the middle of a text, and say so."
+    """Leave out the middle of a text, and say so.
+
+    Args:
+        text: Of any length
+        most: Characters to keep
+
+    Returns:
+        Beginning and end of it, where it is longer
+    """
     left_out = len(text) - most
     if left_out <= 0:
         return text
@@ -83,7 +99,15 @@ def question_for_judge(
     trace: Trace,  # What was asked
     said: Prediction,  # What was answered
 ) -> str:  # Three lines: mark, JSON, mark
-    "Wrap a response up for a judge."
+    """Wrap a response up for a judge.
+
+    Args:
+        trace: What was asked
+        said: What was answered
+
+    Returns:
+        Three lines: mark, JSON, mark
+    """
     texts = {
         "question": shortened(trace.prompt),
         "reference_answer": shortened(trace.final_answer),
@@ -97,7 +121,14 @@ def question_for_judge(
 def wording(
     service: Service,  # Who is told
 ) -> str:  # 8 hexadecimal digits, others for another wording, dialect or model
-    "Name what a judge is told."
+    """Name what a judge is told.
+
+    Args:
+        service: Who is told
+
+    Returns:
+        8 hexadecimal digits, others for another wording, dialect or model
+    """
     return sha256_text(f"{INSTRUCTIONS}\n{service.kind}\n{service.model}")[:8]
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #74b3be3a
@@ -113,7 +144,14 @@ class Verdict(BaseModel):
 def read_verdict(
     text: str,  # The reply of a model
 ) -> Opinion:  # With the score brought to 0 to 1
-    "Read what a judging model replied, strictly."
+    """Read what a judging model replied, strictly.
+
+    Args:
+        text: The reply of a model
+
+    Returns:
+        With the score brought to 0 to 1
+    """
     bare = text.strip()
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
         bare = bare[:-3].partition("\n")[2]
@@ -241,7 +279,17 @@ def ask_for_opinion(
     pair: tuple[Trace, Prediction],  # What is judged
     failures: Failures,  # Of all the questions
 ) -> Opinion | None:  # None when it, or another, has failed
-    "Ask about one response, as often as is sensible."
+    """Ask about one response, as often as is sensible.
+
+    Args:
+        service: Who is asked
+        client: Knows the key
+        pair: What is judged
+        failures: Of all the questions
+
+    Returns:
+        None when it, or another, has failed
+    """
     trace, said = pair
     question, reason, pause = question_for_judge(trace, said), "", service.pause
     for attempt in range(service.attempts):
@@ -271,7 +319,11 @@ def ask_for_opinion(
 def refuse_unusable(
     service: Service,  # As somebody set it up
 ) -> None:
-    "Refuse an address or a key that no request could be made with."
+    """Refuse an address or a key that no request could be made with.
+
+    Args:
+        service: As somebody set it up
+    """
     try:
         address = httpx.URL(service.url)
     except httpx.InvalidURL:
@@ -289,7 +341,14 @@ def refuse_unusable(
 def client_of(
     service: Service,  # Who will be asked
 ) -> httpx.Client:  # Knows the key; shared by all the questions
-    "Prepare the connection to a service."
+    """Prepare the connection to a service.
+
+    Args:
+        service: Who will be asked
+
+    Returns:
+        Knows the key; shared by all the questions
+    """
     headers = {"Accept-Encoding": "identity"}
     if service.key:
         headers["Authorization"] = f"Bearer {service.key}"

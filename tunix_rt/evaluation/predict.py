@@ -31,7 +31,18 @@ def predict(
     rows: int = 64,  # Responses written at a time
     dtype: Any = jnp.float32,  # To compute in
 ) -> list[Prediction]:  # In the order of the traces, then of the samples
-    "Let a model answer every prompt."
+    """Let a model answer every prompt.
+
+    Args:
+        model: The decoder
+        tokenizer: That belongs to it
+        traces: The evaluation set
+        rows: Responses written at a time
+        dtype: To compute in
+
+    Returns:
+        In the order of the traces, then of the samples
+    """
     asked = list(traces)
     if not asked:
         raise ScoringError(
@@ -60,7 +71,16 @@ def answer_room(
     traces: Iterable[Trace],  # The evaluation set
     positions: int,  # That the model has, prompt included
 ) -> int:  # Tokens, at least one
-    "Choose how long a response to a set may be."
+    """Choose how long a response to a set may be.
+
+    Args:
+        tokenizer: That belongs to the model
+        traces: The evaluation set
+        positions: That the model has, prompt included
+
+    Returns:
+        Tokens, at least one
+    """
     asked = list(traces)
     prompts = encode_prompts(tokenizer, [trace.prompt for trace in asked])
     expected = encode_responses(tokenizer, [render_response(trace) for trace in asked])

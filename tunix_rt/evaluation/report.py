@@ -46,7 +46,14 @@ MAIN = "answer_correctness"  # The scorer that a page leads with, if it was used
 def leading_scorer(
     evaluations: Mapping[str, Evaluation],  # By the name of the model; at least one
 ) -> str:  # Name of a scorer that all of them have
-    "Choose the scorer whose figures stand at the top."
+    """Choose the scorer whose figures stand at the top.
+
+    Args:
+        evaluations: By the name of the model; at least one
+
+    Returns:
+        Name of a scorer that all of them have
+    """
     used = [list(evaluation.scores) for evaluation in evaluations.values()]
     shared = [name for name in [MAIN, *(used[0] if used else [])] if all(name in u for u in used)]
     if not used or not shared:
@@ -63,7 +70,17 @@ def card_html(
     colour: str,  # Of its bar
     scorer: str,  # Which figure to show
 ) -> str:  # HTML
-    "Lay out the headline figure of one model."
+    """Lay out the headline figure of one model.
+
+    Args:
+        evaluation: Of one model
+        name: What the page calls the model
+        colour: Of its bar
+        scorer: Which figure to show
+
+    Returns:
+        HTML
+    """
     figure = evaluation.scores[scorer]
     tokens = f"{evaluation.completion_tokens:,.0f} tokens an answer"
     sure = f"95% interval {interval(figure)}%" if figure.count else "nothing to judge"
@@ -78,7 +95,14 @@ def card_html(
 def curves_of(
     metrics: Mapping[str, Sequence[Mapping[str, Any]]],  # Records of each run: step, loss, ...
 ) -> dict[str, dict[str, list[tuple[float, float]]]]:  # Title, then name, then (step, value)
-    "Gather the curves of a training log."
+    """Gather the curves of a training log.
+
+    Args:
+        metrics: Records of each run: step, loss, ...
+
+    Returns:
+        Title, then name, then (step, value)
+    """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name, records in metrics.items():
         for key in dict.fromkeys(key for record in records for key in record):
@@ -98,7 +122,14 @@ def curves_of(
 def facts_html(
     facts: Mapping[str, str],  # What was run: label, then value
 ) -> str:  # HTML
-    "Lay out labels and values."
+    """Lay out labels and values.
+
+    Args:
+        facts: What was run: label, then value
+
+    Returns:
+        HTML
+    """
     pairs = "".join(
         f"<dt>{escape(visible(label))}</dt><dd>{escape(visible(str(value)))}</dd>"
         for label, value in facts.items()
@@ -110,7 +141,15 @@ def example_html(
     comparison: Comparison,  # Between the two models to show
     predictions: Mapping[str, Iterable[Prediction]],  # By the name of the model
 ) -> str:  # HTML; empty when nothing was won
-    "Lay out one question with the answers of two models."
+    """Lay out one question with the answers of two models.
+
+    Args:
+        comparison: Between the two models to show
+        predictions: By the name of the model
+
+    Returns:
+        HTML; empty when nothing was won
+    """
     before = first_samples(predictions.get(comparison.before, ()))
     after = first_samples(predictions.get(comparison.after, ()))
     prompt = best_example(comparison, after.values())
@@ -266,7 +305,21 @@ def report_html(
     lead: str = "",  # A sentence or two below the title
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees the findings in words
-    "Lay out everything a run has to say."
+    """Lay out everything a run has to say.
+
+    Args:
+        title: Heads the page
+        evaluations: By the name of the model, in the order to be shown
+        predictions: By the same names; may lack some
+        comparisons: Between those models; the first one has the example
+        metrics: Training records by name
+        facts: What was run: label, then value
+        lead: A sentence or two below the title
+        style: Put the style sheets in front; False where the page has them already
+
+    Returns:
+        Shows itself in JupyterLab; a terminal sees the findings in words
+    """
     main, colours = leading_scorer(evaluations), colours_for(list(evaluations))
     found = [in_words(comparison) for comparison in comparisons]
     scores, categories = _tables(evaluations, main)
@@ -316,7 +369,21 @@ def write_report(
     facts: Mapping[str, str] | None = None,  # What was run: label, then value
     lead: str = "",  # A sentence or two below the title
 ) -> Html:  # The same page, to be shown in a notebook
-    "Write a page that stands alone, by rename."
+    """Write a page that stands alone, by rename.
+
+    Args:
+        path: The file to create or to replace, usually `report.html`
+        title: Heads the page
+        evaluations: By the name of the model, in the order to be shown
+        predictions: By the same names; may lack some
+        comparisons: Between those models; the first one has the example
+        metrics: Training records by name
+        facts: What was run: label, then value
+        lead: A sentence or two below the title
+
+    Returns:
+        The same page, to be shown in a notebook
+    """
     report = report_html(
         title=title,
         evaluations=evaluations,

@@ -38,7 +38,16 @@ def resampled_means(
     resamples: int = 10_000,  # How many sets to draw
     seed: int = 0,  # Fixes the draws
 ) -> np.ndarray:  # Their means, [resamples]
-    "Draw sets of the same size with replacement, and take the mean of each."
+    """Draw sets of the same size with replacement, and take the mean of each.
+
+    Args:
+        scores: At least one
+        resamples: How many sets to draw
+        seed: Fixes the draws
+
+    Returns:
+        Their means, [resamples]
+    """
     values, counts = np.unique(np.asarray(scores, dtype=float), return_counts=True)
     draw = np.random.default_rng(seed)
     rows = max(1, 4_000_000 // len(values))  # memory stays flat when all values differ
@@ -57,7 +66,15 @@ def wilson(
     share: float,  # Mean of scores that lie between 0 and 1
     count: int,  # How many scores
 ) -> tuple[float, float]:  # Lower and upper end
-    "Find the 95% interval of a share, after Wilson."
+    """Find the 95% interval of a share, after Wilson.
+
+    Args:
+        share: Mean of scores that lie between 0 and 1
+        count: How many scores
+
+    Returns:
+        Lower and upper end
+    """
     spread = Z * sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     centre, scale = share + Z**2 / (2 * count), 1 + Z**2 / count
     low = 0.0 if share == 0 else (centre - spread) / scale
@@ -71,7 +88,14 @@ FEWEST = 5  # Fewer scores than this beside the commonest one, and a bootstrap s
 def odd_ones_out(
     values: Sequence[float],  # At least one
 ) -> int:  # How many are not the commonest value
-    "Count the values that differ from the rest."
+    """Count the values that differ from the rest.
+
+    Args:
+        values: At least one
+
+    Returns:
+        How many are not the commonest value
+    """
     return len(values) - max(Counter(values).values())
 
 
@@ -80,7 +104,15 @@ def mean_interval(
     *,
     seed: int = 0,  # Fixes the draws of the bootstrap
 ) -> Figure:  # All empty when there are no scores
-    "Give the mean of some scores with its 95% interval."
+    """Give the mean of some scores with its 95% interval.
+
+    Args:
+        scores: Each from 0 to 1; one for each prompt
+        seed: Fixes the draws of the bootstrap
+
+    Returns:
+        All empty when there are no scores
+    """
     scores = [float(value) for value in scores]
     if not scores:
         return Figure(mean=None, low=None, high=None, count=0, method="none")
@@ -98,7 +130,15 @@ def sign_test(
     better: int,  # How many questions went up
     worse: int,  # How many went down
 ) -> float:  # From 0 to 1; small means that chance is a poor explanation
-    "Give the two-sided exact p value of a fair coin falling at least this unevenly."
+    """Give the two-sided exact p value of a fair coin falling at least this unevenly.
+
+    Args:
+        better: How many questions went up
+        worse: How many went down
+
+    Returns:
+        From 0 to 1; small means that chance is a poor explanation
+    """
     changed, fewer = better + worse, min(better, worse)
     tail = sum(comb(changed, count) for count in range(fewer + 1))
     return min(1.0, 2 * tail / 2**changed)
@@ -108,7 +148,15 @@ def joined_wilson(
     gained: np.ndarray,  # What each prompt gained, from 0 to 1, [prompts]
     lost: np.ndarray,  # What each prompt lost, from 0 to 1, [prompts]
 ) -> tuple[float, float]:  # Lower and upper end
-    "Find the 95% interval of mean gain less mean loss."
+    """Find the 95% interval of mean gain less mean loss.
+
+    Args:
+        gained: What each prompt gained, from 0 to 1, [prompts]
+        lost: What each prompt lost, from 0 to 1, [prompts]
+
+    Returns:
+        Lower and upper end
+    """
     p, q, count = float(gained.mean()), float(lost.mean()), len(gained)
     (p_low, p_high), (q_low, q_high) = wilson(p, count), wilson(q, count)
     together = 0.0
@@ -145,7 +193,16 @@ def paired_difference(
     *,
     seed: int = 0,  # Fixes the draws of the bootstrap
 ) -> Difference:  # Positive where `after` is higher
-    "Compare two sets of scores prompt by prompt."
+    """Compare two sets of scores prompt by prompt.
+
+    Args:
+        before: One score from 0 to 1 for each prompt
+        after: Of the same prompts, in the same order
+        seed: Fixes the draws of the bootstrap
+
+    Returns:
+        Positive where `after` is higher
+    """
     if len(before) != len(after) or not len(before):
         raise ScoringError(
             f"{len(before)} scores cannot be paired with {len(after)}: a paired comparison needs "
@@ -177,7 +234,16 @@ def pass_at_k(
     samples: int,  # Samples taken of each prompt
     k: int,  # Tries allowed, from 1 to `samples`
 ) -> list[float]:  # Chance of at least one right answer, for each prompt
-    "Estimate the chance that at least one of k tries is right."
+    """Estimate the chance that at least one of k tries is right.
+
+    Args:
+        correct: Right samples of each prompt
+        samples: Samples taken of each prompt
+        k: Tries allowed, from 1 to `samples`
+
+    Returns:
+        Chance of at least one right answer, for each prompt
+    """
     if not 1 <= k <= samples:
         raise ScoringError(
             f"pass@{k} cannot be estimated from {samples} samples a prompt; sample at least {k}"
@@ -190,7 +256,15 @@ def majority_at_k(
     votes: Sequence[Hashable | None],  # What each sample answered; None abstains
     correct: Sequence[float],  # Whether each sample is right
 ) -> float:  # 1 when the winner is right, 0 when not, between them in a tie
-    "Judge the answer that most samples of one prompt agree on."
+    """Judge the answer that most samples of one prompt agree on.
+
+    Args:
+        votes: What each sample answered; None abstains
+        correct: Whether each sample is right
+
+    Returns:
+        1 when the winner is right, 0 when not, between them in a tie
+    """
     counted = Counter(vote for vote in votes if vote is not None)
     if not counted:
         return 0.0

@@ -23,7 +23,14 @@ __all__ = ['TRANSCRIPT_STYLE', 'SHOWN', 'as_said', 'transcript_html', 'framed_tr
 def as_said(
     prediction: Prediction,  # Any prediction
 ) -> Side:  # One side of a comparison
-    "See a prediction as steps and an answer."
+    """See a prediction as steps and an answer.
+
+    Args:
+        prediction: Any prediction
+
+    Returns:
+        One side of a comparison
+    """
     working = prediction.reasoning
     if working is None and prediction.status != "ok":
         working = prediction.output
@@ -66,7 +73,18 @@ def transcript_html(
     right: tuple[bool, bool] = (False, False),  # Whether each of them is right
     unfolded: bool = False,  # Whether it is open from the start
 ) -> Html:  # One foldable entry, without a style sheet; a terminal sees one line
-    "Lay out two responses to one prompt behind one line."
+    """Lay out two responses to one prompt behind one line.
+
+    Args:
+        before: What one model said
+        after: What the other said to the same prompt
+        titles: Names of the two models
+        right: Whether each of them is right
+        unfolded: Whether it is open from the start
+
+    Returns:
+        One foldable entry, without a style sheet; a terminal sees one line
+    """
     sides = compare_html(
         as_said(before),
         as_said(after),
@@ -93,7 +111,16 @@ def framed_transcripts(
     note: str = "",  # A line below them, such as how many more there are
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab
-    "Put transcripts below one another."
+    """Put transcripts below one another.
+
+    Args:
+        entries: From `transcript_html`
+        note: A line below them, such as how many more there are
+        style: Put the style sheets in front; False where the page has them already
+
+    Returns:
+        Shows itself in JupyterLab
+    """
     sheets = f"<style>{STYLE}{COMPARE_STYLE}{TRANSCRIPT_STYLE}</style>" if style else ""
     body = "".join(entries) + (f"<p><small>{escape(note)}</small></p>" if note else "")
     frame = "tunix tunix-transcripts mathjax_ignore tex2jax_ignore"
@@ -107,7 +134,14 @@ SHOWN = 6  # Transcripts of each list, before the rest is only counted
 def first_samples(
     predictions: Iterable[Prediction],  # Of one model
 ) -> dict[str, Prediction]:  # By fingerprint
-    "Take the first sample of each prompt."
+    """Take the first sample of each prompt.
+
+    Args:
+        predictions: Of one model
+
+    Returns:
+        By fingerprint
+    """
     found: dict[str, Prediction] = {}
     for prediction in sorted(predictions, key=lambda prediction: prediction.sample):
         found.setdefault(prediction.fingerprint, prediction)
@@ -119,7 +153,16 @@ def spread_out(
     before: dict[str, Prediction],  # Tells the category of each
     most: int,  # How many to take
 ) -> list[str]:  # The first of each category, then the second of each, and so on
-    "Choose a few prompts from as many categories as possible."
+    """Choose a few prompts from as many categories as possible.
+
+    Args:
+        prompts: Fingerprints, in order
+        before: Tells the category of each
+        most: How many to take
+
+    Returns:
+        The first of each category, then the second of each, and so on
+    """
     turns: dict[str, int] = {}
     ranked = []
     for place, prompt in enumerate(prompts):
@@ -138,7 +181,19 @@ def changes_html(
     most: int = SHOWN,  # Transcripts to show
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab
-    "Lay out the transcripts of what changed for the worse, or for the better."
+    """Lay out the transcripts of what changed for the worse, or for the better.
+
+    Args:
+        comparison: Which prompts changed
+        before: What the first model said
+        after: What the second model said
+        lost: True for right before and wrong now, False for the other list
+        most: Transcripts to show
+        style: Put the style sheets in front; False where the page has them already
+
+    Returns:
+        Shows itself in JupyterLab
+    """
     prompts = comparison.right_before_wrong_now if lost else comparison.wrong_before_right_now
     old, new = first_samples(before), first_samples(after)
     known = [prompt for prompt in prompts if prompt in old and prompt in new]
@@ -160,7 +215,15 @@ def best_example(
     comparison: Comparison,  # Which prompts changed
     after: Iterable[Prediction],  # What the second model said
 ) -> str | None:  # A fingerprint; None when nothing was won
-    "Choose the prompt that shows best what was gained: the one with the most true working."
+    """Choose the prompt that shows best what was gained: the one with the most true working.
+
+    Args:
+        comparison: Which prompts changed
+        after: What the second model said
+
+    Returns:
+        A fingerprint; None when nothing was won
+    """
     new = first_samples(after)
     won = [prompt for prompt in comparison.wrong_before_right_now if prompt in new]
     working = {prompt: check_steps(new[prompt].reasoning) for prompt in won}

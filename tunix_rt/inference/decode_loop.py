@@ -23,7 +23,18 @@ __all__ = ['State', 'settled', 'idle', 'grow', 'draw', 'ended', 'admit', 'write'
 
 # %% ../../nbs/inference/40_decode_loop.ipynb #216d58ae
 class State(NamedTuple):
-    "Everything the loop carries from token to token."
+    """Everything the loop carries from token to token.
+
+    Attributes:
+        kept: What each layer remembers
+        now: Steps taken, which is where the hand of the circle stands
+        newest: The token drawn last, not yet read, [B]
+        lengths: Tokens of each row that are in the cache, [B]
+        written: Tokens drawn for each row, its ending included, [B]
+        tokens: Those tokens, [B, W]
+        done: Rows that have ended, or hold nothing, [B]
+        keys: What each row draws with, [B, 2]
+    """
 
     kept: list[Kept]  # What each layer remembers
     now: jax.Array  # Steps taken, which is where the hand of the circle stands
@@ -38,7 +49,14 @@ class State(NamedTuple):
 def settled(
     state: State,  # On its way out of a compiled function
 ) -> State:  # The same
-    "Keep every array of a state where the next function expects it."
+    """Keep every array of a state where the next function expects it.
+
+    Args:
+        state: On its way out of a compiled function
+
+    Returns:
+        The same
+    """
     small = (constrain(part, *[None] * part.ndim) for part in state[1:])
     return State(pinned(state.kept), *small)
 
@@ -52,7 +70,18 @@ def idle(
     room: int,  # W, tokens of the longest answer
     dtype: Any,  # Of the cache
 ) -> State:  # Every row has ended
-    "Begin with rows that hold nothing."
+    """Begin with rows that hold nothing.
+
+    Args:
+        config: The shape of the model
+        rows: B
+        places: Tokens that the longest row may have for now
+        room: W, tokens of the longest answer
+        dtype: Of the cache
+
+    Returns:
+        Every row has ended
+    """
     none = jnp.zeros(rows, jnp.int32)
     kept = empty_cache(config, rows, places, dtype)
     tokens, keys = jnp.zeros((rows, room), jnp.int32), jnp.zeros((rows, 2), jnp.uint32)
@@ -72,7 +101,17 @@ def draw(
     written: jax.Array,  # Tokens drawn before, [B]
     rule: Sampling,  # How to choose
 ) -> jax.Array:  # Tokens, [B]
-    "Draw the next token of every row."
+    """Draw the next token of every row.
+
+    Args:
+        scores: [B, V]
+        keys: What each row draws with, [B, 2]
+        written: Tokens drawn before, [B]
+        rule: How to choose
+
+    Returns:
+        Tokens, [B]
+    """
     fresh = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys), written)
     return choose(scores, fresh, rule).astype(jnp.int32)
 
@@ -83,7 +122,17 @@ def ended(
     limit: jax.Array,  # Tokens of the longest answer
     ends: tuple[int, ...],  # Tokens that end an answer
 ) -> jax.Array:  # [B]
-    "Say which rows have said all they will."
+    """Say which rows have said all they will.
+
+    Args:
+        drawn: Tokens, [B]
+        written: Tokens drawn for each row, these included, [B]
+        limit: Tokens of the longest answer
+        ends: Tokens that end an answer
+
+    Returns:
+        [B]
+    """
     return jnp.isin(drawn, jnp.array(ends)) | (written >= limit)
 
 
@@ -101,7 +150,23 @@ def admit(
     ends: tuple[int, ...],  # Tokens that end an answer
     dtype: Any,  # To compute in
 ) -> State:  # With the prompts in it, and the first token of each answer
-    "Read prompts and put them into rows."
+    """Read prompts and put them into rows.
+
+    Args:
+        model: The decoder
+        state: Used up
+        prompts: Aligned on the right, [R, P]
+        lengths: Tokens in each, [R]
+        rows: The row that each is given; B for one to be dropped, [R]
+        keys: What each draws with, [R, 2]
+        limit: Tokens of the longest answer
+        rule: How to choose
+        ends: Tokens that end an answer
+        dtype: To compute in
+
+    Returns:
+        With the prompts in it, and the first token of each answer
+    """
     sizes = [layer.values.shape[2] for layer in state.kept]
     fresh, scores = prefill(model, prompts, lengths, state.now, sizes, dtype)
     drawn = draw(scores, keys, jnp.zeros_like(lengths), rule)
@@ -129,7 +194,22 @@ def write(
     ends: tuple[int, ...],  # Tokens that end an answer
     dtype: Any,  # To compute in
 ) -> State:  # Advanced
-    "Write tokens until there is reason to pause."
+    """Write tokens until there is reason to pause.
+
+    Args:
+        decoder: From `prepare`
+        state: Used up
+        stopped: Rows that the caller has ended, [B]
+        until: Pause after so many steps since the beginning
+        enough: Pause when so many rows have ended
+        limit: Tokens of the longest answer
+        rule: How to choose
+        ends: Tokens that end an answer
+        dtype: To compute in
+
+    Returns:
+        Advanced
+    """
     every = jnp.arange(len(state.done))
 
     def go_on(state: State) -> jax.Array:

@@ -49,7 +49,19 @@ def prefill(
 ) -> tuple[
     list[Kept], jax.Array
 ]:  # What each layer remembers, and scores for the next token [B, V]
-    "Read prompts at once and remember their keys and values."
+    """Read prompts at once and remember their keys and values.
+
+    Args:
+        model: The decoder, its layers a list or a stack
+        prompts: Aligned on the right, [B, P]
+        lengths: Tokens in each prompt, [B]
+        now: Where the hand of the circle stands
+        sizes: Places of each layer
+        dtype: To compute in and to keep the cache in
+
+    Returns:
+        What each layer remembers, and scores for the next token [B, V]
+    """
     config = model.config
     width = prompts.shape[1]
     place = jnp.arange(width)[None] - (width - lengths[:, None])
@@ -85,7 +97,16 @@ def prefill(
 )
 @dataclass(frozen=True)
 class Product:
-    "A kernel, and what belongs to it, as one step of writing reads it."
+    """A kernel, and what belongs to it, as one step of writing reads it.
+
+    Attributes:
+        kernel: [D, F], or [F, D] when turned
+        steps: What a whole number is worth in each column, [F], for eight bits
+        thin: The two matrices of an adapter, [D, R] and [R, F]
+        turned: Whether the kernel lies on its side
+        share: What the adapter adds is multiplied by this
+        sides: Of a mesh, that cut what comes in and goes out
+    """
 
     kernel: Any  # [D, F], or [F, D] when turned
     steps: Any = None  # What a whole number is worth in each column, [F], for eight bits
@@ -99,7 +120,15 @@ def multiply(
     product: Product,  # What to multiply by
     x: jax.Array,  # One column for each row of the batch, [D, B]
 ) -> jax.Array:  # [F, B]
-    "Send columns through a kernel."
+    """Send columns through a kernel.
+
+    Args:
+        product: What to multiply by
+        x: One column for each row of the batch, [D, B]
+
+    Returns:
+        [F, B]
+    """
 
     def times(kernel: jax.Array, x: jax.Array, side: int) -> jax.Array:
         return jax.lax.dot_general(kernel.astype(x.dtype), x, (((side,), (0,)), ((), ())))
@@ -120,7 +149,16 @@ def multiply_all(
     x: jax.Array,  # [D, B]
     sizes: Sequence[int],  # Features that each gives
 ) -> list[jax.Array]:  # One [F, B] for each
-    "Send the same columns through several kernels."
+    """Send the same columns through several kernels.
+
+    Args:
+        products: Several that read the same input, or all of them joined
+        x: [D, B]
+        sizes: Features that each gives
+
+    Returns:
+        One [F, B] for each
+    """
     if len(products) == len(sizes):
         return [multiply(product, x) for product in products]
     return jnp.split(multiply(products[0], x), list(accumulate(sizes))[:-1])
@@ -135,7 +173,12 @@ GROUPS = {  # Kernels that read the same input
 
 
 class Layer(NamedTuple):
-    "One layer, ready to be read."
+    """One layer, ready to be read.
+
+    Attributes:
+        products: By group
+        norms: By name
+    """
 
     products: dict[str, tuple[Product, ...]]  # By group
     norms: dict[str, jax.Array]  # By name
@@ -148,7 +191,13 @@ class Layer(NamedTuple):
 )
 @dataclass(frozen=True)
 class Decoder:
-    "A whole model, ready to be read once for every token."
+    """A whole model, ready to be read once for every token.
+
+    Attributes:
+        embedding: [V, D]
+        norm: [D]
+        config: The shape
+    """
 
     embedding: Any  # [V, D]
     norm: Any  # [D]
@@ -160,7 +209,15 @@ def as_type(
     x: jax.Array,  # A parameter
     dtype: Any,  # Wanted
 ) -> jax.Array:  # The same array where it has that type already
-    "Give a parameter another type."
+    """Give a parameter another type.
+
+    Args:
+        x: A parameter
+        dtype: Wanted
+
+    Returns:
+        The same array where it has that type already
+    """
     return x if x.dtype == dtype else x.astype(dtype)
 
 
@@ -169,7 +226,16 @@ def one_product(
     name: str,  # Of a projection
     dtype: Any,  # To compute in
 ) -> Product:  # Of the same arrays, where their type allows
-    "Take a projection as it is."
+    """Take a projection as it is.
+
+    Args:
+        layer: A single one
+        name: Of a projection
+        dtype: To compute in
+
+    Returns:
+        Of the same arrays, where their type allows
+    """
     kernel, thin, share = getattr(layer, name)[...], None, 1.0
     if name in layer.adapters:
         low = layer.adapters[name]
@@ -193,7 +259,16 @@ def prepare(
     dtype: Any,  # To compute in
     turned: bool,  # Copy the kernels the way a processor reads them fastest
 ) -> Decoder:  # Where nothing had to change, it shares the model's own arrays
-    "Lay a model out for writing."
+    """Lay a model out for writing.
+
+    Args:
+        model: Its layers a list or a stack, with adapters or without, whole or in eight bits
+        dtype: To compute in
+        turned: Copy the kernels the way a processor reads them fastest
+
+    Returns:
+        Where nothing had to change, it shares the model's own arrays
+    """
 
     def products(layer: Block, names: tuple[str, ...]) -> tuple[Product, ...]:
         if turned:
@@ -214,7 +289,16 @@ def norm_columns(
     offset: jax.Array,  # Learned gain minus one, [D]
     epsilon: float,  # Added to the mean square
 ) -> jax.Array:  # Same shape and dtype as `x`
-    "Scale each column to unit root mean square, as `rms_norm` does with rows."
+    """Scale each column to unit root mean square, as `rms_norm` does with rows.
+
+    Args:
+        x: [..., D, B]
+        offset: Learned gain minus one, [D]
+        epsilon: Added to the mean square
+
+    Returns:
+        Same shape and dtype as `x`
+    """
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-2, keepdims=True)
     gain = 1 + offset.astype(jnp.float32)[:, None]
@@ -227,7 +311,16 @@ def column_angles(
     *,
     sliding: bool,  # Whether the angles are for sliding layers
 ) -> tuple[jax.Array, jax.Array]:  # Sine, negated for the first half, and cosine, [2, H/2, B]
-    "Work out how far the features of each newest token turn."
+    """Work out how far the features of each newest token turn.
+
+    Args:
+        config: Bases and head width
+        positions: Of the newest tokens, [B]
+        sliding: Whether the angles are for sliding layers
+
+    Returns:
+        Sine, negated for the first half, and cosine, [2, H/2, B]
+    """
     sine, cosine = rotary_angles(config, positions[:, None], sliding=sliding)
     sine, cosine = sine[:, 0, 0].T, cosine[:, 0, 0].T
     return jnp.stack([-sine, sine]), jnp.stack([cosine, cosine])
@@ -237,7 +330,15 @@ def rotate_columns(
     x: jax.Array,  # Queries or keys, [heads, H, B]
     angles: tuple[jax.Array, jax.Array],  # From `column_angles`
 ) -> jax.Array:  # The same shape and dtype
-    "Turn feature i together with feature i + H/2."
+    """Turn feature i together with feature i + H/2.
+
+    Args:
+        x: Queries or keys, [heads, H, B]
+        angles: From `column_angles`
+
+    Returns:
+        The same shape and dtype
+    """
     heads, head, batch = x.shape
     halves = x.astype(jnp.float32).reshape(heads, 2, head // 2, batch)
     turned = halves * angles[1] + halves[:, ::-1] * angles[0]
@@ -250,7 +351,17 @@ def read_cache(
     visible: jax.Array,  # True where a row may look, [B, S]
     config: GemmaConfig,  # Scale and soft cap
 ) -> jax.Array:  # [B, K, N/K, H]
-    "Compare one new token of every row with everything kept."
+    """Compare one new token of every row with everything kept.
+
+    Args:
+        query: Of the newest tokens, [B, K, N/K, H]
+        kept: What the layer remembers, the newest tokens included
+        visible: True where a row may look, [B, S]
+        config: Scale and soft cap
+
+    Returns:
+        [B, K, N/K, H]
+    """
     scaled = query * jnp.asarray(config.query_scale**-0.5, query.dtype)
     scores = jnp.matmul(scaled, kept.keys, preferred_element_type=jnp.float32)
     scores = soft_cap(scores, config.attention_soft_cap)
@@ -268,7 +379,18 @@ def attend_columns(
     angles: tuple[jax.Array, jax.Array],  # From `column_angles`
     recall: Recall,  # (q [B, K, N/K, H], k [B, K, H], v [B, K, H]) -> [B, K, N/K, H]
 ) -> jax.Array:  # What to add to the stream, [D, B]
-    "Read from the tokens before."
+    """Read from the tokens before.
+
+    Args:
+        layer: Parameters
+        config: Shape
+        x: The stream, [D, B]
+        angles: From `column_angles`
+        recall: (q [B, K, N/K, H], k [B, K, H], v [B, K, H]) -> [B, K, N/K, H]
+
+    Returns:
+        What to add to the stream, [D, B]
+    """
     head, heads, shared = config.head_width, config.query_heads, config.key_heads
     normed = norm_columns(x, layer.norms["input_layernorm"], config.epsilon)
     sizes = (heads * head, shared * head, shared * head)
@@ -292,7 +414,16 @@ def think_columns(
     config: GemmaConfig,  # Shape
     x: jax.Array,  # The stream, [D, B]
 ) -> jax.Array:  # What to add to the stream, [D, B]
-    "Think about each token on its own, through a gate."
+    """Think about each token on its own, through a gate.
+
+    Args:
+        layer: Parameters
+        config: Shape
+        x: The stream, [D, B]
+
+    Returns:
+        What to add to the stream, [D, B]
+    """
     normed = norm_columns(x, layer.norms["pre_feedforward_layernorm"], config.epsilon)
     gate, up = multiply_all(layer.products["open"], normed, (config.hidden, config.hidden))
     (amended,) = multiply_all(layer.products["close"], gated_gelu(gate, up), (config.width,))
@@ -307,7 +438,19 @@ def advance(
     lengths: jax.Array,  # Tokens of each row, the newest included, [B]
     dtype: Any,  # To compute in
 ) -> tuple[list[Kept], jax.Array]:  # What is kept now, and scores for the next token [V, B]
-    "Run one new token of every row through the model."
+    """Run one new token of every row through the model.
+
+    Args:
+        decoder: From `prepare`
+        kept: Of every layer
+        tokens: The newest of each row, [B]
+        now: The step at which they are kept, the same for every row
+        lengths: Tokens of each row, the newest included, [B]
+        dtype: To compute in
+
+    Returns:
+        What is kept now, and scores for the next token [V, B]
+    """
     config = decoder.config
     found = look_up(decoder.embedding, tokens[:, None], dtype)[:, 0].T
     x = constrain(found * jnp.asarray(config.width**0.5, dtype), None, "data")

@@ -37,7 +37,17 @@ _all_ = ["Sampling"]
 
 @dataclass(frozen=True)
 class Completion:
-    "What a model said to one prompt."
+    """What a model said to one prompt.
+
+    Attributes:
+        prompt: Index of the prompt
+        sample: Which of its samples, from 0
+        tokens: Without the token that ended it
+        text: Decoded, cut before a stop text
+        finish_reason: "stop" when the model ended its turn, "length" when it was cut off
+        prompt_tokens: How many tokens were read
+        completion_tokens: How many were written, the end of the turn included
+    """
 
     prompt: int  # Index of the prompt
     sample: int  # Which of its samples, from 0
@@ -58,7 +68,19 @@ def finish(
     ends: tuple[int, ...],  # Tokens that end a response
     stop: tuple[str, ...],  # Texts that end a response
 ) -> Completion:  # Ready to be shown
-    "Decode one response and say why it ended."
+    """Decode one response and say why it ended.
+
+    Args:
+        tokenizer: To decode with
+        request: Prompt and sample
+        read: Tokens of the prompt
+        written: Tokens of the response, its ending included
+        ends: Tokens that end a response
+        stop: Texts that end a response
+
+    Returns:
+        Ready to be shown
+    """
 
     def decoded(count: int) -> str:
         return str(tokenizer.decode(written[:count], skip_special_tokens=False))
@@ -87,7 +109,14 @@ SHARE = 8  # Rows are refilled when one in so many is idle
 def batch_width(
     longest: int,  # Tokens in the longest prompt of a batch
 ) -> int:  # The width that the batch is compiled for
-    "Round up to a power of two, so that few shapes are ever compiled."
+    """Round up to a power of two, so that few shapes are ever compiled.
+
+    Args:
+        longest: Tokens in the longest prompt of a batch
+
+    Returns:
+        The width that the batch is compiled for
+    """
     return max(NARROWEST, 1 << (longest - 1).bit_length())
 
 
@@ -95,7 +124,15 @@ def batch_rows(
     prompts: int,  # To be read together
     rows: int,  # B
 ) -> int:  # How many rows the batch is compiled for
-    "Round up to an eighth, a quarter, a half or all of the rows."
+    """Round up to an eighth, a quarter, a half or all of the rows.
+
+    Args:
+        prompts: To be read together
+        rows: B
+
+    Returns:
+        How many rows the batch is compiled for
+    """
     sizes = [-(-rows // share) for share in (SHARE, SHARE // 2, SHARE // 4, 1)]
     return next(size for size in sizes if size >= prompts)
 
@@ -105,7 +142,24 @@ Request = tuple[int, int]  # Index of a prompt, and which of its samples
 
 @dataclass
 class Desk:
-    "Who is waiting, who is being served, and what serves them."
+    """Who is waiting, who is being served, and what serves them.
+
+    Attributes:
+        model: Reads
+        decoder: Writes
+        tokenizer: Turns tokens into text
+        prompts: Tokens of each prompt
+        sampling: What was asked for
+        ends: Tokens that end a response
+        dtype: To compute in
+        waiting: In the order in which they come in
+        serving: Of each row; None for an idle one
+        places: Tokens that a row may have for now
+        total: Tokens that any row may ever have
+        state: On the device
+        stopped: Rows ended by a stop text, [B]
+        lengths: Tokens of each row that are in the cache, [B]
+    """
 
     model: Gemma  # Reads
     decoder: Decoder  # Writes
@@ -139,7 +193,14 @@ class Desk:
 def mesh_of(
     model: Gemma,  # Its parameters on one device or on several
 ) -> Mesh | None:  # None for a single one
-    "Find out on which devices a model lives."
+    """Find out on which devices a model lives.
+
+    Args:
+        model: Its parameters on one device or on several
+
+    Returns:
+        None for a single one
+    """
     where = model.embedding[...].sharding
     if isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh) and where.mesh.size > 1:
         return where.mesh
@@ -156,7 +217,20 @@ def set_up(
     dtype: Any,  # To compute in
     mesh: Mesh | None,  # The devices; None for a single one
 ) -> Desk:  # With everybody waiting
-    "Open the desk."
+    """Open the desk.
+
+    Args:
+        model: The decoder
+        tokenizer: For the tokens that end a response
+        prompts: Tokens of each prompt
+        sampling: What was asked for
+        rows: At most so many at a time
+        dtype: To compute in
+        mesh: The devices; None for a single one
+
+    Returns:
+        With everybody waiting
+    """
     wanted = [(each, sample) for each in range(len(prompts)) for sample in range(sampling.samples)]
     wanted.sort(key=lambda request: len(prompts[request[0]]))
     shards = row_shards(mesh)
@@ -186,7 +260,12 @@ def make_room(
     desk: Desk,  # Changed
     tokens: int,  # That the longest row is about to have
 ) -> None:
-    "Grow the circles when they are too small."
+    """Grow the circles when they are too small.
+
+    Args:
+        desk: Changed
+        tokens: That the longest row is about to have
+    """
     if tokens > desk.places:
         desk.places = next_places(tokens - 1, desk.total)
         desk.state = grow(desk.state, config=desk.model.config, places=desk.places)
@@ -195,7 +274,11 @@ def make_room(
 def refill(
     desk: Desk,  # Changed
 ) -> None:
-    "Put those who wait into the idle rows."
+    """Put those who wait into the idle rows.
+
+    Args:
+        desk: Changed
+    """
     rows, free = len(desk.serving), desk.idle_rows()
     requests = [desk.waiting.popleft() for _ in range(min(len(free), len(desk.waiting)))]
     held = [desk.prompts[prompt] for prompt, _ in requests]
@@ -215,7 +298,14 @@ def refill(
 def enough_idle(
     desk: Desk,  # Who waits, and how many rows there are
 ) -> int:  # Rows that must be idle
-    "Say how many idle rows are worth a pause."
+    """Say how many idle rows are worth a pause.
+
+    Args:
+        desk: Who waits, and how many rows there are
+
+    Returns:
+        Rows that must be idle
+    """
     rows = len(desk.serving)
     return min(-(-rows // SHARE), len(desk.waiting)) if desk.waiting else rows
 
@@ -223,7 +313,14 @@ def enough_idle(
 def write_on(
     desk: Desk,  # Changed
 ) -> list[Completion]:  # Of those who have ended
-    "Write until there is reason to pause, and take out what is finished."
+    """Write until there is reason to pause, and take out what is finished.
+
+    Args:
+        desk: Changed
+
+    Returns:
+        Of those who have ended
+    """
     make_room(desk, desk.longest() + 1)
     steps = desk.places - desk.longest()
     steps = min(steps, PAUSE) if desk.sampling.stop else steps
@@ -259,7 +356,18 @@ def generate(
     rows: int = 64,  # B, responses written at a time
     dtype: Any = jnp.float32,  # To compute in
 ) -> list[Completion]:  # Ordered by prompt, then sample
-    "Complete every prompt."
+    """Complete every prompt.
+
+    Args:
+        model: The decoder
+        tokenizer: That belongs to it
+        prompts: Tokens of each prompt, from `encode_prompts`
+        rows: B, responses written at a time
+        dtype: To compute in
+
+    Returns:
+        Ordered by prompt, then sample
+    """
     if not prompts:
         return []
     for index, prompt in enumerate(prompts):

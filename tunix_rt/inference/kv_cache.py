@@ -20,7 +20,12 @@ __all__ = ['SHORTEST', 'Kept', 'layer_places', 'cache_shapes', 'cache_bytes', 'e
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #e96684e6
 class Kept(NamedTuple):
-    "What one layer remembers of every row."
+    """What one layer remembers of every row.
+
+    Attributes:
+        keys: [B, K, H, S]
+        values: [B, K, S, H]
+    """
 
     keys: Any  # [B, K, H, S]
     values: Any  # [B, K, S, H]
@@ -31,7 +36,16 @@ def layer_places(
     index: int,  # Of the layer, from 0
     places: int,  # Tokens that the longest row may have
 ) -> int:  # S of this layer
-    "Say how many tokens one layer must remember."
+    """Say how many tokens one layer must remember.
+
+    Args:
+        config: Its window, and which layers slide
+        index: Of the layer, from 0
+        places: Tokens that the longest row may have
+
+    Returns:
+        S of this layer
+    """
     return min(config.window, places) if config.is_sliding(index) else places
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #d6b1d2cb
@@ -42,7 +56,18 @@ def cache_shapes(
     dtype: Any,  # Of keys and values
     mesh: Mesh | AbstractMesh | None = None,  # The devices; None for a single one
 ) -> list[Kept]:  # Shapes, each knowing where it lives
-    "Lay out a cache without making it."
+    """Lay out a cache without making it.
+
+    Args:
+        config: Layers, key heads, their width, the window
+        rows: B, conversations at a time
+        places: Tokens that the longest row may have
+        dtype: Of keys and values
+        mesh: The devices; None for a single one
+
+    Returns:
+        Shapes, each knowing where it lives
+    """
     where = None
     if mesh is not None:
         even = config.key_heads % mesh.shape["tensor"] == 0
@@ -65,7 +90,18 @@ def cache_bytes(
     dtype: Any,  # Of keys and values
     mesh: Mesh | AbstractMesh | None = None,  # The devices; None for a single one
 ) -> int:  # On one device
-    "Say what a cache will take before it is made."
+    """Say what a cache will take before it is made.
+
+    Args:
+        config: Layers, key heads, their width, the window
+        rows: B, conversations at a time
+        places: Tokens that the longest row may have
+        dtype: Of keys and values
+        mesh: The devices; None for a single one
+
+    Returns:
+        On one device
+    """
     return bytes_per_device(cache_shapes(config, rows, places, dtype, mesh))
 
 
@@ -75,7 +111,17 @@ def empty_cache(
     places: int,  # Tokens that the longest row may have
     dtype: Any,  # Of keys and values
 ) -> list[Kept]:  # Zeros
-    "Make a cache that remembers nothing."
+    """Make a cache that remembers nothing.
+
+    Args:
+        config: Layers, key heads, their width, the window
+        rows: B, conversations at a time
+        places: Tokens that the longest row may have
+        dtype: Of keys and values
+
+    Returns:
+        Zeros
+    """
     shapes = cache_shapes(config, rows, places, dtype)
     return pinned(jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes))
 
@@ -83,7 +129,14 @@ def empty_cache(
 def pinned(
     kept: list[Kept],  # Of every layer
 ) -> list[Kept]:  # The same
-    "Remind the compiler where a cache is meant to live."
+    """Remind the compiler where a cache is meant to live.
+
+    Args:
+        kept: Of every layer
+
+    Returns:
+        The same
+    """
     return jax.tree.map(lambda part: constrain(part, ROWS, "tensor", None, None), kept)
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #103714b4
@@ -91,7 +144,15 @@ def last_times(
     now: jax.Array | int,  # Steps taken since the beginning; the hand stands here
     places: int,  # S
 ) -> jax.Array:  # Before `now`, [S]; below 0 where a place was never filled
-    "Tell which time each place holds."
+    """Tell which time each place holds.
+
+    Args:
+        now: Steps taken since the beginning; the hand stands here
+        places: S
+
+    Returns:
+        Before `now`, [S]; below 0 where a place was never filled
+    """
     return now - 1 - (now - 1 - jnp.arange(places)) % places
 
 
@@ -100,7 +161,16 @@ def seen(
     places: int,  # S
     lengths: jax.Array,  # Tokens of each row, the newest included, [B]
 ) -> jax.Array:  # True where a row may look, [B, S]
-    "Mark the places that hold a row's own tokens."
+    """Mark the places that hold a row's own tokens.
+
+    Args:
+        now: Steps taken, the newest token's included
+        places: S
+        lengths: Tokens of each row, the newest included, [B]
+
+    Returns:
+        True where a row may look, [B, S]
+    """
     return last_times(now, places) >= now - lengths[:, None]
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #5ee1b59a
@@ -110,7 +180,17 @@ def laid_out(
     places: int,  # S
     axis: int,  # Which axis counts the tokens
 ) -> jax.Array:  # The same with S places along that axis
-    "Lay prompts into the circle, so that they end just before the hand."
+    """Lay prompts into the circle, so that they end just before the hand.
+
+    Args:
+        columns: Keys or values of prompts, aligned on the right
+        now: The hand
+        places: S
+        axis: Which axis counts the tokens
+
+    Returns:
+        The same with S places along that axis
+    """
     width = columns.shape[axis]
     column = last_times(now, places) - (now - width)
     return jnp.take(columns, jnp.clip(column, 0, width - 1), axis=axis)
@@ -122,7 +202,17 @@ def regrown(
     now: jax.Array | int,  # The hand
     places: int,  # Tokens that the longest row may have from now on
 ) -> list[Kept]:  # With more places
-    "Move what is remembered into a larger circle."
+    """Move what is remembered into a larger circle.
+
+    Args:
+        kept: Of every layer
+        config: Its window, and which layers slide
+        now: The hand
+        places: Tokens that the longest row may have from now on
+
+    Returns:
+        With more places
+    """
 
     def wider(part: jax.Array, axis: int, own: int) -> jax.Array:
         if own == part.shape[axis]:
@@ -140,7 +230,14 @@ SHORTEST = 64  # Tokens in the smallest circle
 def rung(
     tokens: int,  # That must fit
 ) -> int:  # A power of two, or one and a half of one
-    "Round a length up, so that few are ever compiled."
+    """Round a length up, so that few are ever compiled.
+
+    Args:
+        tokens: That must fit
+
+    Returns:
+        A power of two, or one and a half of one
+    """
     size = SHORTEST
     while size < tokens:
         size = size // 2 * 3 if size & (size - 1) == 0 else size // 3 * 4
@@ -151,5 +248,13 @@ def next_places(
     longest: int,  # Tokens in the longest row now
     total: int,  # Tokens that the longest row may ever have
 ) -> int:  # Places to make
-    "Decide how large the next circle is."
+    """Decide how large the next circle is.
+
+    Args:
+        longest: Tokens in the longest row now
+        total: Tokens that the longest row may ever have
+
+    Returns:
+        Places to make
+    """
     return min(rung(total), rung(max(2 * longest, longest + SHORTEST)))

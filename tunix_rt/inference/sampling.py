@@ -20,7 +20,17 @@ __all__ = ['Sampling', 'strike_out', 'choose', 'row_keys']
 # %% ../../nbs/inference/20_sampling.ipynb #47a6ab79
 @dataclass(frozen=True)
 class Sampling:
-    "How the next token is chosen, and when to stop."
+    """How the next token is chosen, and when to stop.
+
+    Attributes:
+        max_new_tokens: Longest response, in tokens
+        temperature: 0 takes the likeliest token; 1 draws from the model's own odds
+        top_k: Draw only among so many likeliest tokens; 0 for all
+        top_p: Draw only among the likeliest tokens that hold this share of the odds
+        seed: Fixes every draw
+        samples: Responses to each prompt
+        stop: Texts that end a response, besides the end of the turn
+    """
 
     max_new_tokens: int = 256  # Longest response, in tokens
     temperature: float = 0.0  # 0 takes the likeliest token; 1 draws from the model's own odds
@@ -61,7 +71,15 @@ def strike_out(
     scores: jax.Array,  # [B, V]
     sampling: Sampling,  # top_k and top_p
 ) -> jax.Array:  # The same, with -inf for tokens that may not be drawn, [B, V]
-    "Leave only the `top_k` likeliest tokens, and of those the likeliest share `top_p`."
+    """Leave only the `top_k` likeliest tokens, and of those the likeliest share `top_p`.
+
+    Args:
+        scores: [B, V]
+        sampling: top_k and top_p
+
+    Returns:
+        The same, with -inf for tokens that may not be drawn, [B, V]
+    """
     if sampling.top_k == 0 and sampling.top_p == 1:
         return scores
     ranked = jnp.sort(scores, axis=-1, descending=True)
@@ -79,7 +97,16 @@ def choose(
     keys: jax.Array,  # A random key for each row, [B]
     sampling: Sampling,  # How to choose
 ) -> jax.Array:  # Tokens, [B]
-    "Choose the next token of every row."
+    """Choose the next token of every row.
+
+    Args:
+        scores: [B, V], float32
+        keys: A random key for each row, [B]
+        sampling: How to choose
+
+    Returns:
+        Tokens, [B]
+    """
     if sampling.temperature == 0:
         best = scores.max(axis=-1, keepdims=True)
         words = jnp.where(scores == best, jnp.arange(scores.shape[-1]), scores.shape[-1] - 1)
@@ -92,7 +119,15 @@ def row_keys(
     requests: Sequence[tuple[int, int]],  # (prompt, sample) of each row
     seed: int,  # From `Sampling`
 ) -> jax.Array:  # A random key for each row, [B]
-    "Give each request a key that depends on the seed, the prompt and the sample alone."
+    """Give each request a key that depends on the seed, the prompt and the sample alone.
+
+    Args:
+        requests: (prompt, sample) of each row
+        seed: From `Sampling`
+
+    Returns:
+        A random key for each row, [B]
+    """
     root = jax.random.key(seed)
     prompts, samples = (jnp.array(column) for column in zip(*requests, strict=True))
     fold = jax.vmap(

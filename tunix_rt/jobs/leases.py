@@ -39,7 +39,14 @@ class Claim:
 def folder_for(
     row: RunRow,  # Waiting
 ) -> str:  # As kept in the row
-    "Name the folder of a run."
+    """Name the folder of a run.
+
+    Args:
+        row: Waiting
+
+    Returns:
+        As kept in the row
+    """
     stamp = row.queued_at.strftime("%Y%m%d-%H%M%S")
     name = f"{pipeline_name(Path(row.pipeline))}-{stamp}-{row.id.hex[:8]}"
     folder, root = resolve(settings().runs) / name, settings().root.resolve()
@@ -51,7 +58,16 @@ def claim(
     worker: str,  # Who takes it, such as "host:4711"
     lease_seconds: float,  # How long silence is forgiven
 ) -> Claim | None:  # None when nothing waits
-    "Take the run that has waited longest."
+    """Take the run that has waited longest.
+
+    Args:
+        store: Where from
+        worker: Who takes it, such as "host:4711"
+        lease_seconds: How long silence is forgiven
+
+    Returns:
+        None when nothing waits
+    """
     waiting = select(RunRow).where(RunRow.status == "pending")
     oldest = waiting.order_by(RunRow.queued_at, RunRow.id).limit(1)
     with store.reading() as session:
@@ -76,7 +92,15 @@ def beat(
     store: Store,  # Where the run is
     claim: Claim,  # That is to last
 ) -> str:  # "running", "cancel_requested", or "lost" when it is no longer ours
-    "Renew a lease, and hear what is wanted."
+    """Renew a lease, and hear what is wanted.
+
+    Args:
+        store: Where the run is
+        claim: That is to last
+
+    Returns:
+        "running", "cancel_requested", or "lost" when it is no longer ours
+    """
     mine = (RunRow.id == claim.run.id, RunRow.attempt_token == claim.token)
     with store.reading() as session:
         row = session.execute(select(RunRow.status, RunRow.lease_until).where(*mine)).first()
@@ -125,7 +149,18 @@ def give_back(
     counts: bool = True,  # Whether it used up an attempt
     delay: float | None = None,  # Seconds until it may be taken; None lets the attempts decide
 ) -> bool:  # False when it was not ours any more, and nothing was written
-    "Put a run back to those that wait."
+    """Put a run back to those that wait.
+
+    Args:
+        store: Where the run is
+        claim: Not needed any more
+        message: Why, for people
+        counts: Whether it used up an attempt
+        delay: Seconds until it may be taken; None lets the attempts decide
+
+    Returns:
+        False when it was not ours any more, and nothing was written
+    """
     with store.writing() as session:
         row = session.get(RunRow, claim.run.id, with_for_update=True)
         if row is None or row.attempt_token != claim.token or row.status not in AT_WORK:
@@ -145,7 +180,21 @@ def finish(
     stdout: str = "",  # The end of what it printed
     stderr: str = "",  # The end of its complaints
 ) -> bool:  # False when it was not ours any more, and nothing was written
-    "Say how a run ended."
+    """Say how a run ended.
+
+    Args:
+        store: Where the run is
+        claim: The proof
+        status: One of the four ends
+        metrics: Its key figures
+        exit_code: 0 when all went well
+        message: For people
+        stdout: The end of what it printed
+        stderr: The end of its complaints
+
+    Returns:
+        False when it was not ours any more, and nothing was written
+    """
     if status not in ENDED:
         raise RunError(f"a run does not end {status!r}; choose one of {', '.join(ENDED)}")
     with store.writing() as session:
@@ -163,7 +212,14 @@ def finish(
 def tend(
     store: Store,  # Where to look
 ) -> int:  # How many leases had lapsed
-    "Take runs from workers that have been silent for too long."
+    """Take runs from workers that have been silent for too long.
+
+    Args:
+        store: Where to look
+
+    Returns:
+        How many leases had lapsed
+    """
     lapsed = select(RunRow).where(RunRow.status.in_(AT_WORK)).order_by(RunRow.id).limit(100)
     with store.reading() as session:
         silent = RunRow.lease_until < moment(session)

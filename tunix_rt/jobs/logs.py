@@ -32,7 +32,14 @@ CHUNK = 16_384  # Characters in a chunk, at most
 def chunks(
     pieces: Iterable[tuple[str, str]],  # Stream and text, as they came
 ) -> Iterator[tuple[str, str]]:  # The same text, in chunks of one stream each
-    "Join what is small and cut what is large."
+    """Join what is small and cut what is large.
+
+    Args:
+        pieces: Stream and text, as they came
+
+    Returns:
+        The same text, in chunks of one stream each
+    """
     waiting, text = "", ""
     for stream, more in pieces:
         if stream != waiting and text:
@@ -54,7 +61,17 @@ def append_log(
     *,
     after: int | None = None,  # The last number known: a higher one means that these were kept
 ) -> int:  # The last number now
-    "Keep what a run has printed."
+    """Keep what a run has printed.
+
+    Args:
+        store: Where to
+        to: A run at work, with the proof that it is ours; or just its id
+        pieces: Stream ("stdout" or "stderr") and text
+        after: The last number known: a higher one means that these were kept
+
+    Returns:
+        The last number now
+    """
     run_id = to.run.id if isinstance(to, Claim) else to
     query = select(RunRow.last_seq, RunRow.attempt_token, RunRow.status)
     with store.writing() as session:
@@ -94,7 +111,17 @@ def read_log(
     since_seq: int = 0,  # Only what came after this number
     limit: int = 100,  # At most so many chunks
 ) -> list[LogLine]:  # In order
-    "Read what a run printed."
+    """Read what a run printed.
+
+    Args:
+        store: Where from
+        run_id: Which
+        since_seq: Only what came after this number
+        limit: At most so many chunks
+
+    Returns:
+        In order
+    """
     columns = (LogChunk.seq, LogChunk.stream, LogChunk.chunk, LogChunk.created_at)
     query = select(*columns).where(LogChunk.run_id == run_id, LogChunk.seq > since_seq)
     with store.reading() as session:
@@ -109,7 +136,16 @@ def tail(
     run_id: UUID,  # Which
     stream: str,  # "stdout" or "stderr"
 ) -> str:  # The last of it
-    "Read the end of what a run printed."
+    """Read the end of what a run printed.
+
+    Args:
+        store: Where from
+        run_id: Which
+        stream: "stdout" or "stderr"
+
+    Returns:
+        The last of it
+    """
     query = select(LogChunk.chunk).where(LogChunk.run_id == run_id, LogChunk.stream == stream)
     newest, found = query.order_by(LogChunk.seq.desc()).limit(1000), ""
     with store.reading() as session:
@@ -134,6 +170,11 @@ class LogStream:
         store: Store,  # Where to
         claim: Claim,  # The run that prints
     ) -> None:
+        """
+        Args:
+            store: Where to
+            claim: The run that prints
+        """
         self.store, self.claim = store, claim
         self.seq = claim.run.last_seq
         self.pieces: list[tuple[str, str]] = []
@@ -157,7 +198,14 @@ class LogStream:
         self,
         patience: float | None = None,  # Seconds to wait for a store that is away; None is for ever
     ) -> bool:  # Whether everything is in the store
-        "Wait until everything has arrived, or the run is no longer ours."
+        """Wait until everything has arrived, or the run is no longer ours.
+
+        Args:
+            patience: Seconds to wait for a store that is away; None is for ever
+
+        Returns:
+            Whether everything is in the store
+        """
         with self.changed:
             self.closed = True
             self.changed.notify_all()

@@ -90,7 +90,15 @@ def get_queued(
     store: Store,  # Where from
     run_id: UUID,  # Which
 ) -> QueuedRun:  # As it stands now
-    "Read one run."
+    """Read one run.
+
+    Args:
+        store: Where from
+        run_id: Which
+
+    Returns:
+        As it stands now
+    """
     with store.reading() as session:
         row = session.execute(select(*COLUMNS).where(RunRow.id == run_id)).first()
     if row is None:
@@ -101,7 +109,14 @@ def get_queued(
 def view(
     row: RunRow,  # In a session
 ) -> QueuedRun:  # A copy
-    "Show a row as people see it."
+    """Show a row as people see it.
+
+    Args:
+        row: In a session
+
+    Returns:
+        A copy
+    """
     return QueuedRun(**{column.key: getattr(row, column.key) for column in COLUMNS})
 
 # %% ../../nbs/jobs/10_queue.ipynb #714a663e
@@ -176,7 +191,14 @@ def _rehearse(
 def moment(
     session: Session,  # Any
 ) -> datetime:  # With its zone
-    "Tell the time by the clock of the database."
+    """Tell the time by the clock of the database.
+
+    Args:
+        session: Any
+
+    Returns:
+        With its zone
+    """
     if session.get_bind().dialect.name != "postgresql":
         return now()
     told = session.scalar(select(func.clock_timestamp()))
@@ -235,7 +257,24 @@ def enqueue(
     max_attempts: int | None = None,  # That of the settings by default
     run_id: UUID | None = None,  # None makes one up
 ) -> QueuedRun:  # Waiting; or, if it is a dry run, done
-    "Ask for a run."
+    """Ask for a run.
+
+    Args:
+        store: Where to
+        pipeline: A verb such as "train", or the path of a notebook that workers see as well
+        parameters: Only those that differ from the defaults
+        mode: "dry-run" checks and trains nothing
+        dataset_key: Fills the parameter `dataset`, if there is one
+        model_id: What lists and leaderboards call the model
+        request: Kept as it is, for whoever asked
+        parent_run_id: The run that this one belongs to
+        timeout_seconds: Longest time of one attempt; None is for ever
+        max_attempts: That of the settings by default
+        run_id: None makes one up
+
+    Returns:
+        Waiting; or, if it is a dry run, done
+    """
     notebook, given = _checked(pipeline, parameters or {}, mode)
     given, key = _dataset(notebook, given, dataset_key)
     given, pinned = pin_parameters(given, store)
@@ -257,7 +296,11 @@ def enqueue(
 # %% ../../nbs/jobs/10_queue.ipynb #a70e4302
 @dataclass(frozen=True)
 class RunPage:
-    "A page of runs."
+    """A page of runs.
+
+    Attributes:
+        next_offset: None at the end
+    """
 
     runs: list[QueuedRun]
     next_offset: int | None  # None at the end
@@ -275,7 +318,22 @@ def list_queued(
     pipeline: str | None = None,  # Only those of this verb
     parent_run_id: UUID | None = None,  # Only those that belong to this run
 ) -> RunPage:  # Newest first
-    "List runs."
+    """List runs.
+
+    Args:
+        store: Where from
+        limit: At most this many
+        offset: How many to skip
+        status: Only those that stand there
+        dataset_key: Only those on this dataset
+        mode: Only "dry-run" or only "local"
+        model_id: Only those of this model
+        pipeline: Only those of this verb
+        parent_run_id: Only those that belong to this run
+
+    Returns:
+        Newest first
+    """
     for word, words, name in ((status, STATUSES, "status"), (mode, MODES, "mode")):
         if word is not None and word not in words:
             raise RunError(f"there is no {name} {word!r}; choose one of {', '.join(words)}")
@@ -296,7 +354,11 @@ def list_queued(
 # %% ../../nbs/jobs/10_queue.ipynb #e1f9750a
 @dataclass(frozen=True)
 class Tally:
-    "How many runs stand where."
+    """How many runs stand where.
+
+    Attributes:
+        seconds: The sum of their durations
+    """
 
     status: str
     mode: str
@@ -307,7 +369,14 @@ class Tally:
 def tally_runs(
     store: Store,  # Where from
 ) -> list[Tally]:  # One for each status and mode that occurs
-    "Count the runs."
+    """Count the runs.
+
+    Args:
+        store: Where from
+
+    Returns:
+        One for each status and mode that occurs
+    """
     kinds = (RunRow.status, RunRow.mode)
     query = (
         select(*kinds, func.count(), func.sum(RunRow.duration_seconds))
@@ -325,7 +394,14 @@ def end_row(
     at: datetime,  # By the clock of the database
     message: str | None = None,  # For people
 ) -> None:
-    "Put a run to an end."
+    """Put a run to an end.
+
+    Args:
+        row: In a writing session
+        status: One of `ENDED`
+        at: By the clock of the database
+        message: For people
+    """
     row.status, row.completed_at, row.lease_until = status, at, None
     if row.started_at is not None:
         row.duration_seconds = round((at - row.started_at).total_seconds(), 3)
@@ -337,7 +413,15 @@ def request_cancel(
     store: Store,  # Where it is
     run_id: UUID,  # Which
 ) -> QueuedRun:  # Cancelled, or about to be
-    "Ask a run to stop."
+    """Ask a run to stop.
+
+    Args:
+        store: Where it is
+        run_id: Which
+
+    Returns:
+        Cancelled, or about to be
+    """
     get_queued(store, run_id)
     with store.writing() as session:
         row = session.get_one(RunRow, run_id, with_for_update=True)

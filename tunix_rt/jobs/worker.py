@@ -43,6 +43,11 @@ class Heart:
         store: Store,  # Where the run is
         claim: Claim,  # To be renewed
     ) -> None:
+        """
+        Args:
+            store: Where the run is
+            claim: To be renewed
+        """
         self.store, self.claim, self.word = store, claim, "running"
         self.still = threading.Event()
         self.thread = threading.Thread(target=self._work, daemon=True)
@@ -67,7 +72,13 @@ PINNED = ("model_version",)  # What the queue has settled and run.json is to say
 
 @dataclass(frozen=True)
 class Outcome:
-    "What came of an attempt."
+    """What came of an attempt.
+
+    Attributes:
+        word: "completed", "failed", "timeout", "crashed", "stopped" or "in use"
+        message: For people
+        run: The folder, if it came so far
+    """
 
     word: str  # "completed", "failed", "timeout", "crashed", "stopped" or "in use"
     message: str  # For people
@@ -91,7 +102,13 @@ def attempt(
     on_text: Callable[[str, str], None],  # Hears what it prints
     patience: Callable[[], float | None],  # Seconds it has to end; None is for ever
 ) -> Outcome:
-    "Execute a run, or go on with it."
+    """Execute a run, or go on with it.
+
+    Args:
+        claim: The run to execute
+        on_text: Hears what it prints
+        patience: Seconds it has to end; None is for ever
+    """
     asked, folder = claim.run, claim.run.path
     assert folder is not None, "a claim names the folder"
     try:
@@ -126,7 +143,15 @@ def insist(
     ask: Callable[[], Answer],  # Something that needs the store
     seconds: float = INSISTING,  # How long to go on trying
 ) -> Answer:  # What it said in the end
-    "Ask until the store answers."
+    """Ask until the store answers.
+
+    Args:
+        ask: Something that needs the store
+        seconds: How long to go on trying
+
+    Returns:
+        What it said in the end
+    """
     end = time.monotonic() + seconds
     while True:
         try:
@@ -144,7 +169,17 @@ def settle(
     outcome: Outcome,  # What came of the attempt
     wanted: str,  # The last word of the heart
 ) -> bool:  # False when the run was not ours any more
-    "Tell the store what came of an attempt."
+    """Tell the store what came of an attempt.
+
+    Args:
+        store: Where the run is
+        claim: The proof
+        outcome: What came of the attempt
+        wanted: The last word of the heart
+
+    Returns:
+        False when the run was not ours any more
+    """
     word = outcome.word
     if word == "stopped" and wanted == "cancel_requested":
         word = "cancelled"
@@ -166,7 +201,12 @@ def score(
     store: Store,  # Where the run is
     run: Run,  # Completed, and known to the store
 ) -> None:
-    "Score a run, if it has answered anything."
+    """Score a run, if it has answered anything.
+
+    Args:
+        store: Where the run is
+        run: Completed, and known to the store
+    """
     from tunix_rt.tracking.evaluations import latest_evaluation, record_evaluation
 
     try:
@@ -190,7 +230,16 @@ def serve(
     claim: Claim,  # Just taken
     stopping: Callable[[], bool] = lambda: False,  # Whether the worker itself has to go
 ) -> Outcome:  # Already told to the store
-    "Do one run from beginning to end."
+    """Do one run from beginning to end.
+
+    Args:
+        store: Where the run is
+        claim: Just taken
+        stopping: Whether the worker itself has to go
+
+    Returns:
+        Already told to the store
+    """
     heart, stream = Heart(store, claim), LogStream(store, claim)
 
     def patience() -> float | None:
@@ -248,7 +297,19 @@ def work(
     poll_seconds: float = 1.0,  # Between two looks at an empty queue, more or less
     lease_seconds: float | None = None,  # That of the settings by default
 ) -> int:  # How many runs it had its hands on
-    "Take runs and execute them, until told to stop."
+    """Take runs and execute them, until told to stop.
+
+    Args:
+        store: Whose queue
+        worker: Its name; the host and process by default
+        once: Do one run at most, and do not wait for it
+        until: Stop in good order when this says so
+        poll_seconds: Between two looks at an empty queue, more or less
+        lease_seconds: That of the settings by default
+
+    Returns:
+        How many runs it had its hands on
+    """
     name = worker or f"{socket.gethostname()}:{os.getpid()}"
     lease, done = lease_seconds or settings().lease_seconds, 0
     log.info("%s takes runs from %s", name, store.name)

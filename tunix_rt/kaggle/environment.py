@@ -35,7 +35,14 @@ WEEK_HOURS = 20.0  # Accelerator time that Kaggle grants in seven days
 
 @dataclass(frozen=True)
 class Place:
-    "Where a notebook runs."
+    """Where a notebook runs.
+
+    Attributes:
+        kind: "interactive" or "batch" on Kaggle, "" elsewhere
+        disk: What stands for the root of the disk
+        working: Where results go
+        accelerators: Such as ("tpu",) * 8; empty for a processor alone
+    """
 
     kind: str  # "interactive" or "batch" on Kaggle, "" elsewhere
     disk: Path  # What stands for the root of the disk
@@ -67,7 +74,14 @@ DEVICES = {"accel[0-9]*": "tpu", "vfio/[0-9]*": "tpu", "nvidia[0-9]*": "gpu"}
 def accelerators_of(
     disk: Path,  # The root of the disk
 ) -> tuple[str, ...]:  # "tpu" or "gpu", once for each
-    "Look for accelerators among the devices."
+    """Look for accelerators among the devices.
+
+    Args:
+        disk: The root of the disk
+
+    Returns:
+        "tpu" or "gpu", once for each
+    """
     found = [(disk / "dev").glob(pattern) for pattern in DEVICES]
     return tuple(kind for kind, files in zip(DEVICES.values(), found, strict=True) for _ in files)
 
@@ -76,7 +90,15 @@ def has_internet(
     host: str = "www.kaggle.com",  # Who is asked
     seconds: float = 3.0,  # How long the answer may take
 ) -> bool:  # Whether somebody answered
-    "Find out whether anything outside can be reached."
+    """Find out whether anything outside can be reached.
+
+    Args:
+        host: Who is asked
+        seconds: How long the answer may take
+
+    Returns:
+        Whether somebody answered
+    """
     try:
         socket.create_connection((host, 443), timeout=seconds).close()
     except OSError:
@@ -85,7 +107,11 @@ def has_internet(
 
 
 def find_place() -> Place:  # As it is now
-    "Find out where this is running."
+    """Find out where this is running.
+
+    Returns:
+        As it is now
+    """
     disk = Path(os.environ.get(DISK, "/"))
     kind = os.environ.get(RUN_TYPE, "").lower() if (disk / "kaggle/working").is_dir() else ""
     return Place(
@@ -105,7 +131,16 @@ def below(
     name: str,  # Of the file that is looked for
     depth: int = DEEPEST,  # How many folders down
 ) -> Iterator[Path]:  # Folders that hold such a file, in order of their names
-    "Find folders by a file in them."
+    """Find folders by a file in them.
+
+    Args:
+        folder: Where to begin; need not exist
+        name: Of the file that is looked for
+        depth: How many folders down
+
+    Returns:
+        Folders that hold such a file, in order of their names
+    """
     if (folder / name).is_file():
         yield folder
         return  # what lies inside belongs to it
@@ -122,7 +157,15 @@ def find_dataset(
     place: Place,  # Where this runs
     name: str,  # A key such as "golden-v2", or the path of a folder
 ) -> str:  # The same key, or the path where it is attached
-    "Find a dataset among what is here and what is attached."
+    """Find a dataset among what is here and what is attached.
+
+    Args:
+        place: Where this runs
+        name: A key such as "golden-v2", or the path of a folder
+
+    Returns:
+        The same key, or the path where it is attached
+    """
     if "/" in name or (resolve(settings().datasets) / name / "manifest.json").is_file():
         return name
     attached = list(below(place.input, "manifest.json"))
@@ -144,7 +187,15 @@ def find_attached_model(
     place: Place,  # Where this runs
     name: str,  # Such as "google/gemma-2-2b"
 ) -> Path | None:  # Its folder; None when it is not attached
-    "Find a model among what is attached."
+    """Find a model among what is attached.
+
+    Args:
+        place: Where this runs
+        name: Such as "google/gemma-2-2b"
+
+    Returns:
+        Its folder; None when it is not attached
+    """
     wanted = name.rstrip("/").rsplit("/", 1)[-1].lower()
     found = [
         folder
@@ -163,7 +214,15 @@ def find_base(
     place: Place,  # Where this runs
     name: str,  # "tiny", "google/gemma-2-2b", or the path of a folder
 ) -> str:  # What the pipelines take as their model
-    "Find the model that is to learn."
+    """Find the model that is to learn.
+
+    Args:
+        place: Where this runs
+        name: "tiny", "google/gemma-2-2b", or the path of a folder
+
+    Returns:
+        What the pipelines take as their model
+    """
     if name == "tiny" or (resolve(name) / "config.json").is_file():
         return name
     attached = find_attached_model(place, name)
@@ -179,7 +238,14 @@ def find_base(
 def room_left(
     place: Place,  # Where this runs
 ) -> int:  # Bytes
-    "Say how much may still be written where results go."
+    """Say how much may still be written where results go.
+
+    Args:
+        place: Where this runs
+
+    Returns:
+        Bytes
+    """
     free = shutil.disk_usage(place.working).free
     if not place.on_kaggle:
         return free
@@ -191,7 +257,15 @@ def need_room(
     place: Place,  # Where this runs
     wanted: int,  # Bytes
 ) -> int:  # Bytes that are there
-    "Refuse to begin what would not fit on the disk."
+    """Refuse to begin what would not fit on the disk.
+
+    Args:
+        place: Where this runs
+        wanted: Bytes
+
+    Returns:
+        Bytes that are there
+    """
     there = room_left(place)
     if there < wanted:
         limit = " of the 20 GB that Kaggle keeps" if place.on_kaggle else ""
@@ -204,7 +278,13 @@ def need_room(
 # %% ../../nbs/kaggle/10_environment.ipynb #a273a424
 @dataclass
 class Budget:
-    "Minutes from the first cell to the end of the session."
+    """Minutes from the first cell to the end of the session.
+
+    Attributes:
+        minutes: In all; 0 for no limit
+        keep: Of them for evaluation and export
+        began: By the clock that never jumps
+    """
 
     minutes: float  # In all; 0 for no limit
     keep: float  # Of them for evaluation and export
@@ -242,7 +322,12 @@ def clock_in(
     run: Run,  # Of the submission
     place: Place,  # Where it runs
 ) -> None:
-    "Begin a session in a run's record."
+    """Begin a session in a run's record.
+
+    Args:
+        run: Of the submission
+        place: Where it runs
+    """
     line = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
@@ -256,7 +341,12 @@ def clock(
     run: Run,  # Of the submission
     budget: Budget,  # Of this session
 ) -> None:
-    "Write down how long the session has been so far."
+    """Write down how long the session has been so far.
+
+    Args:
+        run: Of the submission
+        budget: Of this session
+    """
     *earlier, last = run.facts["sessions"]
     run.record(sessions=[*earlier, last | {"seconds": round(60 * budget.used, 1)}])
 
@@ -265,7 +355,15 @@ def week_hours(
     sessions: Iterable[Mapping[str, Any]],  # As run.json has them
     now: datetime | None = None,  # The end of the week; this moment by default
 ) -> float:  # Hours with an accelerator in the last seven days
-    "Add up what counts against the week."
+    """Add up what counts against the week.
+
+    Args:
+        sessions: As run.json has them
+        now: The end of the week; this moment by default
+
+    Returns:
+        Hours with an accelerator in the last seven days
+    """
     since = (now or datetime.now(UTC)) - timedelta(days=7)
     counted = [
         line["seconds"]
@@ -279,7 +377,15 @@ def week_text(
     sessions: Iterable[Mapping[str, Any]],  # As run.json has them
     now: datetime | None = None,  # The end of the week; this moment by default
 ) -> str:  # A sentence
-    "Say how the week stands."
+    """Say how the week stands.
+
+    Args:
+        sessions: As run.json has them
+        now: The end of the week; this moment by default
+
+    Returns:
+        A sentence
+    """
     used = week_hours(sessions, now)
     left = max(0.0, WEEK_HOURS - used)
     return f"this run has used {used:.1f} of the week's {WEEK_HOURS:g} hours, {left:.1f} are left"

@@ -28,7 +28,15 @@ def one_set(
     place: Place,  # Where this runs
     name: str,  # A key, or the path of a folder
 ) -> Dataset:  # Proved to be what its manifest says
-    "Find a dataset, or make it if it is one that any machine can make."
+    """Find a dataset, or make it if it is one that any machine can make.
+
+    Args:
+        place: Where this runs
+        name: A key, or the path of a folder
+
+    Returns:
+        Proved to be what its manifest says
+    """
     found = KEYS.fullmatch(name)
     if found:
         made = freeze_recipe(found[1], version=found[2])
@@ -45,7 +53,19 @@ def find_material(
     held_out: int = 0,  # Questions to hold out from a recipe; 0 for its own number
     seed: int = 42,  # Of the recipe
 ) -> tuple[Dataset, Dataset]:  # To learn from, and to be examined on; they share no question
-    "Find what is learnt and what is asked."
+    """Find what is learnt and what is asked.
+
+    Args:
+        place: Where this runs
+        dataset: A recipe, a key, or the path of a folder
+        evaluation_set: A key or the path of a folder; "" for what suits
+        train: Examples to make from a recipe; 0 for its own number
+        held_out: Questions to hold out from a recipe; 0 for its own number
+        seed: Of the recipe
+
+    Returns:
+        To learn from, and to be examined on; they share no question
+    """
     if dataset in RECIPES:
         train, held_out = train or RECIPES[dataset].train, held_out or RECIPES[dataset].held_out
         version = f"{tunix_rt.__version__}-t{train}-h{held_out}-s{seed}"
@@ -69,7 +89,14 @@ class Choice:
 def common(
     max_steps: int,  # Optimiser updates
 ) -> dict[str, Choice]:  # By the name of the parameter
-    "Choose what is the same for every model."
+    """Choose what is the same for every model.
+
+    Args:
+        max_steps: Optimiser updates
+
+    Returns:
+        By the name of the parameter
+    """
     warmup = max(1, min(20, max_steps // 10))
     return {
         "warmup_steps": Choice(warmup, "a tenth of the way, so that the first steps do no harm"),
@@ -102,7 +129,18 @@ def choose_recipe(
     max_steps: int = 100,  # Optimiser updates
     own: Mapping[str, Any] | None = None,  # Values that somebody insists on
 ) -> dict[str, Choice]:  # By the name of the train notebook's parameter
-    "Choose how to train, with reasons."
+    """Choose how to train, with reasons.
+
+    Args:
+        model: "tiny", or a published Gemma
+        method: "lora", "full", or "auto": adapters for a published Gemma, everything for tiny
+        lora_rank: Columns of the adapters, if there are any
+        max_steps: Optimiser updates
+        own: Values that somebody insists on
+
+    Returns:
+        By the name of the train notebook's parameter
+    """
     if method not in ("auto", "lora", "full"):
         raise KaggleError(f"method is {method!r}; choose lora, full or auto")
     tiny = model == "tiny"

@@ -29,7 +29,13 @@ class KaggleError(TunixError):
 
 @dataclass(frozen=True)
 class Rule:
-    "One thing that Kaggle asks of a file."
+    """One thing that Kaggle asks of a file.
+
+    Attributes:
+        name: Named in the refusal
+        because: What Kaggle does or says
+        fault: What is wrong with the metadata, or None
+    """
 
     name: str  # Named in the refusal
     because: str  # What Kaggle does or says
@@ -43,7 +49,14 @@ OWNER = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 def slug_of(
     title: str,  # For people
 ) -> str:  # For an address
-    "Make a slug from a title."
+    """Make a slug from a title.
+
+    Args:
+        title: For people
+
+    Returns:
+        For an address
+    """
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
@@ -55,7 +68,17 @@ def text(
     *,
     optional: bool = False,  # Whether it may be absent or empty
 ) -> Rule:  # About the length of a text
-    "Ask for a text of some length."
+    """Ask for a text of some length.
+
+    Args:
+        field: Its name
+        least: Characters
+        most: Characters
+        optional: Whether it may be absent or empty
+
+    Returns:
+        About the length of a text
+    """
 
     def fault(given: Mapping[str, Any]) -> str | None:
         value = given.get(field)
@@ -73,7 +96,15 @@ def one_of(
     field: str,  # Its name
     *choices: str,  # What it may be
 ) -> Rule:  # About a word
-    "Ask for one of some words."
+    """Ask for one of some words.
+
+    Args:
+        field: Its name
+        *choices: What it may be
+
+    Returns:
+        About a word
+    """
 
     def fault(given: Mapping[str, Any]) -> str | None:
         value = given.get(field)
@@ -85,7 +116,14 @@ def one_of(
 def yes_or_no(
     *fields: str,  # Their names
 ) -> Rule:  # About booleans
-    "Ask for booleans."
+    """Ask for booleans.
+
+    Args:
+        *fields: Their names
+
+    Returns:
+        About booleans
+    """
 
     def fault(given: Mapping[str, Any]) -> str | None:
         odd = [name for name in fields if not isinstance(given.get(name, True), bool)]
@@ -99,7 +137,16 @@ def formed(
     form: str,  # For people, such as "owner/dataset"
     pattern: str,  # For the whole of each text
 ) -> Rule:  # About the form of references
-    "Ask for a form."
+    """Ask for a form.
+
+    Args:
+        field: Its name; a text, or a list of texts
+        form: For people, such as "owner/dataset"
+        pattern: For the whole of each text
+
+    Returns:
+        About the form of references
+    """
 
     def fault(given: Mapping[str, Any]) -> str | None:
         value = given.get(field, [])
@@ -113,7 +160,14 @@ def formed(
 def known_fields(
     *names: str,  # All that Kaggle reads
 ) -> Rule:  # About misspelling
-    "Ask for fields that are read."
+    """Ask for fields that are read.
+
+    Args:
+        *names: All that Kaggle reads
+
+    Returns:
+        About misspelling
+    """
 
     def fault(given: Mapping[str, Any]) -> str | None:
         odd = sorted(set(given) - set(names))
@@ -287,7 +341,16 @@ def faults(
     metadata: Mapping[str, Any],  # What is to be written
     folder: Path | None = None,  # Where the files lie that it names; None does not look
 ) -> Iterator[str]:  # "rule: finding (because)"
-    "Find everything that Kaggle would not take."
+    """Find everything that Kaggle would not take.
+
+    Args:
+        kind: "kernel", "dataset", "model" or "instance"
+        metadata: What is to be written
+        folder: Where the files lie that it names; None does not look
+
+    Returns:
+        "rule: finding (because)"
+    """
     for rule in KINDS[kind]:
         if found := rule.fault(metadata):
             yield f"{rule.name}: {found} ({rule.because})"
@@ -310,7 +373,16 @@ def write_metadata(
     folder: Path,  # An existing folder, in which the other files lie already
     metadata: Mapping[str, Any],  # What is to be written
 ) -> Path:  # The file
-    "Check metadata against Kaggle's rules and write it."
+    """Check metadata against Kaggle's rules and write it.
+
+    Args:
+        kind: "kernel", "dataset", "model" or "instance"
+        folder: An existing folder, in which the other files lie already
+        metadata: What is to be written
+
+    Returns:
+        The file
+    """
     name, found = FILES[kind], list(faults(kind, metadata, folder))
     if found:
         listed = "".join(f"\n  {line}" for line in found)
@@ -323,7 +395,15 @@ def read_metadata(
     kind: str,  # "kernel", "dataset", "model" or "instance"
     folder: Path,  # Where it was written
 ) -> dict[str, Any]:  # Checked again
-    "Read metadata, which somebody may have edited, and check it."
+    """Read metadata, which somebody may have edited, and check it.
+
+    Args:
+        kind: "kernel", "dataset", "model" or "instance"
+        folder: Where it was written
+
+    Returns:
+        Checked again
+    """
     name = FILES[kind]
     if not (folder / name).is_file():
         raise KaggleError(
@@ -352,7 +432,23 @@ def kernel_metadata(
     models: list[str] | None = None,  # owner/model/framework/variation/version
     competitions: list[str] | None = None,  # competition
 ) -> dict[str, Any]:  # For kernel-metadata.json
-    "Describe a notebook."
+    """Describe a notebook.
+
+    Args:
+        owner: Kaggle's name of the user
+        title: 5 to 50 characters; the address follows from it
+        code_file: In the same folder
+        accelerator: "tpu", "gpu" or "none"
+        internet: Whether the session may reach anything
+        private: Whether only the owner sees it
+        datasets: owner/dataset
+        kernels: owner/notebook, whose output is attached
+        models: owner/model/framework/variation/version
+        competitions: competition
+
+    Returns:
+        For kernel-metadata.json
+    """
     if accelerator not in MACHINES:
         raise KaggleError(f"there is no accelerator {accelerator!r}; choose {', '.join(MACHINES)}")
     return {
@@ -381,7 +477,18 @@ def dataset_metadata(
     description: str = "",  # Markdown
     licence: str = "apache-2.0",  # From DATASET_LICENCES
 ) -> dict[str, Any]:  # For dataset-metadata.json
-    "Describe a dataset."
+    """Describe a dataset.
+
+    Args:
+        owner: Kaggle's name of the user
+        title: 6 to 50 characters; the address follows from it
+        subtitle: 20 to 80 characters, or none
+        description: Markdown
+        licence: From DATASET_LICENCES
+
+    Returns:
+        For dataset-metadata.json
+    """
     found = {
         "title": title,
         "id": f"{owner}/{slug_of(title)}",
@@ -400,7 +507,18 @@ def model_metadata(
     description: str = "",  # The card, Markdown
     private: bool = True,  # Whether only the owner sees it
 ) -> dict[str, Any]:  # For model-metadata.json
-    "Describe a model."
+    """Describe a model.
+
+    Args:
+        owner: Kaggle's name of the user
+        title: 6 to 50 characters; the address follows from it
+        subtitle: 20 to 80 characters, or none
+        description: The card, Markdown
+        private: Whether only the owner sees it
+
+    Returns:
+        For model-metadata.json
+    """
     return {
         "ownerSlug": owner,
         "title": title,
@@ -425,7 +543,22 @@ def instance_metadata(
     training_data: list[str] | None = None,  # What it was trained on
     base: str = "",  # owner/model/framework/variation on Kaggle; "" for none
 ) -> dict[str, Any]:  # For model-instance-metadata.json
-    "Describe one variation of a model."
+    """Describe one variation of a model.
+
+    Args:
+        owner: Kaggle's name of the user
+        model: Slug of the model
+        variation: Slug of this variation
+        framework: From FRAMEWORKS
+        licence: From MODEL_LICENCES
+        overview: A sentence
+        usage: Markdown
+        training_data: What it was trained on
+        base: owner/model/framework/variation on Kaggle; "" for none
+
+    Returns:
+        For model-instance-metadata.json
+    """
     return {
         "ownerSlug": owner,
         "modelSlug": model,

@@ -36,7 +36,15 @@ def spoken(
     name: str,  # Of a figure
     value: Any,  # As run.json has it
 ) -> str:  # As one would say it
-    "Write a figure for reading aloud."
+    """Write a figure for reading aloud.
+
+    Args:
+        name: Of a figure
+        value: As run.json has it
+
+    Returns:
+        As one would say it
+    """
     if value is None:
         return f"[{name}]"
     if name == "p_value":
@@ -47,7 +55,14 @@ def spoken(
 def video_outline(
     results: Mapping[str, Any],  # Of a completed submission
 ) -> str:  # Markdown
-    "Lay out the video of a submission."
+    """Lay out the video of a submission.
+
+    Args:
+        results: Of a completed submission
+
+    Returns:
+        Markdown
+    """
     names = ("before", "answer_correctness", "low", "high", "p_value", "steps", "tokens")
     said = {name: spoken(name, results.get(name)) for name in names}
     lines, begun = ["| from | seconds | shot | on the screen | said |", "|---|---|---|---|---|"], 0

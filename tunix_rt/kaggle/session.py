@@ -35,7 +35,14 @@ LIST, ARCHIVE = "session.json", "session.tar"
 def folders_of(
     run: Run,  # The submission
 ) -> list[Path]:  # Its own folder first
-    "List the folders of a run and of its parts."
+    """List the folders of a run and of its parts.
+
+    Args:
+        run: The submission
+
+    Returns:
+        Its own folder first
+    """
     parts = sorted(run.folder.parent.glob(f"{run.folder.name}-*/{RECORD}"))
     mine = [
         path.parent
@@ -48,7 +55,14 @@ def folders_of(
 def files_of(
     folder: Path,  # Of a run
 ) -> Iterator[Path]:  # Everything worth keeping
-    "List the files of a run, without locks and half-written ones."
+    """List the files of a run, without locks and half-written ones.
+
+    Args:
+        folder: Of a run
+
+    Returns:
+        Everything worth keeping
+    """
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(
             part.startswith(".") for part in path.relative_to(folder).parts
@@ -60,7 +74,15 @@ def save_session(
     run: Run,  # The submission; nobody may be at work in it
     into: Path,  # The folder to create; must not exist
 ) -> dict[str, Any]:  # What session.json says
-    "Pack a run for the next session."
+    """Pack a run for the next session.
+
+    Args:
+        run: The submission; nobody may be at work in it
+        into: The folder to create; must not exist
+
+    Returns:
+        What session.json says
+    """
     if run.status in ("running", "cancel_requested"):
         raise RunError(f"{run.folder} is being written to; save it when it has stopped")
     home, folders = run.folder.parent, folders_of(run)
@@ -86,7 +108,13 @@ def save_session(
 # %% ../../nbs/kaggle/50_session.ipynb #b176f4ee
 @dataclass(frozen=True)
 class Session:
-    "A run that was attached."
+    """A run that was attached.
+
+    Attributes:
+        folder: Holds session.json, or is the run folder itself
+        name: Of the run folder
+        files: Name to sha256; None for a run folder without a list
+    """
 
     folder: Path  # Holds session.json, or is the run folder itself
     name: str  # Of the run folder
@@ -98,7 +126,14 @@ class Session:
 def find_sessions(
     place: Place,  # Where this runs
 ) -> list[Session]:  # The one with the newest record first
-    "Find the runs of a submission among what is attached."
+    """Find the runs of a submission among what is attached.
+
+    Args:
+        place: Where this runs
+
+    Returns:
+        The one with the newest record first
+    """
     found: list[tuple[str, Session]] = []
     for folder in below(place.input, LIST):
         facts = read_json(folder / LIST)
@@ -119,7 +154,15 @@ def session_to_continue(
     place: Place,  # Where this runs
     parameters: Mapping[str, Any],  # What is asked for now
 ) -> Session | None:  # None when nothing is attached
-    "Choose the attached run to go on with."
+    """Choose the attached run to go on with.
+
+    Args:
+        place: Where this runs
+        parameters: What is asked for now
+
+    Returns:
+        None when nothing is attached
+    """
     found = find_sessions(place)
     odd = {session.folder: differences(session.parameters, parameters) for session in found}
     for session in found:
@@ -163,7 +206,15 @@ def restore_session(
     session: Session,  # As it was found
     runs: Path,  # Folder of run folders, which can be written to
 ) -> Run:  # To be gone on with
-    "Bring an attached run back to where runs live."
+    """Bring an attached run back to where runs live.
+
+    Args:
+        session: As it was found
+        runs: Folder of run folders, which can be written to
+
+    Returns:
+        To be gone on with
+    """
     target = inside(runs, session.name)
     if (target / RECORD).is_file():
         here = read_run(target)
@@ -205,7 +256,18 @@ def part(
     /,
     **parameters: Any,  # That differ from its defaults
 ) -> Run:  # Completed; anything else raises
-    "Execute one part of a submission, or take it from an earlier attempt."
+    """Execute one part of a submission, or take it from an earlier attempt.
+
+    Args:
+        run: The submission
+        budget: Of this session
+        label: Added to the name of the submission's folder
+        pipeline: Verb of the notebook to execute, or its path
+        **parameters: That differ from its defaults
+
+    Returns:
+        Completed; anything else raises
+    """
     folder = Path(f"{run.folder}-{label}")
     before, os.environ["TUNIX_RT_RUN"] = os.environ.get("TUNIX_RT_RUN"), str(run.folder)
     try:
@@ -221,7 +283,15 @@ def adopt(
     source: Path,  # A file or folder of a part
     target: Path,  # Its place in the submission's folder
 ) -> Path:  # The target
-    "Give a result of a part to the submission, without a second copy of its bytes."
+    """Give a result of a part to the submission, without a second copy of its bytes.
+
+    Args:
+        source: A file or folder of a part
+        target: Its place in the submission's folder
+
+    Returns:
+        The target
+    """
     if not source.exists():
         raise RunError(f"{source} should have been written by now, and is not there")
     fresh = target.with_name(f".{target.name}.new-{uuid4().hex[:8]}")
@@ -247,7 +317,14 @@ def _link(source: str | Path, target: str | Path) -> None:
 def write_image(
     path: Path,  # The file to write
 ) -> int:  # How many packages are installed here
-    "Write down what is installed, as `pip freeze` would, for the next bundle."
+    """Write down what is installed, as `pip freeze` would, for the next bundle.
+
+    Args:
+        path: The file to write
+
+    Returns:
+        How many packages are installed here
+    """
     found = {d.name: d.version for d in metadata.distributions() if d.name}
     with replacing(path) as file:
         file.writelines(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))

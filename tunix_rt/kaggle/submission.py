@@ -40,7 +40,15 @@ def render(
     parameters: Mapping[str, Any],  # Those that differ from the defaults
     folder: Path,  # An existing folder
 ) -> Path:  # The notebook to be uploaded
-    "Write the submission's notebook with its parameters in it."
+    """Write the submission's notebook with its parameters in it.
+
+    Args:
+        parameters: Those that differ from the defaults
+        folder: An existing folder
+
+    Returns:
+        The notebook to be uploaded
+    """
     import papermill
 
     source = find_pipeline(SUBMISSION)
@@ -67,7 +75,19 @@ BASES = {
 
 @dataclass(frozen=True)
 class Submission:
-    "What is to be pushed."
+    """What is to be pushed.
+
+    Attributes:
+        owner: Kaggle's name of the user
+        title: Of the notebook, 5 to 50 characters
+        parameters: Of the notebook
+        accelerator: "tpu", "gpu" or "none"
+        bundle: Wheels, for a session without internet
+        session: A run to go on with
+        publish: A completed run whose model goes along
+        models: owner/model/framework/variation/version, beside the base
+        datasets: owner/dataset, which are on Kaggle already
+    """
 
     owner: str  # Kaggle's name of the user
     title: str  # Of the notebook, 5 to 50 characters
@@ -84,7 +104,13 @@ class Submission:
 
 @dataclass(frozen=True)
 class Upload:
-    "One thing to be uploaded."
+    """One thing to be uploaded.
+
+    Attributes:
+        kind: "dataset", "kernel" or "model"
+        folder: Holds its files and its metadata
+        ref: Its address on Kaggle, owner/name
+    """
 
     kind: str  # "dataset", "kernel" or "model"
     folder: Path  # Holds its files and its metadata
@@ -94,7 +120,14 @@ class Upload:
 def base_source(
     model: str,  # As the notebook is asked for it
 ) -> list[str]:  # Its address on Kaggle, if it has to be attached
-    "Find the address of a base model."
+    """Find the address of a base model.
+
+    Args:
+        model: As the notebook is asked for it
+
+    Returns:
+        Its address on Kaggle, if it has to be attached
+    """
     if model in ("auto", *BASES):
         return [BASES["google/gemma-2-2b" if model == "auto" else model]]
     if "/" in model and not model.startswith(("/", ".", "kaggle:")):
@@ -111,7 +144,17 @@ def dataset_upload(
     label: str,  # What it is, such as "wheels"
     subtitle: str,  # 20 to 80 characters
 ) -> Upload:  # Its metadata is written; the files are there already
-    "Describe a folder as a dataset of the user."
+    """Describe a folder as a dataset of the user.
+
+    Args:
+        folder: To be made
+        submission: For whom
+        label: What it is, such as "wheels"
+        subtitle: 20 to 80 characters
+
+    Returns:
+        Its metadata is written; the files are there already
+    """
     title = f"{submission.title[: 49 - len(label)].rstrip()} {label}"
     metadata = dataset_metadata(submission.owner, title, subtitle=subtitle)
     write_metadata("dataset", folder, metadata)
@@ -164,7 +207,20 @@ def write_model(
     variation: str = "main",  # Slug of this variation
     licence: str = "Apache 2.0",  # From MODEL_LICENCES
 ) -> Upload:  # With the variation's files in `instance`
-    "Write the result of a submission as a model for Kaggle."
+    """Write the result of a submission as a model for Kaggle.
+
+    Args:
+        run: A completed submission
+        owner: Kaggle's name of the user
+        title: Of the model, 6 to 50 characters
+        into: The folder to create; must not exist
+        private: Whether only the owner sees it
+        variation: Slug of this variation
+        licence: From MODEL_LICENCES
+
+    Returns:
+        With the variation's files in `instance`
+    """
     if not run.completed or not run.model.is_dir():
         raise KaggleError(f"{run.folder} is {run.status} and holds no model; publish a whole run")
     card = (run.model / "README.md").read_text(encoding="utf-8")
@@ -195,7 +251,15 @@ def write_submission(
     submission: Submission,  # What is to be pushed
     into: Path,  # The folder to create; must not exist
 ) -> list[Upload]:  # In the order in which they have to arrive
-    "Write everything that goes to Kaggle, and nothing that breaks its rules."
+    """Write everything that goes to Kaggle, and nothing that breaks its rules.
+
+    Args:
+        submission: What is to be pushed
+        into: The folder to create; must not exist
+
+    Returns:
+        In the order in which they have to arrive
+    """
     notebook = find_pipeline(SUBMISSION)
     asked = with_defaults(notebook, check_parameters(notebook, submission.parameters))
     if submission.bundle is None and not submission.datasets:

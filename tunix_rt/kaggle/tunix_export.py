@@ -38,7 +38,14 @@ _TENSOR = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(\w+_proj)\.lora_([AB])
 def read_pairs(
     folder: Path,  # An adapter folder
 ) -> Pairs:  # a [in, R] and b [R, out] of every projection that has them
-    "Read the pairs of thin matrices that training has made."
+    """Read the pairs of thin matrices that training has made.
+
+    Args:
+        folder: An adapter folder
+
+    Returns:
+        a [in, R] and b [R, out] of every projection that has them
+    """
     sides: dict[tuple[int, str], dict[str, np.ndarray]] = {}
     for name, value in load_file(folder / "adapter_model.safetensors").items():
         if found := _TENSOR.search(name):
@@ -50,7 +57,14 @@ def read_pairs(
 def joined(
     config: GemmaConfig,  # Of the base
 ) -> tuple[str, ...]:  # Projections that Tunix holds as one matrix
-    "Say which of our projections are one of theirs."
+    """Say which of our projections are one of theirs.
+
+    Args:
+        config: Of the base
+
+    Returns:
+        Projections that Tunix holds as one matrix
+    """
     return (
         ("q_proj", "k_proj", "v_proj")
         if config.query_heads == config.key_heads
@@ -62,7 +76,15 @@ def widen(
     pair: tuple[np.ndarray, np.ndarray],  # a [in, R], b [R, out]
     rank: int,  # Of the result, at least R
 ) -> tuple[np.ndarray, np.ndarray]:  # The same product
-    "Add columns and rows of zeros to a pair."
+    """Add columns and rows of zeros to a pair.
+
+    Args:
+        pair: a [in, R], b [R, out]
+        rank: Of the result, at least R
+
+    Returns:
+        The same product
+    """
     more = rank - pair[0].shape[1]
     return np.pad(pair[0], ((0, 0), (0, more))), np.pad(pair[1], ((0, more), (0, 0)))
 
@@ -70,7 +92,14 @@ def widen(
 def side_by_side(
     pairs: list[tuple[np.ndarray, np.ndarray]],  # a [in, R], b [R, out], all of one shape
 ) -> tuple[np.ndarray, np.ndarray]:  # [in, C*R] and [C*R, C, out]
-    "Make one pair that computes what several compute, on an axis of their own."
+    """Make one pair that computes what several compute, on an axis of their own.
+
+    Args:
+        pairs: a [in, R], b [R, out], all of one shape
+
+    Returns:
+        [in, C*R] and [C*R, C, out]
+    """
     rank, width = pairs[0][1].shape
     below = np.zeros((len(pairs) * rank, len(pairs), width), np.float32)
     for number, (_, b) in enumerate(pairs):
@@ -82,7 +111,15 @@ def layer_state(
     pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],  # All seven projections of one layer
     config: GemmaConfig,  # Of the base
 ) -> dict[str, Any]:  # Nested as Tunix's layer is
-    "Write the adapters of one layer in the names and shapes of Tunix."
+    """Write the adapters of one layer in the names and shapes of Tunix.
+
+    Args:
+        pairs: All seven projections of one layer
+        config: Of the base
+
+    Returns:
+        Nested as Tunix's layer is
+    """
     heads, keys, wide = config.query_heads, config.key_heads, config.head_width
     together = joined(config)
     rank = len(together) * pairs["q_proj"][0].shape[1]
@@ -108,7 +145,16 @@ def nothing(
     name: str,  # Projection
     rank: int,  # R
 ) -> tuple[np.ndarray, np.ndarray]:  # a [in, R], b [R, out]
-    "Make a pair that adds nothing, for a projection without an adapter."
+    """Make a pair that adds nothing, for a projection without an adapter.
+
+    Args:
+        config: Of the base
+        name: Projection
+        rank: R
+
+    Returns:
+        a [in, R], b [R, out]
+    """
     from tunix_rt.models.gemma import kernel_shapes
 
     rows, columns = kernel_shapes(config)[name]
@@ -119,7 +165,15 @@ def actor_state(
     pairs: Pairs,  # As training made them
     config: GemmaConfig,  # Of the base
 ) -> nnx.State:  # What `nnx.state(model, nnx.LoRAParam)` is in Tunix
-    "Write all adapters in the names and shapes of Tunix."
+    """Write all adapters in the names and shapes of Tunix.
+
+    Args:
+        pairs: As training made them
+        config: Of the base
+
+    Returns:
+        What `nnx.state(model, nnx.LoRAParam)` is in Tunix
+    """
     rank = next(iter(pairs.values()))[0].shape[1]
     layers = {}
     for layer in range(config.layers):
@@ -140,7 +194,17 @@ def write_actor(
     *,
     step: int,  # Optimiser updates that led here
 ) -> Path:  # The folder that is restored
-    "Write adapters in the layout of the hackathon."
+    """Write adapters in the layout of the hackathon.
+
+    Args:
+        adapter: An adapter folder, as training left it
+        model: A folder with the config.json of the base
+        into: A folder that does not exist; gets actor/<step>/model_params
+        step: Optimiser updates that led here
+
+    Returns:
+        The folder that is restored
+    """
     config, facts = model_config(model), read_json(adapter / "adapter_config.json")
     pairs = read_pairs(adapter)
     if not pairs:
@@ -167,7 +231,15 @@ def abstract_state(
     config: GemmaConfig,  # Of the base
     rank: int,  # As the judges are told
 ) -> nnx.State:  # Shapes and types, without numbers
-    "Describe the adapters that Tunix lays beside a base."
+    """Describe the adapters that Tunix lays beside a base.
+
+    Args:
+        config: Of the base
+        rank: As the judges are told
+
+    Returns:
+        Shapes and types, without numbers
+    """
     d, n, k, h = config.width, config.query_heads, config.key_heads, config.head_width
     one = {"q_einsum": ((d,), (n, h)), "kv_einsum": ((d,), (2, k, h))}
     both = {"qkv_einsum": ((d,), (3, n, h))}
@@ -194,7 +266,16 @@ def restore_actor(
     config: GemmaConfig,  # Of the base
     rank: int,  # As the judges are told
 ) -> nnx.State:  # Adapters in Tunix's names
-    "Restore the adapters as the judges do."
+    """Restore the adapters as the judges do.
+
+    Args:
+        folder: actor/<step>/model_params
+        config: Of the base
+        rank: As the judges are told
+
+    Returns:
+        Adapters in Tunix's names
+    """
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore(folder.absolute(), target=abstract_state(config, rank))
     return found  # type: ignore[no-any-return]
@@ -204,7 +285,15 @@ def product(
     pair: Mapping[str, Any],  # Two parameters whose names end in lora_a and lora_b
     inputs: int,  # Size of the input
 ) -> np.ndarray:  # [in, out]
-    "Multiply a pair out, heads laid flat."
+    """Multiply a pair out, heads laid flat.
+
+    Args:
+        pair: Two parameters whose names end in lora_a and lora_b
+        inputs: Size of the input
+
+    Returns:
+        [in, out]
+    """
     a, b = (np.asarray(pair[name][...]) for name in sorted(pair))
     rank = b.shape[0]
     return a.reshape(inputs, rank) @ b.reshape(rank, -1)
@@ -215,7 +304,16 @@ def actor_difference(
     adapter: Path,  # The adapter folder it was made from
     model: Path,  # A folder with the config.json of the base
 ) -> float:  # Largest difference of any number in any matrix
-    "Compare what the judges restore with what was trained."
+    """Compare what the judges restore with what was trained.
+
+    Args:
+        folder: actor/<step>/model_params
+        adapter: The adapter folder it was made from
+        model: A folder with the config.json of the base
+
+    Returns:
+        Largest difference of any number in any matrix
+    """
     config, told = model_config(model), read_json(folder.parents[2] / "lora.json")
     state, pairs = restore_actor(folder, config, told["rank"]), read_pairs(adapter)
     scale = told["alpha"] / told["rank"]
@@ -243,7 +341,16 @@ def our_logits(
     tokenizer: Tokenizer,  # That came with it
     prompt: str,  # Any question
 ) -> np.ndarray:  # [T, V], float32
-    "Compute what comes next after every token of a prompt."
+    """Compute what comes next after every token of a prompt.
+
+    Args:
+        model: Loaded back
+        tokenizer: That came with it
+        prompt: Any question
+
+    Returns:
+        [T, V], float32
+    """
     tokens = jnp.asarray(encode_prompts(tokenizer, [prompt]))
     places = jnp.arange(tokens.shape[1])[None]
     hidden = hidden_states(model, tokens, places, jnp.ones_like(places))
@@ -254,7 +361,15 @@ def their_logits(
     folder: Path,  # A model folder in the layout of Hugging Face
     prompt: str,  # The same question
 ) -> np.ndarray:  # [T, V], float32
-    "Compute the same with transformers and PyTorch."
+    """Compute the same with transformers and PyTorch.
+
+    Args:
+        folder: A model folder in the layout of Hugging Face
+        prompt: The same question
+
+    Returns:
+        [T, V], float32
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -275,7 +390,13 @@ def refuse_unlike(
     ours: np.ndarray,  # [T, V]
     theirs: np.ndarray,  # [T, V]
 ) -> None:
-    "Refuse weights from which two programs compute different things."
+    """Refuse weights from which two programs compute different things.
+
+    Args:
+        folder: Named in the refusal
+        ours: [T, V]
+        theirs: [T, V]
+    """
     alike = ours.shape == theirs.shape
     off = float(np.abs(ours - theirs).max() / ours.std()) if alike else float("inf")
     if not off < CLOSE:
@@ -289,7 +410,15 @@ def compare_with_transformers(
     folder: Path,  # A model folder in the layout of Hugging Face
     prompt: str,  # Any question
 ) -> str:  # A sentence
-    "Check that transformers computes what we compute."
+    """Check that transformers computes what we compute.
+
+    Args:
+        folder: A model folder in the layout of Hugging Face
+        prompt: Any question
+
+    Returns:
+        A sentence
+    """
     if find_spec("torch") is None:
         return "PyTorch is not installed here, so transformers was not asked"
     ours = our_logits(*load_model(folder), prompt)

@@ -23,7 +23,11 @@ __all__ = ['UNSENT', 'SOURCES', 'RESULTS', 'kaggle_client', 'asking', 'refuse_un
 
 # %% ../../nbs/kaggle/80_upload.ipynb #334409d3
 def kaggle_client() -> Any:  # A KaggleApi that has found its credentials
-    "Open Kaggle's client."
+    """Open Kaggle's client.
+
+    Returns:
+        A KaggleApi that has found its credentials
+    """
     said = StringIO()
     try:
         with redirect_stdout(said):
@@ -51,7 +55,14 @@ def kaggle_client() -> Any:  # A KaggleApi that has found its credentials
 def asking(
     what: str,  # Such as "take the dataset ada/wheels"
 ) -> Iterator[StringIO]:  # Collects what the client prints
-    "Turn what goes wrong inside Kaggle's client into a refusal that says at what."
+    """Turn what goes wrong inside Kaggle's client into a refusal that says at what.
+
+    Args:
+        what: Such as "take the dataset ada/wheels"
+
+    Returns:
+        Collects what the client prints
+    """
     said = StringIO()
     try:
         with redirect_stdout(said):
@@ -68,7 +79,12 @@ def refuse_unsent(
     ref: str,  # What was uploaded
     said: str,  # What the client printed
 ) -> None:
-    "Refuse an upload of which something was left out."
+    """Refuse an upload of which something was left out.
+
+    Args:
+        ref: What was uploaded
+        said: What the client printed
+    """
     lost = [line for line in said.splitlines() if line.startswith(UNSENT)]
     if lost:
         raise KaggleError(
@@ -81,7 +97,15 @@ def is_there(
     call: Any,  # A method of the client that asks for something
     *words: str,  # Its arguments
 ) -> bool:  # Whether Kaggle knows it
-    "Ask Kaggle whether something exists."
+    """Ask Kaggle whether something exists.
+
+    Args:
+        call: A method of the client that asks for something
+        *words: Its arguments
+
+    Returns:
+        Whether Kaggle knows it
+    """
     try:
         call(*words)
     except OSError as error:
@@ -98,7 +122,16 @@ def upload_dataset(
     *,
     patience: float = 900.0,  # Seconds that Kaggle may take to take it in
 ) -> str:  # What was done
-    "Make a dataset on Kaggle, or a new version of it."
+    """Make a dataset on Kaggle, or a new version of it.
+
+    Args:
+        api: The client
+        upload: A folder with dataset-metadata.json
+        patience: Seconds that Kaggle may take to take it in
+
+    Returns:
+        What was done
+    """
     read_metadata("dataset", upload.folder)
     folder = str(upload.folder)
     with asking(f"take the dataset {upload.ref}") as said:
@@ -130,7 +163,16 @@ def upload_kernel(
     *,
     hours: float = 9.0,  # Longest time it may run
 ) -> str:  # What was done
-    "Push a notebook to Kaggle, which runs it at once."
+    """Push a notebook to Kaggle, which runs it at once.
+
+    Args:
+        api: The client
+        upload: A folder with kernel-metadata.json
+        hours: Longest time it may run
+
+    Returns:
+        What was done
+    """
     shape = read_metadata("kernel", upload.folder).get("machine_shape") or None
     with asking(f"take the notebook {upload.ref}"):
         answer = api.kernels_push(str(upload.folder), timeout=str(int(3600 * hours)), acc=shape)
@@ -151,7 +193,15 @@ def upload_model(
     api: Any,  # The client
     upload: Upload,  # A folder with model-metadata.json, and `instance` in it
 ) -> str:  # What was done
-    "Make a model on Kaggle with one variation, or a new version of that."
+    """Make a model on Kaggle with one variation, or a new version of that.
+
+    Args:
+        api: The client
+        upload: A folder with model-metadata.json, and `instance` in it
+
+    Returns:
+        What was done
+    """
     read_metadata("model", upload.folder)
     inner = upload.folder / "instance"
     about = read_metadata("instance", inner)
@@ -179,7 +229,16 @@ def upload_all(
     *,
     hours: float = 9.0,  # Longest time that a notebook may run
 ) -> Iterator[str]:  # What was done, one line each
-    "Upload a submission."
+    """Upload a submission.
+
+    Args:
+        api: The client
+        uploads: In the order in which they have to arrive
+        hours: Longest time that a notebook may run
+
+    Returns:
+        What was done, one line each
+    """
     for upload in uploads:
         if upload.kind == "kernel":
             yield upload_kernel(api, upload, hours=hours)
@@ -191,7 +250,15 @@ def kernel_status(
     api: Any,  # The client
     ref: str,  # owner/notebook
 ) -> tuple[str, str]:  # Such as "running", and why it failed or ""
-    "Ask how a notebook is."
+    """Ask how a notebook is.
+
+    Args:
+        api: The client
+        ref: owner/notebook
+
+    Returns:
+        Such as "running", and why it failed or ""
+    """
     with asking(f"say how {ref} is"):
         answer = api.kernels_status(ref)
     state = getattr(answer.status, "name", str(answer.status)).lower()
@@ -208,7 +275,17 @@ def pull(
     *,
     checkpoints: bool = False,  # Whether those come along
 ) -> list[Path]:  # Run folders in it
-    "Bring the output of a notebook home."
+    """Bring the output of a notebook home.
+
+    Args:
+        api: The client
+        ref: owner/notebook
+        into: Folder for the output; made if need be
+        checkpoints: Whether those come along
+
+    Returns:
+        Run folders in it
+    """
     pattern = None if checkpoints else RESULTS
     with asking(f"hand over the output of {ref}"):
         api.kernels_output(ref, str(into), file_pattern=pattern, force=True, quiet=True)

@@ -36,7 +36,12 @@ PROTECTED = re.compile(r"jax|jaxlib|jax-cuda\d+-(plugin|pjrt)|libtpu(-nightly)?|
 
 @dataclass(frozen=True)
 class Wheel:
-    "One distribution: what it is called, and what it needs."
+    """One distribution: what it is called, and what it needs.
+
+    Attributes:
+        name: In the spelling of the package index: lower case, dashes
+        needs: As in its METADATA, markers included
+    """
 
     name: str  # In the spelling of the package index: lower case, dashes
     version: str
@@ -46,7 +51,14 @@ class Wheel:
 def read_wheel(
     path: Path,  # A .whl file
 ) -> Wheel:  # What its METADATA says
-    "Read what a wheel is."
+    """Read what a wheel is.
+
+    Args:
+        path: A .whl file
+
+    Returns:
+        What its METADATA says
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             (inner,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
@@ -60,7 +72,14 @@ def read_wheel(
 def read_wheels(
     folder: Path,  # Holds .whl files
 ) -> list[Wheel]:  # In order of their file names
-    "Read all wheels of a folder."
+    """Read all wheels of a folder.
+
+    Args:
+        folder: Holds .whl files
+
+    Returns:
+        In order of their file names
+    """
     return [read_wheel(path) for path in sorted(folder.glob("*.whl"))]
 
 # %% ../../nbs/kaggle/30_wheels.ipynb #d844d272
@@ -70,7 +89,14 @@ Image = Mapping[str, str]  # Name to version; "" when it is not known
 def read_image(
     path: Path,  # What `pip freeze` printed
 ) -> dict[str, str]:  # Names in the spelling of the package index
-    "Read what an image holds."
+    """Read what an image holds.
+
+    Args:
+        path: What `pip freeze` printed
+
+    Returns:
+        Names in the spelling of the package index
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     found = [re.match(r"([A-Za-z0-9._-]+)\s*(?:==\s*([^\s;]+)|@|$)", line) for line in lines]
     return {str(canonicalize_name(m[1])): m[2] or "" for m in found if m}
@@ -79,7 +105,14 @@ def read_image(
 def environment(
     python: str,  # Such as "3.12"
 ) -> dict[str, str]:  # What markers are evaluated against
-    "Describe a Linux machine with that Python."
+    """Describe a Linux machine with that Python.
+
+    Args:
+        python: Such as "3.12"
+
+    Returns:
+        What markers are evaluated against
+    """
     return {
         "python_version": python,
         "python_full_version": f"{python}.0",
@@ -97,7 +130,16 @@ def needs_of(
     python: str,  # Such as "3.12"
     extras: Iterable[str] = (),  # That were asked for
 ) -> Iterator[Requirement]:  # Those that hold there
-    "List what a wheel needs on that Python."
+    """List what a wheel needs on that Python.
+
+    Args:
+        wheel: Any
+        python: Such as "3.12"
+        extras: That were asked for
+
+    Returns:
+        Those that hold there
+    """
     known = environment(python)
     for line in wheel.needs:
         need = Requirement(line)
@@ -113,7 +155,17 @@ def unmet(
     image: Image,  # What is there already
     python: str,  # Such as "3.12"
 ) -> list[str]:  # "optuna needs colorlog, which is nowhere" and the like; empty when all is well
-    "Find needs that cannot be met."
+    """Find needs that cannot be met.
+
+    Args:
+        start: Name of the wheel to install
+        wheels: What is in the folder
+        image: What is there already
+        python: Such as "3.12"
+
+    Returns:
+        "optuna needs colorlog, which is nowhere" and the like; empty when all is well
+    """
     held = {wheel.name: wheel for wheel in wheels}
     found: list[str] = []
     queue, seen = [(str(canonicalize_name(start)), frozenset[str]())], set()
@@ -140,7 +192,16 @@ def closure(
     wheels: Iterable[Wheel],  # Among these
     python: str,  # Such as "3.12"
 ) -> set[str]:  # The names and all that they need, directly or not
-    "Follow needs to their end."
+    """Follow needs to their end.
+
+    Args:
+        names: Names in the spelling of the package index
+        wheels: Among these
+        python: Such as "3.12"
+
+    Returns:
+        The names and all that they need, directly or not
+    """
     held = {wheel.name: wheel for wheel in wheels}
     found, queue = set(), list(names)
     while queue:
@@ -155,7 +216,11 @@ def closure(
 def refuse_replacements(
     wheels: Iterable[Wheel],  # What is to be attached
 ) -> None:
-    "Refuse a folder that would replace the image's JAX."
+    """Refuse a folder that would replace the image's JAX.
+
+    Args:
+        wheels: What is to be attached
+    """
     odd = [f"{wheel.name} {wheel.version}" for wheel in wheels if PROTECTED.fullmatch(wheel.name)]
     if odd:
         raise KaggleError(
@@ -185,7 +250,14 @@ SOURCES = (
 def pip(
     *words: str,  # What would be typed after `pip`
 ) -> str:  # What it printed
-    "Call pip, and pass its refusal on."
+    """Call pip, and pass its refusal on.
+
+    Args:
+        *words: What would be typed after `pip`
+
+    Returns:
+        What it printed
+    """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
     said = subprocess.run(command, capture_output=True, text=True)
     if said.returncode:
@@ -197,7 +269,14 @@ def pip(
 def build_wheel(
     into: Path,  # An existing folder
 ) -> Path:  # The wheel
-    "Build the wheel of this package."
+    """Build the wheel of this package.
+
+    Args:
+        into: An existing folder
+
+    Returns:
+        The wheel
+    """
     checkout = Path(tunix_rt.__file__).parents[1]
     if not (checkout / "setup.py").is_file():
         raise KaggleError(
@@ -231,7 +310,16 @@ def resolve_wheels(
     python: str,  # Such as "3.12"
     image: Image,  # Whose versions have to be kept
 ) -> list[Wheel]:  # Everything that would be installed on an empty machine
-    "Ask pip what is needed."
+    """Ask pip what is needed.
+
+    Args:
+        wanted: Requirements, or paths of wheels
+        python: Such as "3.12"
+        image: Whose versions have to be kept
+
+    Returns:
+        Everything that would be installed on an empty machine
+    """
     with TemporaryDirectory() as scratch:
         limits = Path(scratch) / "limits.txt"
         limits.write_text("".join(f"{name}=={v}\n" for name, v in image.items() if v))
@@ -255,7 +343,16 @@ def resolve_beside(
     python: str,  # Such as "3.12"
     image: Image,  # What is there already
 ) -> list[Wheel]:  # Everything that would be installed on an empty machine
-    "Ask pip what is needed beside an image, disturbing it as little as can be."
+    """Ask pip what is needed beside an image, disturbing it as little as can be.
+
+    Args:
+        wanted: Requirements, or paths of wheels
+        python: Such as "3.12"
+        image: What is there already
+
+    Returns:
+        Everything that would be installed on an empty machine
+    """
     kept = {name: version for name, version in image.items() if PROTECTED.fullmatch(name)}
     refusal = ""
     for limits in [image, kept] if dict(image) != kept else [image]:
@@ -289,7 +386,16 @@ def with_needs(
     needed: list[Wheel],  # As pip resolved them
     python: str,  # Such as "3.12"
 ) -> dict[str, str]:  # The same, and all that those without a version need
-    "Conclude from what an image has to what it must have as well."
+    """Conclude from what an image has to what it must have as well.
+
+    Args:
+        image: Versions, or "" where they are not known
+        needed: As pip resolved them
+        python: Such as "3.12"
+
+    Returns:
+        The same, and all that those without a version need
+    """
     unknown = [name for name, version in image.items() if not version]
     return dict.fromkeys(sorted(closure(unknown, needed, python)), "") | dict(image)
 
@@ -298,7 +404,15 @@ def lacking(
     needed: list[Wheel],  # As pip resolved them
     image: Image,  # What is there already
 ) -> list[Wheel]:  # What has to be carried
-    "Take away what the image has."
+    """Take away what the image has.
+
+    Args:
+        needed: As pip resolved them
+        image: What is there already
+
+    Returns:
+        What has to be carried
+    """
     return [
         wheel
         for wheel in needed
@@ -316,7 +430,19 @@ def make_bundle(
     wheel: Path | None = None,  # Our own wheel; built otherwise
     extras: Iterable[str] = (),  # Further requirements to carry
 ) -> Bundle:  # Whole and checked
-    "Make a folder of wheels to install from where there is no internet."
+    """Make a folder of wheels to install from where there is no internet.
+
+    Args:
+        into: The folder to create; must not exist
+        python: The image's
+        accelerator: Which image: "tpu" or "gpu"
+        image: What `pip freeze` said there; a short list otherwise
+        wheel: Our own wheel; built otherwise
+        extras: Further requirements to carry
+
+    Returns:
+        Whole and checked
+    """
     if accelerator not in KNOWN:
         raise KaggleError(f"there is no image for {accelerator!r}; choose {' or '.join(KNOWN)}")
     held = read_image(image) if image else dict.fromkeys(KNOWN[accelerator], "")
@@ -354,7 +480,14 @@ def _fetch(wheels: list[Wheel], folder: Path, python: str) -> None:
 def check_bundle(
     folder: Path,  # A bundle, as it arrived
 ) -> Bundle:  # As it was made
-    "Check that a bundle is whole, and that nobody has put a JAX into it."
+    """Check that a bundle is whole, and that nobody has put a JAX into it.
+
+    Args:
+        folder: A bundle, as it arrived
+
+    Returns:
+        As it was made
+    """
     if not (folder / WHOLE).is_file():
         raise KaggleError(f"{folder} holds no {WHOLE}; make a bundle with `tunix-rt kaggle bundle`")
     facts = read_json(folder / WHOLE)

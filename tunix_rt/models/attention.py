@@ -25,7 +25,16 @@ def rotary_angles(
     *,
     sliding: bool,  # Whether the angles are for sliding layers
 ) -> tuple[jax.Array, jax.Array]:  # Sine and cosine, [B, 1, T, H/2], float32
-    "Work out how far each pair of features turns at each position."
+    """Work out how far each pair of features turns at each position.
+
+    Args:
+        config: Bases and head width
+        positions: Place of each token in its own sequence, [B, T]
+        sliding: Whether the angles are for sliding layers
+
+    Returns:
+        Sine and cosine, [B, 1, T, H/2], float32
+    """
     base = config.rope_base_sliding if sliding else config.rope_base
     factor = 1.0 if sliding else config.rope_factor
     pair = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
@@ -37,7 +46,15 @@ def rotate(
     x: jax.Array,  # Queries or keys, [B, heads, T, H]
     angles: tuple[jax.Array, jax.Array],  # From `rotary_angles`
 ) -> jax.Array:  # The same shape and dtype
-    "Turn feature i together with feature i + H/2, as Gemma's files expect."
+    """Turn feature i together with feature i + H/2, as Gemma's files expect.
+
+    Args:
+        x: Queries or keys, [B, heads, T, H]
+        angles: From `rotary_angles`
+
+    Returns:
+        The same shape and dtype
+    """
     sine, cosine = angles
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (first * cosine - second * sine, second * cosine + first * sine)
@@ -48,7 +65,15 @@ def first_visible(
     segments: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
     window: int | None,  # Tokens a query may see, itself included; None for all
 ) -> jax.Array:  # Index of the first key that each query sees, [B, T]
-    "Find where the interval of keys begins that each query may look at."
+    """Find where the interval of keys begins that each query may look at.
+
+    Args:
+        segments: Sequence number of each token, each sequence in one piece, [B, T]
+        window: Tokens a query may see, itself included; None for all
+
+    Returns:
+        Index of the first key that each query sees, [B, T]
+    """
     index = jnp.arange(segments.shape[1])
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     start = jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
@@ -63,7 +88,15 @@ def spans(
     time: int,  # T
     window: int | None,  # Tokens a query may see
 ) -> list[tuple[int, int, int]]:  # (first query, end of queries, first key) of each block
-    "Cut a row into blocks of queries, each with the keys that it could see."
+    """Cut a row into blocks of queries, each with the keys that it could see.
+
+    Args:
+        time: T
+        window: Tokens a query may see
+
+    Returns:
+        (first query, end of queries, first key) of each block
+    """
     far = time if window is None else window
     size = BLOCK * math.ceil(time / (BLOCK * BLOCKS))
     return [
@@ -75,7 +108,15 @@ def fold(
     x: jax.Array,  # One block of queries, [B, N, t, H]
     key_heads: int,  # K
 ) -> jax.Array:  # [B, K, N/K * t, H]
-    "Lay the query heads of each key head one under the other."
+    """Lay the query heads of each key head one under the other.
+
+    Args:
+        x: One block of queries, [B, N, t, H]
+        key_heads: K
+
+    Returns:
+        [B, K, N/K * t, H]
+    """
     batch, heads, time, head = x.shape
     return x.reshape(batch, key_heads, heads // key_heads * time, head)
 
@@ -84,7 +125,15 @@ def wide_product(
     a: jax.Array,  # [..., M, P]
     b: jax.Array,  # [..., P, Q]
 ) -> jax.Array:  # [..., M, Q], float32
-    "Multiply matrices of any precision, adding up in float32."
+    """Multiply matrices of any precision, adding up in float32.
+
+    Args:
+        a: [..., M, P]
+        b: [..., P, Q]
+
+    Returns:
+        [..., M, Q], float32
+    """
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
@@ -92,7 +141,15 @@ def wide_transposed(
     a: jax.Array,  # [..., M, P]
     b: jax.Array,  # [..., M, Q]
 ) -> jax.Array:  # [..., P, Q], float32
-    "The same for `aᵀ @ b`, by the way that is fast on a processor where that applies."
+    """The same for `aᵀ @ b`, by the way that is fast on a processor where that applies.
+
+    Args:
+        a: [..., M, P]
+        b: [..., M, Q]
+
+    Returns:
+        [..., P, Q], float32
+    """
     if a.dtype == jnp.float32:
         return transposed_product(a, b)
     return wide_product(a.swapaxes(-1, -2), b)
@@ -108,7 +165,18 @@ def unnormalised(
     block: tuple[int, int, int],  # From `spans`
     cap: float | None,  # Soft cap; the query is then scaled by 1 / cap as well
 ) -> tuple[jax.Array, jax.Array | None]:  # exp(score), 0 where hidden; tanh of it before the cap
-    "Weigh every key that a block of queries may see, up to a factor of each query."
+    """Weigh every key that a block of queries may see, up to a factor of each query.
+
+    Args:
+        query: One folded block, scaled, [B, K, G*t, H]
+        key: The keys it could see, [B, K, s, H]
+        first: First visible key of each query of the block, [B, t]
+        block: From `spans`
+        cap: Soft cap; the query is then scaled by 1 / cap as well
+
+    Returns:
+        exp(score), 0 where hidden; tanh of it before the cap
+    """
     start, stop, low = block
     group = query.shape[2] // (stop - start)
     place = jnp.tile(jnp.arange(start, stop), group)[:, None]
@@ -184,7 +252,20 @@ def packed_attention(
     soft_cap: float | None = None,  # Bound on the scores
     window: int | None = None,  # Tokens a query may see, itself included
 ) -> jax.Array:  # What each query read, [B, N, T, H]
-    "Let every token read from the tokens of its own sequence that came before it."
+    """Let every token read from the tokens of its own sequence that came before it.
+
+    Args:
+        query: [B, N, T, H]
+        key: [B, K, T, H]
+        value: [B, K, T, H]
+        segments: Sequence number of each token, each sequence in one piece, [B, T]
+        scale: Scores are multiplied by this
+        soft_cap: Bound on the scores
+        window: Tokens a query may see, itself included
+
+    Returns:
+        What each query read, [B, N, T, H]
+    """
     window = None if window is None or window >= query.shape[2] else window
     scaled = query * jnp.asarray(scale / (soft_cap or 1.0), query.dtype)
     return _attend(scaled, key, value, first_visible(segments, window), soft_cap, window)

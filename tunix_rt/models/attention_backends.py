@@ -39,7 +39,21 @@ def cudnn_attention(
     window: int | None = None,  # Tokens a query may see, itself included
     program: Any = "cudnn",  # "xla" computes the same call without cuDNN, for comparison
 ) -> jax.Array:  # What each query read, [B, N, T, H]
-    "Attend through cuDNN's flash attention."
+    """Attend through cuDNN's flash attention.
+
+    Args:
+        query: [B, N, T, H]
+        key: [B, K, T, H]
+        value: [B, K, T, H]
+        segments: Sequence number of each token, each sequence in one piece, [B, T]
+        scale: Scores are multiplied by this
+        soft_cap: Must be None
+        window: Tokens a query may see, itself included
+        program: "xla" computes the same call without cuDNN, for comparison
+
+    Returns:
+        What each query read, [B, N, T, H]
+    """
     if soft_cap is not None:
         raise ModelError(
             f"cuDNN's attention cannot cap scores at {soft_cap:g}, and without the cap this would "
@@ -72,7 +86,18 @@ def splash_kernel(
     soft_cap: float | None,  # Bound on the scores
     interpret: bool,  # Whether to imitate the TPU step by step, for tests on a processor
 ) -> Any:  # From q [N, T, H], k [K, T, H], v and sequence numbers to [N, T, H]
-    "Prepare the kernel for one shape of row."
+    """Prepare the kernel for one shape of row.
+
+    Args:
+        heads: N
+        time: T
+        window: Tokens a query may see, itself included
+        soft_cap: Bound on the scores
+        interpret: Whether to imitate the TPU step by step, for tests on a processor
+
+    Returns:
+        From q [N, T, H], k [K, T, H], v and sequence numbers to [N, T, H]
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -108,7 +133,20 @@ def splash_attention(
     soft_cap: float | None = None,  # Bound on the scores
     window: int | None = None,  # Tokens a query may see, itself included
 ) -> jax.Array:  # What each query read, [B, N, T, H]
-    "Attend through splash, imitating a TPU where there is none."
+    """Attend through splash, imitating a TPU where there is none.
+
+    Args:
+        query: [B, N, T, H]
+        key: [B, K, T, H]
+        value: [B, K, T, H]
+        segments: Sequence number of each token, each sequence in one piece, [B, T]
+        scale: Scores are multiplied by this
+        soft_cap: Bound on the scores
+        window: Tokens a query may see, itself included
+
+    Returns:
+        What each query read, [B, N, T, H]
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     made = splash_kernel(
@@ -135,7 +173,17 @@ def splits(
     query_heads: int,  # N
     key_heads: int,  # K
 ) -> tuple[tuple[str, ...], str | None, str | None]:  # Axes for rows, query heads, key heads
-    "Decide which axes of a mesh share the rows and which the heads."
+    """Decide which axes of a mesh share the rows and which the heads.
+
+    Args:
+        mesh: Axes and their sizes
+        rows: B
+        query_heads: N
+        key_heads: K
+
+    Returns:
+        Axes for rows, query heads, key heads
+    """
     sizes = dict(mesh.shape)
     over = tuple(axis for axis in ROWS if sizes.get(axis, 1) > 1)
     if rows % math.prod(sizes[axis] for axis in over):
@@ -153,7 +201,18 @@ def over_mesh(
     value: jax.Array,  # [B, K, T, H]
     segments: jax.Array,  # [B, T]
 ) -> jax.Array:  # [B, N, T, H]
-    "Give each device of the mesh in use its rows and heads to read."
+    """Give each device of the mesh in use its rows and heads to read.
+
+    Args:
+        read: (query, key, value, segments) -> what was read, on one device
+        query: [B, N, T, H]
+        key: [B, K, T, H]
+        value: [B, K, T, H]
+        segments: [B, T]
+
+    Returns:
+        [B, N, T, H]
+    """
     mesh = active_mesh()
     if mesh is None or mesh.size == 1 or mesh.manual_axes:
         return read(query, key, value, segments)
@@ -183,7 +242,21 @@ def attend(
     window: int | None = None,  # Tokens a query may see, itself included
     implementation: str = "xla",  # One of KERNELS
 ) -> jax.Array:  # What each query read, [B, N, T, H]
-    "Let every token read from its own sequence, through the program that was chosen."
+    """Let every token read from its own sequence, through the program that was chosen.
+
+    Args:
+        query: [B, N, T, H]
+        key: [B, K, T, H]
+        value: [B, K, T, H]
+        segments: Sequence number of each token, each sequence in one piece, [B, T]
+        scale: Scores are multiplied by this
+        soft_cap: Bound on the scores
+        window: Tokens a query may see, itself included
+        implementation: One of KERNELS
+
+    Returns:
+        What each query read, [B, N, T, H]
+    """
     if implementation not in KERNELS:
         raise ModelError(
             f"no attention is called {implementation!r}; choose one of {', '.join(KERNELS)}"
@@ -198,7 +271,12 @@ def attend(
 # %% ../../nbs/models/35_attention_backends.ipynb #3e4000c7
 @dataclass(frozen=True)
 class Chosen:
-    "Which program computes attention, and why that one."
+    """Which program computes attention, and why that one.
+
+    Attributes:
+        name: One of KERNELS
+        why: In words, for the log and the run folder
+    """
 
     name: str  # One of KERNELS
     why: str  # In words, for the log and the run folder
@@ -218,7 +296,19 @@ def obstacle(
     kind: str,  # "cpu", "gpu" or "tpu"
     generation: float | None = None,  # Compute capability of the NVIDIA card; None asks it
 ) -> str:  # Why this program cannot serve; empty when it can
-    "Name the first thing that keeps a fast program from computing this model's attention."
+    """Name the first thing that keeps a fast program from computing this model's attention.
+
+    Args:
+        name: "cudnn" or "splash"
+        config: The model's shape
+        row_tokens: T, tokens in a row
+        dtype: What is computed in
+        kind: "cpu", "gpu" or "tpu"
+        generation: Compute capability of the NVIDIA card; None asks it
+
+    Returns:
+        Why this program cannot serve; empty when it can
+    """
     home = {"cudnn": "gpu", "splash": "tpu"}[name]
     if kind != home:
         return f"{name} runs on a {home}, and this is a {kind}"
@@ -249,7 +339,16 @@ def trial(
     config: GemmaConfig,  # Heads, their width, cap
     dtype: Any,  # What is computed in
 ) -> str:  # What went wrong; empty when nothing did
-    "Compute one small packed row by a fast program and compare it with the plain path."
+    """Compute one small packed row by a fast program and compare it with the plain path.
+
+    Args:
+        name: One of KERNELS
+        config: Heads, their width, cap
+        dtype: What is computed in
+
+    Returns:
+        What went wrong; empty when nothing did
+    """
     segments = jnp.array([[1] * 100 + [2] * 130 + [0] * 26])
     heads = (config.query_heads, config.key_heads, config.key_heads, config.query_heads)
     shapes = [(1, count, segments.shape[1], config.head_width) for count in heads]
@@ -291,7 +390,19 @@ def choose_attention(
     kind: str,  # "cpu", "gpu" or "tpu"
     generation: float | None = None,  # Compute capability of the NVIDIA card; None asks it
 ) -> Chosen:  # The program and the reason
-    "Choose the fastest program that computes this model's attention exactly."
+    """Choose the fastest program that computes this model's attention exactly.
+
+    Args:
+        wanted: "auto", or one of KERNELS
+        config: The model's shape
+        row_tokens: T, tokens in a row
+        dtype: What is computed in
+        kind: "cpu", "gpu" or "tpu"
+        generation: Compute capability of the NVIDIA card; None asks it
+
+    Returns:
+        The program and the reason
+    """
     if wanted not in ("auto", *KERNELS):
         raise ModelError(
             f"no attention is called {wanted!r}; choose one of auto, {', '.join(KERNELS)}"

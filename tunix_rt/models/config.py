@@ -41,7 +41,30 @@ def _check(
 # %% ../../nbs/models/20_config.ipynb #d2738a06
 @dataclass(frozen=True)
 class GemmaConfig:
-    "The shape of one Gemma decoder."
+    """The shape of one Gemma decoder.
+
+    Attributes:
+        vocabulary: V, rows of the embedding
+        width: D, features of the residual stream
+        layers: Blocks, one attention and one feed-forward each
+        query_heads: N
+        key_heads: K, each shared by N / K query heads
+        head_width: H, features of one head; N * H need not equal D
+        hidden: F, features inside the gated feed-forward block
+        query_scale: Scores are divided by the square root of this
+        window: Tokens a sliding layer sees, itself included
+        sliding_every: One layer in so many is global, the last of each group
+        pattern: Whether each layer slides, where that has no such rhythm
+        rope_base: Longest wavelength of positions, global layers
+        rope_base_sliding: The same for sliding layers
+        rope_factor: Positions of global layers are divided by this
+        attention_soft_cap: Scores are squashed into +- this
+        logit_soft_cap: So are the logits
+        query_key_norm: Normalise queries and keys, as Gemma 3 does
+        epsilon: Inside every RMSNorm
+        positions: Longest sequence the model was made for
+        family: "gemma2" or "gemma3_text", as in config.json
+    """
 
     vocabulary: int  # V, rows of the embedding
     width: int  # D, features of the residual stream
@@ -71,14 +94,28 @@ class GemmaConfig:
         self,
         layer: int,  # Index from 0
     ) -> bool:  # Whether that layer sees only its window
-        "Tell sliding layers from global ones."
+        """Tell sliding layers from global ones.
+
+        Args:
+            layer: Index from 0
+
+        Returns:
+            Whether that layer sees only its window
+        """
         return self.pattern[layer] if self.pattern else (layer + 1) % self.sliding_every != 0
 
     def resized(
         self,
         **changes: Any,  # Numbers that differ, such as vocabulary=512
     ) -> GemmaConfig:  # A new shape
-        "Copy the shape with some numbers changed."
+        """Copy the shape with some numbers changed.
+
+        Args:
+            **changes: Numbers that differ, such as vocabulary=512
+
+        Returns:
+            A new shape
+        """
         return dataclasses.replace(self, **changes)
 
     @property
@@ -132,7 +169,14 @@ PRESETS: dict[str, GemmaConfig] = {
 def preset(
     name: str,  # A key of PRESETS
 ) -> GemmaConfig:  # The shape of that name
-    "Look up a published shape, or `tiny`."
+    """Look up a published shape, or `tiny`.
+
+    Args:
+        name: A key of PRESETS
+
+    Returns:
+        The shape of that name
+    """
     if name not in PRESETS:
         raise ModelError(f"no model is called {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
@@ -141,7 +185,14 @@ def preset(
 def parameter_count(
     config: GemmaConfig,  # Any shape
 ) -> int:  # Trainable numbers, the tied embedding counted once
-    "Count the parameters of a model without building it."
+    """Count the parameters of a model without building it.
+
+    Args:
+        config: Any shape
+
+    Returns:
+        Trainable numbers, the tied embedding counted once
+    """
     heads = (2 * config.query_heads + 2 * config.key_heads) * config.head_width
     norms = 4 * config.width + (2 * config.head_width if config.query_key_norm else 0)
     layer = config.width * (heads + 3 * config.hidden) + norms
@@ -178,7 +229,14 @@ LEFT_OUT["gemma3_text"] = LEFT_OUT["gemma2"] | {
 def rope_settings(
     given: dict[str, Any],  # What config.json holds
 ) -> dict[str, float]:  # The bases of global and of sliding layers, and the factor
-    "Find how positions turn, in either generation of config.json."
+    """Find how positions turn, in either generation of config.json.
+
+    Args:
+        given: What config.json holds
+
+    Returns:
+        The bases of global and of sliding layers, and the factor
+    """
     parameters = given.get("rope_parameters") or {}
     wide = parameters.get("full_attention") or parameters
     near = parameters.get("sliding_attention") or {}
@@ -200,7 +258,14 @@ def rope_settings(
 def layer_rhythm(
     given: dict[str, Any],  # What config.json holds
 ) -> tuple[int, tuple[bool, ...]]:  # One layer in so many is global; or else, which ones slide
-    "Read which layers slide from either generation of config.json."
+    """Read which layers slide from either generation of config.json.
+
+    Args:
+        given: What config.json holds
+
+    Returns:
+        One layer in so many is global; or else, which ones slide
+    """
     every = given.get("_sliding_window_pattern", given["sliding_window_pattern"])
     slides = tuple(kind != "full_attention" for kind in given.get("layer_types") or ())
     if not slides:
@@ -221,7 +286,14 @@ GRANTED: dict[str, Any] = {
 def check_family(
     given: dict[str, Any],  # What config.json holds
 ) -> str:  # "gemma2" or "gemma3_text"
-    "Refuse models that are no Gemma 2 or 3, or differ in what is taken for granted."
+    """Refuse models that are no Gemma 2 or 3, or differ in what is taken for granted.
+
+    Args:
+        given: What config.json holds
+
+    Returns:
+        "gemma2" or "gemma3_text"
+    """
     family = str(given.get("model_type"))
     if family not in LEFT_OUT:
         raise ModelError(
@@ -240,7 +312,14 @@ def check_family(
 def from_hugging_face(
     given: dict[str, Any],  # What config.json holds
 ) -> GemmaConfig:  # The same shape in our words
-    "Read the shape of a downloaded model."
+    """Read the shape of a downloaded model.
+
+    Args:
+        given: What config.json holds
+
+    Returns:
+        The same shape in our words
+    """
     given = given.get("text_config", given)  # Gemma 3 from 4B on also has eyes
     family = check_family(given)
     given = LEFT_OUT[family] | given
@@ -284,7 +363,15 @@ def to_hugging_face(
     config: GemmaConfig,  # Our words
     **more: Any,  # Further keys, such as bos_token_id
 ) -> dict[str, Any]:  # What config.json should hold
-    "Describe a shape so that `transformers` and everything around it understands."
+    """Describe a shape so that `transformers` and everything around it understands.
+
+    Args:
+        config: Our words
+        **more: Further keys, such as bos_token_id
+
+    Returns:
+        What config.json should hold
+    """
     third = config.family == "gemma3_text"
     kinds = ["sliding_attention", "full_attention"]
     given: dict[str, Any] = {

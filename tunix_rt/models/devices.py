@@ -21,7 +21,14 @@ CACHED_TOKENS = 512  # Tokens whose activations a laptop's cache can hold
 
 @dataclass(frozen=True)
 class Device:
-    "What a run computes on."
+    """What a run computes on.
+
+    Attributes:
+        kind: "cpu", "gpu" or "tpu"
+        name: As the maker calls it
+        count: How many of them
+        why: Asked for, or found
+    """
 
     kind: str  # "cpu", "gpu" or "tpu"
     name: str  # As the maker calls it
@@ -33,7 +40,15 @@ class Device:
         batch_rows: int,  # B, rows in one update
         row_tokens: int,  # T, tokens in a row
     ) -> int:  # Rows to compute at a time; 0 for all at once
-        "Keep a slice small enough for a processor's cache; an accelerator wants all at once."
+        """Keep a slice small enough for a processor's cache; an accelerator wants all at once.
+
+        Args:
+            batch_rows: B, rows in one update
+            row_tokens: T, tokens in a row
+
+        Returns:
+            Rows to compute at a time; 0 for all at once
+        """
         if self.kind != "cpu":
             return 0
         most = max(1, CACHED_TOKENS // row_tokens)
@@ -46,7 +61,14 @@ class Device:
 def choose_device(
     wanted: str = "auto",  # "auto", "cpu", "gpu" (or "cuda") or "tpu"
 ) -> Device:  # The one that JAX will use by default from now on
-    "Choose the fastest device there is, or the one that was asked for."
+    """Choose the fastest device there is, or the one that was asked for.
+
+    Args:
+        wanted: "auto", "cpu", "gpu" (or "cuda") or "tpu"
+
+    Returns:
+        The one that JAX will use by default from now on
+    """
     asked = {"cuda": "gpu"}.get(wanted, wanted)
     if asked not in ("auto", "cpu", "gpu", "tpu"):
         raise ModelError(f"no device is called {wanted!r}; choose auto, cpu, gpu or tpu")
@@ -69,7 +91,11 @@ def choose_device(
 def platform(
     mesh: Any = None,  # Of devices, there or described; that which is active by default
 ) -> str:
-    "Tell what code that is traced now will run on: `cpu`, `gpu` or `tpu`."
+    """Tell what code that is traced now will run on: `cpu`, `gpu` or `tpu`.
+
+    Args:
+        mesh: Of devices, there or described; that which is active by default
+    """
     active = jax.sharding.get_abstract_mesh() if mesh is None else mesh.abstract_mesh
     described = getattr(active, "abstract_device", None)
     chosen = getattr(jax.config, "jax_default_device", None)

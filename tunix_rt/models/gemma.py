@@ -33,7 +33,16 @@ def rms_norm(
     offset: jax.Array,  # Learned gain minus one, [D]
     epsilon: float = 1e-6,  # Added to the mean square, so a zero vector stays finite
 ) -> jax.Array:  # Same shape and dtype as `x`
-    "Scale each vector in `x` to unit root mean square, then by `1 + offset`."
+    """Scale each vector in `x` to unit root mean square, then by `1 + offset`.
+
+    Args:
+        x: Activations, [..., D]
+        offset: Learned gain minus one, [D]
+        epsilon: Added to the mean square, so a zero vector stays finite
+
+    Returns:
+        Same shape and dtype as `x`
+    """
     if offset.shape != x.shape[-1:]:
         raise ModelError(
             f"offset has shape {offset.shape} but x ends in {x.shape[-1]} features; "
@@ -51,7 +60,14 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def kernel_shapes(
     config: GemmaConfig,  # The shape of the model
 ) -> dict[str, tuple[int, int]]:  # Rows and columns of each matrix of a layer
-    "Say what goes into each projection of a layer, and what comes out."
+    """Say what goes into each projection of a layer, and what comes out.
+
+    Args:
+        config: The shape of the model
+
+    Returns:
+        Rows and columns of each matrix of a layer
+    """
     query = config.query_heads * config.head_width
     key = config.key_heads * config.head_width
     inwards, outwards = (config.width, config.hidden), (config.hidden, config.width)
@@ -63,7 +79,14 @@ def kernel_shapes(
 def norm_sizes(
     config: GemmaConfig,  # The shape of the model
 ) -> dict[str, int]:  # Features of each norm of a layer
-    "Say how many features each norm of a layer has."
+    """Say how many features each norm of a layer has.
+
+    Args:
+        config: The shape of the model
+
+    Returns:
+        Features of each norm of a layer
+    """
     sides = ("input", "post_attention", "pre_feedforward", "post_feedforward")
     heads = {"q_norm": config.head_width, "k_norm": config.head_width}
     around = {f"{side}_layernorm": config.width for side in sides}
@@ -75,7 +98,16 @@ def first_kernel(
     shape: tuple[int, int],  # [D, F]
     dtype: Any,  # Of the stored parameter
 ) -> jax.Array:  # [D, F]
-    "Draw the first values of a projection."
+    """Draw the first values of a projection.
+
+    Args:
+        key: To draw with
+        shape: [D, F]
+        dtype: Of the stored parameter
+
+    Returns:
+        [D, F]
+    """
     return (jax.random.normal(key, shape) * shape[0] ** -0.5).astype(dtype)
 
 
@@ -99,6 +131,13 @@ class Block(nnx.Module):
         *,
         stack: int | None = None,  # L, layers held one behind the other; None for a single one
     ):
+        """
+        Args:
+            config: The shape
+            rngs: Where the first weights come from
+            dtype: Of the stored parameters
+            stack: L, layers held one behind the other; None for a single one
+        """
         shapes = kernel_shapes(config)
         keys = [[rngs.params() for _ in shapes] for _ in range(stack or 1)]
         for (name, shape), drawn in zip(shapes.items(), zip(*keys, strict=True), strict=True):
@@ -125,6 +164,13 @@ class Gemma(nnx.Module):
         *,
         stacked: bool = False,  # Hold all layers as one stack rather than as a list
     ):
+        """
+        Args:
+            config: The shape
+            rngs: Where the first weights come from
+            dtype: Of the stored parameters
+            stacked: Hold all layers as one stack rather than as a list
+        """
         self.config, self.stacked, self.lora = config, stacked, None
         size = (config.vocabulary, config.width)
         start = jax.random.normal(rngs.params(), size) * config.width**-0.5
@@ -141,7 +187,15 @@ def layer_at(
     model: Gemma,  # Stacked or not
     index: int,  # From 0
 ) -> Block:  # The parameters of that layer
-    "Take one layer out of a model."
+    """Take one layer out of a model.
+
+    Args:
+        model: Stacked or not
+        index: From 0
+
+    Returns:
+        The parameters of that layer
+    """
     if not model.stacked:
         return model.layers[index]
     graph, stack = nnx.split(model.layers)
@@ -163,6 +217,13 @@ class LowRank(nnx.Module):
         scale: float,  # What is added is multiplied by this
         dropout: float = 0.0,  # Share of inputs left out while training
     ):
+        """
+        Args:
+            a: [D, R]
+            b: [R, F]
+            scale: What is added is multiplied by this
+            dropout: Share of inputs left out while training
+        """
         self.a, self.b = Adapter(a), Adapter(b)
         self.scale, self.dropout = scale, dropout
 
@@ -172,7 +233,16 @@ def low_rank(
     x: jax.Array,  # [..., D]
     key: jax.Array | None = None,  # For dropout; None for none
 ) -> jax.Array:  # What to add, [..., F]
-    "Send a value through an adapter."
+    """Send a value through an adapter.
+
+    Args:
+        low: The two thin matrices
+        x: [..., D]
+        key: For dropout; None for none
+
+    Returns:
+        What to add, [..., F]
+    """
     if key is not None and low.dropout:
         kept = jax.random.bernoulli(key, 1 - low.dropout, x.shape)
         x = jnp.where(kept, x / (1 - low.dropout), 0).astype(x.dtype)
@@ -186,7 +256,17 @@ def project(
     *,
     key: jax.Array | None = None,  # For dropout while training; None for none
 ) -> jax.Array:  # [..., F], in the type of `x`
-    "Multiply by a kernel, with its scale and its adapter where it has them."
+    """Multiply by a kernel, with its scale and its adapter where it has them.
+
+    Args:
+        layer: One layer, not a stack
+        name: One of PROJECTIONS
+        x: [..., D]
+        key: For dropout while training; None for none
+
+    Returns:
+        [..., F], in the type of `x`
+    """
     kernel = getattr(layer, name)[...]
     if name in layer.scales:
         out = scaled_linear(x, kernel, layer.scales[name][...])
@@ -205,7 +285,15 @@ def split_heads(
     x: jax.Array,  # [B, T, heads * H]
     head_width: int,  # H
 ) -> jax.Array:  # [B, heads, T, H]
-    "Give each head its own [T, H] matrix, which is the shape that multiplies fastest."
+    """Give each head its own [T, H] matrix, which is the shape that multiplies fastest.
+
+    Args:
+        x: [B, T, heads * H]
+        head_width: H
+
+    Returns:
+        [B, heads, T, H]
+    """
     batch, time, features = x.shape
     return x.reshape(batch, time, features // head_width, head_width).swapaxes(1, 2)
 
@@ -218,7 +306,19 @@ def attention_block(
     attend: Attend,  # (q [B, N, T, H], k [B, K, T, H], v) -> [B, N, T, H]
     key: jax.Array | None = None,  # For dropout
 ) -> jax.Array:  # What to add to the stream, [B, T, D]
-    "Read from other tokens."
+    """Read from other tokens.
+
+    Args:
+        layer: Parameters
+        config: Shape
+        x: The stream, [B, T, D]
+        angles: Sine and cosine of every position, [B, 1, T, H/2]
+        attend: (q [B, N, T, H], k [B, K, T, H], v) -> [B, N, T, H]
+        key: For dropout
+
+    Returns:
+        What to add to the stream, [B, T, D]
+    """
     normed = rms_norm(x, layer.input_layernorm[...], config.epsilon)
     queries, keys, values = (
         split_heads(project(layer, name, normed, key=key), config.head_width)
@@ -240,7 +340,17 @@ def feed_forward_block(
     x: jax.Array,  # The stream, [B, T, D]
     key: jax.Array | None = None,  # For dropout
 ) -> jax.Array:  # What to add to the stream, [B, T, D]
-    "Think about each token on its own, through a gate."
+    """Think about each token on its own, through a gate.
+
+    Args:
+        layer: Parameters
+        config: Shape
+        x: The stream, [B, T, D]
+        key: For dropout
+
+    Returns:
+        What to add to the stream, [B, T, D]
+    """
     normed = rms_norm(x, layer.pre_feedforward_layernorm[...], config.epsilon)
     gate, up = (project(layer, name, normed, key=key) for name in ("gate_proj", "up_proj"))
     amended = project(layer, "down_proj", gated_gelu(gate, up), key=key)
@@ -256,7 +366,19 @@ def run_layer(
     attend: Attend,  # How queries meet keys
     key: jax.Array | None = None,  # For dropout in adapters while training; None for none
 ) -> jax.Array:  # The stream, amended twice, [B, T, D]
-    "Run one layer."
+    """Run one layer.
+
+    Args:
+        layer: Parameters
+        x: The stream, [B, T, D]
+        config: Shape
+        angles: Sine and cosine of every position
+        attend: How queries meet keys
+        key: For dropout in adapters while training; None for none
+
+    Returns:
+        The stream, amended twice, [B, T, D]
+    """
     x = x + attention_block(layer, config, x, angles, attend, key)
     x = x + feed_forward_block(layer, config, x, key)
     return constrain(x, ROWS, None, None)
@@ -267,13 +389,27 @@ def embed(
     tokens: jax.Array,  # [B, T]
     dtype: Any = jnp.float32,  # To compute in
 ) -> jax.Array:  # [B, T, D]
-    "Look tokens up, scaled by the square root of the width as Gemma does."
+    """Look tokens up, scaled by the square root of the width as Gemma does.
+
+    Args:
+        model: The decoder
+        tokens: [B, T]
+        dtype: To compute in
+
+    Returns:
+        [B, T, D]
+    """
     scale = jnp.asarray(model.config.width**0.5, dtype)
     return constrain(look_up(model.embedding[...], tokens, dtype) * scale, ROWS, None, None)
 
 # %% ../../nbs/models/40_gemma.ipynb #62263176
 class Sight(NamedTuple):
-    "How one kind of layer looks at packed rows."
+    """How one kind of layer looks at packed rows.
+
+    Attributes:
+        angles: Sine and cosine of every position, [B, 1, T, H/2]
+        attend: How queries meet keys
+    """
 
     angles: tuple[jax.Array, jax.Array]  # Sine and cosine of every position, [B, 1, T, H/2]
     attend: Attend  # How queries meet keys
@@ -287,7 +423,18 @@ def sight_of(
     sliding: bool,  # Which kind of layer it is for
     attention: str,  # The program that computes it, from `models.kernels`
 ) -> Sight:  # What `run_layer` asks for
-    "Prepare how one kind of layer looks at packed rows."
+    """Prepare how one kind of layer looks at packed rows.
+
+    Args:
+        config: Bases, scale, soft cap and window
+        positions: [B, T]
+        segments: [B, T]
+        sliding: Which kind of layer it is for
+        attention: The program that computes it, from `models.kernels`
+
+    Returns:
+        What `run_layer` asks for
+    """
     read = partial(
         attend,
         segments=segments,
@@ -304,7 +451,16 @@ def forgetting(
     function: Callable[..., Any],  # One layer
     **more: Any,  # For `jax.checkpoint`
 ) -> Callable[..., Any]:  # The same function, which remembers less for its gradient
-    "Decide what a layer remembers for its gradient."
+    """Decide what a layer remembers for its gradient.
+
+    Args:
+        remat: "none", "full" or "dots"
+        function: One layer
+        **more: For `jax.checkpoint`
+
+    Returns:
+        The same function, which remembers less for its gradient
+    """
     match remat:
         case "none":
             return function
@@ -324,7 +480,18 @@ def run_list(
     remat: str = "none",  # What to remember
     key: jax.Array | None = None,  # For dropout
 ) -> jax.Array:  # The stream after the last layer, [B, T, D]
-    "Run the layers of a list."
+    """Run the layers of a list.
+
+    Args:
+        model: A decoder that holds a list
+        x: The stream, [B, T, D]
+        sights: Of global (False) and of sliding layers (True)
+        remat: What to remember
+        key: For dropout
+
+    Returns:
+        The stream after the last layer, [B, T, D]
+    """
     config = model.config
     for index, layer in enumerate(model.layers):
         angles, attend = sights[config.is_sliding(index)]
@@ -340,7 +507,16 @@ def either_sight(
     *,
     alike: bool,  # Whether both attend to the same keys
 ) -> Sight:  # Of this layer
-    "Choose how to look while running."
+    """Choose how to look while running.
+
+    Args:
+        slides: Whether this layer is a sliding one, known only when it runs
+        sights: Of global (False) and of sliding layers (True)
+        alike: Whether both attend to the same keys
+
+    Returns:
+        Of this layer
+    """
     wide, near = sights[False], sights[True]
     angles = jax.tree.map(partial(jnp.where, slides), near.angles, wide.angles)
 
@@ -358,7 +534,18 @@ def run_stack(
     remat: str = "none",  # What to remember
     key: jax.Array | None = None,  # For dropout
 ) -> jax.Array:  # The stream after the last layer, [B, T, D]
-    "Loop over the layers of a stack."
+    """Loop over the layers of a stack.
+
+    Args:
+        model: A decoder that holds a stack
+        x: The stream, [B, T, D]
+        sights: Of global (False) and of sliding layers (True)
+        remat: What to remember
+        key: For dropout
+
+    Returns:
+        The stream after the last layer, [B, T, D]
+    """
     config = model.config
     graph, stack = nnx.split(model.layers)
     kinds = [config.is_sliding(index) for index in range(config.layers)]
@@ -388,7 +575,21 @@ def hidden_states(
     attention: str = "xla",  # The program that computes attention, from `models.kernels`
     key: jax.Array | None = None,  # For dropout in adapters while training; None for none
 ) -> jax.Array:  # After the last norm, [B, T, D]
-    "Run packed rows through every layer."
+    """Run packed rows through every layer.
+
+    Args:
+        model: The decoder
+        tokens: [B, T]
+        positions: Place of each token in its own sequence, [B, T]
+        segments: Which sequence of the row it belongs to, 0 for padding, [B, T]
+        dtype: To compute in; parameters keep their own
+        remat: What to compute again on the way back: "none", "dots" or "full"
+        attention: The program that computes attention, from `models.kernels`
+        key: For dropout in adapters while training; None for none
+
+    Returns:
+        After the last norm, [B, T, D]
+    """
     look = partial(sight_of, model.config, positions, segments, attention=attention)
     sights = {sliding: look(sliding=sliding) for sliding in (False, True)}
     run = run_stack if model.stacked else run_list
@@ -400,7 +601,15 @@ def soft_cap(
     x: jax.Array,  # Any shape
     cap: float | None,  # Bound, or None to leave `x` alone
 ) -> jax.Array:  # Within (-cap, cap)
-    "Squash smoothly into (-cap, cap); small numbers stay nearly as they are."
+    """Squash smoothly into (-cap, cap); small numbers stay nearly as they are.
+
+    Args:
+        x: Any shape
+        cap: Bound, or None to leave `x` alone
+
+    Returns:
+        Within (-cap, cap)
+    """
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
@@ -408,7 +617,15 @@ def logits(
     model: Gemma,  # The decoder
     hidden: jax.Array,  # [..., D], from `hidden_states`
 ) -> jax.Array:  # Scores over the vocabulary in float32, [..., V]
-    "Score every token of the vocabulary."
+    """Score every token of the vocabulary.
+
+    Args:
+        model: The decoder
+        hidden: [..., D], from `hidden_states`
+
+    Returns:
+        Scores over the vocabulary in float32, [..., V]
+    """
     table = model.embedding[...].astype(hidden.dtype)
     scores = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
     return soft_cap(scores, model.config.logit_soft_cap)

@@ -30,7 +30,14 @@ FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 def published_name(
     path: tuple[Any, ...],  # Where a parameter sits in our tree, such as ("layers", 0, "q_proj")
 ) -> str:  # Its name in the published files
-    "Spell the name of a parameter as Gemma's files do."
+    """Spell the name of a parameter as Gemma's files do.
+
+    Args:
+        path: Where a parameter sits in our tree, such as ("layers", 0, "q_proj")
+
+    Returns:
+        Its name in the published files
+    """
     if path[0] != "layers":
         return {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight"}[path[0]]
     _, layer, name = path
@@ -41,7 +48,14 @@ def published_name(
 def is_kernel(
     name: str,  # As published
 ) -> bool:  # Whether it is stored transposed
-    "Tell projection matrices, stored as [out, in], from everything else."
+    """Tell projection matrices, stored as [out, in], from everything else.
+
+    Args:
+        name: As published
+
+    Returns:
+        Whether it is stored transposed
+    """
     return name.endswith("_proj.weight")
 
 # %% ../../nbs/models/55_hf_layout.ipynb #12e3a39c
@@ -53,7 +67,14 @@ HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 def plain_name(
     name: str,  # As some file spells it
 ) -> str | None:  # As a file of the decoder alone would; None for a part that is passed over
-    "Spell a tensor's name as if the decoder stood alone."
+    """Spell a tensor's name as if the decoder stood alone.
+
+    Args:
+        name: As some file spells it
+
+    Returns:
+        As a file of the decoder alone would; None for a part that is passed over
+    """
     if name.removeprefix("model.").startswith(EYES) or name in HEADS:
         return None
     for prefix, plain in INNER.items():
@@ -65,7 +86,14 @@ def plain_name(
 def model_config(
     folder: Path,  # A model folder
 ) -> GemmaConfig:  # The shape it describes
-    "Read the shape of a model folder."
+    """Read the shape of a model folder.
+
+    Args:
+        folder: A model folder
+
+    Returns:
+        The shape it describes
+    """
     if (folder / "config.json").is_file():
         return from_hugging_face(read_json(folder / "config.json"))
     remedy = "name the folder that was saved or downloaded as a whole"
@@ -77,7 +105,14 @@ def model_config(
 def weight_files(
     folder: Path,  # A model folder
 ) -> list[Path]:  # Its safetensors files
-    "Find the files that hold the weights."
+    """Find the files that hold the weights.
+
+    Args:
+        folder: A model folder
+
+    Returns:
+        Its safetensors files
+    """
     index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
         return _indexed(index)
@@ -109,7 +144,14 @@ def _indexed(index: Path) -> list[Path]:
 
 # %% ../../nbs/models/55_hf_layout.ipynb #9052b860
 class Stored(NamedTuple):
-    "One tensor in a file."
+    """One tensor in a file.
+
+    Attributes:
+        file: That holds it
+        name: As spelt there
+        shape: As it lies there
+        kind: Of numbers, such as "BF16"
+    """
 
     file: Path  # That holds it
     name: str  # As spelt there
@@ -120,7 +162,14 @@ class Stored(NamedTuple):
 def stored_tensors(
     files: list[Path],  # Safetensors files
 ) -> list[Stored]:  # Everything in them
-    "Read the heads of some files."
+    """Read the heads of some files.
+
+    Args:
+        files: Safetensors files
+
+    Returns:
+        Everything in them
+    """
     found = []
     for file in files:
         try:
@@ -137,7 +186,15 @@ def read_part(
     stored: Stored,  # Where it lies
     index: tuple[slice, ...],  # Which part of it
 ) -> np.ndarray:  # That part
-    "Read a part of a tensor, and nothing but that part."
+    """Read a part of a tensor, and nothing but that part.
+
+    Args:
+        stored: Where it lies
+        index: Which part of it
+
+    Returns:
+        That part
+    """
     with safe_open(stored.file, framework="numpy") as tensors:
         return tensors.get_slice(stored.name)[index]
 
@@ -148,7 +205,14 @@ NUMBERS = ("BF16", "F16", "F32", "F64")  # Kinds of numbers that are read
 def wanted_tensors(
     config: GemmaConfig,  # The shape of the model
 ) -> dict[str, tuple[int, ...]]:  # Published name -> shape as it lies in the file
-    "List the tensors that a model of this shape is made of."
+    """List the tensors that a model of this shape is made of.
+
+    Args:
+        config: The shape of the model
+
+    Returns:
+        Published name -> shape as it lies in the file
+    """
     kernels = {name: shape[::-1] for name, shape in kernel_shapes(config).items()}
     norms = {name: (size,) for name, size in norm_sizes(config).items()}
     wanted: dict[str, tuple[int, ...]] = {
@@ -166,7 +230,13 @@ def refuse_strangers(
     found: Iterable[str],  # Plain names of what is stored
     wanted: Iterable[str],  # Plain names of what should be
 ) -> None:
-    "Refuse a folder that holds less or more than it should."
+    """Refuse a folder that holds less or more than it should.
+
+    Args:
+        where: A folder, for the refusal
+        found: Plain names of what is stored
+        wanted: Plain names of what should be
+    """
     names, expected = list(found), set(wanted)
     twice = sorted({name for name in names if names.count(name) > 1})
     missing, unknown = sorted(expected - set(names)), sorted(set(names) - expected)
@@ -187,7 +257,12 @@ def refuse_misfit(
     stored: Stored,  # A tensor
     wanted: tuple[int, ...],  # The shape it should have
 ) -> None:
-    "Refuse a tensor of another shape, or of numbers that are not plain."
+    """Refuse a tensor of another shape, or of numbers that are not plain.
+
+    Args:
+        stored: A tensor
+        wanted: The shape it should have
+    """
     if stored.shape != wanted:
         raise ModelError(
             f"{stored.file}: {stored.name} has shape {stored.shape}, and the configuration asks "
@@ -204,7 +279,12 @@ def refuse_untied(
     head: Stored,  # What claims to be the head
     embedding: Stored,  # What it should be a copy of
 ) -> None:
-    "Refuse a head that is not a copy of the embedding."
+    """Refuse a head that is not a copy of the embedding.
+
+    Args:
+        head: What claims to be the head
+        embedding: What it should be a copy of
+    """
     same = (head.shape, head.kind) == (embedding.shape, embedding.kind)
     for row in range(0, head.shape[0], 4096):
         part = (slice(row, min(row + 4096, head.shape[0])), slice(None))
@@ -219,7 +299,15 @@ def match(
     folder: Path,  # A model folder
     config: GemmaConfig,  # What it says it is
 ) -> dict[str, Stored]:  # Published name of each parameter -> where it lies
-    "Find every tensor of a model in its files, refusing what does not fit by name."
+    """Find every tensor of a model in its files, refusing what does not fit by name.
+
+    Args:
+        folder: A model folder
+        config: What it says it is
+
+    Returns:
+        Published name of each parameter -> where it lies
+    """
     wanted, stored = wanted_tensors(config), stored_tensors(weight_files(folder))
     named = [(plain, one) for one in stored if (plain := plain_name(one.name)) is not None]
     refuse_strangers(folder, [name for name, _ in named], wanted)

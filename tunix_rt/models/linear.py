@@ -21,7 +21,15 @@ def transposed_product(
     a: jax.Array,  # [..., M, P]
     b: jax.Array,  # [..., M, Q]
 ) -> jax.Array:  # [..., P, Q]
-    "Compute `aᵀ @ b` over the last two axes, transposing whichever side is narrower."
+    """Compute `aᵀ @ b` over the last two axes, transposing whichever side is narrower.
+
+    Args:
+        a: [..., M, P]
+        b: [..., M, Q]
+
+    Returns:
+        [..., P, Q]
+    """
     if platform() != "cpu":
         return a.swapaxes(-1, -2) @ b
     as_written = jax.lax.optimization_barrier
@@ -35,7 +43,15 @@ def linear(
     x: jax.Array,  # [..., D]
     kernel: jax.Array,  # [D, F], of any floating type
 ) -> jax.Array:  # [..., F], in the type of `x`
-    "Multiply by a kernel."
+    """Multiply by a kernel.
+
+    Args:
+        x: [..., D]
+        kernel: [D, F], of any floating type
+
+    Returns:
+        [..., F], in the type of `x`
+    """
     return x @ kernel.astype(x.dtype)
 
 
@@ -57,7 +73,16 @@ def kernel_gradient(
     received: jax.Array,  # The gradient of what came out, [M, F]
     dtype: Any,  # Of the kernel
 ) -> jax.Array:  # [D, F]
-    "Add up the gradient of a kernel in the type that the kernel has."
+    """Add up the gradient of a kernel in the type that the kernel has.
+
+    Args:
+        x: What went in, [M, D]
+        received: The gradient of what came out, [M, F]
+        dtype: Of the kernel
+
+    Returns:
+        [D, F]
+    """
     wide = jnp.promote_types(x.dtype, dtype)
     if wide == x.dtype:
         return transposed_product(x, received).astype(dtype)
@@ -73,7 +98,16 @@ def scaled_linear(
     kernel: jax.Array,  # Whole numbers, [D, F]
     scale: jax.Array,  # What a step of one is worth in each column, [F]
 ) -> jax.Array:  # [..., F]
-    "Multiply by a kernel that is held in eight bits."
+    """Multiply by a kernel that is held in eight bits.
+
+    Args:
+        x: [..., D]
+        kernel: Whole numbers, [D, F]
+        scale: What a step of one is worth in each column, [F]
+
+    Returns:
+        [..., F]
+    """
     return (x @ kernel.astype(x.dtype)) * scale.astype(x.dtype)
 
 
@@ -98,7 +132,15 @@ def gated_gelu(
     gate: jax.Array,  # [..., F]
     up: jax.Array,  # [..., F]
 ) -> jax.Array:  # [..., F]
-    "Let `gate` decide how much of `up` passes."
+    """Let `gate` decide how much of `up` passes.
+
+    Args:
+        gate: [..., F]
+        up: [..., F]
+
+    Returns:
+        [..., F]
+    """
     return jax.nn.gelu(gate, approximate=True) * up
 
 

@@ -35,7 +35,14 @@ __all__ = ['KINDS', 'SHALLOW', 'GROUPS', 'Source', 'find_source', 'weight_bytes'
 # %% ../../nbs/models/70_loading.ipynb #d5dd3a7c
 @dataclass(frozen=True)
 class Source:
-    "Where a model comes from."
+    """Where a model comes from.
+
+    Attributes:
+        name: As it was typed
+        config: Its shape; that of fresh weights still takes the size of a tokenizer
+        folder: That holds it; None for fresh weights
+        base: That holds what adapters lie on; None for fresh weights
+    """
 
     name: str  # As it was typed
     config: GemmaConfig  # Its shape; that of fresh weights still takes the size of a tokenizer
@@ -63,7 +70,15 @@ def find_source(
     name: str,  # A key of PRESETS, a folder, a run folder, or kaggle:owner/model/...
     base: str = "",  # Where the base of an adapter is; "" for where it says
 ) -> Source:  # Nothing but its shape has been read
-    "Find out what a name stands for."
+    """Find out what a name stands for.
+
+    Args:
+        name: A key of PRESETS, a folder, a run folder, or kaggle:owner/model/...
+        base: Where the base of an adapter is; "" for where it says
+
+    Returns:
+        Nothing but its shape has been read
+    """
     if name in PRESETS:
         return Source(name, preset(name))
     folder = below = find_model(name)
@@ -91,7 +106,15 @@ def weight_bytes(
     config: GemmaConfig,  # The shape
     kind: str,  # One of KINDS
 ) -> int:  # As if every number were held in it
-    "Work out what the weights of a model take."
+    """Work out what the weights of a model take.
+
+    Args:
+        config: The shape
+        kind: One of KINDS
+
+    Returns:
+        As if every number were held in it
+    """
     return parameter_count(config) * _known(kind).itemsize
 
 
@@ -109,7 +132,18 @@ def choose_mesh(
     frozen: int = 0,  # Bytes of weights that are only read; 0 where everything is trained
     devices: list[Any] | None = None,  # All that there are, by default
 ) -> Mesh | None:  # None for a single device
-    "Lay the devices out as asked, or as suits what is trained."
+    """Lay the devices out as asked, or as suits what is trained.
+
+    Args:
+        data: Devices with rows of their own and all parameters; -1 for all that are left
+        fsdp: Devices with rows of their own and a share of the parameters
+        tensor: Devices that split every product; 0 on all three sides chooses
+        frozen: Bytes of weights that are only read; 0 where everything is trained
+        devices: All that there are, by default
+
+    Returns:
+        None for a single device
+    """
     sides = (data, fsdp, tensor)
     if not any(sides):
         held = frozen and frozen <= _room(make_mesh(-1, devices=devices)) / 2
@@ -129,7 +163,14 @@ def _room(mesh: Mesh) -> float:
 def mesh_text(
     mesh: Mesh | None,  # From `choose_mesh`
 ) -> str:  # For a log
-    "Put a mesh into words."
+    """Put a mesh into words.
+
+    Args:
+        mesh: From `choose_mesh`
+
+    Returns:
+        For a log
+    """
     if mesh is None:
         return "one device"
     sides = {axis: mesh.shape[axis] for axis in AXES if mesh.shape[axis] > 1}
@@ -143,7 +184,15 @@ def choose_stacked(
     wanted: bool | None,  # None lets the depth decide
     config: GemmaConfig,  # The shape
 ) -> bool:  # Whether to hold all layers as one stack
-    "Decide how layers are held."
+    """Decide how layers are held.
+
+    Args:
+        wanted: None lets the depth decide
+        config: The shape
+
+    Returns:
+        Whether to hold all layers as one stack
+    """
     return config.layers > SHALLOW if wanted is None else wanted
 
 # %% ../../nbs/models/70_loading.ipynb #91c8d0e2
@@ -156,7 +205,19 @@ def open_model(
     tokenizer: Tokenizer | None = None,  # For fresh weights, which have none of their own
     seed: int = 0,  # Fixes fresh weights
 ) -> tuple[Gemma, Tokenizer]:  # With its adapters, if it has any
-    "Load a model, or make one."
+    """Load a model, or make one.
+
+    Args:
+        source: From `find_source`
+        kind: One of KINDS, to hold the weights in
+        mesh: Devices to spread it over; None for the default one
+        stacked: Hold all layers as one stack
+        tokenizer: For fresh weights, which have none of their own
+        seed: Fixes fresh weights
+
+    Returns:
+        With its adapters, if it has any
+    """
     dtype = jnp.dtype("bfloat16") if _known(kind) == jnp.int8 else _known(kind)
     if source.folder is None:
         if tokenizer is None:
@@ -179,7 +240,18 @@ def fresh_model(
     stacked: bool = False,  # Hold all layers as one stack
     seed: int = 0,  # Fixes every number
 ) -> Gemma:  # That has learnt nothing
-    "Make a model with fresh weights where they will live."
+    """Make a model with fresh weights where they will live.
+
+    Args:
+        config: The shape
+        dtype: To hold it in
+        mesh: Devices to spread it over
+        stacked: Hold all layers as one stack
+        seed: Fixes every number
+
+    Returns:
+        That has learnt nothing
+    """
 
     def build() -> Gemma:
         return Gemma(config, nnx.Rngs(seed), dtype, stacked=stacked)
@@ -203,7 +275,17 @@ def lora_named(
     dropout: float,  # Share of an adapter's inputs left out while training
     targets: str,  # A key of GROUPS, or names of projections with commas between them
 ) -> Lora | None:  # None where everything is trained
-    "Read what somebody typed about adapters."
+    """Read what somebody typed about adapters.
+
+    Args:
+        rank: 0 for none
+        alpha: What is added is scaled by alpha / rank
+        dropout: Share of an adapter's inputs left out while training
+        targets: A key of GROUPS, or names of projections with commas between them
+
+    Returns:
+        None where everything is trained
+    """
     if rank == 0:
         return None
     named = GROUPS.get(targets) or tuple(name.strip() for name in targets.split(","))
@@ -217,7 +299,14 @@ def lay_adapters(
     kind: str,  # What the weights are held in
     seed: int = 0,  # Fixes the first values
 ) -> None:
-    "Lay the adapters that are wanted beside a model, if it has none yet."
+    """Lay the adapters that are wanted beside a model, if it has none yet.
+
+    Args:
+        model: Changed in place
+        wanted: From `lora_named`
+        kind: What the weights are held in
+        seed: Fixes the first values
+    """
     if model.lora is not None:
         if wanted is not None and wanted.rank != model.lora.rank:
             raise ModelError(
@@ -237,7 +326,14 @@ def lay_adapters(
 def weights_fingerprint(
     model: Gemma,  # Before it is trained
 ) -> str:  # Sixteen hexadecimal digits
-    "Hash a sample of a model's weights."
+    """Hash a sample of a model's weights.
+
+    Args:
+        model: Before it is trained
+
+    Returns:
+        Sixteen hexadecimal digits
+    """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param)):
         row = leaf[..., 0, :] if leaf.ndim > 1 else leaf

@@ -21,7 +21,14 @@ __all__ = ['Lora', 'add_lora', 'trainable', 'adapter_count', 'merged', 'full_ker
 # %% ../../nbs/models/45_lora.ipynb #bbf617e9
 @dataclass(frozen=True)
 class Lora:
-    "What is laid beside a model's matrices."
+    """What is laid beside a model's matrices.
+
+    Attributes:
+        rank: R, columns of the first thin matrix and rows of the second
+        alpha: What is added is scaled by alpha / rank
+        dropout: Share of an adapter's inputs left out while training
+        targets: The projections that get one
+    """
 
     rank: int = 16  # R, columns of the first thin matrix and rows of the second
     alpha: float = 32.0  # What is added is scaled by alpha / rank
@@ -47,7 +54,14 @@ def add_lora(
     rngs: nnx.Rngs,  # Where the first values come from
     dtype: Any = jnp.float32,  # Of the adapters
 ) -> None:
-    "Lay adapters beside a model's matrices. They start as nothing."
+    """Lay adapters beside a model's matrices. They start as nothing.
+
+    Args:
+        model: Changed in place
+        lora: What to add
+        rngs: Where the first values come from
+        dtype: Of the adapters
+    """
     if model.lora is not None:
         raise ModelError("the model has adapters already; merge them first with `merged`")
     shapes = kernel_shapes(model.config)
@@ -67,21 +81,42 @@ def add_lora(
 def trainable(
     model: Gemma,  # With adapters or without
 ) -> type[nnx.Variable]:  # A filter for `nnx.split` and `nnx.state`
-    "Say what is trained: the adapters if there are any, else every parameter."
+    """Say what is trained: the adapters if there are any, else every parameter.
+
+    Args:
+        model: With adapters or without
+
+    Returns:
+        A filter for `nnx.split` and `nnx.state`
+    """
     return nnx.Param if model.lora is None else Adapter
 
 
 def adapter_count(
     model: Gemma,  # With adapters or without
 ) -> int:  # Trained numbers beside the model's own
-    "Count the numbers in the adapters."
+    """Count the numbers in the adapters.
+
+    Args:
+        model: With adapters or without
+
+    Returns:
+        Trained numbers beside the model's own
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, Adapter)))
 
 # %% ../../nbs/models/45_lora.ipynb #2e0be5cf
 def merged(
     model: Gemma,  # With adapters or without; not changed
 ) -> Gemma:  # A new model without them, which computes the same
-    "Add the adapters into the matrices they lie beside."
+    """Add the adapters into the matrices they lie beside.
+
+    Args:
+        model: With adapters or without; not changed
+
+    Returns:
+        A new model without them, which computes the same
+    """
     whole = nnx.clone(model)
     for layer in [whole.layers] if whole.stacked else whole.layers:
         for name in PROJECTIONS:
@@ -96,7 +131,16 @@ def full_kernel(
     name: str,  # Of a projection
     dtype: Any,  # Of the result
 ) -> jax.Array:  # [D, F]
-    "Work out the one matrix that does what a projection does with scale and adapter."
+    """Work out the one matrix that does what a projection does with scale and adapter.
+
+    Args:
+        layer: A layer or a stack
+        name: Of a projection
+        dtype: Of the result
+
+    Returns:
+        [D, F]
+    """
     kernel = getattr(layer, name)[...].astype(jnp.float32)
     if name in layer.scales:
         kernel = kernel * layer.scales[name][...].astype(jnp.float32)[..., None, :]
@@ -110,7 +154,11 @@ def full_kernel(
 def quantise(
     model: Gemma,  # Changed in place
 ) -> None:
-    "Hold the matrices of every layer in eight bits, with a scale for each column."
+    """Hold the matrices of every layer in eight bits, with a scale for each column.
+
+    Args:
+        model: Changed in place
+    """
     for layer in [model.layers] if model.stacked else model.layers:
         for name in PROJECTIONS:
             kernel = getattr(layer, name)[...].astype(jnp.float32)

@@ -49,7 +49,17 @@ def peft_name(
     side: str,  # "a" or "b"
     inner: str = "model.",  # Where the decoder sits in the base
 ) -> str:  # As PEFT spells it
-    "Spell the name of an adapter as PEFT does."
+    """Spell the name of an adapter as PEFT does.
+
+    Args:
+        layer: Which layer, from 0
+        name: Of the projection
+        side: "a" or "b"
+        inner: Where the decoder sits in the base
+
+    Returns:
+        As PEFT spells it
+    """
     kernel = published_name(("layers", layer, name)).removeprefix("model.").removesuffix("weight")
     return f"{WRAPPED}{inner}{kernel}{SIDES[side]}.weight"
 
@@ -59,7 +69,16 @@ def adapter_names(
     targets: tuple[str, ...],  # Projections with adapters
     inner: str = "model.",  # Where the decoder sits in the base
 ) -> dict[str, tuple[int, str, str]]:  # Name in the file -> layer, projection, side
-    "List every tensor that an adapter of this shape is made of."
+    """List every tensor that an adapter of this shape is made of.
+
+    Args:
+        layers: L
+        targets: Projections with adapters
+        inner: Where the decoder sits in the base
+
+    Returns:
+        Name in the file -> layer, projection, side
+    """
     return {
         peft_name(layer, name, side, inner): (layer, name, side)
         for layer in range(layers)
@@ -74,7 +93,16 @@ def peft_config(
     *,
     eyes: bool = False,  # Whether the base can see
 ) -> dict[str, Any]:  # For adapter_config.json
-    "Describe adapters in PEFT's words."
+    """Describe adapters in PEFT's words.
+
+    Args:
+        lora: What was laid beside the model
+        base: What it was laid on: a folder, or the name of a published model
+        eyes: Whether the base can see
+
+    Returns:
+        For adapter_config.json
+    """
     targets = [name for name in PROJECTIONS if name in lora.targets]
     return {
         "peft_type": "LORA",
@@ -102,7 +130,14 @@ def _whole(number: float) -> float | int:
 def can_see(
     base: str,  # A folder, or any other name
 ) -> bool:  # Whether it is the folder of a model with eyes
-    "Look whether the base of an adapter has eyes."
+    """Look whether the base of an adapter has eyes.
+
+    Args:
+        base: A folder, or any other name
+
+    Returns:
+        Whether it is the folder of a model with eyes
+    """
     file = Path(base) / "config.json"
     return file.is_file() and "text_config" in read_json(file)
 
@@ -115,7 +150,15 @@ def save_adapter(
     base: str,  # What the adapters lie on: a folder, or the name of a published model
     card: str = "",  # Text of README.md: data, recipe, figures, intended use
 ) -> None:
-    "Write the adapters of a model in the format of PEFT."
+    """Write the adapters of a model in the format of PEFT.
+
+    Args:
+        folder: Created; must not exist
+        model: With adapters
+        tokenizer: What it reads and writes with
+        base: What the adapters lie on: a folder, or the name of a published model
+        card: Text of README.md: data, recipe, figures, intended use
+    """
     if model.lora is None:
         raise ModelError("the model has no adapters to save; save it whole with `save_model`")
     eyes = can_see(base)
@@ -156,7 +199,15 @@ def read_lora(
     folder: Path,  # An adapter folder
     targets: tuple[str, ...],  # Projections that have tensors in it
 ) -> Lora:  # What its configuration says
-    "Read the description of an adapter, refusing kinds that would compute something else."
+    """Read the description of an adapter, refusing kinds that would compute something else.
+
+    Args:
+        folder: An adapter folder
+        targets: Projections that have tensors in it
+
+    Returns:
+        What its configuration says
+    """
     given = read_json(folder / "adapter_config.json")
     odd = [key for key, known in PLAIN.items() if given.get(key) not in known]
     odd += [key for key in EXOTIC if given.get(key)]
@@ -181,7 +232,13 @@ def load_adapter(
     *,
     mesh: Mesh | None = None,  # Devices that the model is spread over
 ) -> None:
-    "Lay saved adapters beside a model."
+    """Lay saved adapters beside a model.
+
+    Args:
+        folder: Holds adapter_config.json and adapter_model.safetensors
+        model: Its base, without adapters; changed in place
+        mesh: Devices that the model is spread over
+    """
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise ModelError(
@@ -231,7 +288,18 @@ def load_any(
     stacked: bool = False,  # Hold all layers as one stack
     base: str | None = None,  # Where the base of an adapter is, if not where it says
 ) -> tuple[Gemma, Tokenizer]:  # The model, with adapters if there are any, and its tokenizer
-    "Load a model folder, or an adapter folder together with its base."
+    """Load a model folder, or an adapter folder together with its base.
+
+    Args:
+        folder: A model folder or an adapter folder
+        dtype: To hold the model in; adapters stay in float32
+        mesh: Devices to spread it over
+        stacked: Hold all layers as one stack
+        base: Where the base of an adapter is, if not where it says
+
+    Returns:
+        The model, with adapters if there are any, and its tokenizer
+    """
     if not (folder / "adapter_config.json").is_file():
         return load_model(folder, dtype, mesh=mesh, stacked=stacked)
     named = base or read_json(folder / "adapter_config.json").get("base_model_name_or_path")

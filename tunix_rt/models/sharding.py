@@ -32,7 +32,17 @@ def make_mesh(
     *,
     devices: list[Any] | None = None,  # All that there are, by default
 ) -> Mesh:  # Of three sides, some of length 1
-    "Lay the devices out as a block."
+    """Lay the devices out as a block.
+
+    Args:
+        data: Devices with rows of their own and all of the parameters
+        fsdp: Devices with rows of their own and a share of the parameters
+        tensor: Devices that split every product; -1 on one side takes all that are left
+        devices: All that there are, by default
+
+    Returns:
+        Of three sides, some of length 1
+    """
     chosen = _devices() if devices is None else devices
     sides = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     named = math.prod(size for size in sides.values() if size > 0)
@@ -61,7 +71,14 @@ Axis = str | tuple[str, ...] | None  # How one axis of an array is cut
 def plain_names(
     path: tuple[Any, ...],  # From JAX, or written by hand
 ) -> tuple[str, ...]:  # Words along the way
-    "Read a path as names, leaving out what only says that a leaf is a variable."
+    """Read a path as names, leaving out what only says that a leaf is a variable.
+
+    Args:
+        path: From JAX, or written by hand
+
+    Returns:
+        Words along the way
+    """
     words = (getattr(p, "key", getattr(p, "name", getattr(p, "idx", p))) for p in path)
     return tuple(str(word) for word in words if word not in ("value", "raw_value"))
 
@@ -90,7 +107,16 @@ def placement(
     shape: tuple[int, ...],  # Its shape, layers first if they are stacked
     mesh: Mesh | AbstractMesh,  # The devices
 ) -> NamedSharding:  # Which device holds which piece
-    "Decide where an array lives, from its name and its shape."
+    """Decide where an array lives, from its name and its shape.
+
+    Args:
+        path: Names that lead to it; an optimiser's moment ends like its parameter
+        shape: Its shape, layers first if they are stacked
+        mesh: The devices
+
+    Returns:
+        Which device holds which piece
+    """
     cuts = _cuts(plain_names(path))
     if not 0 < len(cuts) <= len(shape):
         return NamedSharding(mesh, PartitionSpec())
@@ -103,7 +129,15 @@ def placements(
     tree: Any,  # Arrays or shapes
     mesh: Mesh | AbstractMesh,  # The devices
 ) -> Any:  # The same tree, of placements
-    "Decide where every array of a tree lives."
+    """Decide where every array of a tree lives.
+
+    Args:
+        tree: Arrays or shapes
+        mesh: The devices
+
+    Returns:
+        The same tree, of placements
+    """
     with_paths = jax.tree_util.tree_map_with_path
     return with_paths(lambda path, leaf: placement(path, leaf.shape, mesh), tree)
 
@@ -112,7 +146,15 @@ def place(
     tree: Any,  # Arrays, on the host or anywhere, or shapes
     mesh: Mesh | AbstractMesh | None,  # The devices; None leaves all as it is
 ) -> Any:  # The same tree, each leaf where its name says
-    "Put every array of a tree where the rule wants it."
+    """Put every array of a tree where the rule wants it.
+
+    Args:
+        tree: Arrays, on the host or anywhere, or shapes
+        mesh: The devices; None leaves all as it is
+
+    Returns:
+        The same tree, each leaf where its name says
+    """
     return tree if mesh is None else jax.tree.map(put_array, tree, placements(tree, mesh))
 
 
@@ -120,7 +162,15 @@ def put_array(
     array: Any,  # From the host or any device, or a shape
     where: NamedSharding,  # Which device gets which piece
 ) -> Any:  # There
-    "Put one array where it belongs, from every process only the pieces of its own devices."
+    """Put one array where it belongs, from every process only the pieces of its own devices.
+
+    Args:
+        array: From the host or any device, or a shape
+        where: Which device gets which piece
+
+    Returns:
+        There
+    """
     if isinstance(array, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
     spread = isinstance(array, jax.Array) and not array.is_fully_addressable
@@ -133,7 +183,14 @@ def put_array(
 def bytes_per_device(
     tree: Any,  # Arrays, or shapes that know where they land
 ) -> int:  # Bytes on the device that holds most
-    "Add up what one device holds of a tree."
+    """Add up what one device holds of a tree.
+
+    Args:
+        tree: Arrays, or shapes that know where they land
+
+    Returns:
+        Bytes on the device that holds most
+    """
 
     def held(leaf: Any) -> int:
         shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
@@ -145,14 +202,28 @@ def bytes_per_device(
 def row_shards(
     mesh: Mesh | AbstractMesh | None,  # The devices, or none
 ) -> int:  # 1 without a mesh
-    "Count the pieces that the rows of a batch are cut into."
+    """Count the pieces that the rows of a batch are cut into.
+
+    Args:
+        mesh: The devices, or none
+
+    Returns:
+        1 without a mesh
+    """
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def batch_placement(
     mesh: Mesh,  # The devices
 ) -> NamedSharding:  # For arrays [B, ...]
-    "Say where the rows of a batch live."
+    """Say where the rows of a batch live.
+
+    Args:
+        mesh: The devices
+
+    Returns:
+        For arrays [B, ...]
+    """
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
@@ -160,7 +231,15 @@ def feed(
     batch: Any,  # The whole batch, a tree of arrays [B, ...]; the same in every process
     mesh: Mesh | None,  # The devices; None leaves the batch where it is
 ) -> Any:  # The same tree; each process has handed over only its own rows
-    "Deal the rows of a batch to the devices."
+    """Deal the rows of a batch to the devices.
+
+    Args:
+        batch: The whole batch, a tree of arrays [B, ...]; the same in every process
+        mesh: The devices; None leaves the batch where it is
+
+    Returns:
+        The same tree; each process has handed over only its own rows
+    """
     if mesh is None:
         return batch
     for rows in jax.tree.leaves(batch):
@@ -172,7 +251,12 @@ def check_rows(
     rows: int,  # B, or as many as are computed at a time
     mesh: Mesh | AbstractMesh | None,  # The devices, or none
 ) -> None:
-    "Refuse a number of rows that cannot be dealt evenly."
+    """Refuse a number of rows that cannot be dealt evenly.
+
+    Args:
+        rows: B, or as many as are computed at a time
+        mesh: The devices, or none
+    """
     if mesh is not None and rows % row_shards(mesh):
         raise ModelError(
             f"{rows} rows cannot be dealt to data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} "
@@ -182,7 +266,11 @@ def check_rows(
 
 # %% ../../nbs/models/15_sharding.ipynb #714e1417
 def active_mesh() -> AbstractMesh | None:  # None on a single device
-    "Find the mesh that the present computation is for."
+    """Find the mesh that the present computation is for.
+
+    Returns:
+        None on a single device
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else mesh
 
@@ -191,7 +279,15 @@ def constrain(
     x: jax.Array,  # A value on its way
     *axes: Axis,  # How each of its axes is cut; None for whole
 ) -> jax.Array:  # The same value
-    "Remind the compiler where a value is meant to live."
+    """Remind the compiler where a value is meant to live.
+
+    Args:
+        x: A value on its way
+        *axes: How each of its axes is cut; None for whole
+
+    Returns:
+        The same value
+    """
     mesh = active_mesh()
     if mesh is None:
         return x
@@ -202,7 +298,14 @@ def constrain(
 def settle(
     tree: Any,  # Values on their way, named like parameters: gradients, for instance
 ) -> Any:  # The same values
-    "Remind the compiler that values live where the parameters of the same names do."
+    """Remind the compiler that values live where the parameters of the same names do.
+
+    Args:
+        tree: Values on their way, named like parameters: gradients, for instance
+
+    Returns:
+        The same values
+    """
     mesh = active_mesh()
     if mesh is None:
         return tree
@@ -214,7 +317,15 @@ def vocabulary_sides(
     table: Any,  # [V, D]
     mesh: Mesh | AbstractMesh,  # The devices
 ) -> tuple[str, ...]:  # None where every device has all words
-    "Name the sides of a mesh along which the vocabulary is really cut."
+    """Name the sides of a mesh along which the vocabulary is really cut.
+
+    Args:
+        table: [V, D]
+        mesh: The devices
+
+    Returns:
+        None where every device has all words
+    """
     cut = placement(("embedding",), table.shape, mesh).spec[0]
     sides = (cut,) if isinstance(cut, str) else cut or ()
     return tuple(side for side in sides if mesh.shape[side] > 1)
@@ -225,7 +336,16 @@ def look_up(
     words: jax.Array,  # [B, T]
     dtype: Any,  # Of the result
 ) -> jax.Array:  # [B, T, D]
-    "Take the rows of a table that words stand for."
+    """Take the rows of a table that words stand for.
+
+    Args:
+        table: [V, D]
+        words: [B, T]
+        dtype: Of the result
+
+    Returns:
+        [B, T, D]
+    """
     mesh = active_mesh()
     if mesh is None or words.shape[0] % row_shards(mesh):
         return table[words].astype(dtype)
@@ -247,7 +367,15 @@ def gather_rows(
     x: jax.Array,  # The rows of one device, [b, ...]
     sides: tuple[str, ...],  # Along which a table is cut
 ) -> jax.Array:  # The rows of all devices that share the table
-    "Fetch the rows of the neighbours who ask the same table."
+    """Fetch the rows of the neighbours who ask the same table.
+
+    Args:
+        x: The rows of one device, [b, ...]
+        sides: Along which a table is cut
+
+    Returns:
+        The rows of all devices that share the table
+    """
     return jax.lax.all_gather(x, "fsdp", axis=0, tiled=True) if "fsdp" in sides else x
 
 
@@ -255,7 +383,15 @@ def scatter_rows(
     x: jax.Array,  # What this device's share of a table says to all of their rows
     sides: tuple[str, ...],  # Along which the table is cut
 ) -> jax.Array:  # What all shares together say to the rows of this device
-    "Add up the answers of all shares, and keep those to one's own rows."
+    """Add up the answers of all shares, and keep those to one's own rows.
+
+    Args:
+        x: What this device's share of a table says to all of their rows
+        sides: Along which the table is cut
+
+    Returns:
+        What all shares together say to the rows of this device
+    """
     if "fsdp" in sides:
         x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
     return jax.lax.psum(x, "tensor") if "tensor" in sides else x
@@ -266,7 +402,16 @@ def join_hosts(
     processes: int | None = None,  # How many there are
     index: int | None = None,  # Which of them this one is, from 0
 ) -> str:  # One line for the log
-    "Meet the other processes of this training, before anything is computed."
+    """Meet the other processes of this training, before anything is computed.
+
+    Args:
+        coordinator: Where process 0 listens, "host:port"; None to be found out
+        processes: How many there are
+        index: Which of them this one is, from 0
+
+    Returns:
+        One line for the log
+    """
     given = (coordinator, processes, index)
     if None in given and given != (None, None, None):
         raise ModelError(

@@ -50,7 +50,15 @@ def train_tokenizer(
     texts: Iterable[str],  # What the model will read and write
     vocabulary: int = 512,  # Pieces in all, control tokens included
 ) -> PreTrainedTokenizerFast:  # With Gemma's control tokens and chat template
-    "Learn a small byte-pair tokenizer; the same texts give the same tokenizer."
+    """Learn a small byte-pair tokenizer; the same texts give the same tokenizer.
+
+    Args:
+        texts: What the model will read and write
+        vocabulary: Pieces in all, control tokens included
+
+    Returns:
+        With Gemma's control tokens and chat template
+    """
     least = len(CONTROL) + len(ASCII)
     if vocabulary < least:
         raise ModelError(
@@ -90,7 +98,14 @@ def train_tokenizer(
 def load_tokenizer(
     folder: Path,  # Holds tokenizer.json and tokenizer_config.json
 ) -> Tokenizer:  # Ready to encode chats
-    "Load the tokenizer of a model folder; nothing is fetched and no code from it is run."
+    """Load the tokenizer of a model folder; nothing is fetched and no code from it is run.
+
+    Args:
+        folder: Holds tokenizer.json and tokenizer_config.json
+
+    Returns:
+        Ready to encode chats
+    """
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"{folder} holds no tokenizer.json, without which text cannot become tokens; "
@@ -117,7 +132,12 @@ def save_tokenizer(
     folder: Path,  # An existing folder
     tokenizer: Tokenizer,  # To be saved
 ) -> None:
-    "Write the files of a tokenizer, in words that older readers know as well."
+    """Write the files of a tokenizer, in words that older readers know as well.
+
+    Args:
+        folder: An existing folder
+        tokenizer: To be saved
+    """
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     name = settings.get("tokenizer_class")
@@ -133,7 +153,14 @@ def save_tokenizer(
 def end_of_turn(
     tokenizer: Tokenizer,  # Any Gemma tokenizer, real or tiny
 ) -> int:  # Its id
-    "Find the token with which a model ends what it has to say."
+    """Find the token with which a model ends what it has to say.
+
+    Args:
+        tokenizer: Any Gemma tokenizer, real or tiny
+
+    Returns:
+        Its id
+    """
     token = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     if not isinstance(token, int) or token == tokenizer.unk_token_id:
         raise ModelError(
@@ -147,7 +174,15 @@ def encode_prompts(
     tokenizer: Tokenizer,  # With a chat template
     prompts: Sequence[str],  # What the user says
 ) -> list[list[int]]:  # Tokens up to where the model is to speak
-    "Wrap each prompt in the chat template and encode it."
+    """Wrap each prompt in the chat template and encode it.
+
+    Args:
+        tokenizer: With a chat template
+        prompts: What the user says
+
+    Returns:
+        Tokens up to where the model is to speak
+    """
     if not prompts:
         return []
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
@@ -159,7 +194,15 @@ def encode_responses(
     tokenizer: Tokenizer,  # With <end_of_turn>
     responses: Sequence[str],  # What the model should say
 ) -> list[list[int]]:  # Tokens, each list closed by <end_of_turn>
-    "Encode what the model is to say, and that it is then to stop."
+    """Encode what the model is to say, and that it is then to stop.
+
+    Args:
+        tokenizer: With <end_of_turn>
+        responses: What the model should say
+
+    Returns:
+        Tokens, each list closed by <end_of_turn>
+    """
     if not responses:
         return []
     stop = end_of_turn(tokenizer)

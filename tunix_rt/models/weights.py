@@ -46,7 +46,14 @@ __all__ = ['KAGGLE', 'whole_tensors', 'as_published', 'gathered', 'write_tensors
 def whole_tensors(
     model: Gemma,  # Stacked or not, with adapters or without
 ) -> Iterator[tuple[str, Any]]:  # Published name, and the numbers in our orientation
-    "Go through a model tensor by tensor, adapters and scales merged into their kernels."
+    """Go through a model tensor by tensor, adapters and scales merged into their kernels.
+
+    Args:
+        model: Stacked or not, with adapters or without
+
+    Returns:
+        Published name, and the numbers in our orientation
+    """
     dtype = model.embedding[...].dtype
     yield published_name(("embedding",)), model.embedding[...]
     for index in range(model.config.layers):
@@ -63,7 +70,16 @@ def as_published(
     value: jax.Array,  # In our orientation
     dtype: Any,  # To write
 ) -> np.ndarray:  # On this machine, in the orientation of the files
-    "Fetch one tensor from the devices, turned and in the dtype to write."
+    """Fetch one tensor from the devices, turned and in the dtype to write.
+
+    Args:
+        name: Published
+        value: In our orientation
+        dtype: To write
+
+    Returns:
+        On this machine, in the orientation of the files
+    """
     whole = gathered(value.T if is_kernel(name) else value)
     return np.ascontiguousarray(whole.astype(dtype, copy=False))
 
@@ -71,7 +87,14 @@ def as_published(
 def gathered(
     value: jax.Array,  # Spread in any way; in a training of several processes, all must ask
 ) -> np.ndarray:  # On this machine
-    "Fetch an array from the devices, those of other machines included."
+    """Fetch an array from the devices, those of other machines included.
+
+    Args:
+        value: Spread in any way; in a training of several processes, all must ask
+
+    Returns:
+        On this machine
+    """
     if value.is_fully_addressable or value.is_fully_replicated:
         return np.asarray(value)
     return np.asarray(multihost_utils.process_allgather(value, tiled=True))
@@ -82,7 +105,13 @@ def write_tensors(
     tensors: Iterator[tuple[str, np.ndarray]],  # Published names and numbers
     shard_bytes: int,  # Largest file, unless a single tensor is larger
 ) -> None:
-    "Write tensors to as many files as they need, one file's worth in memory at a time."
+    """Write tensors to as many files as they need, one file's worth in memory at a time.
+
+    Args:
+        folder: An existing folder
+        tensors: Published names and numbers
+        shard_bytes: Largest file, unless a single tensor is larger
+    """
     parts: list[list[str]] = []
     held: dict[str, np.ndarray] = {}
     total = 0
@@ -117,7 +146,16 @@ def save_model(
     dtype: Any = None,  # To write; that of the embedding by default
     shard_bytes: int = 5_000_000_000,  # Largest file of weights
 ) -> None:
-    "Write a model folder that `transformers` can load."
+    """Write a model folder that `transformers` can load.
+
+    Args:
+        folder: Created; must not exist
+        model: What was trained; adapters are merged
+        tokenizer: What it reads and writes with
+        card: Text of README.md: data, recipe, figures, intended use
+        dtype: To write; that of the embedding by default
+        shard_bytes: Largest file of weights
+    """
     written = jnp.dtype(dtype or model.embedding[...].dtype)
     tensors = ((name, as_published(name, value, written)) for name, value in whole_tensors(model))
     if jax.process_index() == 0:
@@ -137,7 +175,14 @@ def save_model(
 def token_ids(
     tokenizer: Tokenizer,  # Any Gemma tokenizer
 ) -> dict[str, Any]:  # For config.json and generation_config.json
-    "Say which tokens begin a text, end a response and fill a row."
+    """Say which tokens begin a text, end a response and fill a row.
+
+    Args:
+        tokenizer: Any Gemma tokenizer
+
+    Returns:
+        For config.json and generation_config.json
+    """
     ends = dict.fromkeys([tokenizer.eos_token_id, end_of_turn(tokenizer)])
     return {
         "bos_token_id": tokenizer.bos_token_id,
@@ -152,7 +197,17 @@ def to_devices(
     dtype: Any,  # To hold it in
     mesh: Mesh | None,  # The devices; None for the default one
 ) -> jax.Array:  # In our orientation, spread as the rule says
-    "Read one tensor, each device its own piece."
+    """Read one tensor, each device its own piece.
+
+    Args:
+        stored: Where it lies
+        path: The parameter it is for, which says where it goes
+        dtype: To hold it in
+        mesh: The devices; None for the default one
+
+    Returns:
+        In our orientation, spread as the rule says
+    """
     turn = is_kernel(published_name(path))
     if mesh is None:
         value = jnp.asarray(read_part(stored, (slice(None),) * len(stored.shape)))
@@ -170,7 +225,14 @@ def to_devices(
 def remembering(
     read: Callable[[tuple[slice, ...]], np.ndarray],  # Reads a part
 ) -> Callable[[Any], np.ndarray]:  # Reads each part once
-    "Let devices that hold the same part share one reading of it."
+    """Let devices that hold the same part share one reading of it.
+
+    Args:
+        read: Reads a part
+
+    Returns:
+        Reads each part once
+    """
     held: dict[tuple[tuple[Any, Any], ...], np.ndarray] = {}
 
     def once(index: Any) -> np.ndarray:
@@ -188,7 +250,16 @@ def arriving(
     turn: bool,  # Whether rows and columns change places
     dtype: Any,  # Of the result
 ) -> Callable[[jax.Array], jax.Array]:  # What happens to a tensor as it arrives
-    "Compile the last steps once for every kind of tensor."
+    """Compile the last steps once for every kind of tensor.
+
+    Args:
+        where: Where the result goes
+        turn: Whether rows and columns change places
+        dtype: Of the result
+
+    Returns:
+        What happens to a tensor as it arrives
+    """
 
     def arrive(value: jax.Array) -> jax.Array:
         return (value.T if turn else value).astype(dtype)
@@ -203,7 +274,18 @@ def stack_on_devices(
     dtype: Any,  # To hold it in
     mesh: Mesh | None,  # The devices
 ) -> jax.Array:  # [L, ...]
-    "Read the same tensor of every layer into one stack."
+    """Read the same tensor of every layer into one stack.
+
+    Args:
+        stored: One tensor of each layer
+        path: The parameter they are for, ("layers", name)
+        shape: Of the stack, [L, ...]
+        dtype: To hold it in
+        mesh: The devices
+
+    Returns:
+        [L, ...]
+    """
     where = None if mesh is None else placement(path, shape, mesh)
     stack = jnp.zeros(shape, dtype, device=where)
     for index, one in enumerate(stored):
@@ -216,7 +298,14 @@ def stack_on_devices(
 def filling(
     where: NamedSharding | None,  # Where the stack lies
 ) -> Callable[[jax.Array, jax.Array, int], jax.Array]:  # (stack, layer, index) -> stack
-    "Compile the step that puts one layer into a stack without copying the rest."
+    """Compile the step that puts one layer into a stack without copying the rest.
+
+    Args:
+        where: Where the stack lies
+
+    Returns:
+        (stack, layer, index) -> stack
+    """
     put = jax.lax.dynamic_update_index_in_dim
     return jax.jit(partial(put, axis=0), donate_argnums=0, out_shardings=where)
 
@@ -228,7 +317,17 @@ def load_model(
     mesh: Mesh | None = None,  # Devices to spread it over; None for the default one
     stacked: bool = False,  # Hold all layers as one stack
 ) -> tuple[Gemma, Tokenizer]:  # The model and its tokenizer
-    "Load a model folder, refusing tensors that do not fit its configuration."
+    """Load a model folder, refusing tensors that do not fit its configuration.
+
+    Args:
+        folder: A model folder: ours, or downloaded
+        dtype: To hold the parameters in
+        mesh: Devices to spread it over; None for the default one
+        stacked: Hold all layers as one stack
+
+    Returns:
+        The model and its tokenizer
+    """
     config, tokenizer = model_config(folder), load_tokenizer(folder)
     refuse_homeless(folder, tokenizer, config)
     held = match(folder, config)
@@ -252,7 +351,13 @@ def refuse_homeless(
     tokenizer: Tokenizer,  # Its tokenizer
     config: GemmaConfig,  # Its shape
 ) -> None:
-    "Refuse a tokenizer whose tokens have no row in the embedding."
+    """Refuse a tokenizer whose tokens have no row in the embedding.
+
+    Args:
+        folder: A model folder
+        tokenizer: Its tokenizer
+        config: Its shape
+    """
     if len(tokenizer) <= config.vocabulary:
         return
     known = set(tokenizer.added_tokens_decoder)
@@ -271,7 +376,14 @@ def find_model(
     name: str
     | os.PathLike[str],  # A folder, a run folder, or kaggle:owner/model/framework/variation
 ) -> Path:  # The folder that holds it
-    "Find the folder of a model."
+    """Find the folder of a model.
+
+    Args:
+        name: A folder, a run folder, or kaggle:owner/model/framework/variation
+
+    Returns:
+        The folder that holds it
+    """
     text = os.fspath(name)
     if text.startswith(KAGGLE):
         return _from_kaggle(text.removeprefix(KAGGLE))

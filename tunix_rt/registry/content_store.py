@@ -39,7 +39,14 @@ def _walk(
 def list_files(
     folder: Path,  # An existing folder
 ) -> list[tuple[str, Path]]:  # Path from the folder, and the whole path; sorted
-    "List the files of a folder that may be kept."
+    """List the files of a folder that may be kept.
+
+    Args:
+        folder: An existing folder
+
+    Returns:
+        Path from the folder, and the whole path; sorted
+    """
     found = []
     for name, path, plain in _walk(folder):
         if not plain:
@@ -97,7 +104,12 @@ def read_content(
     folder: Path,  # An existing folder
     copy: Path | None = None,  # Where to copy the files to as they are read; None only reads
 ) -> Content:
-    "Hash what is in a folder, and copy it on the way."
+    """Hash what is in a folder, and copy it on the way.
+
+    Args:
+        folder: An existing folder
+        copy: Where to copy the files to as they are read; None only reads
+    """
     whole, notes = hashlib.sha256(), []
     for name, path in list_files(folder):
         one = hashlib.sha256()
@@ -145,7 +157,15 @@ def compare_content(
     folder: Path,  # Need not exist
     files: Sequence[FileNote],  # What it should hold
 ) -> Changes:  # False when there are none
-    "Read every byte of a folder again, and name the files that are not as they should be."
+    """Read every byte of a folder again, and name the files that are not as they should be.
+
+    Args:
+        folder: Need not exist
+        files: What it should hold
+
+    Returns:
+        False when there are none
+    """
     there = {name: (path, plain) for name, path, plain in _walk(folder)} if folder.is_dir() else {}
     expected = {note.path: note for note in files}
     changed = []
@@ -195,7 +215,15 @@ def keep_content(
     source: Path,  # A folder to copy
     home: Path,  # The folder of all contents
 ) -> Content:  # Now in a folder of `home` that is named by its hash
-    "Copy a folder to where it is named by its content."
+    """Copy a folder to where it is named by its content.
+
+    Args:
+        source: A folder to copy
+        home: The folder of all contents
+
+    Returns:
+        Now in a folder of `home` that is named by its hash
+    """
     try:
         return _put(source, home)
     except OSError as error:
@@ -233,7 +261,16 @@ def zip_folder(
     files: Sequence[FileNote],  # Which to send, and what they must be
     prefix: str,  # The folder that they unpack to
 ) -> Iterator[bytes]:  # The zip, in pieces of about a megabyte
-    "Stream a folder as a zip."
+    """Stream a folder as a zip.
+
+    Args:
+        folder: Holds the files
+        files: Which to send, and what they must be
+        prefix: The folder that they unpack to
+
+    Returns:
+        The zip, in pieces of about a megabyte
+    """
     outlet = _Outlet()
     with zipfile.ZipFile(outlet, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         for note in files:

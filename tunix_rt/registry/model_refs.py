@@ -41,7 +41,15 @@ def pin_model(
     model: str,  # Any name of a model; most are handed back as they are
     store: Store | None = None,  # That knows the versions; None opens the one in the settings
 ) -> tuple[str, dict[str, Any]]:  # A name that cannot move, and what run.json should say about it
-    "Settle which version a model's name means at this moment."
+    """Settle which version a model's name means at this moment.
+
+    Args:
+        model: Any name of a model; most are handed back as they are
+        store: That knows the versions; None opens the one in the settings
+
+    Returns:
+        A name that cannot move, and what run.json should say about it
+    """
     named = VERSIONED.fullmatch(model)
     if named is None or resolve(model).exists():
         return model, {}
@@ -71,7 +79,15 @@ def pin_parameters(
     parameters: Mapping[str, Any],  # Of a run
     store: Store | None = None,  # That knows the versions; None opens the one in the settings
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # The same, pinned, and what run.json should say
-    "Settle which version a run is to start from."
+    """Settle which version a run is to start from.
+
+    Args:
+        parameters: Of a run
+        store: That knows the versions; None opens the one in the settings
+
+    Returns:
+        The same, pinned, and what run.json should say
+    """
     model = parameters.get("model")
     if not isinstance(model, str):
         return dict(parameters), {}

@@ -32,7 +32,12 @@ __all__ = ['COLUMNS', 'NAME', 'LABEL', 'VersionView', 'ModelView', 'version_view
 # %% ../../nbs/registry/20_models.ipynb #d343594c
 @dataclass(frozen=True, slots=True)
 class VersionView:
-    "One promoted run."
+    """One promoted run.
+
+    Attributes:
+        version: Its label, such as "v1"
+        parent_version_id: The version that its run started from
+    """
 
     id: UUID
     model_id: UUID
@@ -53,7 +58,11 @@ class VersionView:
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    "A family of versions."
+    """A family of versions.
+
+    Attributes:
+        aliases: To the label of a version
+    """
 
     id: UUID
     name: str
@@ -69,7 +78,12 @@ def version_view(
     row: ModelVersion,  # As stored
     model_name: str,  # Of its model
 ) -> VersionView:
-    "Take a version out of the database's hands."
+    """Take a version out of the database's hands.
+
+    Args:
+        row: As stored
+        model_name: Of its model
+    """
     names = [each.name for each in fields(VersionView) if each.name != "model_name"]
     return VersionView(model_name=model_name, **{name: getattr(row, name) for name in names})
 
@@ -117,7 +131,13 @@ def refuse_text(
     text: str | None,  # Given by somebody
     longest: int,  # Characters
 ) -> None:
-    "Refuse a text that no database can keep, or that is too long."
+    """Refuse a text that no database can keep, or that is too long.
+
+    Args:
+        name: What it is, such as "the description"
+        text: Given by somebody
+        longest: Characters
+    """
     if text is None:
         return
     reason = json_fault(text) or (f"it is longer than {longest}" if len(text) > longest else None)
@@ -128,7 +148,11 @@ def refuse_text(
 def refuse_name(
     name: str,  # Given by somebody
 ) -> None:
-    "Refuse what cannot name a model."
+    """Refuse what cannot name a model.
+
+    Args:
+        name: Given by somebody
+    """
     if not NAME.fullmatch(name) or not name.strip("."):
         raise ModelError(
             f"{name[:80]!r} cannot name a model; use 1 to 256 letters, digits, '.', '_' and '-', "
@@ -153,7 +177,17 @@ def create_model(
     description: str | None = None,  # For people, at most 10,000 characters
     task_type: str | None = None,  # Such as "reasoning", at most 64 characters
 ) -> ModelView:  # Without versions
-    "Found a family of models."
+    """Found a family of models.
+
+    Args:
+        store: Where to
+        name: Letters, digits, ".", "_" and "-"; at most 256
+        description: For people, at most 10,000 characters
+        task_type: Such as "reasoning", at most 64 characters
+
+    Returns:
+        Without versions
+    """
     refuse_name(name)
     refuse_text("the description", description, 10_000)
     refuse_text("the task type", task_type, 64)
@@ -169,7 +203,15 @@ def family_row(
     session: Session,  # A writing one
     name: str,  # That `refuse_name` lets pass
 ) -> ModelRow:  # Kept from others until the session ends
-    "Find a model's row by its name, or found the model."
+    """Find a model's row by its name, or found the model.
+
+    Args:
+        session: A writing one
+        name: That `refuse_name` lets pass
+
+    Returns:
+        Kept from others until the session ends
+    """
     moment = now()
     _found(session, ModelView(uuid4(), name, None, None, moment, moment, None, {}))
     return session.scalars(select(ModelRow).where(ModelRow.name == name).with_for_update()).one()
@@ -181,7 +223,13 @@ def model_row(
     *,
     locked: bool = False,  # Keep others from changing it until the session ends
 ) -> ModelRow:
-    "Find a model's row."
+    """Find a model's row.
+
+    Args:
+        session: Any
+        model_id: Of a model
+        locked: Keep others from changing it until the session ends
+    """
     query = select(ModelRow).where(ModelRow.id == model_id)
     row = session.scalars(query.with_for_update() if locked else query).first()
     if row is None:
@@ -193,7 +241,12 @@ def get_model(
     store: Store,  # Where from
     model_id: UUID,  # Of a model
 ) -> ModelView:
-    "Read one model."
+    """Read one model.
+
+    Args:
+        store: Where from
+        model_id: Of a model
+    """
     with store.reading() as session:
         return _views(session, [model_row(session, model_id)])[0]
 
@@ -202,7 +255,12 @@ def find_model_named(
     store: Store,  # Where from
     name: str,  # As it was created
 ) -> ModelView:
-    "Read one model by its name."
+    """Read one model by its name.
+
+    Args:
+        store: Where from
+        name: As it was created
+    """
     with store.reading() as session:
         row = session.scalars(select(ModelRow).where(ModelRow.name == name)).first()
         if row is None:
@@ -212,7 +270,11 @@ def find_model_named(
 # %% ../../nbs/registry/20_models.ipynb #3a3cc324
 @dataclass(frozen=True, slots=True)
 class ModelPage:
-    "Some models, and where the list goes on."
+    """Some models, and where the list goes on.
+
+    Attributes:
+        next_offset: None at the end
+    """
 
     models: list[ModelView]
     next_offset: int | None  # None at the end
@@ -224,7 +286,16 @@ def list_models(
     limit: int = 20,  # At most this many
     offset: int = 0,  # How many to skip
 ) -> ModelPage:  # The one that changed last comes first
-    "List the models."
+    """List the models.
+
+    Args:
+        store: Where from
+        limit: At most this many
+        offset: How many to skip
+
+    Returns:
+        The one that changed last comes first
+    """
     query = select(ModelRow).order_by(ModelRow.updated_at.desc(), ModelRow.id.desc())
     with store.reading() as session:
         rows = session.scalars(query.offset(offset).limit(limit + 1)).all()
@@ -234,7 +305,11 @@ def list_models(
 # %% ../../nbs/registry/20_models.ipynb #bb54a668
 @dataclass(frozen=True, slots=True)
 class VersionPage:
-    "Some versions of a model, and where the list goes on."
+    """Some versions of a model, and where the list goes on.
+
+    Attributes:
+        next_offset: None at the end
+    """
 
     versions: list[VersionView]
     next_offset: int | None  # None at the end
@@ -244,7 +319,12 @@ def get_version(
     store: Store,  # Where from
     version_id: UUID,  # Of a version
 ) -> VersionView:
-    "Read one version."
+    """Read one version.
+
+    Args:
+        store: Where from
+        version_id: Of a version
+    """
     query = select(ModelVersion, ModelRow.name).join(ModelRow, ModelRow.id == ModelVersion.model_id)
     with store.reading() as session:
         found = session.execute(query.where(ModelVersion.id == version_id)).first()
@@ -260,7 +340,17 @@ def list_versions(
     limit: int = 20,  # At most this many
     offset: int = 0,  # How many to skip
 ) -> VersionPage:  # The newest first
-    "List the versions of a model."
+    """List the versions of a model.
+
+    Args:
+        store: Where from
+        model_id: Of a model
+        limit: At most this many
+        offset: How many to skip
+
+    Returns:
+        The newest first
+    """
     query = select(ModelVersion).where(ModelVersion.model_id == model_id)
     query = query.order_by(ModelVersion.created_at.desc(), ModelVersion.id.desc())
     with store.reading() as session:
@@ -275,7 +365,13 @@ def find_version(
     model_name: str,  # As it was created
     which: str,  # A label such as "v2", or an alias such as "champion"
 ) -> VersionView:
-    "Read the version of a model that goes by a name."
+    """Read the version of a model that goes by a name.
+
+    Args:
+        store: Where from
+        model_name: As it was created
+        which: A label such as "v2", or an alias such as "champion"
+    """
     model = find_model_named(store, model_name)
     mine = select(ModelVersion).where(ModelVersion.model_id == model.id)
     label = model.aliases.get(which, which)
@@ -292,14 +388,25 @@ def find_version(
 def version_folder(
     version: VersionView,  # Any
 ) -> Path:  # In Hugging Face layout, to load from
-    "Find where a version lies."
+    """Find where a version lies.
+
+    Args:
+        version: Any
+
+    Returns:
+        In Hugging Face layout, to load from
+    """
     return inside(resolve(settings().models), version.sha256)
 
 # %% ../../nbs/registry/20_models.ipynb #e5997da1
 def refuse_alias(
     alias: str,  # Given by somebody
 ) -> None:
-    "Refuse what cannot be an alias."
+    """Refuse what cannot be an alias.
+
+    Args:
+        alias: Given by somebody
+    """
     if not LABEL.fullmatch(alias):
         raise ModelError(
             f"{alias[:80]!r} cannot be an alias; begin with a letter or a digit, and use at most "
@@ -313,7 +420,14 @@ def point_alias(
     alias: str,  # That `refuse_alias` lets pass
     version_id: UUID,  # Of a version of that model
 ) -> None:
-    "Point an alias to a version, in the transaction of somebody else."
+    """Point an alias to a version, in the transaction of somebody else.
+
+    Args:
+        session: A writing one that holds the model's row
+        model: Whose alias it is
+        alias: That `refuse_alias` lets pass
+        version_id: Of a version of that model
+    """
     dialect = sqlite if session.connection().dialect.name == "sqlite" else postgresql
     mine = select(ModelVersion.id).where(ModelVersion.model_id == model.id)
     if session.scalar(mine.where(ModelVersion.version == alias)) is not None:
@@ -334,7 +448,17 @@ def set_alias(
     alias: str,  # Such as "champion"
     version_id: UUID,  # Of a version of that model
 ) -> ModelView:  # With the alias
-    "Point an alias to a version."
+    """Point an alias to a version.
+
+    Args:
+        store: Where to
+        model_id: Of a model
+        alias: Such as "champion"
+        version_id: Of a version of that model
+
+    Returns:
+        With the alias
+    """
     refuse_alias(alias)
     with store.writing() as session:
         model = model_row(session, model_id, locked=True)
@@ -348,7 +472,16 @@ def remove_alias(
     model_id: UUID,  # Of a model
     alias: str,  # One of its aliases
 ) -> ModelView:  # Without it
-    "Forget an alias; the version stays."
+    """Forget an alias; the version stays.
+
+    Args:
+        store: Where to
+        model_id: Of a model
+        alias: One of its aliases
+
+    Returns:
+        Without it
+    """
     with store.writing() as session:
         model = model_row(session, model_id, locked=True)
         which = (ModelAlias.model_id == model_id, ModelAlias.alias == alias)

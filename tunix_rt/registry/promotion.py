@@ -182,7 +182,21 @@ def promote(
     tolerance: float = 0.0,  # Loss that the gate lets pass, in the units of its metric
     aliases: Sequence[str] = (),  # Names to point to the version, such as "champion"
 ) -> VersionView:  # New, or the one that held the same already
-    "Make a run a version of a model."
+    """Make a run a version of a model.
+
+    Args:
+        store: Where to
+        model: The family to join, by its id; or by its name, and a new one is founded
+        source_run_id: A completed run with a model
+        version_label: The next of v1, v2, ... by default
+        description: For people, at most 10,000 characters
+        gate: Name of a baseline that the run must not fail
+        tolerance: Loss that the gate lets pass, in the units of its metric
+        aliases: Names to point to the version, such as "champion"
+
+    Returns:
+        New, or the one that held the same already
+    """
     _refuse_label(version_label)
     refuse_text("the description", description, 10_000)
     for alias in aliases:
@@ -251,7 +265,12 @@ def verify_version(
     store: Store,  # Where from
     version_id: UUID,  # Of a version
 ) -> Verification:
-    "Check a version against what was promoted."
+    """Check a version against what was promoted.
+
+    Args:
+        store: Where from
+        version_id: Of a version
+    """
     version = get_version(store, version_id)
     found = compare_content(version_folder(version), _files(version))
     return Verification(version_id, not found, found.missing, found.added, found.changed)
@@ -269,7 +288,15 @@ def zip_version(
     store: Store,  # Where from
     version_id: UUID,  # Of a version
 ) -> Download:  # Unpacks to a folder that can be loaded
-    "Hand a version over as a zip."
+    """Hand a version over as a zip.
+
+    Args:
+        store: Where from
+        version_id: Of a version
+
+    Returns:
+        Unpacks to a folder that can be loaded
+    """
     version = get_version(store, version_id)
     folder, files = version_folder(version), _files(version)
     for note in files:

@@ -47,7 +47,12 @@ def trim(
     folder: Path,  # Need not exist
     most: int = COMPILED_BYTES,  # Bytes that may stay
 ) -> None:
-    "Delete the oldest programs until the rest is small enough."
+    """Delete the oldest programs until the rest is small enough.
+
+    Args:
+        folder: Need not exist
+        most: Bytes that may stay
+    """
     found = [(path.stat(), path) for path in folder.glob("*-cache")]
     size = sum(known.st_size for known, _ in found)
     for known, path in sorted(found, key=lambda pair: pair[0].st_mtime):
@@ -58,7 +63,11 @@ def trim(
 
 # %% ../../nbs/runs/60_execute.ipynb #5487ee8a
 def compiled_before() -> dict[str, str]:  # Variables for a process that is to use JAX
-    "Say where programs are kept, after making room there."
+    """Say where programs are kept, after making room there.
+
+    Returns:
+        Variables for a process that is to use JAX
+    """
     folder = resolve(settings().compiled)
     with suppress(FileNotFoundError):
         trim(folder)
@@ -388,7 +397,24 @@ def execute(
     patience: Callable[[], float | None] | None = None,  # Seconds it has to end; None is for ever
     facts: Mapping[str, Any] | None = None,  # What else run.json is to say
 ) -> Run:  # Completed; anything else raises
-    "Execute a pipeline notebook in a process of its own."
+    """Execute a pipeline notebook in a process of its own.
+
+    Args:
+        pipeline: A verb such as "train", or the path of a notebook
+        parameters: Only those that differ from the defaults
+        run_dir: The run folder; None makes a fresh one
+        reuse: Hand back a completed run with the same parameters as it is
+        as_text: Whether the values were typed on a command line
+        echo: Pass on what the notebook prints
+        max_seconds: Stop after this long; None is never
+        run_id: The UUID that the run must have
+        on_text: Hears "stdout" or "stderr", and the text
+        patience: Seconds it has to end; None is for ever
+        facts: What else run.json is to say
+
+    Returns:
+        Completed; anything else raises
+    """
     notebook = find_pipeline(pipeline)
     given = check_parameters(notebook, parameters or {}, as_text=as_text)
     given, pinned = pin_parameters(given)

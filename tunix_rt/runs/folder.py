@@ -36,7 +36,14 @@ LEFT = ("checkpoints", "__pycache__")  # Folders that are not part of the result
 def plain_files(
     folder: Path,  # To look into, and further down
 ) -> list[Path]:  # In no order
-    "List the files of a run that belong to its result."
+    """List the files of a run that belong to its result.
+
+    Args:
+        folder: To look into, and further down
+
+    Returns:
+        In no order
+    """
     found: list[Path] = []
     for entry in os.scandir(folder):
         if entry.name.startswith(".") or entry.is_symlink():
@@ -53,7 +60,15 @@ def inventory(
     *,
     at_work: bool = False,  # Whether its process is still there, and its log grows
 ) -> dict[str, str]:  # Name from the folder, with "/", to SHA-256; in order of the names
-    "Hash the files that are the result of a run."
+    """Hash the files that are the result of a run.
+
+    Args:
+        folder: A run folder
+        at_work: Whether its process is still there, and its log grows
+
+    Returns:
+        Name from the folder, with "/", to SHA-256; in order of the names
+    """
     left = {"run.json", *GROWING} if at_work else {"run.json"}
     names = {path.relative_to(folder).as_posix(): path for path in plain_files(folder)}
     return {name: sha256_file(names[name]) for name in sorted(names) if name not in left}
@@ -226,7 +241,14 @@ class Run(RunRecord):
 def read_run(
     folder: Path,  # A run folder
 ) -> Run:  # As it stands now
-    "Read a run folder."
+    """Read a run folder.
+
+    Args:
+        folder: A run folder
+
+    Returns:
+        As it stands now
+    """
     if not (folder / RECORD).is_file():
         raise RunError(f"{folder} is not a run folder: it holds no {RECORD}")
     return Run(folder=folder.resolve(), facts=_facts(folder))
@@ -268,7 +290,15 @@ def differences(
     recorded: Mapping[str, Any],  # What run.json says
     asked: Mapping[str, Any],  # What is asked for now
 ) -> list[str]:  # "steps: 200 there, 300 asked" for each that differs
-    "Compare the parameters that both sides name."
+    """Compare the parameters that both sides name.
+
+    Args:
+        recorded: What run.json says
+        asked: What is asked for now
+
+    Returns:
+        "steps: 200 there, 300 asked" for each that differs
+    """
     both = [name for name in recorded if name in asked]
     return [
         f"{name}: {recorded[name]!r} there, {asked[name]!r} asked"
@@ -319,7 +349,19 @@ def start_run(
     parent_run_id: str | None = None,  # The run that started this one
     run_id: str | None = None,  # The UUID it must have; None makes one up
 ) -> Run:  # Claimed by this process, unless it is completed
-    "Start a run folder, or go on with one that did not end."
+    """Start a run folder, or go on with one that did not end.
+
+    Args:
+        pipeline: The verb, such as "train"
+        run_dir: The run folder; "" makes a fresh one
+        parameters: What was asked for, name by name
+        reuse: Hand back a completed run with the same parameters as it is
+        parent_run_id: The run that started this one
+        run_id: The UUID it must have; None makes one up
+
+    Returns:
+        Claimed by this process, unless it is completed
+    """
     asked, wanted, run_id = _asked(parameters), run_id, run_id or str(uuid4())
     folder = resolve(run_dir) if os.fspath(run_dir) else _fresh(pipeline, run_id)
     _prepare(folder)
@@ -378,7 +420,17 @@ def open_run(
     *,
     reuse: bool = False,  # Hand back a completed run with the same parameters as it is
 ) -> Run:  # Ready to be written to, and held by this process
-    "Open the run folder of the notebook that calls this."
+    """Open the run folder of the notebook that calls this.
+
+    Args:
+        pipeline: The verb, such as "train"
+        run_dir: The run folder; "" makes a fresh one
+        parameters: What was asked for, name by name
+        reuse: Hand back a completed run with the same parameters as it is
+
+    Returns:
+        Ready to be written to, and held by this process
+    """
     executed = os.environ.get("TUNIX_RT_RUN", "")
     if executed and (not os.fspath(run_dir) or resolve(run_dir) == Path(executed).resolve()):
         run = _join_run(Path(executed).resolve(), _asked(parameters))
@@ -391,7 +443,14 @@ def open_run(
 def parameters_in(
     names: Mapping[str, Any],  # A notebook's `globals()`
 ) -> dict[str, Any]:  # The public names that hold plain values
-    "Collect what the parameters cell has set."
+    """Collect what the parameters cell has set.
+
+    Args:
+        names: A notebook's `globals()`
+
+    Returns:
+        The public names that hold plain values
+    """
     ignored = {"In", "Out", "run_dir"}  # IPython's own, and the one that says where
     return {
         name: value

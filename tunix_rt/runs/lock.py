@@ -43,7 +43,14 @@ def _take(handle: IO[str], kind: int) -> bool:
 def owner(
     folder: Path,  # A run folder
 ) -> int | None:  # Process id of the living process that claimed it
-    "Say who has claimed a folder."
+    """Say who has claimed a folder.
+
+    Args:
+        folder: A run folder
+
+    Returns:
+        Process id of the living process that claimed it
+    """
     if not (folder / OWNER).exists():
         return None
     with (folder / OWNER).open() as handle:
@@ -56,7 +63,12 @@ def claim(
     *,
     patience: float = 15.0,  # Seconds to wait for the children of a process that was killed
 ) -> None:
-    "Take a folder for this process, or say who has it."
+    """Take a folder for this process, or say who has it.
+
+    Args:
+        folder: An existing run folder
+        patience: Seconds to wait for the children of a process that was killed
+    """
     folder = folder.resolve()
     if folder in _held:
         return
@@ -92,7 +104,11 @@ def _share(folder: Path, handles: list[IO[str]]) -> None:
 def join(
     folder: Path,  # A run folder that the process which started this one has claimed
 ) -> None:
-    "Hold a folder together with the process that started this one."
+    """Hold a folder together with the process that started this one.
+
+    Args:
+        folder: A run folder that the process which started this one has claimed
+    """
     folder = folder.resolve()
     if folder not in _held:
         _share(folder, [(folder / LOCK).open("a+")])
@@ -101,7 +117,11 @@ def join(
 def release(
     folder: Path,  # A folder that was claimed or joined; anything else is let be
 ) -> None:
-    "Give a folder back."
+    """Give a folder back.
+
+    Args:
+        folder: A folder that was claimed or joined; anything else is let be
+    """
     for handle in _held.pop(folder.resolve(), []):
         handle.close()
 
@@ -109,7 +129,14 @@ def release(
 def held(
     folder: Path,  # A run folder, possibly on a disk that cannot be written
 ) -> bool:  # Whether some living process works in it
-    "Ask whether anybody holds the folder."
+    """Ask whether anybody holds the folder.
+
+    Args:
+        folder: A run folder, possibly on a disk that cannot be written
+
+    Returns:
+        Whether some living process works in it
+    """
     if folder.resolve() in _held:
         return True
     if not (folder / LOCK).exists():

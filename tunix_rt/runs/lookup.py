@@ -22,7 +22,14 @@ __all__ = ['list_runs', 'find_run', 'unfinished_run', 'ancestors', 'lessons']
 def list_runs(
     pipeline: str | None = None,  # Only runs of this verb
 ) -> list[Run]:  # The newest first
-    "List the runs in the folder of runs."
+    """List the runs in the folder of runs.
+
+    Args:
+        pipeline: Only runs of this verb
+
+    Returns:
+        The newest first
+    """
     found = []
     for record in resolve(settings().runs).glob(f"*/{RECORD}"):
         try:
@@ -37,7 +44,14 @@ def list_runs(
 def find_run(
     name: str | os.PathLike[str],  # A folder, the name of one in the folder of runs, or an id
 ) -> Run:  # As it stands now
-    "Find one run by the name that a person gave it."
+    """Find one run by the name that a person gave it.
+
+    Args:
+        name: A folder, the name of one in the folder of runs, or an id
+
+    Returns:
+        As it stands now
+    """
     text = os.fspath(name)
     for folder in (Path(text).expanduser(), resolve(text), resolve(settings().runs) / text):
         if (folder / RECORD).is_file():
@@ -62,7 +76,15 @@ def unfinished_run(
     pipeline: str,  # The verb
     parameters: Mapping[str, Any],  # What is asked for now
 ) -> Run | None:  # The newest one to go on with
-    "Find the newest run of this code that stopped before its end and was asked the same."
+    """Find the newest run of this code that stopped before its end and was asked the same.
+
+    Args:
+        pipeline: The verb
+        parameters: What is asked for now
+
+    Returns:
+        The newest one to go on with
+    """
     asked, now = plain(parameters), code_version()
     for run in list_runs(pipeline):
         code = run.facts.get("code") or {}
@@ -75,7 +97,14 @@ def unfinished_run(
 def ancestors(
     folder: Path | None,  # Of a model; None for one without a past
 ) -> list[Run]:  # The newest first; empty for a model that no run has made
-    "Follow a model back through the runs that trained it."
+    """Follow a model back through the runs that trained it.
+
+    Args:
+        folder: Of a model; None for one without a past
+
+    Returns:
+        The newest first; empty for a model that no run has made
+    """
     found: list[Run] = []
     while folder is not None:
         if folder.parent in [run.folder for run in found] or not (folder.parent / RECORD).is_file():
@@ -91,7 +120,15 @@ def lessons(
     folder: Path | None,  # Of a model; None for one without a past
     version: Mapping[str, Any] | None = None,  # From `runs.pinning`, if it was promoted
 ) -> list[str]:  # Keys of datasets, those that were learnt last first
-    "Name what a model and those it grew out of have learnt from."
+    """Name what a model and those it grew out of have learnt from.
+
+    Args:
+        folder: Of a model; None for one without a past
+        version: From `runs.pinning`, if it was promoted
+
+    Returns:
+        Keys of datasets, those that were learnt last first
+    """
     runs, found = ancestors(folder), list[Any]()
     for run in runs:
         found.append((run.facts.get("dataset") or {}).get("key") or run.parameters.get("dataset"))

@@ -32,12 +32,23 @@ __all__ = ['PLAIN', 'pipeline_name', 'list_pipelines', 'find_pipeline', 'Paramet
 def pipeline_name(
     path: Path,  # Such as nbs/pipelines/10_train.ipynb
 ) -> str:  # Such as "train"
-    "Name a notebook by its verb."
+    """Name a notebook by its verb.
+
+    Args:
+        path: Such as nbs/pipelines/10_train.ipynb
+
+    Returns:
+        Such as "train"
+    """
     return re.sub(r"^\d+_", "", path.stem)
 
 
 def list_pipelines() -> dict[str, Path]:  # Verb -> notebook, in reading order
-    "List the pipelines of the checkout, or those that came with the package."
+    """List the pipelines of the checkout, or those that came with the package.
+
+    Returns:
+        Verb -> notebook, in reading order
+    """
     package = Path(tunix_rt.__file__).parent
     for folder in (package.parent / "nbs" / "pipelines", package / "pipelines"):
         notebooks = sorted(folder.glob("*.ipynb"))
@@ -49,7 +60,14 @@ def list_pipelines() -> dict[str, Path]:  # Verb -> notebook, in reading order
 def find_pipeline(
     name: str | os.PathLike[str],  # A verb, or the path of any notebook
 ) -> Path:  # An existing notebook
-    "Find a pipeline by its verb, or take the notebook that is named."
+    """Find a pipeline by its verb, or take the notebook that is named.
+
+    Args:
+        name: A verb, or the path of any notebook
+
+    Returns:
+        An existing notebook
+    """
     text, known = os.fspath(name), list_pipelines()
     if text in known:
         return known[text]
@@ -75,7 +93,14 @@ def _or(names: Iterable[str]) -> str:
 # %% ../../nbs/runs/50_pipelines.ipynb #025d4db9
 @dataclass(frozen=True)
 class Parameter:
-    "One thing that may be asked of a notebook."
+    """One thing that may be asked of a notebook.
+
+    Attributes:
+        kind: As annotated: "int", "str | None", "list[float]"
+        default: None, with `computed`, when it is not a literal
+        note: What it means, for people
+        computed: Whether only the notebook can work the default out
+    """
 
     name: str
     kind: str  # As annotated: "int", "str | None", "list[float]"
@@ -124,7 +149,14 @@ def _cells(notebook: Path) -> list[tuple[list[str], str]]:
 def read_parameters(
     notebook: Path,  # An existing .ipynb file
 ) -> dict[str, Parameter]:  # In the order of the cell; empty when no cell is tagged
-    "Read what a notebook may be asked."
+    """Read what a notebook may be asked.
+
+    Args:
+        notebook: An existing .ipynb file
+
+    Returns:
+        In the order of the cell; empty when no cell is tagged
+    """
     tagged = [text for tags, text in _cells(notebook) if "parameters" in tags]
     source = tagged[0] if tagged else ""
     try:
@@ -138,7 +170,14 @@ def read_parameters(
 def read_summary(
     notebook: Path,  # An existing .ipynb file
 ) -> str:  # One sentence; "" when there is none
-    "Read the line under the title of a notebook."
+    """Read the line under the title of a notebook.
+
+    Args:
+        notebook: An existing .ipynb file
+
+    Returns:
+        One sentence; "" when there is none
+    """
     for _, text in _cells(notebook):
         found = re.match(r"# .+\n+> (.+)", text)
         if found:
@@ -186,7 +225,15 @@ def check_value(
     parameter: Parameter,  # As declared
     value: Any,  # As given, in Python's types
 ) -> Any:  # The same, with whole numbers turned into floats where floats are declared
-    "Check one value against the annotation of its parameter."
+    """Check one value against the annotation of its parameter.
+
+    Args:
+        parameter: As declared
+        value: As given, in Python's types
+
+    Returns:
+        The same, with whole numbers turned into floats where floats are declared
+    """
     adapter = _adapter(parameter)
     try:
         found = adapter.validate_python(value)
@@ -215,7 +262,15 @@ def read_value(
     parameter: Parameter,  # As declared
     text: str,  # As typed
 ) -> Any:  # In Python's types, checked
-    "Read one value from the command line."
+    """Read one value from the command line.
+
+    Args:
+        parameter: As declared
+        text: As typed
+
+    Returns:
+        In Python's types, checked
+    """
     words = re.findall(r"\w+", parameter.kind)
     if "str" in words and words[0] not in ("list", "dict"):
         absent = "None" in words and text in ("None", "null", "none")
@@ -232,7 +287,16 @@ def check_parameters(
     *,
     as_text: bool = False,  # Whether the values were typed on a command line
 ) -> dict[str, Any]:  # What was given, checked
-    "Refuse parameters that a notebook does not declare, or of another type."
+    """Refuse parameters that a notebook does not declare, or of another type.
+
+    Args:
+        notebook: The notebook to be executed
+        given: Values by name; only those that differ from the defaults
+        as_text: Whether the values were typed on a command line
+
+    Returns:
+        What was given, checked
+    """
     declared, name = read_parameters(notebook), pipeline_name(notebook)
     if given and not declared:
         raise RunError(
@@ -254,7 +318,15 @@ def with_defaults(
     notebook: Path,  # The notebook to be executed
     given: Mapping[str, Any],  # Checked values
 ) -> dict[str, Any]:  # Every parameter that is known before the notebook runs
-    "Add the defaults that are literals."
+    """Add the defaults that are literals.
+
+    Args:
+        notebook: The notebook to be executed
+        given: Checked values
+
+    Returns:
+        Every parameter that is known before the notebook runs
+    """
     declared = read_parameters(notebook)
     known = {name: item.default for name, item in declared.items() if not item.computed}
     return {**known, **given}

@@ -30,7 +30,14 @@ UNFIT = re.compile("[\0\ud800-\udfff]")  # What no database keeps, and no reader
 def plain(
     value: Any,  # What a notebook has at hand: numpy numbers, paths, tuples, times
 ) -> Any:  # The same in dicts, lists, strings, finite numbers, booleans and None
-    "Turn a value into what JSON can hold."
+    """Turn a value into what JSON can hold.
+
+    Args:
+        value: What a notebook has at hand: numpy numbers, paths, tuples, times
+
+    Returns:
+        The same in dicts, lists, strings, finite numbers, booleans and None
+    """
     if isinstance(value, Mapping):
         return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -70,7 +77,11 @@ def _git(*question: str) -> str | None:
 
 
 def code_version() -> dict[str, Any]:  # version, commit, dirty
-    "Say which code is running."
+    """Say which code is running.
+
+    Returns:
+        version, commit, dirty
+    """
     edited = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "version": tunix_rt.__version__,
@@ -80,7 +91,11 @@ def code_version() -> dict[str, Any]:  # version, commit, dirty
 
 # %% ../../nbs/runs/20_provenance.ipynb #db27086b
 def package_versions() -> dict[str, str]:  # Distribution name -> version
-    "List the installed versions of the packages that tunix_rt stands on."
+    """List the installed versions of the packages that tunix_rt stands on.
+
+    Returns:
+        Distribution name -> version
+    """
     found = {}
     try:
         needed = metadata.requires("tunix_rt") or []
@@ -97,7 +112,11 @@ def package_versions() -> dict[str, str]:  # Distribution name -> version
 
 # %% ../../nbs/runs/20_provenance.ipynb #bdf29b49
 def surroundings() -> dict[str, Any]:  # code, python, packages, platform
-    "Describe the code that runs and what it runs on."
+    """Describe the code that runs and what it runs on.
+
+    Returns:
+        code, python, packages, platform
+    """
     return {
         "code": code_version(),
         "python": platform.python_version(),

@@ -51,7 +51,14 @@ class Blocks:
 def find_blocks(
     text: str,  # Anything a model wrote
 ) -> Blocks:  # In the order of the text
-    "Find the well-formed blocks of a text in one pass."
+    """Find the well-formed blocks of a text in one pass.
+
+    Args:
+        text: Anything a model wrote
+
+    Returns:
+        In the order of the text
+    """
     closing = dict((REASONING, ANSWER))
     found, gaps, end = [], [], 0
     opened: re.Match[str] | None = None
@@ -73,7 +80,14 @@ def find_blocks(
 def read_response(
     text: str,  # Anything a model wrote
 ) -> Response:  # Working and answer without the white space around them, None if there is none
-    "Read the response format: the working, exactly one answer, and the status."
+    """Read the response format: the working, exactly one answer, and the status.
+
+    Args:
+        text: Anything a model wrote
+
+    Returns:
+        Working and answer without the white space around them, None if there is none
+    """
     blocks = find_blocks(text)
     answers = [block for block in blocks.found if block.opening == ANSWER[0]]
     end = answers[-1].start if answers else len(text)

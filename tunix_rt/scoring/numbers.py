@@ -24,7 +24,14 @@ _one_number = re.compile(NUMBER, re.ASCII | re.IGNORECASE)
 def read_number(
     text: str,  # Digits and what belongs to them, without a sign
 ) -> Fraction | None:  # None when it is not a number, or divides by zero
-    "Read an unsigned number exactly."
+    """Read an unsigned number exactly.
+
+    Args:
+        text: Digits and what belongs to them, without a sign
+
+    Returns:
+        None when it is not a number, or divides by zero
+    """
     if len(text) > LONGEST or not _one_number.fullmatch(text):
         return None
     whole, _, part = text.replace(",", "").replace(" /", "/").replace("/ ", "/").rpartition(" ")
@@ -68,7 +75,14 @@ LETTER_UNITS = frozenset("mglshACFJKLNVW")  # metre, gram, litre, second, hour, 
 def read_unit(
     words: list[str],  # What follows the number, as written
 ) -> tuple[Fraction, str] | None:  # Factor and unit; None when this is no unit
-    "Read what stands behind a number."
+    """Read what stands behind a number.
+
+    Args:
+        words: What follows the number, as written
+
+    Returns:
+        Factor and unit; None when this is no unit
+    """
     factor = Fraction(1)
     while words and (words[0] == "k" or len(words[0]) > 1 or words[0] == "%"):
         scale = SCALES.get(words[0].lower())
@@ -97,7 +111,14 @@ _same = str.maketrans({"−": "-", "–": "-", "\u00a0": " ", "\u202f": " "})
 def read_quantity(
     text: str,  # An answer, as a person or a model wrote it
 ) -> Quantity | None:  # None when the text is anything but one quantity
-    "Read a text that is one number with perhaps a sign, a currency, a unit and words before it."
+    """Read a text that is one number with perhaps a sign, a currency, a unit and words before it.
+
+    Args:
+        text: An answer, as a person or a model wrote it
+
+    Returns:
+        None when the text is anything but one quantity
+    """
     if len(text) > 4 * LONGEST:
         return None
     text = " ".join(text.translate(_same).replace("\\$", "$").replace("\\%", "%").split())
@@ -118,7 +139,14 @@ def read_quantity(
 def spelled_by_decimals(
     value: Fraction,  # Any number
 ) -> bool:  # True for 1/8, False for 1/3
-    "Say whether a number can be written as a decimal that ends."
+    """Say whether a number can be written as a decimal that ends.
+
+    Args:
+        value: Any number
+
+    Returns:
+        True for 1/8, False for 1/3
+    """
     rest = value.denominator
     for prime in (2, 5):
         while rest % prime == 0:
@@ -130,7 +158,15 @@ def same_value(
     left: Fraction,  # Any number
     right: Fraction,  # Any number
 ) -> bool:  # Equal, or equal to six decimals where one of them has no last decimal
-    "Compare two numbers as exactly as they can be written."
+    """Compare two numbers as exactly as they can be written.
+
+    Args:
+        left: Any number
+        right: Any number
+
+    Returns:
+        Equal, or equal to six decimals where one of them has no last decimal
+    """
     if left == right or spelled_by_decimals(left) == spelled_by_decimals(right):
         return left == right
     return round(left, 6) == round(right, 6) != 0
@@ -140,6 +176,14 @@ def same_quantity(
     expected: Quantity,  # From the trace
     given: Quantity,  # From the model
 ) -> bool:  # Values the same, and units not at odds
-    "Compare two quantities."
+    """Compare two quantities.
+
+    Args:
+        expected: From the trace
+        given: From the model
+
+    Returns:
+        Values the same, and units not at odds
+    """
     units = {quantity.unit.rstrip("es") for quantity in (expected, given) if quantity.unit}
     return len(units) < 2 and same_value(expected.value, given.value)

@@ -48,7 +48,14 @@ class Prediction(BaseModel):
 def storable(
     text: str,  # Anything, even characters that are none
 ) -> str:  # The same length
-    "Replace what files and databases cannot keep by the replacement character."
+    """Replace what files and databases cannot keep by the replacement character.
+
+    Args:
+        text: Anything, even characters that are none
+
+    Returns:
+        The same length
+    """
     return re.sub("[\0\ud800-\udfff]", "�", text)
 
 
@@ -61,7 +68,19 @@ def make_prediction(
     completion_tokens: int,  # How many tokens the output took
     sample: int = 0,  # Which one of several samples for the same prompt
 ) -> Prediction:  # With the working and the answer read from the output
-    "Record what a model said about a trace."
+    """Record what a model said about a trace.
+
+    Args:
+        trace: What was asked, and the answer that is right
+        output: What came back, without the prompt
+        finish_reason: "length" when the limit of tokens ended it
+        prompt_tokens: How many tokens the prompt took
+        completion_tokens: How many tokens the output took
+        sample: Which one of several samples for the same prompt
+
+    Returns:
+        With the working and the answer read from the output
+    """
     output = storable(output)
     response = read_response(output)
     return Prediction(
@@ -88,7 +107,15 @@ def write_predictions(
     path: Path,  # The file to create or to replace, by rename
     predictions: Iterable[Prediction],  # Any number of them
 ) -> int:  # How many were written
-    "Write predictions as JSONL."
+    """Write predictions as JSONL.
+
+    Args:
+        path: The file to create or to replace, by rename
+        predictions: Any number of them
+
+    Returns:
+        How many were written
+    """
     count = 0
     with replacing(path) as file:
         for count, prediction in enumerate(predictions, start=1):  # noqa: B007
@@ -100,7 +127,15 @@ def read_prediction(
     line: bytes | None,  # One line of JSON; None for a line that was too long to read
     where: str,  # Named in the refusal, such as "predictions.jsonl:7"
 ) -> Prediction:  # Checked and immutable
-    "Read one prediction, or say everything that is wrong with it."
+    """Read one prediction, or say everything that is wrong with it.
+
+    Args:
+        line: One line of JSON; None for a line that was too long to read
+        where: Named in the refusal, such as "predictions.jsonl:7"
+
+    Returns:
+        Checked and immutable
+    """
     try:
         if line is None:
             raise JSONRefused(f"{where}: the line is longer than {LINE_LIMIT:,} bytes")
@@ -116,7 +151,14 @@ def read_prediction(
 def read_predictions(
     path: Path,  # A JSONL file, one prediction a line
 ) -> list[Prediction]:  # In file order
-    "Read predictions from a file, refusing what is broken and what is there twice."
+    """Read predictions from a file, refusing what is broken and what is there twice.
+
+    Args:
+        path: A JSONL file, one prediction a line
+
+    Returns:
+        In file order
+    """
     if not path.is_file():
         raise ScoringError(f"{path} does not exist; name a file of predictions, one a line")
     found: dict[tuple[str, int], Prediction] = {}

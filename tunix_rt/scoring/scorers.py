@@ -28,7 +28,14 @@ _wrapping = re.compile(r"\$+(.+?)\$+|\\\((.+)\\\)|\\\[(.+)\\\]|\\boxed\s*\{(.+)\
 def unwrap(
     text: str,  # An answer, perhaps as LaTeX
 ) -> str:  # What is inside the dollars or the box
-    "Take off the signs that only say that mathematics is inside."
+    """Take off the signs that only say that mathematics is inside.
+
+    Args:
+        text: An answer, perhaps as LaTeX
+
+    Returns:
+        What is inside the dollars or the box
+    """
     text = text.strip()
     for _ in range(3):
         found = _wrapping.fullmatch(text)
@@ -46,7 +53,15 @@ def look_like_formulas(
     expected: str,  # From the trace
     given: str,  # From the model
 ) -> bool:  # False for words, bare lists and plain numbers
-    "Say whether two answers are mathematics rather than language."
+    """Say whether two answers are mathematics rather than language.
+
+    Args:
+        expected: From the trace
+        given: From the model
+
+    Returns:
+        False for words, bare lists and plain numbers
+    """
     for text in (expected, given):
         bare_list = "," in text and not text.startswith(("(", "[", "{", r"\{", r"\left"))
         if bare_list or _word.search(_command.sub(" ", text)):
@@ -62,7 +77,14 @@ _verdict = re.compile(r"(yes|no|true|false)(?:\s*[,.;:!—].*)?", re.DOTALL)
 def plain(
     text: str,  # An answer
 ) -> str:  # For comparing only, never for showing
-    "Fold away case, spacing, quotes, bold type, the full stop and the brackets of `(B)`."
+    """Fold away case, spacing, quotes, bold type, the full stop and the brackets of `(B)`.
+
+    Args:
+        text: An answer
+
+    Returns:
+        For comparing only, never for showing
+    """
     text = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     text = text.strip(_quotes).removesuffix(".").strip(_quotes)
     return text.strip("()") if len(text) <= 3 else text
@@ -72,7 +94,15 @@ def same_text(
     expected: str,  # From the trace
     given: str,  # From the model
 ) -> bool:  # The same words; for yes or no, true or false, the same first word
-    "Compare two answers as text."
+    """Compare two answers as text.
+
+    Args:
+        expected: From the trace
+        given: From the model
+
+    Returns:
+        The same words; for yes or no, true or false, the same first word
+    """
     left, right = plain(expected), plain(given)
     if _verdict.fullmatch(left) and (verdict := _verdict.fullmatch(right)):
         right = verdict[1]
@@ -85,7 +115,16 @@ def same_answer(
     *,
     exact: bool = False,  # Whether every character counts
 ) -> bool:  # The order matters: the right answer comes first
-    "Decide whether an answer is right."
+    """Decide whether an answer is right.
+
+    Args:
+        expected: The right answer, from the trace
+        given: The answer to judge; None is never right
+        exact: Whether every character counts
+
+    Returns:
+        The order matters: the right answer comes first
+    """
     if given is None or exact:
         return given is not None and expected.strip() == given.strip()
     expected, given = unwrap(expected), unwrap(given)
@@ -100,7 +139,14 @@ def same_answer(
 def ballot(
     answer: str,  # An answer
 ) -> str:  # Equal for answers that mean the same number or read the same
-    "Name the heap that an answer is counted in."
+    """Name the heap that an answer is counted in.
+
+    Args:
+        answer: An answer
+
+    Returns:
+        Equal for answers that mean the same number or read the same
+    """
     quantity = read_quantity(unwrap(answer))
     return f"= {quantity.value}" if quantity else plain(answer)
 
@@ -175,7 +221,14 @@ SCORERS = {
 def find_scorer(
     scorer: str | Scorer,  # A name from the registry, or a scorer of your own
 ) -> Scorer:  # Ready to judge
-    "Find a scorer by name."
+    """Find a scorer by name.
+
+    Args:
+        scorer: A name from the registry, or a scorer of your own
+
+    Returns:
+        Ready to judge
+    """
     if isinstance(scorer, Scorer):
         return scorer
     if scorer not in SCORERS:
@@ -188,7 +241,16 @@ def score(
     trace: Trace,  # What was asked, and the answer that is right
     prediction: Prediction,  # What was said to it
 ) -> float | None:  # From 0 to 1; None when there is nothing to judge
-    "Judge one prediction."
+    """Judge one prediction.
+
+    Args:
+        scorer: A name from the registry, or a scorer of your own
+        trace: What was asked, and the answer that is right
+        prediction: What was said to it
+
+    Returns:
+        From 0 to 1; None when there is nothing to judge
+    """
     scorer = find_scorer(scorer)
     if prediction.fingerprint != trace.fingerprint:
         raise ScoringError(

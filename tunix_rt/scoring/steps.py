@@ -65,7 +65,14 @@ MOST_TOKENS = 50  # On one side of an equation; a longer side is not read
 def work_out(
     tokens: list[str],  # Numbers, + - * / % and parentheses, in order
 ) -> Fraction:  # Exact
-    "Work out an arithmetic expression, or raise `Unreadable`."
+    """Work out an arithmetic expression, or raise `Unreadable`.
+
+    Args:
+        tokens: Numbers, + - * / % and parentheses, in order
+
+    Returns:
+        Exact
+    """
     if len(tokens) > MOST_TOKENS or any(len(token) > LONGEST for token in tokens):
         raise Unreadable
     rest = tokens[::-1]
@@ -81,7 +88,14 @@ def work_out(
 def worth(
     tokens: list[str],  # As for `work_out`
 ) -> Fraction | None:  # None when they cannot be worked out
-    "Work out an arithmetic expression if that is possible."
+    """Work out an arithmetic expression if that is possible.
+
+    Args:
+        tokens: As for `work_out`
+
+    Returns:
+        None when they cannot be worked out
+    """
     try:
         return work_out(tokens)
     except Unreadable:
@@ -103,7 +117,13 @@ _token = re.compile(
 
 @dataclass(frozen=True)
 class Run:
-    "Arithmetic without a break in it, and what stands on either side."
+    """Arithmetic without a break in it, and what stands on either side.
+
+    Attributes:
+        before: The word or symbol in front, or nothing
+        touching: Whether that stands right against it
+        after: The word or symbol behind, or nothing
+    """
 
     tokens: list[re.Match[str]]
     before: str  # The word or symbol in front, or nothing
@@ -114,7 +134,14 @@ class Run:
 def find_runs(
     line: str,  # One line of working
 ) -> list[Run]:  # Those that hold an equals sign
-    "Cut a line into runs of arithmetic."
+    """Cut a line into runs of arithmetic.
+
+    Args:
+        line: One line of working
+
+    Returns:
+        Those that hold an equals sign
+    """
     runs: list[Run] = []
     tokens: list[re.Match[str]] = []
     before: re.Match[str] | None = None
@@ -148,7 +175,14 @@ def _open_start(run: Run) -> bool:
 def read_sides(
     run: Run,  # From `find_runs`
 ) -> list[list[str]]:  # The tokens of each side; an unreadable side is an empty one
-    "Split a run at its equals signs."
+    """Split a run at its equals signs.
+
+    Args:
+        run: From `find_runs`
+
+    Returns:
+        The tokens of each side; an unreadable side is an empty one
+    """
     sides: list[list[str]] = [[]]
     for token in run.tokens:
         if token.lastgroup == "equals":
@@ -172,7 +206,16 @@ def holds(
     right: Fraction,  # Value of the right side
     written: list[str],  # Tokens of the right side
 ) -> bool:  # Equal, or properly rounded
-    "Say whether an equation is true."
+    """Say whether an equation is true.
+
+    Args:
+        left: Value of the left side
+        right: Value of the right side
+        written: Tokens of the right side
+
+    Returns:
+        Equal, or properly rounded
+    """
     if left == right or len(written) > 1 or spelled_by_decimals(left):
         return left == right
     decimals = len(written[0].partition(".")[2])
@@ -196,7 +239,14 @@ class StepCheck:
 def check_steps(
     reasoning: str | None,  # The working, or None when there is none
 ) -> StepCheck:  # All zero when nothing could be checked
-    "Check every equation in a text that can be read for certain."
+    """Check every equation in a text that can be read for certain.
+
+    Args:
+        reasoning: The working, or None when there is none
+
+    Returns:
+        All zero when nothing could be checked
+    """
     verdicts: list[tuple[bool, str]] = []
     for line in (reasoning or "").translate(_spellings).splitlines():
         for run in find_runs(_times.sub(" * ", _bullet.sub("", line, count=1))):

@@ -76,7 +76,11 @@ def _pipes(worker: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
 
 
 def start_worker() -> subprocess.Popen[str]:  # Ready to be asked
-    "Start a worker and wait until it has loaded what it needs."
+    """Start a worker and wait until it has loaded what it needs.
+
+    Returns:
+        Ready to be asked
+    """
     import tunix_rt
 
     package = str(Path(str(tunix_rt.__file__)).parents[1])
@@ -117,7 +121,16 @@ def same_formula(
     *,
     seconds: float = 3.0,  # After this long it is not the same
 ) -> bool:  # False as well when it cannot be decided
-    "Ask whether two formulas mean the same."
+    """Ask whether two formulas mean the same.
+
+    Args:
+        gold: The right answer, in LaTeX or plain
+        answer: The answer to judge; the order matters to Math-Verify
+        seconds: After this long it is not the same
+
+    Returns:
+        False as well when it cannot be decided
+    """
     if max(len(gold), len(answer)) > LONGEST_FORMULA:
         return False
     request = json.dumps({"gold": gold, "answer": answer, "seconds": seconds})

@@ -68,7 +68,11 @@ PAGES = (
 def add_routes(
     app: FastAPI,  # With its other layers
 ) -> None:
-    "Give an app all endpoints, all pages, and the layer around them."
+    """Give an app all endpoints, all pages, and the layer around them.
+
+    Args:
+        app: With its other layers
+    """
     for module in (*ROUTERS, *PAGES):
         app.include_router(module.router)
     app.add_middleware(Pages)

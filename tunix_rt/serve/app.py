@@ -31,7 +31,15 @@ def create_app(
     settings: Settings | None = None,  # Those of this process by default
     store: Store | None = None,  # An open one, which stays open; None opens that of the settings
 ) -> FastAPI:  # Ready to be served
-    "Put the app together."
+    """Put the app together.
+
+    Args:
+        settings: Those of this process by default
+        store: An open one, which stays open; None opens that of the settings
+
+    Returns:
+        Ready to be served
+    """
     chosen, measures = settings or current_settings(), Measures()
 
     @asynccontextmanager

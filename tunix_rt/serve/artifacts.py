@@ -21,7 +21,14 @@ __all__ = ['run_files', 'list_files', 'open_file']
 def run_files(
     run: QueuedRun,  # From the store
 ) -> Path | None:  # Absolute; None while it has none
-    "Find the folder of a run."
+    """Find the folder of a run.
+
+    Args:
+        run: From the store
+
+    Returns:
+        Absolute; None while it has none
+    """
     if run.path is None or not run.path.is_dir():
         return None
     home = resolve(settings().runs)
@@ -45,7 +52,14 @@ def _walk(folder: Path) -> Iterator[Path]:
 def list_files(
     folder: Path,  # Of a run
 ) -> list[Artifact]:  # By name
-    "List the files of a run."
+    """List the files of a run.
+
+    Args:
+        folder: Of a run
+
+    Returns:
+        By name
+    """
     return [
         Artifact(
             name=path.relative_to(folder).as_posix(),
@@ -60,7 +74,15 @@ def open_file(
     folder: Path,  # Of a run
     name: str,  # As listed, and not to be trusted
 ) -> Path:  # An existing file inside `folder`
-    "Find one file of a run."
+    """Find one file of a run.
+
+    Args:
+        folder: Of a run
+        name: As listed, and not to be trusted
+
+    Returns:
+        An existing file inside `folder`
+    """
     path = inside(folder, name)
     hidden = any(part.startswith(".") for part in path.relative_to(folder.resolve()).parts)
     if hidden or not path.is_file():

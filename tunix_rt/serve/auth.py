@@ -33,7 +33,11 @@ class AccessError(TunixError):
 def is_loopback(
     host: str,  # An address or a name
 ) -> bool:
-    "Tell whether a host is this machine and no other."
+    """Tell whether a host is this machine and no other.
+
+    Args:
+        host: An address or a name
+    """
     bare = host.strip("[]").lower().rstrip(".")
     if bare == "localhost":
         return True
@@ -47,7 +51,12 @@ def check_bind(
     host: str,  # To listen on
     settings: Settings,  # With the token, if there is one
 ) -> None:
-    "Refuse to listen where strangers are, unless they need a token."
+    """Refuse to listen where strangers are, unless they need a token.
+
+    Args:
+        host: To listen on
+        settings: With the token, if there is one
+    """
     if not is_loopback(host) and not settings.token:
         raise AccessError(
             f"listening on {host} would let in everybody who reaches this machine. Set "
@@ -64,7 +73,14 @@ def check_bind(
 def host_in(
     authority: str,  # "localhost:8000", "[::1]:8000", "traces.example"
 ) -> str | None:  # Without the port; None where it cannot be read
-    "Read the name out of a Host header."
+    """Read the name out of a Host header.
+
+    Args:
+        authority: "localhost:8000", "[::1]:8000", "traces.example"
+
+    Returns:
+        Without the port; None where it cannot be read
+    """
     try:
         parts = urlsplit(f"//{authority}")
         parts.port  # noqa: B018  (a port that is no number is refused here)
@@ -78,7 +94,12 @@ def is_ours(
     host: str | None,  # Without the port
     settings: Settings,  # With the allowed names
 ) -> bool:
-    "Tell whether this server answers to a name."
+    """Tell whether this server answers to a name.
+
+    Args:
+        host: Without the port
+        settings: With the allowed names
+    """
     named = {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}
     return host is not None and (is_loopback(host) or host in named)
 
@@ -87,7 +108,15 @@ def is_own_page(
     headers: dict[bytes, bytes],  # Of the request
     settings: Settings,  # With the allowed names
 ) -> bool:  # Also true when no page is involved
-    "Tell whether a request that changes something may come from where it comes from."
+    """Tell whether a request that changes something may come from where it comes from.
+
+    Args:
+        headers: Of the request
+        settings: With the allowed names
+
+    Returns:
+        Also true when no page is involved
+    """
     origin = headers.get(b"origin")
     if origin is None:
         return headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
@@ -107,7 +136,14 @@ COOKIE = "tunix_rt_session"
 def cookie_value(
     token: str,  # The one in the settings
 ) -> str:  # 64 hexadecimal digits
-    "Work out what the cookie of somebody who knows the token holds."
+    """Work out what the cookie of somebody who knows the token holds.
+
+    Args:
+        token: The one in the settings
+
+    Returns:
+        64 hexadecimal digits
+    """
     return hmac.new(token.encode(), b"tunix_rt session", hashlib.sha256).hexdigest()
 
 
@@ -123,7 +159,12 @@ def knows_token(
     headers: dict[bytes, bytes],  # Of the request
     token: str,  # The one in the settings
 ) -> bool:
-    "Tell whether a request brings the token, or the cookie that stands for it."
+    """Tell whether a request brings the token, or the cookie that stands for it.
+
+    Args:
+        headers: Of the request
+        token: The one in the settings
+    """
     kind, _, given = headers.get(b"authorization", b"").partition(b" ")
     if kind.lower() == b"bearer":
         return hmac.compare_digest(given.strip(), token.encode())
@@ -137,7 +178,14 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 def is_open(
     path: str,  # Of a request, or of an operation
 ) -> bool:  # Without a token, whoever asks
-    "Tell whether a path is for everybody."
+    """Tell whether a path is for everybody.
+
+    Args:
+        path: Of a request, or of an operation
+
+    Returns:
+        Without a token, whoever asks
+    """
     return any(path == name or name[-1] == "/" and path.startswith(name) for name in OPEN)
 
 
@@ -145,7 +193,15 @@ def why_not(
     scope: Scope,  # Of the request
     settings: Settings,  # With token and names
 ) -> tuple[int, str] | None:  # Status and reason; None lets it in
-    "Say why a request is not let in."
+    """Say why a request is not let in.
+
+    Args:
+        scope: Of the request
+        settings: With token and names
+
+    Returns:
+        Status and reason; None lets it in
+    """
     headers = dict(scope["headers"])
     address = (scope.get("server") or ("localhost",))[0]
     if not settings.token and address and not (is_loopback(address) or address.startswith("/")):
@@ -196,7 +252,12 @@ def guard(
     app: FastAPI,  # With all its routes
     settings: Settings,  # With the token, if there is one
 ) -> None:
-    "Put the layer around an app, and let its document say who needs a token."
+    """Put the layer around an app, and let its document say who needs a token.
+
+    Args:
+        app: With all its routes
+        settings: With the token, if there is one
+    """
     plain = app.openapi
     needed: list[dict[str, list[str]]] = [{"bearer": []}]
 

@@ -22,7 +22,15 @@ def limit_of(
     path: str,  # Of the request
     settings: Settings,  # That say how much
 ) -> tuple[int, str]:  # Bytes, and the variable that sets them
-    "Look up how long a body may be."
+    """Look up how long a body may be.
+
+    Args:
+        path: Of the request
+        settings: That say how much
+
+    Returns:
+        Bytes, and the variable that sets them
+    """
     if path.rstrip("/") == "/api/traces":
         return settings.trace_max_bytes, "TUNIX_RT_TRACE_MAX_BYTES"
     if path.rstrip("/") == UPLOAD:

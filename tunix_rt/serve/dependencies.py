@@ -58,7 +58,17 @@ async def running(
     measures: Measures,  # That the journal writes to as well
     store: Store | None,  # An open one; None opens the one in the settings
 ) -> AsyncIterator[Services]:  # For as long as the app runs
-    "Start what an app needs, and stop it afterwards."
+    """Start what an app needs, and stop it afterwards.
+
+    Args:
+        app: Whose state gets the services
+        settings: Of this deployment
+        measures: That the journal writes to as well
+        store: An open one; None opens the one in the settings
+
+    Returns:
+        For as long as the app runs
+    """
     opened = store if store else await run_in_threadpool(open_store, settings.database_url)
     assert opened is not None
     measured = Measured(opened.engine, opened.turn, measures=measures)
@@ -94,7 +104,16 @@ async def patiently(
     work: Callable[..., T],  # Something that takes seconds or minutes
     *words: Any,  # Its arguments
 ) -> T:  # What it gives
-    "Do long work without keeping short work waiting."
+    """Do long work without keeping short work waiting.
+
+    Args:
+        services: Of the app
+        work: Something that takes seconds or minutes
+        *words: Its arguments
+
+    Returns:
+        What it gives
+    """
     return await to_thread.run_sync(work, *words, limiter=services.patient)
 
 # %% ../../nbs/serve/60_dependencies.ipynb #88b26a0d
@@ -125,7 +144,12 @@ def say_next(
     response: Response,  # Of the framework, which adds its headers to the answer
     next_offset: int | None,  # None at the end
 ) -> None:
-    "Say in a header where a list goes on, for lists that are nothing but a list."
+    """Say in a header where a list goes on, for lists that are nothing but a list.
+
+    Args:
+        response: Of the framework, which adds its headers to the answer
+        next_offset: None at the end
+    """
     if next_offset is not None:
         response.headers["X-Next-Offset"] = str(next_offset)
 
@@ -134,7 +158,15 @@ def existing_dataset(
     key: str,  # Such as "golden-v2"
     home: Path | None = None,  # Folder of datasets; that of the settings by default
 ) -> str:  # The same key
-    "Refuse a key that no dataset has."
+    """Refuse a key that no dataset has.
+
+    Args:
+        key: Such as "golden-v2"
+        home: Folder of datasets; that of the settings by default
+
+    Returns:
+        The same key
+    """
     folder = dataset_folder(key, home or resolve(settings().datasets))
     if not (folder / "manifest.json").is_file():
         raise MissingError(f"there is no dataset {key!r}; list the datasets to see which there are")

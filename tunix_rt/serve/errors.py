@@ -58,7 +58,14 @@ class Refusal(TunixError):
 def status_of(
     error: TunixError,  # Any refusal
 ) -> int:  # Such as 404
-    "Look up the status code of a refusal."
+    """Look up the status code of a refusal.
+
+    Args:
+        error: Any refusal
+
+    Returns:
+        Such as 404
+    """
     if isinstance(error, Refusal):
         return error.status
     return next(status for family, status in STATUS if isinstance(error, family))
@@ -69,7 +76,12 @@ def answering(
     status: int,  # That refusals of the block are to have
     *families: type[TunixError],  # Which ones; a database in trouble is never among them by default
 ) -> Iterator[None]:
-    "Give the refusals of a block another status code."
+    """Give the refusals of a block another status code.
+
+    Args:
+        status: That refusals of the block are to have
+        *families: Which ones; a database in trouble is never among them by default
+    """
     try:
         yield
     except TunixError as error:
@@ -97,7 +109,14 @@ class Problem(BaseModel):
 def from_root(
     text: str,  # That may name files of this machine
 ) -> str:  # The same, without the way to our folders
-    "Name files as the outside may know them."
+    """Name files as the outside may know them.
+
+    Args:
+        text: That may name files of this machine
+
+    Returns:
+        The same, without the way to our folders
+    """
     chosen = settings()
     root = chosen.root.resolve()
     text = text.replace(f"{root}/", "").replace(str(root), "the root")
@@ -114,7 +133,15 @@ def problem(
     errors: Sequence[Finding] | None = None,  # For a program
     headers: Mapping[str, str] | None = None,  # To be sent along
 ) -> Response:
-    "Write a refusal down."
+    """Write a refusal down.
+
+    Args:
+        status: Of the response
+        detail: For a person
+        scope: Of the request, which knows its id
+        errors: For a program
+        headers: To be sent along
+    """
     id = scope.get("state", {}).get("request_id")
     found = None if errors is None else list(errors)
     body = Problem(detail=from_root(detail), errors=found, request_id=id).model_dump(
@@ -132,7 +159,14 @@ def problem(
 def findings(
     errors: Sequence[Mapping[str, Any]],  # As pydantic tells them
 ) -> list[Finding]:  # The first twenty
-    "Tell what is wrong with a request, place by place."
+    """Tell what is wrong with a request, place by place.
+
+    Args:
+        errors: As pydantic tells them
+
+    Returns:
+        The first twenty
+    """
     told = []
     for error in errors[:20]:
         message = str(error["msg"]).removeprefix("Value error, ")
@@ -146,7 +180,14 @@ def findings(
 def sentence(
     found: Sequence[Finding],  # From `findings`
 ) -> str:  # "body.steps: Field required; ..."
-    "Say findings in one line."
+    """Say findings in one line.
+
+    Args:
+        found: From `findings`
+
+    Returns:
+        "body.steps: Field required; ..."
+    """
     return "; ".join(f"{'.'.join(map(str, each.loc))}: {each.msg}" for each in found)
 
 # %% ../../nbs/serve/10_errors.ipynb #d3b312ff
@@ -176,7 +217,11 @@ async def _framework(request: Request, error: Any) -> Response:
 def explain_refusals(
     app: FastAPI,  # Before it starts
 ) -> None:
-    "Let an app tell refusals in our shape."
+    """Let an app tell refusals in our shape.
+
+    Args:
+        app: Before it starts
+    """
     app.add_exception_handler(TunixError, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _framework)

@@ -43,7 +43,15 @@ def digest_of(
     scope: Scope,  # Of the request
     body: bytes,  # As sent
 ) -> str:  # 64 hexadecimal digits
-    "Tell one request from another."
+    """Tell one request from another.
+
+    Args:
+        scope: Of the request
+        body: As sent
+
+    Returns:
+        64 hexadecimal digits
+    """
     start = [scope["method"], scope["path"], scope.get("query_string", b"").decode("latin-1")]
     return hashlib.sha256(json.dumps(start).encode() + b"\n" + body).hexdigest()
 
@@ -53,7 +61,16 @@ def kept_reply(
     key: str,  # The client's
     digest: str,  # Of the request
 ) -> IdempotentReply | None:  # With an answer; None when the key is new
-    "Find the answer that was given to this request."
+    """Find the answer that was given to this request.
+
+    Args:
+        store: Where from
+        key: The client's
+        digest: Of the request
+
+    Returns:
+        With an answer; None when the key is new
+    """
     with store.reading() as session:
         found = session.get(IdempotentReply, key)
     if found is None or (found.status_code == CLAIMED and found.created_at < now() - STALE):
@@ -70,7 +87,13 @@ def claim_key(
     key: str,  # The client's
     digest: str,  # Of the request
 ) -> None:
-    "Note that a request is at work, or refuse if another server was quicker."
+    """Note that a request is at work, or refuse if another server was quicker.
+
+    Args:
+        store: Where to
+        key: The client's
+        digest: Of the request
+    """
     moment = now()
     try:
         with store.writing() as session:
@@ -94,7 +117,12 @@ def renew_key(
     store: Store,  # Where to
     key: str,  # Claimed
 ) -> None:
-    "Note that a request is still at work."
+    """Note that a request is still at work.
+
+    Args:
+        store: Where to
+        key: Claimed
+    """
     mine = (IdempotentReply.key == key, IdempotentReply.status_code == CLAIMED)
     with store.writing() as session:
         session.execute(update(IdempotentReply).where(*mine).values(created_at=now()))
@@ -106,7 +134,14 @@ def settle_key(
     status: int,  # Of the answer
     body: str,  # Of the answer
 ) -> None:
-    "Keep the answer of a success; forget the key of a refusal."
+    """Keep the answer of a success; forget the key of a refusal.
+
+    Args:
+        store: Where to
+        key: Claimed
+        status: Of the answer
+        body: Of the answer
+    """
     mine = IdempotentReply.key == key
     with store.writing() as session:
         if 200 <= status < 300:
@@ -235,7 +270,16 @@ def keeping(
     status: int,  # Of the answer
     write: Callable[[Any], str],  # From what was done to the body of the answer
 ) -> Keep | None:  # None without a key
-    "Prepare an endpoint to keep its answer in the transaction of its work."
+    """Prepare an endpoint to keep its answer in the transaction of its work.
+
+    Args:
+        state: Of the request
+        status: Of the answer
+        write: From what was done to the body of the answer
+
+    Returns:
+        None without a key
+    """
     if "idempotency" not in state:
         return None
     key, digest = state["idempotency"]

@@ -23,7 +23,11 @@ PATIENCE = 5.0  # Seconds
 
 @dataclass
 class RediAI:
-    "The service next door."
+    """The service next door.
+
+    Attributes:
+        transport: Another way to reach it, for tests
+    """
 
     settings: Settings
     transport: httpx.AsyncBaseTransport | None = None  # Another way to reach it, for tests

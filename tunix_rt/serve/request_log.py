@@ -27,7 +27,14 @@ _PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 def request_id(
     given: bytes | None,  # What the header says
 ) -> str:  # Fit for a log
-    "Take the id that a client gave, or make one."
+    """Take the id that a client gave, or make one.
+
+    Args:
+        given: What the header says
+
+    Returns:
+        Fit for a log
+    """
     if given is not None and _PLAIN.fullmatch(given):
         return given.decode()
     return uuid4().hex[:16]
@@ -48,7 +55,15 @@ def with_headers(
     headers: list[tuple[bytes, bytes]],  # Of the answer
     id: str,  # Of the request
 ) -> list[tuple[bytes, bytes]]:  # What is there already stays
-    "Add what every answer has."
+    """Add what every answer has.
+
+    Args:
+        headers: Of the answer
+        id: Of the request
+
+    Returns:
+        What is there already stays
+    """
     there = {name.lower() for name, _ in headers}
     added = [(name, value) for name, value in HEADERS if name not in there]
     return [*headers, *added, (b"x-request-id", id.encode())]
@@ -65,7 +80,18 @@ def line(
     status: int,  # Of the answer
     seconds: float,  # From the first byte to the last
 ) -> str:  # JSON
-    "Write the line of a request."
+    """Write the line of a request.
+
+    Args:
+        scope: Of the request
+        id: Of the request
+        operation: Name of the endpoint
+        status: Of the answer
+        seconds: From the first byte to the last
+
+    Returns:
+        JSON
+    """
     facts: dict[str, Any] = {
         "id": id,
         "method": scope["method"],

@@ -36,7 +36,15 @@ def updates(
     asked: TrainingFields,  # Epochs, rows and their length
     stats: Mapping[str, Any],  # Of the dataset's manifest
 ) -> int:  # Optimiser updates, at least one
-    "Guess how many updates so many epochs take."
+    """Guess how many updates so many epochs take.
+
+    Args:
+        asked: Epochs, rows and their length
+        stats: Of the dataset's manifest
+
+    Returns:
+        Optimiser updates, at least one
+    """
     traces = int(stats.get("trace_count", 1))
     tokens = float(stats.get("avg_total_chars", 0.0)) / CHARACTERS + 16
     rows = math.ceil(traces * min(tokens, asked.max_seq_length) / asked.max_seq_length)
@@ -46,7 +54,14 @@ def updates(
 def model_source(
     model_id: str,  # As asked
 ) -> str:  # As the notebook takes it
-    "Find the model that is meant, without leaving the folders of models and runs."
+    """Find the model that is meant, without leaving the folders of models and runs.
+
+    Args:
+        model_id: As asked
+
+    Returns:
+        As the notebook takes it
+    """
     if ".." in model_id.split("/") or not re.fullmatch(r"[A-Za-z0-9][\w .@:/+-]*", model_id):
         raise PathError(
             f"the model {model_id[:100]!r} is not a plain name; give 'tiny', a version such as "
@@ -63,7 +78,14 @@ def model_source(
 def training_parameters(
     asked: TrainingFields,  # As sent
 ) -> dict[str, Any]:  # As the notebook `train` takes them
-    "Say a request in the words of the notebook."
+    """Say a request in the words of the notebook.
+
+    Args:
+        asked: As sent
+
+    Returns:
+        As the notebook `train` takes them
+    """
     manifest = read_json(
         dataset_folder(asked.dataset_key, resolve(settings().datasets)) / "manifest.json"
     )
@@ -88,7 +110,15 @@ def known_run(
     store: Store,  # Where to look
     run_id: UUID | None,  # That a run is to have
 ) -> QueuedRun | None:  # None when there is none so far
-    "Find the run that an earlier attempt at the same request has left."
+    """Find the run that an earlier attempt at the same request has left.
+
+    Args:
+        store: Where to look
+        run_id: That a run is to have
+
+    Returns:
+        None when there is none so far
+    """
     try:
         return None if run_id is None else get_queued(store, run_id)
     except MissingError:
@@ -100,7 +130,16 @@ def order(
     asked: RunRequest,  # As sent
     run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> QueuedRun:  # Waiting, or done if it was a dry run
-    "Put a run into the queue, or rehearse it."
+    """Put a run into the queue, or rehearse it.
+
+    Args:
+        store: Where to
+        asked: As sent
+        run_id: That the run is to have; made up by default
+
+    Returns:
+        Waiting, or done if it was a dry run
+    """
     return known_run(store, run_id) or enqueue(
         store,
         "train",
@@ -119,7 +158,17 @@ def order_and_wait(
     stopping: Callable[[], bool],  # True when the server is to stop
     run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> QueuedRun:  # Ended, unless the server stops first
-    "Put a run into the queue and work until it has ended."
+    """Put a run into the queue and work until it has ended.
+
+    Args:
+        store: Where to
+        asked: As sent
+        stopping: True when the server is to stop
+        run_id: That the run is to have; made up by default
+
+    Returns:
+        Ended, unless the server stops first
+    """
     run = order(store, asked, run_id)
 
     def enough() -> bool:
@@ -135,7 +184,16 @@ def examination(
     asked: ExamRequest,  # As sent
     run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> QueuedRun:  # Waiting
-    "Put the examination of a model into the queue."
+    """Put the examination of a model into the queue.
+
+    Args:
+        store: Where to
+        asked: As sent
+        run_id: That the run is to have; made up by default
+
+    Returns:
+        Waiting
+    """
     if found := known_run(store, run_id):
         return found
     if asked.run_id is not None:
@@ -165,7 +223,14 @@ PLACES = ("model", "base", "dataset", "evaluation_set", "continue_from", "coordi
 def search_settings(
     asked: TuningRequest,  # As sent
 ) -> dict[str, Any]:  # As `runs.tuning.create_job` takes them
-    "Say a search in the words of the notebook."
+    """Say a search in the words of the notebook.
+
+    Args:
+        asked: As sent
+
+    Returns:
+        As `runs.tuning.create_job` takes them
+    """
     if places := [name for name in asked.search_space if name in PLACES]:
         raise RunError(
             f"a search over HTTP cannot vary {', '.join(places)}, which names a place on the "
@@ -182,7 +247,14 @@ def search_settings(
 def training_manifest(
     asked: ManifestRequest,  # As sent
 ) -> str:  # YAML
-    "Write an order down as a manifest."
+    """Write an order down as a manifest.
+
+    Args:
+        asked: As sent
+
+    Returns:
+        YAML
+    """
     fields: dict[str, Any] = {
         "version": "1.0",
         "runner": "tunix",

@@ -64,7 +64,13 @@ def serve(
     *,
     settings: Settings | None = None,  # Those of this process by default
 ) -> None:
-    "Serve until told to stop."
+    """Serve until told to stop.
+
+    Args:
+        host: To listen on
+        port: 0 takes any free one
+        settings: Those of this process by default
+    """
     chosen = settings or current_settings()
     check_bind(host, chosen)
     open_store(chosen.database_url).close()

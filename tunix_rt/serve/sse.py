@@ -34,7 +34,16 @@ def event(
     data: dict[str, Any],  # Anything JSON can hold
     id: int | None = None,  # Where to go on after
 ) -> str:  # With the empty line that ends it
-    "Spell an event."
+    """Spell an event.
+
+    Args:
+        kind: "log", "heartbeat", "status" or "error"
+        data: Anything JSON can hold
+        id: Where to go on after
+
+    Returns:
+        With the empty line that ends it
+    """
     start = "" if id is None else f"id: {id}\n"
     return f"{start}event: {kind}\ndata: {json.dumps(data)}\n\n"
 
@@ -42,7 +51,11 @@ def event(
 def log_event(
     line: LogLine,  # From the store
 ) -> str:
-    "Spell a piece of a log."
+    """Spell a piece of a log.
+
+    Args:
+        line: From the store
+    """
     facts = {"seq": line.seq, "stream": line.stream, "chunk": line.chunk}
     return event("log", {**facts, "created_at": line.created_at.isoformat()}, line.seq)
 
@@ -54,7 +67,12 @@ def run_states(
     store: Store,  # Where from
     ids: Sequence[UUID],  # Of runs
 ) -> States:
-    "Ask how far some runs are."
+    """Ask how far some runs are.
+
+    Args:
+        store: Where from
+        ids: Of runs
+    """
     query = select(RunRow.id, RunRow.status, RunRow.last_seq).where(RunRow.id.in_(ids))
     with store.reading() as session:
         return {row.id: (row.status, row.last_seq) for row in session.execute(query)}
@@ -66,7 +84,11 @@ UNSEEN = "how far the runs are could not be seen; the log of the server says why
 
 @dataclass
 class Watch:
-    "The one who looks how far the runs are."
+    """The one who looks how far the runs are.
+
+    Attributes:
+        every: Seconds between two looks
+    """
 
     store: Store
     every: float = 0.25  # Seconds between two looks
@@ -136,7 +158,16 @@ async def follow(
     run_id: UUID,  # Of a run that exists
     since_seq: int = 0,  # The last piece that the listener has
 ) -> AsyncIterator[str]:  # Events, as text
-    "Send a run's log until the run has ended."
+    """Send a run's log until the run has ended.
+
+    Args:
+        watch: Of the app
+        run_id: Of a run that exists
+        since_seq: The last piece that the listener has
+
+    Returns:
+        Events, as text
+    """
     seq, beat = since_seq, time.monotonic() + BEAT
     with watch.listening(run_id):
         while not watch.stopping:

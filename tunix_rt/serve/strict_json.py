@@ -31,7 +31,14 @@ __all__ = ['OPERATION', 'Handler', 'Said', 'Name', 'Key', 'Whole', 'Real', 'Flag
 def strict_json(
     body: bytes,  # As it came
 ) -> Any:  # What it holds
-    "Read a body, or refuse it with the reason."
+    """Read a body, or refuse it with the reason.
+
+    Args:
+        body: As it came
+
+    Returns:
+        What it holds
+    """
     try:
         return parse_json(body, "the body")
     except JSONRefused as error:
@@ -107,7 +114,15 @@ async def receive_file(
     request: Request,  # Whose body is the file
     name: str,  # For the record; ours, not the sender's
 ) -> AsyncIterator[Path]:  # An existing file, for the length of the block
-    "Write a body to the disk as it comes."
+    """Write a body to the disk as it comes.
+
+    Args:
+        request: Whose body is the file
+        name: For the record; ours, not the sender's
+
+    Returns:
+        An existing file, for the length of the block
+    """
     folder = Path(await run_in_threadpool(mkdtemp, prefix="tunix-rt-upload-"))
     try:
         with disk_full_explained(name, folder), (folder / name).open("wb") as file:

@@ -41,7 +41,11 @@ MOST = 200  # Traces that share a commit; one of them may have a megabyte
 
 @dataclass
 class Waiting:
-    "A trace that somebody waits for."
+    """A trace that somebody waits for.
+
+    Attributes:
+        keep: Makes the row that is to be there with the trace, or not at all
+    """
 
     row: Spelled
     moment: datetime
@@ -87,7 +91,12 @@ def commit_together(
     store: Store,  # Where to
     group: Sequence[Waiting],  # Some of those that wait
 ) -> None:
-    "Make a group of traces last, and tell each sender."
+    """Make a group of traces last, and tell each sender.
+
+    Args:
+        store: Where to
+        group: Some of those that wait
+    """
     try:
         ids = _insert(store, group)
     except Exception as error:
@@ -157,7 +166,16 @@ async def arrive(
     trace: Written,  # Checked
     keep: Keep | None = None,  # Makes a row that is to be there with the trace
 ) -> Stored:  # Once it is on the disk
-    "Hand in one trace and wait until it is safe."
+    """Hand in one trace and wait until it is safe.
+
+    Args:
+        arrivals: Started
+        trace: Checked
+        keep: Makes a row that is to be there with the trace
+
+    Returns:
+        Once it is on the disk
+    """
     moment = now()
     row = spell(trace, moment_text(arrivals.store.dialect, moment))
     loop = asyncio.get_running_loop()
@@ -172,7 +190,16 @@ def add_batch(
     traces: Sequence[Written],  # Checked
     keep: Keep | None = None,  # Makes a row that is to be there with the traces
 ) -> list[Stored]:  # In the same order, safe on the disk
-    "Store a batch of traces."
+    """Store a batch of traces.
+
+    Args:
+        store: Where to
+        traces: Checked
+        keep: Makes a row that is to be there with the traces
+
+    Returns:
+        In the same order, safe on the disk
+    """
     try:
         with store.writing() as session:
             stored = insert_written(session, traces)

@@ -36,7 +36,11 @@ TOGETHER = 50  # Rows that are held in memory; a trace or a piece of a log may h
 
 # %% ../../nbs/store/60_backup.ipynb #a5f3e8f7
 def tables() -> list[Table]:  # Those that others refer to come first
-    "Name what a backup holds: everything but the tally, which keeps itself."
+    """Name what a backup holds: everything but the tally, which keeps itself.
+
+    Returns:
+        Those that others refer to come first
+    """
     return [table for table in Base.metadata.sorted_tables if table is not TraceTally.__table__]
 
 # %% ../../nbs/store/60_backup.ipynb #eab63b95
@@ -78,7 +82,12 @@ def _lines(
 # %% ../../nbs/store/60_backup.ipynb #4b2dd8bc
 @dataclass
 class Backup:
-    "What a backup holds."
+    """What a backup holds.
+
+    Attributes:
+        rows: Table to rows
+        table: Whose rows are going by
+    """
 
     created_at: str = ""
     revision: str = ""
@@ -104,7 +113,15 @@ def backup(
     store: Store,  # What to save; it may be in use meanwhile
     path: Path,  # File to create or to replace, by rename
 ) -> Backup:  # What was saved
-    "Save the whole database to a file."
+    """Save the whole database to a file.
+
+    Args:
+        store: What to save; it may be in use meanwhile
+        path: File to create or to replace, by rename
+
+    Returns:
+        What was saved
+    """
     digest, saved = hashlib.sha256(), Backup()
     with (
         replacing(path) as file,
@@ -124,7 +141,14 @@ def backup(
 def read_backup(
     path: Path,  # A file from `backup`
 ) -> Iterator[Any]:  # The lines; keep what was read only if the end is reached
-    "Read a backup, refusing one that is not whole."
+    """Read a backup, refusing one that is not whole.
+
+    Args:
+        path: A file from `backup`
+
+    Returns:
+        The lines; keep what was read only if the end is reached
+    """
     digest, last = hashlib.sha256(), None
     try:
         with gzip.open(path, "rb") as packed:
@@ -147,7 +171,14 @@ def read_backup(
 def check_backup(
     path: Path,  # A file from `backup`
 ) -> Backup:  # What it holds
-    "Read a backup to its end and say what it holds."
+    """Read a backup to its end and say what it holds.
+
+    Args:
+        path: A file from `backup`
+
+    Returns:
+        What it holds
+    """
     held = Backup()
     for line in read_backup(path):
         held.note(line)
@@ -188,7 +219,15 @@ def restore(
     store: Store,  # Empty, with the tables of this version
     path: Path,  # A file from `backup`
 ) -> Backup:  # What was restored
-    "Fill an empty database from a backup."
+    """Fill an empty database from a backup.
+
+    Args:
+        store: Empty, with the tables of this version
+        path: A file from `backup`
+
+    Returns:
+        What was restored
+    """
     held = check_backup(path)
     if held.revision != HEAD:
         raise StoreError(

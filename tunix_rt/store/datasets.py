@@ -59,7 +59,16 @@ def newest_numbers(
     filters: Mapping[str, Any],  # What a trace must agree with
     limit: int,  # How many, at most
 ) -> array[int]:  # Ascending: the oldest of them first
-    "Find the newest traces that pass, each thought once."
+    """Find the newest traces that pass, each thought once.
+
+    Args:
+        session: A reading one
+        filters: What a trace must agree with
+        limit: How many, at most
+
+    Returns:
+        Ascending: the oldest of them first
+    """
     asked = conditions(session.connection().dialect.name, filters)
     query = select(*LIGHT).where(*asked).order_by(TraceRow.number.desc())
     numbers, oldest = array("q"), dict[str, int | None]()
@@ -115,7 +124,21 @@ def build_from_store(
     limit: int | None = None,  # At most this many traces; None takes all
     **rest: Any,  # As `data.datasets.build_dataset` takes it: home, splits, provenance ...
 ) -> Dataset:  # The new one, or the one that already held the same
-    "Freeze a choice of stored traces into a dataset."
+    """Freeze a choice of stored traces into a dataset.
+
+    Args:
+        store: Where from
+        name: Such as "golden"
+        version: Such as "v2"
+        filters: Field of `meta` to a value or a list of values
+        selection_strategy: Or "random", which needs a seed
+        seed: Fixes a random selection; noted in any case
+        limit: At most this many traces; None takes all
+        **rest: As `data.datasets.build_dataset` takes it: home, splits, provenance ...
+
+    Returns:
+        The new one, or the one that already held the same
+    """
     few = limit is not None and limit > 0 and selection_strategy == "latest"
     return build_dataset(
         _candidates(store, filters or {}, limit if few else None),
@@ -131,7 +154,12 @@ def build_from_store(
 # %% ../../nbs/store/50_datasets.ipynb #cfe77125
 @dataclass
 class Ingested:
-    "What became of a file."
+    """What became of a file.
+
+    Attributes:
+        intake: Counts, and the reasons of the first bad lines
+        packed_ids: 16 bytes each
+    """
 
     intake: Intake  # Counts, and the reasons of the first bad lines
     packed_ids: bytearray = field(default_factory=bytearray, repr=False)  # 16 bytes each
@@ -173,7 +201,19 @@ def ingest_into_store(
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
 ) -> Ingested:  # What became of the lines
-    "Take a file of traces into the store, all of it or nothing."
+    """Take a file of traces into the store, all of it or nothing.
+
+    Args:
+        store: Where to
+        path: JSONL, one trace a line
+        source_name: Written to `meta.source`, 1 to 64 characters
+        folder: Read only below this folder; None reads anywhere
+        skip_invalid: Leave bad lines out instead of refusing the file
+        evaluation: Traces whose prompts must not be taken in
+
+    Returns:
+        What became of the lines
+    """
     file, name = file_to_take(path, source_name, folder)
     done = Ingested(Intake(file=name, source=source_name))
     traces = read_import(file, intake=done.intake, skip_invalid=skip_invalid, evaluation=evaluation)

@@ -46,7 +46,14 @@ def database_url(
     written: str
     | None = None,  # As a person or a hosting service wrote it; the default file if None
 ) -> URL:  # With the driver that we use, and for SQLite an absolute path
-    "Work out which database is meant."
+    """Work out which database is meant.
+
+    Args:
+        written: As a person or a hosting service wrote it; the default file if None
+
+    Returns:
+        With the driver that we use, and for SQLite an absolute path
+    """
     try:
         url = make_url(written or f"sqlite:///{resolve(DEFAULT)}")
     except ArgumentError:
@@ -143,7 +150,11 @@ def _engine(
 # %% ../../nbs/store/20_engine.ipynb #a750e855
 @dataclass
 class Store:
-    "An open database."
+    """An open database.
+
+    Attributes:
+        writer: The thread whose turn it is
+    """
 
     engine: Engine
     turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -240,7 +251,14 @@ def _turn(
 def writing(
     store: Store,  # Where to
 ) -> Iterator[Session]:  # Everything done with it is kept together, or not at all
-    "Open a session that commits when its block ends well."
+    """Open a session that commits when its block ends well.
+
+    Args:
+        store: Where to
+
+    Returns:
+        Everything done with it is kept together, or not at all
+    """
     with _trouble_explained(store), _turn(store):
         with Session(store.for_writing, expire_on_commit=False) as session, session.begin():
             session.connection()  # begin now: what is read in the block must not change under it
@@ -251,7 +269,14 @@ def writing(
 def inserting(
     store: Store,  # Where to
 ) -> Iterator[Connection]:  # For one statement
-    "Open a connection for one statement that is kept at once."
+    """Open a connection for one statement that is kept at once.
+
+    Args:
+        store: Where to
+
+    Returns:
+        For one statement
+    """
     with _trouble_explained(store), _turn(store), store.for_inserting.begin() as connection:
         yield connection
 
@@ -260,7 +285,14 @@ def inserting(
 def reading(
     store: Store,  # Where from
 ) -> Iterator[Session]:  # Sees what was committed, and cannot change it
-    "Open a session that only reads."
+    """Open a session that only reads.
+
+    Args:
+        store: Where from
+
+    Returns:
+        Sees what was committed, and cannot change it
+    """
     with _trouble_explained(store):
         with Session(store.for_reading, expire_on_commit=False) as session:
             yield session
@@ -269,7 +301,14 @@ def reading(
 def current(
     store: Store,  # Whose tables
 ) -> str | None:  # Such as "0001"; None when there are none
-    "Tell which version the tables have."
+    """Tell which version the tables have.
+
+    Args:
+        store: Whose tables
+
+    Returns:
+        Such as "0001"; None when there are none
+    """
     with reading(store) as session:
         connection = session.connection()
         if not inspect(connection).has_table(migrations.VERSION_TABLE):
@@ -307,7 +346,12 @@ def upgrade(
     store: Store,  # Whose tables
     revision: str = "head",  # The version to reach; the newest by default
 ) -> None:
-    "Bring the tables up to a version."
+    """Bring the tables up to a version.
+
+    Args:
+        store: Whose tables
+        revision: The version to reach; the newest by default
+    """
     from alembic import command
 
     _refuse_unknown(revision)
@@ -318,7 +362,12 @@ def downgrade(
     store: Store,  # Whose tables
     revision: str,  # The version to go back to; "base" removes the tables and all they hold
 ) -> None:
-    "Take the tables back to an older version."
+    """Take the tables back to an older version.
+
+    Args:
+        store: Whose tables
+        revision: The version to go back to; "base" removes the tables and all they hold
+    """
     from alembic import command
 
     _refuse_unknown(revision)
@@ -328,7 +377,11 @@ def downgrade(
 def ready(
     store: Store,  # Any
 ) -> None:
-    "Refuse unless the database answers and has the tables of this version."
+    """Refuse unless the database answers and has the tables of this version.
+
+    Args:
+        store: Any
+    """
     found = current(store)
     if found == migrations.HEAD:
         return
@@ -346,14 +399,28 @@ def ready(
 def connect(
     url: str | None = None,  # That of the settings by default
 ) -> Store:  # Whatever its tables are; for those who mean to change them
-    "Connect to a database without looking at its tables."
+    """Connect to a database without looking at its tables.
+
+    Args:
+        url: That of the settings by default
+
+    Returns:
+        Whatever its tables are; for those who mean to change them
+    """
     return Store(_engine(database_url(url or settings().database_url)))
 
 
 def open_store(
     url: str | None = None,  # That of the settings by default
 ) -> Store:  # Ready to be read and written
-    "Open the database."
+    """Open the database.
+
+    Args:
+        url: That of the settings by default
+
+    Returns:
+        Ready to be read and written
+    """
     store = connect(url)
     try:
         if store.dialect == "sqlite" and current(store) in (None, *migrations.KNOWN[:-1]):

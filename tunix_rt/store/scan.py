@@ -70,7 +70,15 @@ def conditions(
     dialect: str,  # "sqlite" or "postgresql"
     filters: Mapping[str, Any],  # As the manifest of a dataset keeps them
 ) -> list[ColumnElement[bool]]:  # All of which hold for a trace that passes, and for some others
-    "Say filters in the database's words."
+    """Say filters in the database's words.
+
+    Args:
+        dialect: "sqlite" or "postgresql"
+        filters: As the manifest of a dataset keeps them
+
+    Returns:
+        All of which hold for a trace that passes, and for some others
+    """
     if reason := json_fault(dict(filters)):
         raise DatasetError(f"filters: {reason}; filter by texts, numbers, true and false")
     found = []
@@ -92,7 +100,17 @@ def walk(
     newest_first: bool = False,  # Or from the oldest on
     from_number: int = 0,  # Leave out the numbers below
 ) -> Iterator[tuple[int, Found]]:  # With its number in the store
-    "Read traces within a transaction."
+    """Read traces within a transaction.
+
+    Args:
+        session: A reading one
+        filters: What a trace must agree with
+        newest_first: Or from the oldest on
+        from_number: Leave out the numbers below
+
+    Returns:
+        With its number in the store
+    """
     query = EVERYTHING.where(*conditions(session.connection().dialect.name, filters))
     if from_number:
         query = query.where(TraceRow.number >= from_number)
@@ -111,7 +129,17 @@ def iterate_traces(
     newest_first: bool = False,  # Or from the oldest on
     limit: int | None = None,  # At most this many; None reads all
 ) -> Iterator[Found]:  # One in memory at a time
-    "Read all traces that pass."
+    """Read all traces that pass.
+
+    Args:
+        store: Where from
+        filters: Field of `meta` to a value or a list of values
+        newest_first: Or from the oldest on
+        limit: At most this many; None reads all
+
+    Returns:
+        One in memory at a time
+    """
     with store.reading() as session:
         traces = walk(session, filters or {}, newest_first=newest_first)
         for _, each in islice(traces, limit):

@@ -40,7 +40,11 @@ __all__ = ['Counting', 'STATUSES', 'MODES', 'now', 'Moment', 'Base', 'TraceRow',
 
 # %% ../../nbs/store/10_tables.ipynb #322249a4
 def now() -> datetime:  # This moment, in UTC
-    "Tell the time."
+    """Tell the time.
+
+    Returns:
+        This moment, in UTC
+    """
     return datetime.now(UTC)
 
 
@@ -106,7 +110,11 @@ class TraceRow(Base):
 
 # %% ../../nbs/store/10_tables.ipynb #4e6ca4a2
 def copied() -> ColumnElement[bool]:  # True for a trace whose content was there before it
-    "Tell a copy by its id, in words that an index and a query share."
+    """Tell a copy by its id, in words that an index and a query share.
+
+    Returns:
+        True for a trace whose content was there before it
+    """
     half = (literal_column(number, Integer) for number in ("1", "32"))
     return TraceRow.id != cast(func.substr(TraceRow.fingerprint, *half), Uuid)
 

@@ -54,7 +54,14 @@ LABEL = 200  # Characters of a source or a category that are indexed
 def label(
     value: Any,  # A field of `meta`
 ) -> str | None:  # What stands in the column beside it
-    "Cut a source or a category to what an index can hold."
+    """Cut a source or a category to what an index can hold.
+
+    Args:
+        value: A field of `meta`
+
+    Returns:
+        What stands in the column beside it
+    """
     return value[:LABEL] if isinstance(value, str) else None
 
 # %% ../../nbs/store/30_traces.ipynb #1d477c91
@@ -77,7 +84,15 @@ def spell(
     written: Written,  # Checked
     moment: str,  # When it arrived, as text
 ) -> Spelled:  # The id is that of the content
-    "Write a trace as a row of texts."
+    """Write a trace as a row of texts.
+
+    Args:
+        written: Checked
+        moment: When it arrived, as text
+
+    Returns:
+        The id is that of the content
+    """
     record = written.record
     meta = record["meta"] or {}
     return [
@@ -97,7 +112,11 @@ def spell(
 def storable(
     trace: Trace,  # Checked, but for its `meta`
 ) -> Written:
-    "Write down a trace, or refuse one that no database could give back."
+    """Write down a trace, or refuse one that no database could give back.
+
+    Args:
+        trace: Checked, but for its `meta`
+    """
     if trace.meta and (reason := json_fault(trace.meta)):
         raise TraceError(f"meta of trace {trace.id}: {reason}. Mend it, or leave it out.")
     return write_down(record_of(trace))
@@ -153,7 +172,15 @@ def insert_one(
     connection: Connection,  # A writing one, or an inserting one
     row: Spelled,  # From `spell`; its id is changed in place
 ) -> str:  # The id under which it is stored
-    "Store a row under a free id."
+    """Store a row under a free id.
+
+    Args:
+        connection: A writing one, or an inserting one
+        row: From `spell`; its id is changed in place
+
+    Returns:
+        The id under which it is stored
+    """
     statement = _insertion(connection, 1) + " ON CONFLICT (id) DO NOTHING"
     while not connection.exec_driver_sql(statement, tuple(row)).rowcount:
         row[0] = uuid4().hex
@@ -164,7 +191,15 @@ def insert_rows(
     connection: Connection,  # A writing one
     rows: Sequence[Spelled],  # From `spell`, a thousand at most; their ids are changed in place
 ) -> list[str]:  # The ids under which they are stored, in the same order
-    "Store rows under free ids."
+    """Store rows under free ids.
+
+    Args:
+        connection: A writing one
+        rows: From `spell`, a thousand at most; their ids are changed in place
+
+    Returns:
+        The ids under which they are stored, in the same order
+    """
     if len(rows) == 1:
         return [insert_one(connection, rows[0])]
     dialect = connection.dialect
@@ -189,7 +224,15 @@ def moment_text(
     dialect: str,  # "sqlite" or "postgresql"
     moment: datetime,  # In UTC
 ) -> str:  # As the database spells it
-    "Spell a moment for a row of texts."
+    """Spell a moment for a row of texts.
+
+    Args:
+        dialect: "sqlite" or "postgresql"
+        moment: In UTC
+
+    Returns:
+        As the database spells it
+    """
     text = moment.isoformat(" ", "microseconds")
     return text[:26] if dialect == "sqlite" else text
 
@@ -198,7 +241,15 @@ def insert_written(
     session: Session,  # A writing one, opened by the caller
     traces: Sequence[Written],  # Any number
 ) -> list[Stored]:  # In the same order; safe when the session commits
-    "Add traces that are written down, in the transaction of somebody else."
+    """Add traces that are written down, in the transaction of somebody else.
+
+    Args:
+        session: A writing one, opened by the caller
+        traces: Any number
+
+    Returns:
+        In the same order; safe when the session commits
+    """
     moment, ids = now(), list[str]()
     connection = session.connection()
     text = moment_text(connection.dialect.name, moment)
@@ -214,7 +265,15 @@ def insert_traces(
     session: Session,  # A writing one, opened by the caller
     traces: Sequence[Trace],  # Any number
 ) -> list[Stored]:  # In the same order; safe when the session commits
-    "Add traces in the transaction of somebody else."
+    """Add traces in the transaction of somebody else.
+
+    Args:
+        session: A writing one, opened by the caller
+        traces: Any number
+
+    Returns:
+        In the same order; safe when the session commits
+    """
     return insert_written(session, [storable(trace) for trace in traces])
 
 
@@ -222,7 +281,15 @@ def add_traces(
     store: Store,  # Where to
     traces: Sequence[Trace],  # All of them are kept, or none
 ) -> list[Stored]:  # In the same order; safe on the disk
-    "Add traces."
+    """Add traces.
+
+    Args:
+        store: Where to
+        traces: All of them are kept, or none
+
+    Returns:
+        In the same order; safe on the disk
+    """
     with store.writing() as session:
         return insert_traces(session, traces)
 
@@ -234,7 +301,14 @@ PARTS = ("trace_version", "prompt", "steps", "final_answer", "meta")
 def found(
     row: Row[Any],  # Of EVERYTHING
 ) -> Found:  # Checked once more: a database can be edited by hand
-    "Make a trace out of a row."
+    """Make a trace out of a row.
+
+    Args:
+        row: Of EVERYTHING
+
+    Returns:
+        Checked once more: a database can be edited by hand
+    """
     trace = Trace.model_validate({name: getattr(row, name) for name in PARTS})
     return Found(row.id, row.created_at, row.trace_version, trace)
 
@@ -243,7 +317,15 @@ def get_traces(
     store: Store,  # Where from
     ids: Sequence[UUID],  # In any order
 ) -> list[Found]:  # In the same order
-    "Read the traces with these ids, refusing one that is not there."
+    """Read the traces with these ids, refusing one that is not there.
+
+    Args:
+        store: Where from
+        ids: In any order
+
+    Returns:
+        In the same order
+    """
     there: dict[UUID, Found] = {}
     with store.reading() as session:
         for start in range(0, len(ids), BATCH):
@@ -262,7 +344,12 @@ def get_trace(
     store: Store,  # Where from
     id: UUID,  # As given when it was added
 ) -> Found:
-    "Read one trace."
+    """Read one trace.
+
+    Args:
+        store: Where from
+        id: As given when it was added
+    """
     return get_traces(store, [id])[0]
 
 # %% ../../nbs/store/30_traces.ipynb #1fc787ab
@@ -288,7 +375,11 @@ def _from_block(
 def count_traces(
     store: Store,  # Whose traces
 ) -> int:
-    "Count the traces, by the tally."
+    """Count the traces, by the tally.
+
+    Args:
+        store: Whose traces
+    """
     with store.reading() as session:
         return int(session.scalar(select(func.sum(TraceTally.traces))) or 0)
 
@@ -296,7 +387,11 @@ def count_traces(
 def saying(
     fingerprint: str,  # Of the content; one that is no hash finds nothing
 ) -> ColumnElement[bool]:
-    "Choose the traces with this content."
+    """Choose the traces with this content.
+
+    Args:
+        fingerprint: Of the content; one that is no hash finds nothing
+    """
     if not re.fullmatch("[0-9a-f]{64}", fingerprint):
         return false()
     same = TraceRow.fingerprint == fingerprint
@@ -324,7 +419,12 @@ def _narrowed(
 # %% ../../nbs/store/30_traces.ipynb #d74b6389
 @dataclass(frozen=True, slots=True)
 class Page:
-    "Some traces of a list, and where the list goes on."
+    """Some traces of a list, and where the list goes on.
+
+    Attributes:
+        next_offset: None at the end
+        next_after: None at the end
+    """
 
     traces: list[Stored]
     next_offset: int | None  # None at the end
@@ -342,7 +442,21 @@ def list_traces(
     fingerprint: str | None = None,  # Only those with this content
     text: str | None = None,  # Only those whose prompt or answer holds this, in either case
 ) -> Page:  # Newest first
-    "List traces."
+    """List traces.
+
+    Args:
+        store: Where from
+        limit: At most this many
+        offset: How many to skip
+        after: Go on after the page whose `next_after` this is
+        source: Only those whose `meta.source` is this
+        category: Only those of this category
+        fingerprint: Only those with this content
+        text: Only those whose prompt or answer holds this, in either case
+
+    Returns:
+        Newest first
+    """
     conditions, skip = _narrowed(source, category, fingerprint, text), offset
     with store.reading() as session:
         if offset >= 1000 and not conditions and after is None:
@@ -365,7 +479,14 @@ def list_traces(
 def baseline_score(
     trace: Trace,  # Any
 ) -> tuple[float, dict[str, Any]]:  # 0 to 100, and how it came about
-    "Score the length of a trace."
+    """Score the length of a trace.
+
+    Args:
+        trace: Any
+
+    Returns:
+        0 to 100, and how it came about
+    """
     characters = sum(len(step.content) for step in trace.steps)
     average = characters / len(trace.steps)
     step_score = min(len(trace.steps) / 10, 1.0) * 50
@@ -405,7 +526,18 @@ def add_score(
     criteria: str,  # Such as "baseline"
     details: Mapping[str, Any],  # How it came about
 ) -> Score:  # As kept
-    "Keep a score of a trace."
+    """Keep a score of a trace.
+
+    Args:
+        store: Where to
+        trace_id: Of a stored trace
+        score: 0 to 100
+        criteria: Such as "baseline"
+        details: How it came about
+
+    Returns:
+        As kept
+    """
     get_trace(store, trace_id)
     row = ScoreRow(trace_id=trace_id, score=score, criteria=criteria, details=dict(details))
     with store.writing() as session:
@@ -418,7 +550,16 @@ def latest_score(
     trace_id: UUID,  # Of a stored trace
     criteria: str = "baseline",  # Which kind
 ) -> Score | None:  # None when there is none
-    "Read the newest score of a trace."
+    """Read the newest score of a trace.
+
+    Args:
+        store: Where from
+        trace_id: Of a stored trace
+        criteria: Which kind
+
+    Returns:
+        None when there is none
+    """
     query = select(ScoreRow).where(ScoreRow.trace_id == trace_id, ScoreRow.criteria == criteria)
     with store.reading() as session:
         row = session.scalars(query.order_by(ScoreRow.created_at.desc()).limit(1)).first()

@@ -24,7 +24,13 @@ __all__ = ['ALIKE', 'MOST_PAIRS', 'Pair', 'MOST_WORDS', 'EQUAL_SHOWN', 'COMPARE_
 # %% ../../nbs/traces/50_diff.ipynb #a827b88a
 @dataclass(frozen=True)
 class Side:
-    "One of the two things compared."
+    """One of the two things compared.
+
+    Attributes:
+        steps: What each step says, in order
+        answer: None where a model gave none
+        prompt: None where the page shows it already
+    """
 
     steps: tuple[str, ...] = ()  # What each step says, in order
     answer: str | None = None  # None where a model gave none
@@ -34,7 +40,14 @@ class Side:
 def as_side(
     source: Trace | Side | Sequence[str],  # A trace, a side, steps, or reasoning as one text
 ) -> Side:  # What is compared
-    "See anything with steps as one side of a comparison."
+    """See anything with steps as one side of a comparison.
+
+    Args:
+        source: A trace, a side, steps, or reasoning as one text
+
+    Returns:
+        What is compared
+    """
     if isinstance(source, Side):
         return source
     if isinstance(source, Trace):
@@ -50,7 +63,14 @@ _word = re.compile(r"\s+|\w+|[^\w\s]")
 def words(
     text: str,  # Anything
 ) -> list[str]:  # Words, marks and the spaces between; joined, they are the text again
-    "Split a text into words."
+    """Split a text into words.
+
+    Args:
+        text: Anything
+
+    Returns:
+        Words, marks and the spaces between; joined, they are the text again
+    """
     return _word.findall(text)
 
 
@@ -67,7 +87,15 @@ def likeness(
     left: str,  # One step
     right: str,  # Another
 ) -> float:  # 0 for nothing in common, 1 for the same words
-    "Measure how many words two steps share, in whatever order."
+    """Measure how many words two steps share, in whatever order.
+
+    Args:
+        left: One step
+        right: Another
+
+    Returns:
+        0 for nothing in common, 1 for the same words
+    """
     return _shared(_bag(left), _bag(right))
 
 # %% ../../nbs/traces/50_diff.ipynb #3681c90c
@@ -104,7 +132,15 @@ def align(
     left: Sequence[str],  # Steps of one side
     right: Sequence[str],  # Steps of the other
 ) -> list[Pair]:  # Every step once and in order; None faces a step without a partner
-    "Put the steps of two sides beside each other."
+    """Put the steps of two sides beside each other.
+
+    Args:
+        left: Steps of one side
+        right: Steps of the other
+
+    Returns:
+        Every step once and in order; None faces a step without a partner
+    """
     matcher = SequenceMatcher(None, left, right, autojunk=False)
     pairs: list[Pair] = []
     for kind, i, i_end, j, j_end in matcher.get_opcodes():
@@ -122,7 +158,15 @@ def mark_words(
     left: str,  # One version of a step
     right: str,  # The other
 ) -> tuple[str, str]:  # Both as HTML, escaped
-    "Mark the words in which two versions of a step differ."
+    """Mark the words in which two versions of a step differ.
+
+    Args:
+        left: One version of a step
+        right: The other
+
+    Returns:
+        Both as HTML, escaped
+    """
     mine, theirs = words(left), words(right)
     shown_left = shown_right = ""
     for kind, i, i_end, j, j_end in SequenceMatcher(
@@ -252,7 +296,18 @@ def compare_html(
     right_title: str = "right",  # Heads the right column, such as "after"
     style: bool = True,  # Put both style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees lines marked - and +
-    "Lay out two ways of working, step beside step, marking what differs."
+    """Lay out two ways of working, step beside step, marking what differs.
+
+    Args:
+        left: A trace, a side, steps, or reasoning as one text
+        right: The same, of the other
+        left_title: Heads the left column, such as "before"
+        right_title: Heads the right column, such as "after"
+        style: Put both style sheets in front; False where the page has them already
+
+    Returns:
+        Shows itself in JupyterLab; a terminal sees lines marked - and +
+    """
     one, other = as_side(left), as_side(right)
     pairs = align(one.steps, other.steps)
     same = sum(mine == theirs for mine, theirs in pairs)

@@ -25,7 +25,14 @@ _unseen = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def visible(
     text: str,  # Anything
 ) -> str:  # The same, safe to print in a terminal
-    "Spell out the characters that act on a screen and are not seen on it."
+    """Spell out the characters that act on a screen and are not seen on it.
+
+    Args:
+        text: Anything
+
+    Returns:
+        The same, safe to print in a terminal
+    """
     lines = text.replace("\r\n", "\n")
     return _unseen.sub(lambda found: ascii(found.group())[1:-1], lines)
 
@@ -63,7 +70,15 @@ def excerpt(
     text: str,  # Anything
     length: int = 80,  # Most characters to keep
 ) -> str:  # One line, ending in an ellipsis when something was cut
-    "Shorten a text to one line."
+    """Shorten a text to one line.
+
+    Args:
+        text: Anything
+        length: Most characters to keep
+
+    Returns:
+        One line, ending in an ellipsis when something was cut
+    """
     line = " ".join(visible(text[: 4 * length]).split())
     whole = len(line) <= length and len(text) <= 4 * length
     return line if whole else line[: length - 1].rstrip() + "…"
@@ -73,7 +88,15 @@ def text_block(
     text: str,  # Anything; shown letter by letter
     marked: str | None = None,  # The same text as HTML, escaped, with marks in it
 ) -> str:  # HTML
-    "Set a text as one block, keeping its lines, and its columns where it has any."
+    """Set a text as one block, keeping its lines, and its columns where it has any.
+
+    Args:
+        text: Anything; shown letter by letter
+        marked: The same text as HTML, escaped, with marks in it
+
+    Returns:
+        HTML
+    """
     tag = "pre" if _drawn.search(text) else "div"
     inner = escape(visible(text)) if marked is None else marked
     return f'<{tag} class="tunix-text" dir="auto">{inner}</{tag}>'
@@ -84,7 +107,15 @@ def text_html(
     *,
     fold: int = FOLD,  # Longest text shown at once, in characters
 ) -> str:  # HTML
-    "Set a text as one block, folding a long one behind its beginning."
+    """Set a text as one block, folding a long one behind its beginning.
+
+    Args:
+        text: Anything; shown letter by letter
+        fold: Longest text shown at once, in characters
+
+    Returns:
+        HTML
+    """
     whole = text_block(text)
     if len(text) <= fold and text.count("\n") <= 24:
         return whole
@@ -201,7 +232,14 @@ def _framed(kind: str, body: str, style: bool) -> str:
 def trace_text(
     trace: Trace,  # Any trace
 ) -> str:  # A few lines, safe in a terminal
-    "Write a trace for a terminal."
+    """Write a trace for a terminal.
+
+    Args:
+        trace: Any trace
+
+    Returns:
+        A few lines, safe in a terminal
+    """
     parts = [("prompt", trace.prompt)]
     parts += [(str(step.i), step.content) for step in trace.steps]
     parts += [("answer", trace.final_answer)]
@@ -214,7 +252,15 @@ def trace_html(
     *,
     style: bool = True,  # Put the style sheet in front; False where the page has it already
 ) -> Html:  # Shows itself in JupyterLab
-    "Lay out one trace: prompt, numbered steps, answer, where it came from."
+    """Lay out one trace: prompt, numbered steps, answer, where it came from.
+
+    Args:
+        trace: Any trace, from anywhere
+        style: Put the style sheet in front; False where the page has it already
+
+    Returns:
+        Shows itself in JupyterLab
+    """
     known = "".join(_meta_html(key, value) for key, value in (trace.meta or {}).items())
     name = f'<code title="fingerprint {trace.fingerprint}">{trace.fingerprint[:8]}</code>'
     body = (
@@ -251,7 +297,16 @@ def traces_html(
     *,
     style: bool = True,  # Put the style sheet in front; False where the page has it already
 ) -> Html:  # Shows itself in JupyterLab
-    "Lay out traces as a table, one a line."
+    """Lay out traces as a table, one a line.
+
+    Args:
+        traces: A list, or a reader that is asked for no more than it must
+        limit: Most rows shown
+        style: Put the style sheet in front; False where the page has it already
+
+    Returns:
+        Shows itself in JupyterLab
+    """
     taken = list(islice(traces, limit + 1))
     shown = taken[:limit]
     note = f"the first {limit}; more follow" if len(taken) > limit else f"{len(shown)} in all"

@@ -23,7 +23,14 @@ ANSWER = ("<answer>", "</answer>")  # Opens and closes the answer
 def join_steps(
     steps: Iterable[str],  # What each step says; may hold several lines
 ) -> str:  # One step a line, further lines of a step indented by two spaces
-    "Write steps one to a line."
+    """Write steps one to a line.
+
+    Args:
+        steps: What each step says; may hold several lines
+
+    Returns:
+        One step a line, further lines of a step indented by two spaces
+    """
     lines = (step.replace("\r\n", "\n").replace("\r", "\n").strip() for step in steps)
     return "\n".join(line.replace("\n", "\n  ") for line in lines)
 
@@ -31,7 +38,14 @@ def join_steps(
 def split_steps(
     reasoning: str,  # The text between the reasoning tags, from a trace or from a model
 ) -> list[str]:  # Empty lines between steps are dropped
-    "Read steps back from their lines."
+    """Read steps back from their lines.
+
+    Args:
+        reasoning: The text between the reasoning tags, from a trace or from a model
+
+    Returns:
+        Empty lines between steps are dropped
+    """
     steps: list[str] = []
     for line in reasoning.split("\n"):
         if steps and line.startswith("  "):
@@ -67,7 +81,11 @@ def _texts(trace: Trace) -> Iterator[tuple[str, str]]:
 def refuse_control_tokens(
     trace: Trace,  # Any trace
 ) -> None:
-    "Refuse a trace whose text a tokenizer would take for control tokens."
+    """Refuse a trace whose text a tokenizer would take for control tokens.
+
+    Args:
+        trace: Any trace
+    """
     for place, text in _texts(trace):
         if found := _control_token.search(text):
             raise TraceError(
@@ -80,7 +98,11 @@ def refuse_control_tokens(
 def check_renderable(
     trace: Trace,  # Any trace
 ) -> None:
-    "Refuse a trace whose text could not be told from the format around it."
+    """Refuse a trace whose text could not be told from the format around it.
+
+    Args:
+        trace: Any trace
+    """
     refuse_control_tokens(trace)
     for place, text in _texts(trace):
         if not text.strip():
@@ -102,7 +124,15 @@ def render_response(
     *,
     reasoning: bool = True,  # False leaves the steps out, to measure what they are worth
 ) -> str:  # What the model should say, and nothing after it
-    "Write the response a model should learn to give."
+    """Write the response a model should learn to give.
+
+    Args:
+        trace: Refused when its text holds the tags themselves
+        reasoning: False leaves the steps out, to measure what they are worth
+
+    Returns:
+        What the model should say, and nothing after it
+    """
     check_renderable(trace)
     answer = f"{ANSWER[0]}{trace.final_answer.strip()}{ANSWER[1]}"
     if not reasoning:
@@ -116,7 +146,15 @@ def messages(
     *,
     reasoning: bool = True,  # False leaves the steps out
 ) -> list[dict[str, str]]:  # The user's turn, then the assistant's: role and content
-    "Write a trace as a conversation of two turns."
+    """Write a trace as a conversation of two turns.
+
+    Args:
+        trace: Refused when it could break out of its turn
+        reasoning: False leaves the steps out
+
+    Returns:
+        The user's turn, then the assistant's: role and content
+    """
     return [
         {"role": "user", "content": trace.prompt},
         {"role": "assistant", "content": render_response(trace, reasoning=reasoning)},
@@ -128,7 +166,15 @@ def prompt_completion(
     *,
     reasoning: bool = True,  # False leaves the steps out
 ) -> dict[str, list[dict[str, str]]]:  # "prompt" and "completion", one message in each
-    "Write a trace as a conversation cut where the model begins to speak."
+    """Write a trace as a conversation cut where the model begins to speak.
+
+    Args:
+        trace: Refused when it could break out of its turn
+        reasoning: False leaves the steps out
+
+    Returns:
+        "prompt" and "completion", one message in each
+    """
     asked, answered = messages(trace, reasoning=reasoning)
     return {"prompt": [asked], "completion": [answered]}
 
@@ -136,7 +182,14 @@ def prompt_completion(
 def numbered_reasoning(
     trace: Trace,  # Any trace
 ) -> str:  # "Reasoning:", the steps counted from one, and "Answer:"
-    "Write steps and answer as a numbered list."
+    """Write steps and answer as a numbered list.
+
+    Args:
+        trace: Any trace
+
+    Returns:
+        "Reasoning:", the steps counted from one, and "Answer:"
+    """
     steps = (f"{place}. {step.content}\n" for place, step in enumerate(trace.steps, start=1))
     return f"Reasoning:\n{''.join(steps)}Answer: {trace.final_answer}"
 
@@ -144,7 +197,14 @@ def numbered_reasoning(
 def training_example(
     trace: Trace,  # Any trace
 ) -> dict[str, str]:  # "prompt" and "response"
-    "Write a trace as a request for reasoning and the reasoning itself."
+    """Write a trace as a request for reasoning and the reasoning itself.
+
+    Args:
+        trace: Any trace
+
+    Returns:
+        "prompt" and "response"
+    """
     prompt = f"{trace.prompt}\n\nPlease show your reasoning steps."
     return {"prompt": prompt, "response": numbered_reasoning(trace)}
 
@@ -152,7 +212,14 @@ def training_example(
 def gemma_turns(
     trace: Trace,  # Refused when it holds control tokens of its own
 ) -> str:  # Both turns with Gemma's control tokens, ready for a tokenizer
-    "Write a trace as the two turns of a Gemma conversation."
+    """Write a trace as the two turns of a Gemma conversation.
+
+    Args:
+        trace: Refused when it holds control tokens of its own
+
+    Returns:
+        Both turns with Gemma's control tokens, ready for a tokenizer
+    """
     refuse_control_tokens(trace)
     return (
         f"<start_of_turn>user\n{trace.prompt}<end_of_turn>\n"

@@ -83,7 +83,16 @@ def content_json(
     steps: Sequence[Mapping[str, Any]],  # Each with content, i and type, in this order
     final_answer: str,  # What comes out
 ) -> str:  # As `canonical_json` would write it
-    "Spell what a trace says in the one way that its fingerprint relies on."
+    """Spell what a trace says in the one way that its fingerprint relies on.
+
+    Args:
+        prompt: What is asked
+        steps: Each with content, i and type, in this order
+        final_answer: What comes out
+
+    Returns:
+        As `canonical_json` would write it
+    """
     return to_json({"final_answer": final_answer, "prompt": prompt, "steps": steps}).decode()
 
 # %% ../../nbs/traces/20_schema.ipynb #d15dcc25
@@ -136,7 +145,14 @@ class Trace(BaseModel):
 def describe(
     error: ValidationError,  # What pydantic found
 ) -> str:  # "field: reason" for each finding, joined by "; "
-    "Say in one line what a validation found, field by field."
+    """Say in one line what a validation found, field by field.
+
+    Args:
+        error: What pydantic found
+
+    Returns:
+        "field: reason" for each finding, joined by "; "
+    """
     findings = []
     errors = error.errors(include_url=False)
     inner = {finding["loc"][:1] for finding in errors if len(finding["loc"]) > 1}
@@ -161,7 +177,15 @@ def check_trace(
     value: Any,  # What a JSON document holds
     where: str = "this trace",  # Named in the refusal, such as "traces.jsonl:7"
 ) -> Trace:  # Checked and immutable
-    "Make a trace of its parts, or say everything that is wrong with them."
+    """Make a trace of its parts, or say everything that is wrong with them.
+
+    Args:
+        value: What a JSON document holds
+        where: Named in the refusal, such as "traces.jsonl:7"
+
+    Returns:
+        Checked and immutable
+    """
     if not isinstance(value, dict):
         raise TraceError(
             f"{where}: a trace is a JSON object, and this is a {type(value).__name__}. "
@@ -177,7 +201,15 @@ def parse_trace(
     source: str | bytes | dict[str, Any],  # A JSON line, or what it holds
     where: str = "this trace",  # Named in the refusal, such as "traces.jsonl:7"
 ) -> Trace:  # Checked and immutable
-    "Read one trace, or say everything that is wrong with it."
+    """Read one trace, or say everything that is wrong with it.
+
+    Args:
+        source: A JSON line, or what it holds
+        where: Named in the refusal, such as "traces.jsonl:7"
+
+    Returns:
+        Checked and immutable
+    """
     try:
         return check_trace(source if isinstance(source, dict) else parse_json(source, where), where)
     except JSONRefused as error:
@@ -187,7 +219,14 @@ def parse_trace(
 def trace_lines(
     path: Path,  # A JSONL file, one trace a line
 ) -> Iterator[tuple[int, bytes]]:  # Number and text of each line, one in memory at a time
-    "Read the lines of a file of traces, refusing one that is longer than any trace."
+    """Read the lines of a file of traces, refusing one that is longer than any trace.
+
+    Args:
+        path: A JSONL file, one trace a line
+
+    Returns:
+        Number and text of each line, one in memory at a time
+    """
     limit, found = settings().trace_max_bytes, 0
     try:
         for number, line in read_lines(path, limit):
@@ -207,7 +246,14 @@ def trace_lines(
 def read_traces(
     path: Path,  # A JSONL file, one trace a line
 ) -> Iterator[Trace]:  # In file order, one in memory at a time
-    "Read traces from a file, refusing the first line that is not one."
+    """Read traces from a file, refusing the first line that is not one.
+
+    Args:
+        path: A JSONL file, one trace a line
+
+    Returns:
+        In file order, one in memory at a time
+    """
     for number, line in trace_lines(path):
         yield parse_trace(line, where=f"{path}:{number}")
 
@@ -217,7 +263,16 @@ def line_json(
     meta: str,  # Canonical JSON
     trace_version: str,  # As it is, not yet JSON
 ) -> str:  # One line, with its keys in order
-    "Spell a whole trace, given what was spelled already."
+    """Spell a whole trace, given what was spelled already.
+
+    Args:
+        content: From `content_json`
+        meta: Canonical JSON
+        trace_version: As it is, not yet JSON
+
+    Returns:
+        One line, with its keys in order
+    """
     cut = content.index(',"prompt":')
     version = canonical_json(trace_version)
     return f'{content[:cut]},"meta":{meta}{content[cut:-1]},"trace_version":{version}}}'
@@ -226,7 +281,14 @@ def line_json(
 def trace_json(
     trace: Trace,  # Any trace
 ) -> str:  # One line, as `canonical_json` would write it
-    "Spell a trace in the one way that fingerprints of files rely on."
+    """Spell a trace in the one way that fingerprints of files rely on.
+
+    Args:
+        trace: Any trace
+
+    Returns:
+        One line, as `canonical_json` would write it
+    """
     meta = canonical_json(to_jsonable_python(trace.meta))
     return line_json(trace.content, meta, trace.trace_version)
 
@@ -235,7 +297,15 @@ def write_traces(
     path: Path,  # The file to create or to replace, by rename
     traces: Iterable[Trace],  # Any number of them
 ) -> int:  # How many were written
-    "Write traces as JSONL: the same traces give the same bytes."
+    """Write traces as JSONL: the same traces give the same bytes.
+
+    Args:
+        path: The file to create or to replace, by rename
+        traces: Any number of them
+
+    Returns:
+        How many were written
+    """
     count = 0
     with replacing(path) as file:
         for count, trace in enumerate(traces, start=1):  # noqa: B007
@@ -246,6 +316,13 @@ def write_traces(
 def normalised_prompt(
     prompt: str,  # As written
 ) -> str:  # For comparing only, never for showing
-    "Fold away case, spacing and compatibility forms (Unicode NFKC)."
+    """Fold away case, spacing and compatibility forms (Unicode NFKC).
+
+    Args:
+        prompt: As written
+
+    Returns:
+        For comparing only, never for showing
+    """
     folded = unicodedata.normalize("NFKC", prompt).casefold()
     return re.sub(r"\s+", " ", folded).strip()

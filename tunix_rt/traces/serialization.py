@@ -57,7 +57,14 @@ _ONE, _MANY = TypeAdapter(TraceRecord).validator, TypeAdapter(list[TraceRecord])
 def record_of(
     trace: Trace,  # Any trace
 ) -> TraceRecord:  # Its parts
-    "Take a trace apart."
+    """Take a trace apart.
+
+    Args:
+        trace: Any trace
+
+    Returns:
+        Its parts
+    """
     return {
         "final_answer": trace.final_answer,
         "meta": to_jsonable_python(trace.meta),
@@ -103,7 +110,14 @@ def _whole(record: TraceRecord) -> TraceRecord:
 def quick_record(
     line: bytes,  # JSON
 ) -> TraceRecord | None:  # With all its keys; None when it needs a careful look
-    "Read a record, if a quick look is enough."
+    """Read a record, if a quick look is enough.
+
+    Args:
+        line: JSON
+
+    Returns:
+        With all its keys; None when it needs a careful look
+    """
     try:
         record = _ONE.validate_json(line)
     except ValidationError:
@@ -114,7 +128,14 @@ def quick_record(
 def quick_records(
     body: bytes,  # A JSON list
 ) -> list[TraceRecord] | None:  # None when it needs a careful look
-    "Read a list of records, if a quick look is enough."
+    """Read a list of records, if a quick look is enough.
+
+    Args:
+        body: A JSON list
+
+    Returns:
+        None when it needs a careful look
+    """
     try:
         records = _MANY.validate_json(body)
     except ValidationError:
@@ -126,12 +147,26 @@ def read_record(
     line: bytes,  # JSON
     where: str = "this trace",  # Named in the refusal, such as "traces.jsonl:7"
 ) -> TraceRecord:  # With all its keys
-    "Read one record as strictly as `parse_trace`."
+    """Read one record as strictly as `parse_trace`.
+
+    Args:
+        line: JSON
+        where: Named in the refusal, such as "traces.jsonl:7"
+
+    Returns:
+        With all its keys
+    """
     return quick_record(line) or record_of(parse_trace(line, where))
 
 # %% ../../nbs/traces/30_serialization.ipynb #d96fa8f8
 class Written(NamedTuple):
-    "A trace as it is written."
+    """A trace as it is written.
+
+    Attributes:
+        content: Prompt, steps and answer as canonical JSON
+        meta: Canonical JSON
+        fingerprint: The sha256 of the content: 64 hexadecimal digits
+    """
 
     record: TraceRecord
     content: str  # Prompt, steps and answer as canonical JSON
@@ -172,7 +207,11 @@ def _meta_json(meta: dict[str, Any]) -> str:
 def write_down(
     record: TraceRecord,  # Checked
 ) -> Written:
-    "Spell a record, and hash it."
+    """Spell a record, and hash it.
+
+    Args:
+        record: Checked
+    """
     content = content_json(record["prompt"], record["steps"], record["final_answer"])
     meta = None if record["meta"] is None else _meta_json(record["meta"])
     return Written(record, content, meta, sha256_text(content))

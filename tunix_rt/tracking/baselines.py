@@ -41,7 +41,12 @@ def metrics_of(
     run: RunRow,  # Any
     evaluation: EvaluationRow | None,  # Of it
 ) -> dict[str, float]:
-    "Gather all that was measured of a run."
+    """Gather all that was measured of a run.
+
+    Args:
+        run: Any
+        evaluation: Of it
+    """
     own = _numbers(run.metrics)
     if evaluation is None:
         return own
@@ -53,7 +58,13 @@ def newest_evaluation(
     run_id: UUID,  # Whose
     *conditions: Any,  # That it must meet
 ) -> EvaluationRow | None:
-    "Find the newest evaluation of a run."
+    """Find the newest evaluation of a run.
+
+    Args:
+        session: Any
+        run_id: Whose
+        *conditions: That it must meet
+    """
     query = select(EvaluationRow).where(EvaluationRow.run_id == run_id, *conditions)
     newest = query.order_by(EvaluationRow.evaluated_at.desc(), EvaluationRow.id.desc())
     return session.scalars(newest.limit(1)).first()
@@ -63,7 +74,15 @@ def known_metrics(
     store: Store,  # Where from
     run_id: UUID,  # A completed run
 ) -> dict[str, float]:  # By the names that a baseline may use
-    "List what can be measured of a run."
+    """List what can be measured of a run.
+
+    Args:
+        store: Where from
+        run_id: A completed run
+
+    Returns:
+        By the names that a baseline may use
+    """
     with store.reading() as session:
         return metrics_of(finished_run(session, run_id), newest_evaluation(session, run_id))
 
@@ -86,7 +105,15 @@ def higher_is_better(
     metric: str,  # Its name
     evaluation: EvaluationRow | None = None,  # That measured it
 ) -> bool | None:  # None when nobody can say
-    "Tell the direction of a metric by its own definition."
+    """Tell the direction of a metric by its own definition.
+
+    Args:
+        metric: Its name
+        evaluation: That measured it
+
+    Returns:
+        None when nobody can say
+    """
     for each in evaluation.detailed_metrics if evaluation else []:
         if each["name"] == metric:
             return bool(each["details"]["higher_is_better"])
@@ -97,7 +124,12 @@ def higher_is_better(
 # %% ../../nbs/tracking/50_baselines.ipynb #1d147349
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    "A bar that later runs are held to."
+    """A bar that later runs are held to.
+
+    Attributes:
+        evaluation_id: None when the metric is the run's own
+        lower_is_better: As it was given; None leaves it to the metric
+    """
 
     id: UUID
     name: str
@@ -121,7 +153,13 @@ def measure(
     evaluation: EvaluationRow | None,  # Of it
     metric: str,  # Its name
 ) -> float:
-    "Read one metric of a run."
+    """Read one metric of a run.
+
+    Args:
+        run: A finished one
+        evaluation: Of it
+        metric: Its name
+    """
     found = metrics_of(run, evaluation)
     if metric in found:
         return found[metric]
@@ -155,7 +193,18 @@ def set_baseline(
     *,
     lower_is_better: bool | None = None,  # None leaves it to the metric
 ) -> Baseline:  # As kept
-    "Hold later runs to what this one reached."
+    """Hold later runs to what this one reached.
+
+    Args:
+        store: Where to
+        name: 1 to 256 characters, such as "main"
+        run_id: A completed run
+        metric: One of `known_metrics`
+        lower_is_better: None leaves it to the metric
+
+    Returns:
+        As kept
+    """
     with store.writing() as session:
         run, evaluation = finished_run(session, run_id), newest_evaluation(session, run_id)
         value = measure(run, evaluation, metric)
@@ -182,7 +231,11 @@ def set_baseline(
 # %% ../../nbs/tracking/50_baselines.ipynb #8283fb8e
 @dataclass(frozen=True, slots=True)
 class BaselinePage:
-    "Some baselines by name, and where the list goes on."
+    """Some baselines by name, and where the list goes on.
+
+    Attributes:
+        next_offset: None at the end
+    """
 
     baselines: list[Baseline]
     next_offset: int | None  # None at the end
@@ -192,7 +245,12 @@ def baseline_named(
     session: Session,  # Any
     name: str,  # As it was set
 ) -> BaselineRow:
-    "Find a baseline."
+    """Find a baseline.
+
+    Args:
+        session: Any
+        name: As it was set
+    """
     row = session.scalars(select(BaselineRow).where(BaselineRow.name == name)).first()
     if row is None:
         raise MissingError(f"there is no baseline {name!r}; set it on a run first")
@@ -203,7 +261,12 @@ def get_baseline(
     store: Store,  # Where from
     name: str,  # As it was set
 ) -> Baseline:
-    "Read one baseline."
+    """Read one baseline.
+
+    Args:
+        store: Where from
+        name: As it was set
+    """
     with store.reading() as session:
         return _baseline(baseline_named(session, name))
 
@@ -214,7 +277,16 @@ def list_baselines(
     limit: int = 50,  # At most this many
     offset: int = 0,  # How many to skip
 ) -> BaselinePage:  # By name
-    "List the baselines."
+    """List the baselines.
+
+    Args:
+        store: Where from
+        limit: At most this many
+        offset: How many to skip
+
+    Returns:
+        By name
+    """
     name = BaselineRow.name  # in the order of its bytes, which is the same everywhere
     by_name = name if store.dialect == "sqlite" else collate(name, "C")
     query = select(BaselineRow).order_by(by_name).offset(offset).limit(limit + 1)

@@ -39,7 +39,14 @@ __all__ = ['PASS_MARK', 'EvaluationView', 'view', 'verdict_of', 'evaluate_run', 
 # %% ../../nbs/tracking/20_evaluations.ipynb #eb2cb3ef
 @dataclass(frozen=True, slots=True)
 class EvaluationView:
-    "An evaluation as it was kept; scores go from 0 to 100, metrics from 0 to 1."
+    """An evaluation as it was kept; scores go from 0 to 100, metrics from 0 to 1.
+
+    Attributes:
+        predictions_run_id: Whose predictions were judged; often the same
+        dataset_key: Of the run: for training, what was learnt from
+        low: Lower end of the 95% interval of the score
+        verdict: "pass", "fail" or "uncertain"
+    """
 
     id: UUID
     run_id: UUID
@@ -65,7 +72,11 @@ class EvaluationView:
 def view(
     row: EvaluationRow,  # As stored
 ) -> EvaluationView:
-    "Take an evaluation out of the database's hands."
+    """Take an evaluation out of the database's hands.
+
+    Args:
+        row: As stored
+    """
     return EvaluationView(*(getattr(row, each.name) for each in fields(EvaluationView)))
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #83052b92
@@ -77,7 +88,16 @@ def verdict_of(
     high: float,  # Upper end
     pass_mark: float = PASS_MARK,  # What has to be reached
 ) -> str:  # "pass", "fail" or "uncertain"
-    "Say whether a score is good enough, if that can be said."
+    """Say whether a score is good enough, if that can be said.
+
+    Args:
+        low: Lower end of the score's interval
+        high: Upper end
+        pass_mark: What has to be reached
+
+    Returns:
+        "pass", "fail" or "uncertain"
+    """
     if low >= pass_mark:
         return "pass"
     return "fail" if high < pass_mark else "uncertain"
@@ -215,7 +235,17 @@ def evaluate_run(
     judge: str | None = None,  # `answer_correctness` by default; see `evaluation.judges`
     pass_mark: float = PASS_MARK,  # Score out of 100 that has to be reached
 ) -> EvaluationView:  # As kept
-    "Score what a run said, or what its model said when it was asked."
+    """Score what a run said, or what its model said when it was asked.
+
+    Args:
+        store: Where the run is, and the evaluation goes
+        run_id: A completed run
+        judge: `answer_correctness` by default; see `evaluation.judges`
+        pass_mark: Score out of 100 that has to be reached
+
+    Returns:
+        As kept
+    """
     deciding = find_judge(judge)
     with store.reading() as session:
         row = finished_run(session, run_id)
@@ -254,7 +284,15 @@ def record_evaluation(
     store: Store,  # Where the run is
     run_id: UUID,  # A completed run
 ) -> EvaluationView | None:  # None when it made no predictions
-    "Evaluate a run that has just been completed, if it said anything."
+    """Evaluate a run that has just been completed, if it said anything.
+
+    Args:
+        store: Where the run is
+        run_id: A completed run
+
+    Returns:
+        None when it made no predictions
+    """
     with store.reading() as session:
         said = read_run(run_folder(finished_run(session, run_id))).predictions
     return evaluate_run(store, run_id) if said.is_file() else None
@@ -265,7 +303,16 @@ def evaluate_parameters(
     run_id: UUID,  # A completed run with a model
     evaluation_set: str,  # Key of a dataset
 ) -> dict[str, Any]:  # For the pipeline `evaluate`, with the run as its parent
-    "Say what to ask for, so that a trained model is examined on a whole set."
+    """Say what to ask for, so that a trained model is examined on a whole set.
+
+    Args:
+        store: Where the run is
+        run_id: A completed run with a model
+        evaluation_set: Key of a dataset
+
+    Returns:
+        For the pipeline `evaluate`, with the run as its parent
+    """
     with store.reading() as session:
         row = finished_run(session, run_id)
         folder = run_folder(row)
@@ -285,7 +332,16 @@ def latest_evaluation(
     *,
     judge: str | None = None,  # Only by this one; any by default
 ) -> EvaluationView:  # The newest
-    "Read the newest evaluation of a run."
+    """Read the newest evaluation of a run.
+
+    Args:
+        store: Where from
+        run_id: Of a run in the store
+        judge: Only by this one; any by default
+
+    Returns:
+        The newest
+    """
     query = select(EvaluationRow).where(EvaluationRow.run_id == run_id)
     if judge is not None:
         query = query.where(EvaluationRow.judge_name == ALIASES.get(judge, judge))
@@ -306,7 +362,12 @@ def get_evaluation(
     store: Store,  # Where from
     evaluation_id: UUID,  # Of an evaluation
 ) -> EvaluationView:
-    "Read one evaluation."
+    """Read one evaluation.
+
+    Args:
+        store: Where from
+        evaluation_id: Of an evaluation
+    """
     with store.reading() as session:
         row = session.get(EvaluationRow, evaluation_id)
     if row is None:
@@ -328,7 +389,11 @@ class ItemView:
 
 @dataclass(frozen=True, slots=True)
 class ItemPage:
-    "Some items of an evaluation, in the order of the set."
+    """Some items of an evaluation, in the order of the set.
+
+    Attributes:
+        next_offset: None at the end
+    """
 
     items: list[ItemView]
     next_offset: int | None  # None at the end
@@ -341,7 +406,17 @@ def list_items(
     limit: int = 100,  # At most this many
     offset: int = 0,  # How many to skip
 ) -> ItemPage:  # In the order of the set
-    "Read the scores of single answers."
+    """Read the scores of single answers.
+
+    Args:
+        store: Where from
+        evaluation_id: Of an evaluation
+        limit: At most this many
+        offset: How many to skip
+
+    Returns:
+        In the order of the set
+    """
     get_evaluation(store, evaluation_id)
     mine = select(EvaluationItem).where(
         EvaluationItem.evaluation_id == evaluation_id, EvaluationItem.position >= offset

@@ -62,7 +62,12 @@ def read_record(
     text: bytes,  # Of run.json
     where: str,  # Named in the refusal
 ) -> Record:
-    "Read the record of a run from elsewhere."
+    """Read the record of a run from elsewhere.
+
+    Args:
+        text: Of run.json
+        where: Named in the refusal
+    """
     facts = parse_json(text, where=f"{RECORD} in {where}")
     if isinstance(facts, dict) and facts.get("status") != "completed":
         raise RunError(
@@ -104,6 +109,10 @@ class FolderSource:
         self,
         folder: Path,  # Existing
     ) -> None:
+        """
+        Args:
+            folder: Existing
+        """
         self.folder, self.name = folder, folder.name
 
     def names(self) -> set[str]:
@@ -155,6 +164,10 @@ class ZipSource:
         self,
         path: Path,  # Existing
     ) -> None:
+        """
+        Args:
+            path: Existing
+        """
         self.name = path.name
         try:
             self.zip = zipfile.ZipFile(path)
@@ -190,7 +203,14 @@ Source = FolderSource | ZipSource
 def open_source(
     path: str | Path,  # As a person wrote it
 ) -> Source:  # With nothing read yet
-    "Find out whether a path is a folder or a zip."
+    """Find out whether a path is a folder or a zip.
+
+    Args:
+        path: As a person wrote it
+
+    Returns:
+        With nothing read yet
+    """
     found = resolve(path)
     if found.is_dir() and not (found / RECORD).is_file():
         raise RunError(f"{path} is not a run folder: it holds no {RECORD}")
@@ -218,7 +238,13 @@ def take_files(
     record: Record,  # Which names the files
     folder: Path | None,  # Empty, to copy to; None only checks
 ) -> None:
-    "Check the files of a run, and copy them."
+    """Check the files of a run, and copy them.
+
+    Args:
+        source: Of the run
+        record: Which names the files
+        folder: Empty, to copy to; None only checks
+    """
     for name, expected in record.files.items():
         path = None if folder is None else folder.joinpath(*name.split("/"))
         try:
@@ -329,7 +355,15 @@ def import_run(
     store: Store,  # Where to
     path: str | Path,  # A run folder, or a zip of one
 ) -> QueuedRun:  # As it stands in the store now
-    "Take in a run that was executed elsewhere."
+    """Take in a run that was executed elsewhere.
+
+    Args:
+        store: Where to
+        path: A run folder, or a zip of one
+
+    Returns:
+        As it stands in the store now
+    """
     source = open_source(path)
     with source.open(RECORD) as file:
         text = file.read(LARGEST_RECORD + 1)

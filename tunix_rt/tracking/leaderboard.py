@@ -117,7 +117,15 @@ def paired(
     before: dict[str, float],  # Mean score by fingerprint
     after: dict[str, float],  # Of another evaluation of the same kind
 ) -> Difference | None:  # None where they share no question
-    "Compare two evaluations on the questions that both have."
+    """Compare two evaluations on the questions that both have.
+
+    Args:
+        before: Mean score by fingerprint
+        after: Of another evaluation of the same kind
+
+    Returns:
+        None where they share no question
+    """
     both = sorted(before.keys() & after.keys())
     if not both:
         return None
@@ -129,7 +137,13 @@ Word = Literal["best", "behind", "level", "ahead", "not comparable"]
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    "One row of the board."
+    """One row of the board.
+
+    Attributes:
+        place: From 1
+        best_run_id: The best of its kind
+        difference: This one less the best, in shares of 1
+    """
 
     place: int  # From 1
     evaluation: EvaluationView
@@ -140,7 +154,12 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    "Some rows of a leaderboard, and where it goes on."
+    """Some rows of a leaderboard, and where it goes on.
+
+    Attributes:
+        next_offset: None at the end
+        next_after: None at the end
+    """
 
     rows: list[Standing]
     next_offset: int | None  # None at the end
@@ -150,7 +169,11 @@ class Board:
 def standing_of(
     difference: Difference | None,  # Less the best
 ) -> Word:
-    "Say in a word where a run stands to the best."
+    """Say in a word where a run stands to the best.
+
+    Args:
+        difference: Less the best
+    """
     if difference is None:
         return "not comparable"
     if difference.high < 0:
@@ -191,7 +214,22 @@ def leaderboard(
     judge: str | None = None,  # Only this judge's scores
     differences: bool = True,  # Compare each row with the best
 ) -> Board:  # The highest score first
-    "List runs by score."
+    """List runs by score.
+
+    Args:
+        store: Where from
+        limit: At most this many
+        offset: How many to skip
+        after: Go on after the page whose `next_after` this is
+        dataset_key: Only runs on this dataset
+        evaluation_set: Only scores on this set
+        model_id: Only this model
+        judge: Only this judge's scores
+        differences: Compare each row with the best
+
+    Returns:
+        The highest score first
+    """
     wanted = {
         "dataset_key": dataset_key,
         "evaluation_set": evaluation_set,

@@ -88,7 +88,16 @@ def verdict_on(
     tolerance: float,  # Loss that nobody minds, from 0
     real: bool | None,  # Whether the paired interval excludes zero; None without one
 ) -> str:  # "pass", "fail" or "uncertain"
-    "Say whether a run may pass."
+    """Say whether a run may pass.
+
+    Args:
+        change: Gain, in the units of the metric; a loss is negative
+        tolerance: Loss that nobody minds, from 0
+        real: Whether the paired interval excludes zero; None without one
+
+    Returns:
+        "pass", "fail" or "uncertain"
+    """
     if change >= -tolerance - 1e-9:  # 0.30 and 0.31 differ by a hair more than 0.01
         return "pass"
     return "uncertain" if real is False else "fail"
@@ -96,7 +105,13 @@ def verdict_on(
 # %% ../../nbs/tracking/60_regression.ipynb #eefb76ef
 @dataclass(frozen=True, slots=True)
 class RegressionCheck:
-    "How a run compares with a baseline."
+    """How a run compares with a baseline.
+
+    Attributes:
+        delta: Current less baseline
+        delta_percent: Of the baseline; None when that is zero
+        verdict: "pass", "fail" or "uncertain"
+    """
 
     run_id: UUID
     baseline_name: str
@@ -139,7 +154,17 @@ def check_regression(
     *,
     tolerance: float = 0.0,  # Loss that nobody minds, in the units of the metric
 ) -> RegressionCheck:  # With tolerance and significance side by side
-    "Hold a run to a baseline."
+    """Hold a run to a baseline.
+
+    Args:
+        store: Where from
+        run_id: A completed run
+        baseline_name: As it was set
+        tolerance: Loss that nobody minds, in the units of the metric
+
+    Returns:
+        With tolerance and significance side by side
+    """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise RunError(f"the tolerance is {tolerance}; give how much may be lost, from 0 on")
     with store.reading() as session:
@@ -184,7 +209,14 @@ def check_regression(
 def in_words(
     check: RegressionCheck,  # Any
 ) -> str:  # One line
-    "Say what a check found."
+    """Say what a check found.
+
+    Args:
+        check: Any
+
+    Returns:
+        One line
+    """
     more = check.details
     text = (
         f"{check.verdict}: {check.metric_name} is {check.current_value:.4g}, and "
@@ -208,7 +240,18 @@ def gate(
     tolerance: float = 0.0,  # Loss that nobody minds, in the units of the metric
     strict: bool = False,  # Whether what is uncertain is shut out, too
 ) -> tuple[int, str]:  # Exit code, 0 or 1, and a line for people
-    "Decide whether a run may go on."
+    """Decide whether a run may go on.
+
+    Args:
+        store: Where from
+        run_id: A completed run
+        baseline_name: As it was set
+        tolerance: Loss that nobody minds, in the units of the metric
+        strict: Whether what is uncertain is shut out, too
+
+    Returns:
+        Exit code, 0 or 1, and a line for people
+    """
     check = check_regression(store, run_id, baseline_name, tolerance=tolerance)
     shut = check.verdict == "fail" or (strict and check.verdict == "uncertain")
     return int(shut), in_words(check)

@@ -31,7 +31,15 @@ def finished_run(
     session: Session,  # Any
     run_id: UUID,  # Of a run in the store
 ) -> RunRow:  # Completed, and not only rehearsed
-    "Find a run that has something to show."
+    """Find a run that has something to show.
+
+    Args:
+        session: Any
+        run_id: Of a run in the store
+
+    Returns:
+        Completed, and not only rehearsed
+    """
     row = session.get(RunRow, run_id)
     if row is None:
         raise MissingError(f"there is no run {run_id}; list the runs to see which there are")
@@ -45,7 +53,14 @@ def finished_run(
 def run_folder(
     row: RunRow,  # Any run
 ) -> Path:  # Absolute, below the folder of runs
-    "Find the folder of a run."
+    """Find the folder of a run.
+
+    Args:
+        row: Any run
+
+    Returns:
+        Absolute, below the folder of runs
+    """
     if not row.folder:
         raise RunError(f"run {row.id} has no folder, because it was never started")
     home, folder = resolve(settings().runs), resolve(row.folder)
@@ -60,7 +75,14 @@ def run_folder(
 def trained_folder(
     run: Run,  # Any
 ) -> Path | None:  # The run folder of the model it asked; None if that is not among our runs
-    "Find whose model a run has asked."
+    """Find whose model a run has asked.
+
+    Args:
+        run: Any
+
+    Returns:
+        The run folder of the model it asked; None if that is not among our runs
+    """
     asked = run.parameters.get("model")
     if run.pipeline != "evaluate" or run.parameters.get("weights", "trained") != "trained":
         return None
@@ -77,7 +99,15 @@ def trained_row(
     session: Session,  # Any
     run: Run,  # One with predictions
 ) -> RunRow | None:  # The run whose model it asked, if the store knows it
-    "Find the row of the run whose model was asked."
+    """Find the row of the run whose model was asked.
+
+    Args:
+        session: Any
+        run: One with predictions
+
+    Returns:
+        The run whose model it asked, if the store knows it
+    """
     folder = trained_folder(run)
     if folder is None:
         return None
@@ -92,7 +122,14 @@ def trained_row(
 def short_path(
     folder: Path,  # Absolute
 ) -> Path:  # From the root on, if it is below; as a command takes it
-    "Say where something is in a way that holds on every machine that shares it."
+    """Say where something is in a way that holds on every machine that shares it.
+
+    Args:
+        folder: Absolute
+
+    Returns:
+        From the root on, if it is below; as a command takes it
+    """
     root = resolve(settings().root)
     return folder.relative_to(root) if folder.is_relative_to(root) else folder
 
@@ -101,7 +138,15 @@ def find_predictions(
     session: Session,  # Any
     row: RunRow,  # Finished
 ) -> tuple[RunRow, Run]:  # Itself, or the newest run that asked its model
-    "Find the predictions that a run is judged by."
+    """Find the predictions that a run is judged by.
+
+    Args:
+        session: Any
+        row: Finished
+
+    Returns:
+        Itself, or the newest run that asked its model
+    """
     own = read_run(run_folder(row))
     if own.predictions.is_file():
         return row, own
@@ -128,7 +173,14 @@ def find_predictions(
 def asked_set(
     run: Run,  # One with predictions
 ) -> tuple[str, str]:  # Key of the evaluation set, and sha256 of its traces
-    "Find which evaluation set was answered."
+    """Find which evaluation set was answered.
+
+    Args:
+        run: One with predictions
+
+    Returns:
+        Key of the evaluation set, and sha256 of its traces
+    """
     known = run.facts.get("dataset") if run.pipeline == "evaluate" else None
     if not known and run.evaluation.is_file():
         kept = load_evaluation(run.evaluation)
@@ -145,7 +197,14 @@ def asked_set(
 def questions_of(
     run: Run,  # One with predictions
 ) -> list[Trace]:  # As many of the set as it was to ask
-    "Read the questions that a run was to answer."
+    """Read the questions that a run was to answer.
+
+    Args:
+        run: One with predictions
+
+    Returns:
+        As many of the set as it was to ask
+    """
     key, sha256 = asked_set(run)
     data = load_dataset(key, home=resolve(settings().datasets))
     if data.fingerprint != sha256:
@@ -161,7 +220,15 @@ def refuse_learnt(
     run: Run,  # One with predictions
     questions: Sequence[Trace],  # That it answered
 ) -> str:  # What is known about the overlap with what the model learnt from
-    "Refuse an exam that the model has learnt from."
+    """Refuse an exam that the model has learnt from.
+
+    Args:
+        run: One with predictions
+        questions: That it answered
+
+    Returns:
+        What is known about the overlap with what the model learnt from
+    """
     place = run.folder if run.model.is_dir() else trained_folder(run)
     if place is not None:
         keys = lessons(place / "model")

@@ -32,6 +32,11 @@ class Checkpoints:
         folder: Path,  # Where they live; made if need be
         identity: dict[str, str],  # What must be the same for a state to fit: model, data, recipe
     ):
+        """
+        Args:
+            folder: Where they live; made if need be
+            identity: What must be the same for a state to fit: model, data, recipe
+        """
         self.folder, self.identity = folder, identity
         keep = AnyPreservationPolicy([LatestN(n=2), BestN(n=1, get_metric_fn=_loss, reverse=True)])
         options = ocp.CheckpointManagerOptions(
@@ -64,7 +69,15 @@ def save_state(
     loss: float,  # By which the best is chosen, in nats
     memory: dict[str, Any],  # Small facts to wake up with, as JSON
 ) -> None:
-    "Hand a state over to be written; returns before it is on disk."
+    """Hand a state over to be written; returns before it is on disk.
+
+    Args:
+        checkpoints: Where to
+        step: Steps taken so far
+        state: A tree of arrays
+        loss: By which the best is chosen, in nats
+        memory: Small facts to wake up with, as JSON
+    """
     note = {"identity": checkpoints.identity, "memory": memory}
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
     checkpoints.manager.save(step, args=items, metrics={"loss": loss}, force=True)
@@ -75,7 +88,13 @@ def check_identity(
     step: int,  # Whose identity is compared
     found: dict[str, str],  # What was saved with it
 ) -> None:
-    "Refuse a state that belongs to another training."
+    """Refuse a state that belongs to another training.
+
+    Args:
+        checkpoints: With the identity that is wanted
+        step: Whose identity is compared
+        found: What was saved with it
+    """
     wanted = checkpoints.identity
     differ = [name for name in wanted if found.get(name) != wanted[name]]
     if differ:
@@ -94,7 +113,16 @@ def restore_state(
     like: Any,  # A fresh state: same tree, shapes, types and placement
     step: int | None = None,  # Which; the newest that can be read by default
 ) -> tuple[int, Any, dict[str, Any]] | None:  # Step, state and memory; None if there is none
-    "Read a state back, stepping over a newest one that the disk has damaged."
+    """Read a state back, stepping over a newest one that the disk has damaged.
+
+    Args:
+        checkpoints: Where from
+        like: A fresh state: same tree, shapes, types and placement
+        step: Which; the newest that can be read by default
+
+    Returns:
+        Step, state and memory; None if there is none
+    """
     steps = [step] if step is not None else checkpoints.steps()[::-1]
     damage = None
     for number in steps:
@@ -125,7 +153,14 @@ def restore_state(
 def find_checkpoints(
     source: Path,  # A run folder, or a folder that holds one
 ) -> Path:  # Its folder of checkpoints
-    "Find the checkpoints of an attached run."
+    """Find the checkpoints of an attached run.
+
+    Args:
+        source: A run folder, or a folder that holds one
+
+    Returns:
+        Its folder of checkpoints
+    """
     found = [source / "checkpoints"]
     if not found[0].is_dir():
         below = [
@@ -150,6 +185,11 @@ class Attached(Checkpoints):
         folder: Path,  # An existing folder of checkpoints
         identity: dict[str, str],  # What must be the same for a state to fit
     ):
+        """
+        Args:
+            folder: An existing folder of checkpoints
+            identity: What must be the same for a state to fit
+        """
         self.folder, self.identity = folder, identity
         options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         self.manager = ocp.CheckpointManager(folder, options=options)
@@ -166,7 +206,17 @@ def take_over(
     *,
     log: Path,  # metrics.jsonl of one's own
 ) -> tuple[int, Any, dict[str, Any]]:  # Step, state and memory, as `restore_state` has them
-    "Make the newest state of another run the first checkpoint of this one."
+    """Make the newest state of another run the first checkpoint of this one.
+
+    Args:
+        source: The attached run folder
+        checkpoints: One's own, still empty
+        like: A fresh state: same tree, shapes, types and placement
+        log: metrics.jsonl of one's own
+
+    Returns:
+        Step, state and memory, as `restore_state` has them
+    """
     folder = find_checkpoints(source)
     attached = Attached(folder, checkpoints.identity)
     try:

@@ -21,7 +21,23 @@ __all__ = ['Recipe', 'schedule', 'build_optimiser']
 # %% ../../nbs/training/20_config.ipynb #514a8ace
 @dataclass(frozen=True)
 class Recipe:
-    "The numbers of a training."
+    """The numbers of a training.
+
+    Attributes:
+        max_steps: Optimiser updates in all
+        batch_rows: B, packed rows in one update
+        row_tokens: T, tokens in a row
+        slice_rows: Rows computed at a time, gradients adding up; 0 for all at once
+        optimiser: "adamw", or "muon" for models trained from scratch
+        learning_rate: Peak rate, after warm-up
+        warmup_steps: Steps from zero to the peak
+        final_rate: Rate at the end, as a share of the peak
+        weight_decay: Pull of every matrix towards zero, per unit of rate
+        clip: Largest norm of a gradient; longer ones are shortened
+        dtype: To compute in; parameters and optimiser stay in float32
+        remat: What each layer forgets and computes again: "none", "dots", "full"
+        seed: Fixes first weights and data order
+    """
 
     max_steps: int = 200  # Optimiser updates in all
     batch_rows: int = 8  # B, packed rows in one update
@@ -68,7 +84,14 @@ class Recipe:
 def schedule(
     recipe: Recipe,  # Peak, warm-up and end
 ) -> optax.Schedule:  # Step -> learning rate
-    "Climb in a line, then fall along a cosine."
+    """Climb in a line, then fall along a cosine.
+
+    Args:
+        recipe: Peak, warm-up and end
+
+    Returns:
+        Step -> learning rate
+    """
     climb = min(recipe.warmup_steps, max(recipe.max_steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
         init_value=recipe.learning_rate / (climb + 1),
@@ -102,7 +125,14 @@ def _decays(params: Any) -> Any:
 def build_optimiser(
     recipe: Recipe,  # Which, and how fast
 ) -> optax.GradientTransformation:  # For a tree of parameters
-    "Build the optimiser of a recipe, gradient clipping included."
+    """Build the optimiser of a recipe, gradient clipping included.
+
+    Args:
+        recipe: Which, and how fast
+
+    Returns:
+        For a tree of parameters
+    """
     rate = schedule(recipe)
     if recipe.optimiser == "muon":
         chosen = muon(

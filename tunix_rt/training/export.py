@@ -35,7 +35,12 @@ def check_export(
     export: str,  # A key of EXPORTS
     model: Gemma,  # As it will be trained
 ) -> None:
-    "Refuse to promise files that cannot be written."
+    """Refuse to promise files that cannot be written.
+
+    Args:
+        export: A key of EXPORTS
+        model: As it will be trained
+    """
     if export not in EXPORTS:
         raise TrainingError(f"export is {export!r}; choose one of {', '.join(EXPORTS)}")
     if export != "merged" and model.lora is None:
@@ -49,7 +54,11 @@ def check_export(
 def replaced(
     folder: Path,  # To be written anew in the block, by process 0 if there are several
 ) -> Iterator[None]:
-    "Move a folder out of the way for a new one, and back if the block fails."
+    """Move a folder out of the way for a new one, and back if the block fails.
+
+    Args:
+        folder: To be written anew in the block, by process 0 if there are several
+    """
     aside = folder.with_name(f".{folder.name}.old-{uuid4().hex[:8]}")
     moved = jax.process_index() == 0 and folder.is_dir()
     if moved:
@@ -73,7 +82,20 @@ def write_outcome(
     base: str = "",  # What the adapters lie on
     dtype: Any = None,  # Of a merged model; that of its embedding by default
 ) -> list[Path]:  # What was written
-    "Write what a training hands on."
+    """Write what a training hands on.
+
+    Args:
+        folder: The run folder
+        model: Trained
+        tokenizer: That belongs to it
+        export: A key of EXPORTS
+        card: Writes README.md, for an adapter or for a whole model
+        base: What the adapters lie on
+        dtype: Of a merged model; that of its embedding by default
+
+    Returns:
+        What was written
+    """
     written = []
     for name, adapter in EXPORTS[export].items():
         with replaced(folder / name):

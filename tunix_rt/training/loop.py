@@ -36,7 +36,16 @@ __all__ = ['Namer', 'AHEAD', 'SLOW_DISK', 'Pace', 'Trained', 'Session', 'due', '
 # %% ../../nbs/training/50_loop.ipynb #a8990f21
 @dataclass(frozen=True)
 class Pace:
-    "When to stop, save, look and print; nothing that is learnt depends on it."
+    """When to stop, save, look and print; nothing that is learnt depends on it.
+
+    Attributes:
+        max_minutes: Be done, checkpoint included, after so long; None for never
+        spent_seconds: Of these minutes, gone before training began (loading, packing)
+        checkpoint_every: Steps between two checkpoints
+        validate_every: Steps between two looks at the validation rows
+        log_every: Steps between two lines of the log
+        quiet: Print nothing
+    """
 
     max_minutes: float | None = None  # Be done, checkpoint included, after so long; None for never
     spent_seconds: float = 0.0  # Of these minutes, gone before training began (loading, packing)
@@ -48,7 +57,17 @@ class Pace:
 
 @dataclass(frozen=True)
 class Trained:
-    "What a training ended with."
+    """What a training ended with.
+
+    Attributes:
+        steps: Updates in all
+        resumed_from: The step it woke up at; 0 for a fresh start
+        best_step: The checkpoint with the lowest loss
+        stopped_by: "steps" for done; "minutes" or "signal" if there is more to do
+        tokens: Read in all
+        seconds: Spent over all sessions, saving left out
+        folder: Where checkpoints and log are: one's own, or that of process 0
+    """
 
     state: TrainState
     steps: int  # Updates in all
@@ -65,7 +84,27 @@ Namer = Callable[[list[int]], str]  # Numbers of rows -> what is in them, for a 
 
 @dataclass
 class Session:
-    "A training at work."
+    """A training at work.
+
+    Attributes:
+        state: Changes with every step
+        step: How it changes
+        rows: To learn from
+        recipe: What is learnt
+        pace: When to do what
+        progress: The log
+        checkpoints: What is kept
+        clock: What things take, and the deadline
+        asked: Whether somebody wants an end
+        number: Updates so far
+        saved: Updates in the newest checkpoint
+        validation: Looked at, never learnt from
+        name_rows: Says which traces are in a row
+        waiting: Figures not looked at yet
+        busy: Seconds since figures were last looked at, saving and looking left out
+        figures: Of the newest step looked at
+        loss: By which the next checkpoint is judged, in nats: validation if there is any
+    """
 
     state: TrainState  # Changes with every step
     step: Step  # How it changes
@@ -92,7 +131,15 @@ def due(
     session: Session,  # Which knows its number of updates
     every: int,  # Steps between two of a kind
 ) -> bool:  # Always true at the very last step
-    "Tell whether something that happens every so many steps happens now."
+    """Tell whether something that happens every so many steps happens now.
+
+    Args:
+        session: Which knows its number of updates
+        every: Steps between two of a kind
+
+    Returns:
+        Always true at the very last step
+    """
     return session.number % every == 0 or session.number == session.recipe.max_steps
 
 # %% ../../nbs/training/50_loop.ipynb #fb2661a8
@@ -102,7 +149,11 @@ AHEAD = 2  # Steps that may be handed over before an earlier one is done
 def take_step(
     session: Session,  # One update further afterwards
 ) -> None:
-    "Hand over one step, and fetch the figures of the last ones if they are due."
+    """Hand over one step, and fetch the figures of the last ones if they are due.
+
+    Args:
+        session: One update further afterwards
+    """
     pace, clock, recipe = session.pace, session.clock, session.recipe
     batch = batch_at(session.rows, session.number, size=recipe.batch_rows, seed=recipe.seed)
     began = clock.now()
@@ -123,7 +174,11 @@ def take_step(
 def fetch(
     session: Session,  # Whose waiting figures are taken in
 ) -> None:
-    "Take in the figures of the steps since the last time, and stop if one is not a number."
+    """Take in the figures of the steps since the last time, and stop if one is not a number.
+
+    Args:
+        session: Whose waiting figures are taken in
+    """
     first, clock, began = (
         session.number - len(session.waiting) + 1,
         session.clock,
@@ -176,7 +231,17 @@ def mean_loss(
     rows: Rows,  # All of them are looked at
     size: int,  # Rows at a time
 ) -> float:  # In nats a counted token
-    "Look at rows without learning from them."
+    """Look at rows without learning from them.
+
+    Args:
+        look: Compiled: parameters and rows -> summed loss
+        params: Tree of parameters
+        rows: All of them are looked at
+        size: Rows at a time
+
+    Returns:
+        In nats a counted token
+    """
     total = 0.0
     for first in range(0, len(rows.tokens), size):
         part = Rows(*(x[first : first + size] for x in rows))
@@ -190,7 +255,12 @@ def report(
     session: Session,  # After a step
     bar: tqdm,  # Shows the loss
 ) -> None:
-    "Look at the validation rows and write a line, if either is due."
+    """Look at the validation rows and write a line, if either is due.
+
+    Args:
+        session: After a step
+        bar: Shows the loss
+    """
     pace, more = session.pace, {}
     looking = due(session, pace.validate_every) or due(session, pace.checkpoint_every)
     if session.validation is not None and looking:
@@ -208,7 +278,11 @@ def report(
 def save(
     session: Session,  # Whose figures have been fetched
 ) -> None:
-    "Hand the state over to be written."
+    """Hand the state over to be written.
+
+    Args:
+        session: Whose figures have been fetched
+    """
     memory = session.progress.memory()
     session.saved, began = session.number, session.clock.now()
     save_state(session.checkpoints, session.number, session.state, loss=session.loss, memory=memory)
@@ -218,7 +292,14 @@ def save(
 def watch_saving(
     session: Session,  # Which may be saving
 ) -> bool:  # True while it is
-    "Take the duration of a save down once it is done."
+    """Take the duration of a save down once it is done.
+
+    Args:
+        session: Which may be saving
+
+    Returns:
+        True while it is
+    """
     if "save" in session.clock.running and not session.checkpoints.manager.is_saving_in_progress():
         began = session.clock.running.pop("save")
         session.clock.took["save"].append(session.clock.now() - began)
@@ -231,7 +312,14 @@ SLOW_DISK = 50e6  # Bytes a second, as long as nothing is known
 def to_come(
     session: Session,  # After a step
 ) -> float:  # Seconds
-    "Tell how long one more step would take with all that has to follow it."
+    """Tell how long one more step would take with all that has to follow it.
+
+    Args:
+        session: After a step
+
+    Returns:
+        Seconds
+    """
     clock, pace, following = session.clock, session.pace, session.number + 1
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(session.state))
     saving = expected(clock, "save", otherwise=1 + size / SLOW_DISK)
@@ -250,7 +338,14 @@ def to_come(
 def reason_to_stop(
     session: Session,  # After a step
 ) -> str:  # "" if there is none
-    "Tell whether to stop here although there is more to learn."
+    """Tell whether to stop here although there is more to learn.
+
+    Args:
+        session: After a step
+
+    Returns:
+        "" if there is none
+    """
     reason = ""
     if session.asked.by:
         reason = "signal"
@@ -276,7 +371,14 @@ def _bar(session: Session) -> tqdm:
 def run_session(
     session: Session,  # Fresh, or woken up
 ) -> str:  # Why it ended: "steps", "minutes" or "signal"
-    "Take steps until there are enough of them or there is a reason to stop."
+    """Take steps until there are enough of them or there is a reason to stop.
+
+    Args:
+        session: Fresh, or woken up
+
+    Returns:
+        Why it ended: "steps", "minutes" or "signal"
+    """
     reason = ""
     with _bar(session) as bar:
         while session.number < session.recipe.max_steps and not reason:
@@ -311,7 +413,23 @@ def train(
     | None = None,  # Another run folder, only read, if this one has no checkpoint
     name_rows: Namer | None = None,  # Says which traces are in a row, should one go wrong
 ) -> Trained:  # The final state and the story
-    "Train until enough steps or minutes have passed, going on from the last checkpoint."
+    """Train until enough steps or minutes have passed, going on from the last checkpoint.
+
+    Args:
+        model: Gives up what is trained, and takes the result in the end
+        rows: To learn from
+        recipe: The numbers that decide what is learnt
+        objective: What is minimised
+        folder: The run folder, for checkpoints/ and metrics.jsonl; that of process 0 counts
+        identity: Fingerprints of model and data, kept with every checkpoint
+        validation: Looked at, never learnt from
+        mesh: The devices; None for a single one
+        continue_from: Another run folder, only read, if this one has no checkpoint
+        name_rows: Says which traces are in a row, should one go wrong
+
+    Returns:
+        The final state and the story
+    """
     clock, folder = _clock(pace), lead_folder(folder)
     with listening() as asked:
         state, step = make_step(model, objective, recipe, mesh=mesh)

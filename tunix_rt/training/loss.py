@@ -34,7 +34,19 @@ def slice_slope(
     cap: float | None,  # Soft cap on the scores
     sides: tuple[str, ...] = (),  # Sides of the mesh along which the vocabulary is cut
 ) -> tuple[jax.Array, jax.Array]:  # Sum of losses, and its gradient by the scores, [M, V]
-    "Score one slice and sum what its counted tokens cost."
+    """Score one slice and sum what its counted tokens cost.
+
+    Args:
+        hidden: One slice, [M, D]
+        table: The vocabulary, or this device's share of it, [V, D]
+        targets: What each token should have been followed by, counted from 0 in the share
+        counted: 1 where that is learnt, else 0, [M]
+        cap: Soft cap on the scores
+        sides: Sides of the mesh along which the vocabulary is cut
+
+    Returns:
+        Sum of losses, and its gradient by the scores, [M, V]
+    """
     scores = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
     squashed = scores if cap is None else cap * jnp.tanh(scores / cap)
     top = _across(jax.lax.pmax, squashed.max(axis=-1, keepdims=True), sides)
@@ -162,7 +174,19 @@ def summed_loss(
     cap: float | None = None,  # Soft cap on the scores
     slice_tokens: int = 512,  # Tokens scored at a time; only memory and speed depend on it
 ) -> jax.Array:  # Sum over the counted tokens, in nats
-    "Add up what the counted tokens cost, never holding scores for more than one slice."
+    """Add up what the counted tokens cost, never holding scores for more than one slice.
+
+    Args:
+        hidden: After the last norm, [B, T, D]
+        embedding: Tied table of tokens, [V, D]
+        targets: What each token should have been followed by, [B, T]
+        counted: True where that is learnt, [B, T]
+        cap: Soft cap on the scores
+        slice_tokens: Tokens scored at a time; only memory and speed depend on it
+
+    Returns:
+        Sum over the counted tokens, in nats
+    """
     if targets.shape != hidden.shape[:-1] or counted.shape != targets.shape:
         raise TrainingError(
             f"hidden is {hidden.shape}, targets {targets.shape} and counted {counted.shape}; "

@@ -44,7 +44,20 @@ __all__ = ['SLICE', 'WHAT', 'Setup', 'setup_text', 'in_units', 'shape_of', 'held
 # %% ../../nbs/training/60_memory.ipynb #4365db94
 @dataclass(frozen=True)
 class Setup:
-    "What is to be trained, how, and on what."
+    """What is to be trained, how, and on what.
+
+    Attributes:
+        config: The shape of the model
+        recipe: Rows, types, optimiser, what layers forget
+        lora: What is laid beside the matrices; None to train all of them
+        base: What is only read is held in this: "float32", "bfloat16" or "int8"
+        data: Devices with rows of their own and all of the parameters
+        fsdp: Devices with rows of their own and a share of the parameters
+        tensor: Devices that split every product
+        stacked: Whether layers are held as one stack rather than as a list
+        kind: What it will run on: "cpu", "gpu" or "tpu"
+        name: For the title
+    """
 
     config: GemmaConfig  # The shape of the model
     recipe: Recipe = Recipe()  # Rows, types, optimiser, what layers forget
@@ -93,7 +106,14 @@ class Setup:
 def setup_text(
     setup: Setup,  # Any
 ) -> str:  # One line
-    "Put a setup into words."
+    """Put a setup into words.
+
+    Args:
+        setup: Any
+
+    Returns:
+        One line
+    """
     recipe, lora = setup.recipe, setup.lora
     how = f"LoRA of rank {lora.rank} on {setup.base}" if lora else "every parameter"
     slices = f", {recipe.slice_rows} at a time" if recipe.slice_rows else ""
@@ -110,7 +130,14 @@ def setup_text(
 def in_units(
     count: float,  # Bytes
 ) -> str:  # Such as "1.50 GiB"
-    "Write bytes in the powers of two that memory is sold in."
+    """Write bytes in the powers of two that memory is sold in.
+
+    Args:
+        count: Bytes
+
+    Returns:
+        Such as "1.50 GiB"
+    """
     gibi, mebi = count / 2**30, count / 2**20
     return f"{gibi:.2f} GiB" if gibi >= 1 else f"{mebi:,.0f} MiB"
 
@@ -118,7 +145,14 @@ def in_units(
 def shape_of(
     setup: Setup,  # What is trained
 ) -> Gemma:  # With a shape where every number would be
-    "Describe the model without making it."
+    """Describe the model without making it.
+
+    Args:
+        setup: What is trained
+
+    Returns:
+        With a shape where every number would be
+    """
     dtype = jnp.bfloat16 if setup.base == "int8" else jnp.dtype(setup.base)
 
     def build() -> Gemma:
@@ -144,7 +178,14 @@ def _held(setup: Setup) -> tuple[int, int, int]:
 def held_bytes(
     setup: Setup,  # What is trained, on what
 ) -> tuple[int, int, int]:  # Only read, trained, optimiser; on each device
-    "Add up what a device holds between two steps."
+    """Add up what a device holds between two steps.
+
+    Args:
+        setup: What is trained, on what
+
+    Returns:
+        Only read, trained, optimiser; on each device
+    """
     recipe = Recipe(optimiser=setup.recipe.optimiser, batch_rows=row_shards(setup.mesh))
     return _held(replace(setup, recipe=recipe, stacked=True, name=""))
 
@@ -153,7 +194,15 @@ def own_share(
     config: GemmaConfig,  # The shape of the model
     tensor: int,  # Devices that split every product
 ) -> GemmaConfig:  # The shape of what one of them computes
-    "Shrink a layer to one device's part of it."
+    """Shrink a layer to one device's part of it.
+
+    Args:
+        config: The shape of the model
+        tensor: Devices that split every product
+
+    Returns:
+        The shape of what one of them computes
+    """
     queries, keys, hidden = config.query_heads, config.key_heads, config.hidden
     if queries % tensor == 0 and (keys % tensor == 0 or keys == 1):
         queries, keys = queries // tensor, max(1, keys // tensor)
@@ -192,7 +241,15 @@ def kept_bytes(
     setup: Setup,  # What is trained
     remat: str = "",  # What layers forget; what the recipe says by default
 ) -> int:  # For all tokens that one device computes at a time, in one layer
-    "Find out what a layer keeps between the way forward and the way back."
+    """Find out what a layer keeps between the way forward and the way back.
+
+    Args:
+        setup: What is trained
+        remat: What layers forget; what the recipe says by default
+
+    Returns:
+        For all tokens that one device computes at a time, in one layer
+    """
     recipe = setup.recipe
     alike = Recipe(
         batch_rows=1, row_tokens=recipe.row_tokens, dtype=recipe.dtype, remat=remat or recipe.remat
@@ -208,7 +265,14 @@ SLICE = inspect.signature(summed_loss).parameters["slice_tokens"].default  # Tok
 def layer_bytes(
     setup: Setup,  # What is trained, on what
 ) -> int:  # On each device
-    "Estimate what one layer needs while it works its way back."
+    """Estimate what one layer needs while it works its way back.
+
+    Args:
+        setup: What is trained, on what
+
+    Returns:
+        On each device
+    """
     size, share = jnp.dtype(setup.recipe.dtype).itemsize, own_share(setup.config, setup.tensor)
     again = kept_bytes(setup, "none") - kept_bytes(setup, _forgets(setup))
     gate = setup.tokens * share.hidden * size * (4 if setup.lora else 3)
@@ -227,7 +291,14 @@ def _forgets(setup: Setup) -> str:
 def scores_bytes(
     setup: Setup,  # What is trained, on what
 ) -> int:  # On each device
-    "Estimate what scoring one slice of tokens needs."
+    """Estimate what scoring one slice of tokens needs.
+
+    Args:
+        setup: What is trained, on what
+
+    Returns:
+        On each device
+    """
     config, size = setup.config, jnp.dtype(setup.recipe.dtype).itemsize
     table = jax.ShapeDtypeStruct((config.vocabulary, config.width), jnp.float32)
     sharing = [setup.mesh.shape[side] for side in vocabulary_sides(table, setup.mesh)]
@@ -242,7 +313,14 @@ def scores_bytes(
 def activation_bytes(
     setup: Setup,  # What is trained, on what
 ) -> int:  # On each device, the batch included
-    "Estimate what all layers together keep for the way back."
+    """Estimate what all layers together keep for the way back.
+
+    Args:
+        setup: What is trained, on what
+
+    Returns:
+        On each device, the batch included
+    """
     remat, layers, recipe = _forgets(setup), setup.config.layers, setup.recipe
     kept = kept_bytes(setup, remat)
     if not setup.stacked and remat == "none":
@@ -268,7 +346,14 @@ WHAT = {
 def parts_of(
     setup: Setup,  # What is trained, on what
 ) -> dict[str, int]:  # Name, from WHAT -> bytes on each device
-    "Estimate everything that a training takes."
+    """Estimate everything that a training takes.
+
+    Args:
+        setup: What is trained, on what
+
+    Returns:
+        Name, from WHAT -> bytes on each device
+    """
     frozen, trained, optimiser = held_bytes(setup)
     sliced = setup.recipe.slice_rows not in (0, setup.recipe.batch_rows)
     adapters = {"adapters": trained} if setup.lora else {}
@@ -286,7 +371,14 @@ def parts_of(
 def sum_of_parts(
     parts: dict[str, int],  # From `parts_of`
 ) -> int:  # Bytes at the fullest moment
-    "Add up what is there together."
+    """Add up what is there together.
+
+    Args:
+        parts: From `parts_of`
+
+    Returns:
+        Bytes at the fullest moment
+    """
     return sum(parts.values()) - min(parts["layer"], parts["scores"])
 
 # %% ../../nbs/training/60_memory.ipynb #85f7f689
@@ -296,7 +388,16 @@ def trace_step(
     attention: str = "xla",  # The program for attention, from `choose_attention`
     devices: list[Any] | None = None,  # To compile for; those that JAX sees by default
 ) -> tuple[Any, Step]:  # What is to be compiled, and the step it belongs to
-    "Trace the step of a setup with shapes in place of numbers."
+    """Trace the step of a setup with shapes in place of numbers.
+
+    Args:
+        setup: What is trained, on what
+        attention: The program for attention, from `choose_attention`
+        devices: To compile for; those that JAX sees by default
+
+    Returns:
+        What is to be compiled, and the step it belongs to
+    """
     count, recipe = setup.data * setup.fsdp * setup.tensor, setup.recipe
     there = jax.devices() if devices is None else devices
     if len(there) < count:
@@ -317,7 +418,17 @@ def trace_step(
 # %% ../../nbs/training/60_memory.ipynb #64ea1464
 @dataclass(frozen=True)
 class Measured:
-    "What a compiled step takes of each device."
+    """What a compiled step takes of each device.
+
+    Attributes:
+        arguments: Bytes of state, of what is only read, and of the batch
+        outputs: Bytes of the next state and the figures
+        aliased: Bytes of outputs that are written over arguments
+        temporaries: Bytes that come and go
+        trace_seconds: From Python to the compiler
+        compile_seconds: From there to a program
+        compiled: The program, to be looked into
+    """
 
     arguments: int  # Bytes of state, of what is only read, and of the batch
     outputs: int  # Bytes of the next state and the figures
@@ -339,7 +450,16 @@ def measure(
     attention: str = "xla",  # The program for attention, from `choose_attention`
     devices: list[Any] | None = None,  # To compile for; those that JAX sees by default
 ) -> Measured:  # What the compiler says
-    "Compile the step of a setup, and read what it would take."
+    """Compile the step of a setup, and read what it would take.
+
+    Args:
+        setup: What is trained, on what
+        attention: The program for attention, from `choose_attention`
+        devices: To compile for; those that JAX sees by default
+
+    Returns:
+        What the compiler says
+    """
     begun = time.perf_counter()
     lowered, step = trace_step(setup, attention=attention, devices=devices)
     traced = time.perf_counter()

@@ -41,7 +41,14 @@ ROOM = 0.9  # Share of a device's memory that may be planned for
 # %% ../../nbs/training/65_memory_plan.ipynb #a69659a3
 @dataclass(frozen=True)
 class Suggestion:
-    "Something to change, and what would come of it."
+    """Something to change, and what would come of it.
+
+    Attributes:
+        change: Parameters of the train notebook
+        cost: What it is paid with
+        setup: With it
+        total: Bytes on each device then
+    """
 
     change: str  # Parameters of the train notebook
     cost: str  # What it is paid with
@@ -51,7 +58,14 @@ class Suggestion:
 # %% ../../nbs/training/65_memory_plan.ipynb #f1beec18
 @dataclass(frozen=True, repr=False)
 class Plan:
-    "What a training takes of each device."
+    """What a training takes of each device.
+
+    Attributes:
+        setup: Of what
+        parts: Name, from WHAT -> bytes
+        memory: Bytes of one device; None where nobody knows
+        suggestions: The least painful first; none where it fits
+    """
 
     setup: Setup  # Of what
     parts: dict[str, int]  # Name, from WHAT -> bytes
@@ -134,7 +148,15 @@ def suggest(
     setup: Setup,  # That does not fit
     memory: int,  # Bytes of one device
 ) -> tuple[Suggestion, ...]:  # The least painful first; none where nothing helps
-    "Look for changes that make a training fit."
+    """Look for changes that make a training fit.
+
+    Args:
+        setup: That does not fit
+        memory: Bytes of one device
+
+    Returns:
+        The least painful first; none where nothing helps
+    """
     alone = (_follow((way,), setup, memory) for way in WAYS)
     found = tuple(each for each in alone if each.total <= ROOM * memory)
     if found:
@@ -170,7 +192,11 @@ def _follow(
 
 # %% ../../nbs/training/65_memory_plan.ipynb #3ad47d77
 def device_memory() -> int | None:  # Bytes; None where it does not say
-    "Ask the device that JAX would use how much it can hold."
+    """Ask the device that JAX would use how much it can hold.
+
+    Returns:
+        Bytes; None where it does not say
+    """
     reported = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if reported or platform() != "cpu" or not hasattr(os, "sysconf"):
         return reported
@@ -180,7 +206,14 @@ def device_memory() -> int | None:  # Bytes; None where it does not say
 def shape_named(
     name: str,  # A key of PRESETS, a folder, a run folder, or kaggle:owner/model/...
 ) -> GemmaConfig:  # Its shape
-    "Find the shape that a name stands for."
+    """Find the shape that a name stands for.
+
+    Args:
+        name: A key of PRESETS, a folder, a run folder, or kaggle:owner/model/...
+
+    Returns:
+        Its shape
+    """
     place = any(mark in name for mark in "/\\:") or resolve(name).exists()
     return find_source(name).config if place else preset(name)
 
@@ -193,7 +226,17 @@ def plan(
     memory: int | None = None,  # Bytes of one device; None asks the one that is there
     **on: Any,  # The rest of `Setup`: base, data, fsdp, tensor, stacked, kind
 ) -> Plan:  # Shows itself as a table
-    "Say what a training will take of each device, and what to change if that is too much."
+    """Say what a training will take of each device, and what to change if that is too much.
+
+    Args:
+        model: A shape, a key of PRESETS, or whatever `find_source` knows
+        lora: Adapters; None to train every parameter
+        memory: Bytes of one device; None asks the one that is there
+        **on: The rest of `Setup`: base, data, fsdp, tensor, stacked, kind
+
+    Returns:
+        Shows itself as a table
+    """
     if isinstance(model, GemmaConfig):
         name, config = "a model", model
     else:
@@ -210,7 +253,14 @@ def plan(
 def verdict(
     made: Plan,  # From `plan`
 ) -> str:  # One line
-    "Say whether it fits."
+    """Say whether it fits.
+
+    Args:
+        made: From `plan`
+
+    Returns:
+        One line
+    """
     if made.memory is None:
         return f"{in_units(made.total)} on each device"
     of = f"{in_units(made.total)} of {in_units(made.memory)} on each device"
@@ -239,7 +289,15 @@ def plan_text(
     *,
     width: int = 30,  # Characters of the longest bar
 ) -> str:  # For a terminal
-    "Draw a plan with letters."
+    """Draw a plan with letters.
+
+    Args:
+        made: From `plan`
+        width: Characters of the longest bar
+
+    Returns:
+        For a terminal
+    """
     scale = max(made.total, made.memory or 0)
     lines = [setup_text(made.setup), ""]
     for name, size in made.parts.items():
@@ -253,7 +311,14 @@ def plan_text(
 def plan_html(
     made: Plan,  # From `plan`
 ) -> str:  # For a notebook or a page
-    "Draw a plan as a table with bars."
+    """Draw a plan as a table with bars.
+
+    Args:
+        made: From `plan`
+
+    Returns:
+        For a notebook or a page
+    """
     scale = max(made.total, made.memory or 0)
     rows = []
     for name, size in made.parts.items():

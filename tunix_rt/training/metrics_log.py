@@ -20,7 +20,16 @@ __all__ = ['Progress', 'wake', 'write_line']
 # %% ../../nbs/training/30_metrics_log.ipynb #39a131c9
 @dataclass
 class Progress:
-    "Where a training stands between two lines of its log."
+    """Where a training stands between two lines of its log.
+
+    Attributes:
+        path: metrics.jsonl
+        pending: Losses since the last line
+        tokens: Read so far, padding left out
+        seconds: Spent so far, over all sessions
+        last_tokens: Read when the last line was written
+        last_seconds: Spent when the last line was written
+    """
 
     path: Path  # metrics.jsonl
     pending: list[float] = field(default_factory=list)  # Losses since the last line
@@ -39,7 +48,13 @@ def wake(
     step: int,  # Of the checkpoint
     memory: dict[str, Any],  # That was saved with it
 ) -> None:
-    "Go back to what was known at a checkpoint, and drop the lines that came after it."
+    """Go back to what was known at a checkpoint, and drop the lines that came after it.
+
+    Args:
+        progress: Changed in place
+        step: Of the checkpoint
+        memory: That was saved with it
+    """
     progress.pending, progress.tokens = list(memory["pending"]), memory["tokens"]
     progress.seconds = progress.last_seconds = memory["seconds"]
     progress.last_tokens = progress.tokens
@@ -54,7 +69,16 @@ def write_line(
     step: int,  # Updates so far
     **figures: float,  # Besides the loss and the speed
 ) -> dict[str, Any]:  # What was written
-    "Add a line to the log."
+    """Add a line to the log.
+
+    Args:
+        progress: Changed in place
+        step: Updates so far
+        **figures: Besides the loss and the speed
+
+    Returns:
+        What was written
+    """
     seconds = progress.seconds - progress.last_seconds
     line = {
         "step": step,

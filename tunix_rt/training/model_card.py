@@ -25,7 +25,17 @@ def front_matter(
     base: str = "",  # What it was fine-tuned from; "" for fresh weights
     adapter: bool = False,  # Whether the folder holds an adapter and not a whole model
 ) -> str:  # Lines between two fences
-    "Write the lines at the top that a model hub reads."
+    """Write the lines at the top that a model hub reads.
+
+    Args:
+        config: The shape
+        dataset: Key of the dataset
+        base: What it was fine-tuned from; "" for fresh weights
+        adapter: Whether the folder holds an adapter and not a whole model
+
+    Returns:
+        Lines between two fences
+    """
     facts: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
@@ -42,7 +52,14 @@ def front_matter(
 def table(
     rows: Mapping[str, Any],  # Label -> value; None is left out
 ) -> str:  # A Markdown table
-    "Lay out facts as a table."
+    """Lay out facts as a table.
+
+    Args:
+        rows: Label -> value; None is left out
+
+    Returns:
+        A Markdown table
+    """
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
@@ -63,7 +80,16 @@ def shape_table(
     base: str,  # What it was fine-tuned from; "" for fresh weights
     lora: Lora | None,  # The adapters that were trained, if only they were
 ) -> str:  # A Markdown table
-    "Lay out what was trained."
+    """Lay out what was trained.
+
+    Args:
+        config: The shape
+        base: What it was fine-tuned from; "" for fresh weights
+        lora: The adapters that were trained, if only they were
+
+    Returns:
+        A Markdown table
+    """
     return table(
         {
             "parameters": parameter_count(config),
@@ -99,7 +125,14 @@ print(tokenizer.decode(said[0, asked["input_ids"].shape[1] :]))"""
 def usage(
     adapter: bool,  # Whether the folder holds an adapter and not a whole model
 ) -> str:  # A block of Markdown
-    "Show how to ask the model something."
+    """Show how to ask the model something.
+
+    Args:
+        adapter: Whether the folder holds an adapter and not a whole model
+
+    Returns:
+        A block of Markdown
+    """
     return f"```python\n{BESIDE if adapter else MERGED}\n{ASK}\n```"
 
 # %% ../../nbs/training/70_model_card.ipynb #a672f8b1
@@ -125,7 +158,23 @@ def model_card(
     read: Mapping[str, Any] | None = None,  # What was read: traces, tokens, what was cut
     where: Mapping[str, Any] | None = None,  # What it was computed on: devices, attention
 ) -> str:  # Markdown with a front matter
-    "Write the card of a trained model."
+    """Write the card of a trained model.
+
+    Args:
+        config: The shape
+        recipe: How it was trained
+        dataset: Key of the dataset
+        sha256: Its fingerprint
+        figures: What came out: losses, steps, tokens
+        base: What it was fine-tuned from; "" for fresh weights
+        lora: The adapters, if only they were trained
+        adapter: Whether the folder holds an adapter and not a whole model
+        read: What was read: traces, tokens, what was cut
+        where: What it was computed on: devices, attention
+
+    Returns:
+        Markdown with a front matter
+    """
     sections = {
         "What it was made from": table({"dataset": dataset, "sha256": sha256, **(read or {})}),
         "What was trained": shape_table(config, base, lora),

@@ -21,7 +21,14 @@ LONGEST = 4096  # Bytes of a path that are told
 def lead_folder(
     folder: Path,  # The run folder of this process
 ) -> Path:  # That of process 0
-    "Learn where the first of several processes writes."
+    """Learn where the first of several processes writes.
+
+    Args:
+        folder: The run folder of this process
+
+    Returns:
+        That of process 0
+    """
     if jax.process_count() == 1:
         return folder
     told = np.zeros(LONGEST, np.uint8)
@@ -38,7 +45,15 @@ def agreed(
     reason: str,  # Of this machine
     now: bool,  # Whether this is a step to compare notes at
 ) -> str:  # Of all machines; "" if none has any
-    "Settle on one reason to stop among all machines that train together."
+    """Settle on one reason to stop among all machines that train together.
+
+    Args:
+        reason: Of this machine
+        now: Whether this is a step to compare notes at
+
+    Returns:
+        Of all machines; "" if none has any
+    """
     if jax.process_count() == 1:
         return reason
     if not now:

@@ -24,7 +24,12 @@ __all__ = ['Example', 'Encoded', 'encode_traces', 'show_learnt', 'best_fit', 'Ro
 
 # %% ../../nbs/training/10_packing.ipynb #5b18bf9a
 class Example(NamedTuple):
-    "One trace, ready to be packed."
+    """One trace, ready to be packed.
+
+    Attributes:
+        tokens: Prompt and response, [T], int32
+        counted: True for the tokens to learn, [T]
+    """
 
     tokens: np.ndarray  # Prompt and response, [T], int32
     counted: np.ndarray  # True for the tokens to learn, [T]
@@ -32,7 +37,15 @@ class Example(NamedTuple):
 # %% ../../nbs/training/10_packing.ipynb #23201c84
 @dataclass(frozen=True)
 class Encoded:
-    "Traces as tokens, and what was lost on the way."
+    """Traces as tokens, and what was lost on the way.
+
+    Attributes:
+        names: For each example, the first digits of its trace's fingerprint
+        traces: How many came in
+        cut: Lost the end of their response, because the row is shorter
+        dropped: Had no room for any response at all
+        longest: Tokens of the longest trace, before cutting
+    """
 
     examples: list[Example]
     names: list[str]  # For each example, the first digits of its trace's fingerprint
@@ -58,7 +71,18 @@ def encode_traces(
     reasoning: bool = True,  # False teaches the answer alone
     together: int = 1000,  # Traces encoded at a time
 ) -> Encoded:  # Examples in the order of the traces
-    "Encode traces with the chat template, marking what is to be learnt and counting what is lost."
+    """Encode traces with the chat template, marking what is to be learnt and counting what is lost.
+
+    Args:
+        tokenizer: That of the model
+        traces: What to learn
+        row_tokens: T, the longest a trace may be
+        reasoning: False teaches the answer alone
+        together: Traces encoded at a time
+
+    Returns:
+        Examples in the order of the traces
+    """
     examples, names, stream = [], [], iter(traces)
     count = cut = dropped = longest = 0
     while some := list(islice(stream, together)):
@@ -86,7 +110,15 @@ def show_learnt(
     tokenizer: Tokenizer,  # That encoded it
     example: Example,  # From `encode_traces`
 ) -> str:  # The text; what is not learnt stands in ⟦ ⟧
-    "Spell out which part of an example is learnt."
+    """Spell out which part of an example is learnt.
+
+    Args:
+        tokenizer: That encoded it
+        example: From `encode_traces`
+
+    Returns:
+        The text; what is not learnt stands in ⟦ ⟧
+    """
     given = tokenizer.decode(example.tokens[~example.counted])
     learnt = tokenizer.decode(example.tokens[example.counted])
     return f"⟦{given}⟧{learnt}"
@@ -96,7 +128,15 @@ def best_fit(
     lengths: Sequence[int],  # Tokens of each example
     room: int,  # T, tokens in a row
 ) -> list[list[int]]:  # For each row, the examples in it
-    "Assign examples to rows, longest first, each to the fullest row that still has room."
+    """Assign examples to rows, longest first, each to the fullest row that still has room.
+
+    Args:
+        lengths: Tokens of each example
+        room: T, tokens in a row
+
+    Returns:
+        For each row, the examples in it
+    """
     rows: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(room + 1)]
     for example in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -113,7 +153,14 @@ def best_fit(
 
 # %% ../../nbs/training/10_packing.ipynb #d40b3b1c
 class Rows(NamedTuple):
-    "Packed rows; also a batch of them."
+    """Packed rows; also a batch of them.
+
+    Attributes:
+        tokens: [R, T], int32, 0 where nothing is
+        segments: Which example of the row, from 1; 0 where nothing is, [R, T]
+        positions: Place in its example, from 0, [R, T]
+        counted: True for the tokens to learn, [R, T]
+    """
 
     tokens: np.ndarray  # [R, T], int32, 0 where nothing is
     segments: np.ndarray  # Which example of the row, from 1; 0 where nothing is, [R, T]
@@ -125,7 +172,15 @@ def pack(
     examples: Sequence[Example],  # From `encode_traces`
     row_tokens: int,  # T
 ) -> Rows:  # As few rows as best-fit decreasing needs
-    "Pack examples into rows."
+    """Pack examples into rows.
+
+    Args:
+        examples: From `encode_traces`
+        row_tokens: T
+
+    Returns:
+        As few rows as best-fit decreasing needs
+    """
     assigned = best_fit([len(example.tokens) for example in examples], row_tokens)
     rows = Rows(*(np.zeros((len(assigned), row_tokens), kind) for kind in ("i4", "i4", "i4", "?")))
     for row, members in enumerate(assigned):
@@ -143,7 +198,14 @@ def pack(
 def fill(
     rows: Rows,  # Packed
 ) -> float:  # Between 0 and 1
-    "Work out the share of places that hold a token."
+    """Work out the share of places that hold a token.
+
+    Args:
+        rows: Packed
+
+    Returns:
+        Between 0 and 1
+    """
     return float((rows.segments > 0).mean())
 
 # %% ../../nbs/training/10_packing.ipynb #ea5c13b3
@@ -154,7 +216,17 @@ def rows_at(
     size: int,  # B, rows in a batch
     seed: int,  # Fixes the order of every epoch
 ) -> list[int]:  # Numbers of `size` rows
-    "Say which rows make up the batch of one step."
+    """Say which rows make up the batch of one step.
+
+    Args:
+        count: R, rows in all
+        step: Counting from 0
+        size: B, rows in a batch
+        seed: Fixes the order of every epoch
+
+    Returns:
+        Numbers of `size` rows
+    """
     places = range(step * size, (step + 1) * size)
     orders = {
         epoch: np.random.default_rng((seed, epoch)).permutation(count)
@@ -170,7 +242,17 @@ def batch_at(
     size: int,  # B, rows in a batch
     seed: int,  # Fixes the order of every epoch
 ) -> Rows:  # `size` of the rows
-    "Take the batch of one step; the same step always has the same batch."
+    """Take the batch of one step; the same step always has the same batch.
+
+    Args:
+        rows: All packed rows
+        step: Counting from 0
+        size: B, rows in a batch
+        seed: Fixes the order of every epoch
+
+    Returns:
+        `size` of the rows
+    """
     chosen = rows_at(len(rows.tokens), step, size=size, seed=seed)
     return Rows(*(part[chosen] for part in rows))
 
@@ -180,7 +262,16 @@ def names_in(
     row_tokens: int,  # T, as when it was packed
     rows: Sequence[int],  # Numbers of rows
 ) -> dict[int, list[str]]:  # For each row, the traces in it
-    "Say which traces share a row, by the first digits of their fingerprints."
+    """Say which traces share a row, by the first digits of their fingerprints.
+
+    Args:
+        encoded: What was packed
+        row_tokens: T, as when it was packed
+        rows: Numbers of rows
+
+    Returns:
+        For each row, the traces in it
+    """
     assigned = best_fit([len(example.tokens) for example in encoded.examples], row_tokens)
     return {row: [encoded.names[member] for member in assigned[row]] for row in rows}
 
@@ -188,7 +279,14 @@ def names_in(
 def rows_fingerprint(
     rows: Rows,  # Packed
 ) -> str:  # Sixteen hexadecimal digits
-    "Hash what a training will read."
+    """Hash what a training will read.
+
+    Args:
+        rows: Packed
+
+    Returns:
+        Sixteen hexadecimal digits
+    """
     digest = hashlib.sha256(repr(rows.tokens.shape).encode())
     for part in rows:
         digest.update(np.ascontiguousarray(part).data)

@@ -22,7 +22,11 @@ __all__ = ['RECENT', 'Asked', 'listening', 'Clock', 'expected', 'timing', 'time_
 # %% ../../nbs/training/45_preemption.ipynb #c88923a3
 @dataclass
 class Asked:
-    "Whether somebody has asked for an end."
+    """Whether somebody has asked for an end.
+
+    Attributes:
+        by: "SIGTERM" or "SIGINT"; "" while nobody has
+    """
 
     by: str = ""  # "SIGTERM" or "SIGINT"; "" while nobody has
 
@@ -54,7 +58,14 @@ RECENT = 20  # Durations of each kind that are remembered
 
 @dataclass
 class Clock:
-    "When everything must be over, and how long things have taken."
+    """When everything must be over, and how long things have taken.
+
+    Attributes:
+        deadline: By the clock below, in seconds
+        now: Seconds since some fixed moment
+        took: The last durations of each kind
+        running: When what is not done yet was begun
+    """
 
     deadline: float = math.inf  # By the clock below, in seconds
     now: Callable[[], float] = time.monotonic  # Seconds since some fixed moment
@@ -69,7 +80,16 @@ def expected(
     kind: str,  # Such as "step" or "save"
     otherwise: float = 0.0,  # In seconds, before the first was measured
 ) -> float:  # Seconds
-    "Tell how long one of a kind should take at most, going by the last ones."
+    """Tell how long one of a kind should take at most, going by the last ones.
+
+    Args:
+        clock: That has seen some
+        kind: Such as "step" or "save"
+        otherwise: In seconds, before the first was measured
+
+    Returns:
+        Seconds
+    """
     return max(clock.took[kind], default=otherwise)
 
 
@@ -78,7 +98,12 @@ def timing(
     clock: Clock,  # Takes the duration down
     kind: str,  # Of what happens in the block
 ) -> Iterator[None]:
-    "Measure a block."
+    """Measure a block.
+
+    Args:
+        clock: Takes the duration down
+        kind: Of what happens in the block
+    """
     began = clock.now()
     yield
     clock.took[kind].append(clock.now() - began)
@@ -88,5 +113,13 @@ def time_for(
     clock: Clock,  # With its deadline
     seconds: float,  # Expected to be needed
 ) -> bool:  # False when it is time to stop
-    "Tell whether so much can be done before the deadline, with something to spare."
+    """Tell whether so much can be done before the deadline, with something to spare.
+
+    Args:
+        clock: With its deadline
+        seconds: Expected to be needed
+
+    Returns:
+        False when it is time to stop
+    """
     return clock.now() + 1.25 * seconds + 0.5 < clock.deadline

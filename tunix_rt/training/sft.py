@@ -21,7 +21,14 @@ __all__ = ['shifted', 'sft_objective']
 def shifted(
     batch: Rows,  # Packed rows, [B, T]
 ) -> tuple[jax.Array, jax.Array]:  # Targets [B, T], and whether each is learnt [B, T]
-    "Line each place up with the token that should follow it."
+    """Line each place up with the token that should follow it.
+
+    Args:
+        batch: Packed rows, [B, T]
+
+    Returns:
+        Targets [B, T], and whether each is learnt [B, T]
+    """
     follows = jnp.pad(batch.segments[:, 1:] == batch.segments[:, :-1], ((0, 0), (0, 1)))
     targets = jnp.pad(batch.tokens[:, 1:], ((0, 0), (0, 1)))
     counted = jnp.pad(batch.counted[:, 1:], ((0, 0), (0, 1))) & follows
@@ -33,7 +40,15 @@ def sft_objective(
     *,
     attention: str = "xla",  # The program for attention, from `choose_attention`
 ) -> Objective:  # Summed loss of a batch, in nats
-    "Make the objective of supervised fine-tuning."
+    """Make the objective of supervised fine-tuning.
+
+    Args:
+        recipe: For the type to compute in, and what layers forget
+        attention: The program for attention, from `choose_attention`
+
+    Returns:
+        Summed loss of a batch, in nats
+    """
 
     def objective(model: Gemma, batch: Rows, key: jax.Array | None = None) -> jax.Array:
         hidden = hidden_states(

@@ -34,7 +34,13 @@ Objective = Callable[[Gemma, Rows, jax.Array | None], jax.Array]
 
 # %% ../../nbs/training/40_train_step.ipynb #fb11dfc8
 class TrainState(NamedTuple):
-    "What a step changes, and all that a checkpoint holds."
+    """What a step changes, and all that a checkpoint holds.
+
+    Attributes:
+        params: Trained parameters, as a tree, in float32
+        optimiser: The optimiser's memory
+        step: Updates so far
+    """
 
     params: Any  # Trained parameters, as a tree, in float32
     optimiser: Any  # The optimiser's memory
@@ -42,7 +48,13 @@ class TrainState(NamedTuple):
 
 # %% ../../nbs/training/40_train_step.ipynb #cf138023
 class Parts(NamedTuple):
-    "A model, taken apart."
+    """A model, taken apart.
+
+    Attributes:
+        graph: Its structure, without a number in it
+        trained: What a step changes, as a tree
+        frozen: What a step only reads, as a tree
+    """
 
     graph: Any  # Its structure, without a number in it
     trained: Any  # What a step changes, as a tree
@@ -52,7 +64,14 @@ class Parts(NamedTuple):
 def take_apart(
     model: Gemma,  # With adapters or without; not changed
 ) -> Parts:  # Structure, trained and frozen parameters
-    "Divide a model into what is trained and what is not."
+    """Divide a model into what is trained and what is not.
+
+    Args:
+        model: With adapters or without; not changed
+
+    Returns:
+        Structure, trained and frozen parameters
+    """
     graph, *states = nnx.split(model, trainable(model), ...)
     return Parts(graph, *(nnx.to_pure_dict(state) for state in states))
 
@@ -60,7 +79,14 @@ def take_apart(
 def put_together(
     parts: Parts,  # From `take_apart`, perhaps with other numbers
 ) -> Gemma:  # A model again
-    "Make a model of its parts."
+    """Make a model of its parts.
+
+    Args:
+        parts: From `take_apart`, perhaps with other numbers
+
+    Returns:
+        A model again
+    """
     return nnx.merge(parts.graph, nnx.State(parts.trained), nnx.State(parts.frozen))
 
 # %% ../../nbs/training/40_train_step.ipynb #7b88e35f
@@ -69,7 +95,16 @@ def first_state(
     recipe: Recipe,  # For its optimiser
     mesh: Mesh | None = None,  # The devices; None for a single one
 ) -> TrainState:  # With copies of the parameters, or with shapes
-    "Begin a training: parameters in float32 and an optimiser that remembers nothing."
+    """Begin a training: parameters in float32 and an optimiser that remembers nothing.
+
+    Args:
+        trained: Tree of parameters, or of shapes
+        recipe: For its optimiser
+        mesh: The devices; None for a single one
+
+    Returns:
+        With copies of the parameters, or with shapes
+    """
     optimiser = build_optimiser(recipe)
 
     def begin(params: Any) -> TrainState:
@@ -92,7 +127,16 @@ def slices_of(
     slice_rows: int,  # Rows of a slice
     shards: int = 1,  # Pieces that the rows are dealt to; a slice takes as many from each
 ) -> Rows:  # [slices, rows of a slice, T]
-    "Cut a batch into slices without moving a row from one device to another."
+    """Cut a batch into slices without moving a row from one device to another.
+
+    Args:
+        batch: [B, T]
+        slice_rows: Rows of a slice
+        shards: Pieces that the rows are dealt to; a slice takes as many from each
+
+    Returns:
+        [slices, rows of a slice, T]
+    """
 
     def cut(part: Any) -> Any:
         time = part.shape[1:]
@@ -111,7 +155,19 @@ def add_gradients(
     key: jax.Array | None = None,  # For dropout; every slice gets one of its own
     shards: int = 1,  # Pieces that the rows are dealt to
 ) -> tuple[jax.Array, Any]:  # Summed loss, and the gradient of it in float32
-    "Add up loss and gradients over slices of a batch."
+    """Add up loss and gradients over slices of a batch.
+
+    Args:
+        objective: Parameters, rows, key -> summed loss
+        params: Tree of parameters
+        batch: [B, T]
+        slice_rows: Rows computed at a time; 0 for all
+        key: For dropout; every slice gets one of its own
+        shards: Pieces that the rows are dealt to
+
+    Returns:
+        Summed loss, and the gradient of it in float32
+    """
 
     def both(part: Rows, key: jax.Array | None) -> tuple[jax.Array, Any]:
         loss, gradient = jax.value_and_grad(objective)(params, part, key)
@@ -133,7 +189,14 @@ def add_gradients(
 def compiler_options(
     kind: str,  # "cpu", "gpu" or "tpu"
 ) -> dict[str, str] | None:  # For `jax.jit`; None where there is nothing to ask
-    "Say how a step should be compiled."
+    """Say how a step should be compiled.
+
+    Args:
+        kind: "cpu", "gpu" or "tpu"
+
+    Returns:
+        For `jax.jit`; None where there is nothing to ask
+    """
     if kind != "cpu":
         return None
     without_ynn = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -146,7 +209,14 @@ def compiler_options(
 # %% ../../nbs/training/40_train_step.ipynb #da9728db
 @dataclass(frozen=True)
 class Step:
-    "A compiled update, with all that does not change from one to the next."
+    """A compiled update, with all that does not change from one to the next.
+
+    Attributes:
+        update: Compiled: state, frozen, batch -> state and figures
+        loss: Compiled: trained, frozen, batch -> summed loss
+        frozen: Parameters that are only read
+        mesh: The devices; None for a single one
+    """
 
     update: Any  # Compiled: state, frozen, batch -> state and figures
     loss: Any  # Compiled: trained, frozen, batch -> summed loss
@@ -180,7 +250,17 @@ def make_step(
     *,
     mesh: Mesh | None = None,  # The devices; None for a single one
 ) -> tuple[TrainState, Step]:  # The first state, and the compiled step
-    "Prepare training: a fresh state, and a step that turns a state and a batch into the next."
+    """Prepare training: a fresh state, and a step that turns a state and a batch into the next.
+
+    Args:
+        model: Its parameters are copied; it may be one of shapes alone, from `nnx.eval_shape`
+        objective: What is minimised
+        recipe: Optimiser, slices, seed of the dropout
+        mesh: The devices; None for a single one
+
+    Returns:
+        The first state, and the compiled step
+    """
     check_rows(recipe.slice_rows or recipe.batch_rows, mesh)
     graph, trained, frozen = take_apart(model)
     optimiser, shards = build_optimiser(recipe), row_shards(mesh)
@@ -226,6 +306,14 @@ def adopt(
     model: Gemma,  # Changed in place
     state: TrainState,  # Whose parameters it takes
 ) -> Gemma:  # The same model
-    "Give a model the parameters of a training state."
+    """Give a model the parameters of a training state.
+
+    Args:
+        model: Changed in place
+        state: Whose parameters it takes
+
+    Returns:
+        The same model
+    """
     nnx.update(model, nnx.State(state.params))
     return model

@@ -190,7 +190,14 @@ def _advance(
 def advance_jobs(
     store: Store,  # Where the jobs are
 ) -> int:  # How many were moved on
-    "Take one step in every search that is running."
+    """Take one step in every search that is running.
+
+    Args:
+        store: Where the jobs are
+
+    Returns:
+        How many were moved on
+    """
     running = select(TuningJob.id).where(TuningJob.status == "running")
     with store.reading() as session:
         ids = list(session.scalars(running.order_by(TuningJob.created_at, TuningJob.id)))
@@ -202,7 +209,15 @@ def advancing(
     store: Store,  # Where queue and jobs are
     seconds: float = 5.0,  # Between two steps
 ) -> Iterator[None]:  # For as long as the block lasts
-    "Keep leases and searches moving in a thread of their own."
+    """Keep leases and searches moving in a thread of their own.
+
+    Args:
+        store: Where queue and jobs are
+        seconds: Between two steps
+
+    Returns:
+        For as long as the block lasts
+    """
     stop = threading.Event()
 
     def keep_on() -> None:

@@ -38,7 +38,15 @@ __all__ = ['JOB_STATUSES', 'TRIAL_STATUSES', 'ACTIVE', 'CHARACTERS', 'FRAME', 'T
 # %% ../../nbs/tuning/20_jobs.ipynb #9d31a195
 @dataclass(frozen=True)
 class TrialView:
-    "A trial as the store knew it at one moment."
+    """A trial as the store knew it at one moment.
+
+    Attributes:
+        number: From 0
+        run_id: The run it stands for; None until that is in the queue
+        status: One of `TRIAL_STATUSES`
+        params: Of the search space only
+        value: Of the metric
+    """
 
     id: UUID
     number: int  # From 0
@@ -54,7 +62,15 @@ class TrialView:
 
 @dataclass(frozen=True)
 class TuningJobView:
-    "A search as the store knew it at one moment."
+    """A search as the store knew it at one moment.
+
+    Attributes:
+        status: One of `JOB_STATUSES`
+        settings: Of `Plan`
+        study_name: Of Optuna's study, in the same database
+        importances: Share of each parameter in what came out
+        trials: Empty in lists
+    """
 
     id: UUID
     name: str
@@ -96,7 +112,11 @@ ACTIVE = ("pending", "running", "evaluating", "pruning")
 def trial_view(
     row: Trial,  # As stored
 ) -> TrialView:
-    "Take a trial out of the database's hands."
+    """Take a trial out of the database's hands.
+
+    Args:
+        row: As stored
+    """
     return TrialView(*(getattr(row, each.name) for each in fields(TrialView)))
 
 
@@ -104,7 +124,12 @@ def job_view(
     row: TuningJob,  # As stored
     trials: list[Trial] | None = None,  # As stored, if they are wanted
 ) -> TuningJobView:
-    "Take a job out of the database's hands."
+    """Take a job out of the database's hands.
+
+    Args:
+        row: As stored
+        trials: As stored, if they are wanted
+    """
     names = [each.name for each in fields(TuningJobView) if each.name != "trials"]
     views = [trial_view(each) for each in trials or []]
     return replace(TuningJobView(*(getattr(row, name) for name in names)), trials=views)
@@ -119,7 +144,16 @@ def epoch_steps(
     batch_rows: int,  # Rows in an update
     row_tokens: int,  # Tokens in a row
 ) -> int:  # At least one
-    "Guess how many updates it takes to learn from every trace once."
+    """Guess how many updates it takes to learn from every trace once.
+
+    Args:
+        dataset_key: Of an existing dataset
+        batch_rows: Rows in an update
+        row_tokens: Tokens in a row
+
+    Returns:
+        At least one
+    """
     manifest = read_json(
         dataset_folder(dataset_key, resolve(settings().datasets)) / "manifest.json"
     )
@@ -131,7 +165,20 @@ def epoch_steps(
 # %% ../../nbs/tuning/20_jobs.ipynb #d9a91fd2
 @dataclass(frozen=True)
 class Plan:
-    "What is fixed for all trials of a job."
+    """What is fixed for all trials of a job.
+
+    Attributes:
+        pipeline: A verb, or the path of a notebook that workers see as well
+        parameters: The same for every trial
+        evaluation_set: Key of a dataset; None takes the metric from the run
+        evaluation_parameters: For `evaluate`
+        sampler: How values are chosen: "tpe" learns from the trials, "random" does not
+        seed: Fixes every choice that does not hang on how trials came out
+        prune: Whether to stop trials that are behind most others
+        prune_by: The figure in metrics.jsonl that is watched; less is better
+        prune_after: Steps that every trial may make
+        timeout_seconds: Longest time of one attempt
+    """
 
     pipeline: str = "train"  # A verb, or the path of a notebook that workers see as well
     parameters: dict[str, Any] = field(default_factory=dict)  # The same for every trial
@@ -164,7 +211,11 @@ class Plan:
 def plan_of(
     job: TuningJobView,  # Any
 ) -> Plan:
-    "Read the plan of a job."
+    """Read the plan of a job.
+
+    Args:
+        job: Any
+    """
     return Plan(**job.settings)
 
 # %% ../../nbs/tuning/20_jobs.ipynb #e9fced15
@@ -253,7 +304,24 @@ def create_job(
     job_id: UUID | None = None,  # None makes one up; one that is there already is handed back
     **plan: Any,  # Fields of `Plan`
 ) -> TuningJobView:  # Not started yet
-    "Ask for a search."
+    """Ask for a search.
+
+    Args:
+        store: Where to
+        name: For people
+        dataset_key: What all trials learn from
+        base_model_id: What all trials start from: the parameter `model`
+        search_space: What may vary; see `search`
+        metric_name: What is to be best
+        metric_mode: Or "min"
+        num_samples: Trials in all
+        max_concurrent_trials: Trials at a time
+        job_id: None makes one up; one that is there already is handed back
+        **plan: Fields of `Plan`
+
+    Returns:
+        Not started yet
+    """
     _check_job(
         name, base_model_id, (metric_name, metric_mode), (num_samples, max_concurrent_trials)
     )
@@ -299,7 +367,15 @@ def get_job(
     store: Store,  # Where from
     job_id: UUID,  # Which
 ) -> TuningJobView:  # With its trials
-    "Read one job."
+    """Read one job.
+
+    Args:
+        store: Where from
+        job_id: Which
+
+    Returns:
+        With its trials
+    """
     mine = select(Trial).where(Trial.job_id == job_id).order_by(Trial.number)
     with store.reading() as session:
         row = _find(job_id, session.get(TuningJob, job_id))
@@ -308,7 +384,11 @@ def get_job(
 # %% ../../nbs/tuning/20_jobs.ipynb #cbdb7c30
 @dataclass(frozen=True)
 class JobPage:
-    "A page of jobs."
+    """A page of jobs.
+
+    Attributes:
+        next_offset: None at the end
+    """
 
     jobs: list[TuningJobView]
     next_offset: int | None  # None at the end
@@ -321,7 +401,17 @@ def list_jobs(
     offset: int = 0,  # How many to skip
     status: str | None = None,  # Only those that stand there
 ) -> JobPage:  # Newest first
-    "List jobs."
+    """List jobs.
+
+    Args:
+        store: Where from
+        limit: At most this many
+        offset: How many to skip
+        status: Only those that stand there
+
+    Returns:
+        Newest first
+    """
     if status is not None and status not in JOB_STATUSES:
         raise RunError(f"there is no status {status!r}; choose one of {', '.join(JOB_STATUSES)}")
     query = select(TuningJob).order_by(TuningJob.created_at.desc(), TuningJob.id.desc())
@@ -337,7 +427,15 @@ def start_job(
     store: Store,  # Where it is
     job_id: UUID,  # Which
 ) -> TuningJobView:  # Running
-    "Start a search."
+    """Start a search.
+
+    Args:
+        store: Where it is
+        job_id: Which
+
+    Returns:
+        Running
+    """
     with store.writing() as session:
         row = _find(job_id, session.get(TuningJob, job_id, with_for_update=True))
         if row.status != "created":
@@ -363,7 +461,12 @@ def cancel_runs(
     store: Store,  # Where they are
     job_id: UUID,  # Of their job
 ) -> None:
-    "Ask the runs of a job to stop."
+    """Ask the runs of a job to stop.
+
+    Args:
+        store: Where they are
+        job_id: Of their job
+    """
     for run_id in _runs_of(store, job_id):
         try:
             request_cancel(store, run_id)
@@ -375,7 +478,15 @@ def cancel_job(
     store: Store,  # Where it is
     job_id: UUID,  # Which
 ) -> TuningJobView:  # Cancelled
-    "Call a search off."
+    """Call a search off.
+
+    Args:
+        store: Where it is
+        job_id: Which
+
+    Returns:
+        Cancelled
+    """
     with store.writing() as session:
         row = _find(job_id, session.get(TuningJob, job_id, with_for_update=True))
         if row.status not in ("created", "running"):

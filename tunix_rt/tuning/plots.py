@@ -39,7 +39,14 @@ CHARTS = {
 def which_charts(
     study: Study,  # From `open_study`
 ) -> list[str]:  # Names from CHARTS; none before the first trial has ended
-    "Say which pictures of a study have something to show."
+    """Say which pictures of a study have something to show.
+
+    Args:
+        study: From `open_study`
+
+    Returns:
+        Names from CHARTS; none before the first trial has ended
+    """
     from optuna.trial import TrialState
 
     trials = study.get_trials(deepcopy=False)
@@ -105,7 +112,15 @@ def draw_chart(
     study: Study,  # From `open_study`
     name: str,  # One of `which_charts`
 ) -> str:  # SVG, the same for the same study
-    "Draw one picture of a study."
+    """Draw one picture of a study.
+
+    Args:
+        study: From `open_study`
+        name: One of `which_charts`
+
+    Returns:
+        SVG, the same for the same study
+    """
     there = which_charts(study)
     if name not in there:
         known = ", ".join(there) or "none yet"
@@ -127,7 +142,15 @@ def job_charts(
     store: Store,  # Where the job is
     job: TuningJobView,  # With its trials
 ) -> dict[str, str]:  # Name to words; empty before a trial has ended
-    "Say which pictures of a search there are."
+    """Say which pictures of a search there are.
+
+    Args:
+        store: Where the job is
+        job: With its trials
+
+    Returns:
+        Name to words; empty before a trial has ended
+    """
     if not any(trial.value is not None for trial in job.trials):
         return {}
     with study_storage(store) as storage:
@@ -139,7 +162,16 @@ def job_chart(
     job: TuningJobView,  # With its trials
     name: str,  # One of `job_charts`
 ) -> str:  # SVG
-    "Draw one picture of a search."
+    """Draw one picture of a search.
+
+    Args:
+        store: Where the job is
+        job: With its trials
+        name: One of `job_charts`
+
+    Returns:
+        SVG
+    """
     if name not in job_charts(store, job):
         raise MissingError(f"the search {job.id} has no picture {name[:40]!r} to show")
     with study_storage(store) as storage:
@@ -150,7 +182,15 @@ def study_html(
     store: Store,  # Where the job is
     job: TuningJobView,  # With its trials
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees what there would be to see
-    "Show all pictures of a search."
+    """Show all pictures of a search.
+
+    Args:
+        store: Where the job is
+        job: With its trials
+
+    Returns:
+        Shows itself in JupyterLab; a terminal sees what there would be to see
+    """
     shown = job_charts(store, job)
     pictures = ""
     for name, words in shown.items():

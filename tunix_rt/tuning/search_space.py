@@ -32,7 +32,12 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Dimension:
-    "One parameter that varies."
+    """One parameter that varies.
+
+    Attributes:
+        kind: A key of `FIELDS`
+        values: What may be chosen
+    """
 
     kind: str  # A key of `FIELDS`
     values: tuple[Any, ...] = ()  # What may be chosen
@@ -61,7 +66,15 @@ def current_name(
     pipeline: str,  # The verb
     name: str,  # As asked for
 ) -> str:  # As the notebook declares it
-    "Translate the older name of a parameter."
+    """Translate the older name of a parameter.
+
+    Args:
+        pipeline: The verb
+        name: As asked for
+
+    Returns:
+        As the notebook declares it
+    """
     return OLDER.get(pipeline, {}).get(name, name)
 
 # %% ../../nbs/tuning/10_search_space.ipynb #cf37702b
@@ -115,7 +128,16 @@ def read_space(
     declared: Mapping[str, Parameter],  # From `read_parameters`
     pipeline: str = "train",  # The verb
 ) -> dict[str, Dimension]:  # By the names that were asked for, in the same order
-    "Check what a search may turn."
+    """Check what a search may turn.
+
+    Args:
+        asked: Name to {"type": ..., ...}
+        declared: From `read_parameters`
+        pipeline: The verb
+
+    Returns:
+        By the names that were asked for, in the same order
+    """
     if fault := json_fault(dict(asked)):
         raise RunError(f"the search space cannot be kept: {fault}")
     if not 1 <= len(asked) <= WIDEST:
@@ -150,7 +172,14 @@ def read_space(
 def distributions(
     space: Mapping[str, Dimension],  # Checked
 ) -> dict[str, BaseDistribution]:  # By the same names
-    "Say to Optuna what may vary."
+    """Say to Optuna what may vary.
+
+    Args:
+        space: Checked
+
+    Returns:
+        By the same names
+    """
     from optuna import distributions as known
 
     found: dict[str, BaseDistribution] = {}
@@ -169,7 +198,15 @@ def draw(
     trial: Trial,  # Asked from a study
     space: Mapping[str, Dimension],  # Checked
 ) -> dict[str, Any]:  # A value for each name
-    "Let a trial choose."
+    """Let a trial choose.
+
+    Args:
+        trial: Asked from a study
+        space: Checked
+
+    Returns:
+        A value for each name
+    """
     found: dict[str, Any] = {}
     for name, each in space.items():
         if each.kind == "choice":

@@ -83,7 +83,14 @@ _fitting: set[str] = set()  # Addresses whose tables this Optuna can use
 def study_storage(
     store: Store,  # Where the jobs are
 ) -> Iterator[RDBStorage]:  # For as long as the block lasts
-    "Open Optuna's tables in the database of the jobs."
+    """Open Optuna's tables in the database of the jobs.
+
+    Args:
+        store: Where the jobs are
+
+    Returns:
+        For as long as the block lasts
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -109,7 +116,12 @@ def sampler_for(
     job: TuningJobView,  # Any
     number: int,  # Of the trial that is to be chosen
 ) -> BaseSampler:
-    "Make the one that chooses the values of a trial."
+    """Make the one that chooses the values of a trial.
+
+    Args:
+        job: Any
+        number: Of the trial that is to be chosen
+    """
     from optuna.samplers import RandomSampler, TPESampler
 
     plan = plan_of(job)
@@ -123,7 +135,11 @@ def sampler_for(
 def pruner_for(
     job: TuningJobView,  # Any
 ) -> BasePruner:
-    "Make the one that tells hopeless trials."
+    """Make the one that tells hopeless trials.
+
+    Args:
+        job: Any
+    """
     from optuna.pruners import MedianPruner, NopPruner
 
     plan = plan_of(job)
@@ -136,7 +152,14 @@ def pruner_for(
 def space_of(
     job: TuningJobView,  # Any
 ) -> dict[str, Dimension]:  # Checked
-    "Read the search space of a job."
+    """Read the search space of a job.
+
+    Args:
+        job: Any
+
+    Returns:
+        Checked
+    """
     plan = plan_of(job)
     declared = read_parameters(find_pipeline(plan.pipeline))
     return read_space(job.search_space, declared, plan.pipeline)
@@ -168,7 +191,15 @@ def open_study(
     storage: RDBStorage,  # From `study_storage`
     job: TuningJobView,  # With its trials
 ) -> Study:  # With as many trials as the job has, or more
-    "Open the study of a job, and tell it what it does not know."
+    """Open the study of a job, and tell it what it does not know.
+
+    Args:
+        storage: From `study_storage`
+        job: With its trials
+
+    Returns:
+        With as many trials as the job has, or more
+    """
     import optuna
 
     study = optuna.create_study(
@@ -189,7 +220,14 @@ def open_study(
 def importances(
     study: Study,  # With some trials
 ) -> dict[str, float] | None:  # Shares that add up to 1; None when nothing can be said
-    "Work out how much each parameter had to do with what came out."
+    """Work out how much each parameter had to do with what came out.
+
+    Args:
+        study: With some trials
+
+    Returns:
+        Shares that add up to 1; None when nothing can be said
+    """
     from optuna.importance import get_param_importances
     from optuna.trial import TrialState
 

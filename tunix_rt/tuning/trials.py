@@ -27,7 +27,12 @@ def trial_id(
     job_id: UUID,  # Of the job
     number: int,  # From 0
 ) -> UUID:
-    "Name a trial."
+    """Name a trial.
+
+    Args:
+        job_id: Of the job
+        number: From 0
+    """
     return uuid5(job_id, str(number))
 
 
@@ -35,7 +40,12 @@ def run_id_of(
     trial: UUID,  # Its id
     purpose: str = "train",  # Or "evaluate"
 ) -> UUID:
-    "Name a run of a trial."
+    """Name a run of a trial.
+
+    Args:
+        trial: Its id
+        purpose: Or "evaluate"
+    """
     return uuid5(trial, purpose)
 
 # %% ../../nbs/tuning/40_trials.ipynb #9920bab2
@@ -45,6 +55,13 @@ def note(
     status: str,  # As it is
     **columns: Any,  # What else is new
 ) -> None:
+    """
+    Args:
+        store: Where the trial is
+        trial: As it was
+        status: As it is
+        **columns: What else is new
+    """
     with store.writing() as session:
         row = session.get_one(Trial, trial.id, with_for_update=True)
         if row.status not in ACTIVE:
@@ -60,6 +77,14 @@ def run_of(
     store: Store,  # Where it is
     run_id: UUID,  # From `run_id_of`
 ) -> QueuedRun | None:  # None when it was never asked for
+    """
+    Args:
+        store: Where it is
+        run_id: From `run_id_of`
+
+    Returns:
+        None when it was never asked for
+    """
     try:
         return get_queued(store, run_id)
     except MissingError:
@@ -159,6 +184,14 @@ def value_in(
     figures: dict[str, Any],  # From `_figures`
     name: str,  # The metric
 ) -> float:  # Finite
+    """
+    Args:
+        figures: From `_figures`
+        name: The metric
+
+    Returns:
+        Finite
+    """
     value = figures.get(name)
     numbers = [each for each, x in figures.items() if isinstance(x, int | float)]
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -190,6 +223,13 @@ def collect(
     job: TuningJobView,  # Whose trial it is
     trial: TrialView,  # Active
 ) -> None:
+    """
+    Args:
+        store: Where everything is
+        study: Of the job
+        job: Whose trial it is
+        trial: Active
+    """
     refusal = _launch(store, job, trial) if trial.run_id is None else None
     if refusal:
         return _end(store, study, trial, "failed", message=refusal)

@@ -35,7 +35,14 @@ FORMATS = get_args(Format)
 def told_by(
     manifest: Mapping[str, Any],  # Of a dataset
 ) -> dict[str, Any]:  # Label to value
-    "Choose what a page says about a dataset."
+    """Choose what a page says about a dataset.
+
+    Args:
+        manifest: Of a dataset
+
+    Returns:
+        Label to value
+    """
     stats, source = manifest.get("stats", {}), manifest.get("provenance", {})
     told = {
         "steps, on average": stats.get("avg_step_count"),

@@ -23,7 +23,11 @@ __all__ = ['wants_page', 'page_for', 'Pages']
 def wants_page(
     scope: Scope,  # Of the request
 ) -> bool:
-    "Tell whether a person is looking."
+    """Tell whether a person is looking.
+
+    Args:
+        scope: Of the request
+    """
     if scope["type"] != "http":
         return False
     headers = dict(scope["headers"])
@@ -41,7 +45,13 @@ def page_for(
     status: int,  # Of the answer
     problem: dict[str, Any],  # As JSON told it
 ) -> Response:
-    "Tell a refusal to a person."
+    """Tell a refusal to a person.
+
+    Args:
+        scope: Of the request
+        status: Of the answer
+        problem: As JSON told it
+    """
     request = Request(scope)
     if status == 401:
         target = scope["path"] if scope["method"] == "GET" else "/"

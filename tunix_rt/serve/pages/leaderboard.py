@@ -28,7 +28,12 @@ __all__ = ['router', 'AT_ONCE', 'Row', 'board_rows', 'dataset_keys', 'leaderboar
 # %% ../../../nbs/serve/pages/25_leaderboard.ipynb #f2f216b9
 @dataclass(frozen=True)
 class Row:
-    "One row of the board, as it is shown."
+    """One row of the board, as it is shown.
+
+    Attributes:
+        bar: The score and its interval, drawn
+        points: The difference from the best; empty for the best
+    """
 
     place: int
     run_id: UUID
@@ -54,7 +59,14 @@ def _figure(standing: Standing) -> Figure:
 def board_rows(
     board: Board,  # From the library
 ) -> list[Row]:  # In the same order
-    "Draw a board."
+    """Draw a board.
+
+    Args:
+        board: From the library
+
+    Returns:
+        In the same order
+    """
     found = [each.difference for each in board.rows if each.difference is not None]
     least = min([0.0, *(one.low for one in found)]) - 0.02
     most = max([0.0, *(one.high for one in found)]) + 0.02
@@ -88,7 +100,11 @@ AT_ONCE = 25  # Rows on a page
 
 
 def dataset_keys() -> list[str]:  # By name
-    "Name the datasets."
+    """Name the datasets.
+
+    Returns:
+        By name
+    """
     found = resolve(settings().datasets).glob("[!.]*/manifest.json")
     return sorted(path.parent.name for path in found)
 

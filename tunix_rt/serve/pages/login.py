@@ -24,7 +24,14 @@ __all__ = ['router', 'WEEKS', 'local_path', 'login_page', 'login_form', 'logout_
 def local_path(
     address: str,  # From outside
 ) -> str:  # A path of this server
-    "Keep an address only if it leads nowhere else."
+    """Keep an address only if it leads nowhere else.
+
+    Args:
+        address: From outside
+
+    Returns:
+        A path of this server
+    """
     plain = address.startswith("/") and not address.startswith(("//", "/\\"))
     return address if plain and address.isprintable() and "\\" not in address else "/"
 

@@ -24,7 +24,12 @@ LONGEST = 20_000  # Characters of one text
 
 @dataclass(frozen=True)
 class Piece:
-    "One thing on the page: prose, code, what was printed, or a picture."
+    """One thing on the page: prose, code, what was printed, or a picture.
+
+    Attributes:
+        kind: "heading", "prose", "code", "output", "error" or "picture"
+        text: For a picture, its address: the data itself
+    """
 
     kind: str  # "heading", "prose", "code", "output", "error" or "picture"
     text: str  # For a picture, its address: the data itself
@@ -80,7 +85,14 @@ def _cell(cell: Mapping[str, Any]) -> Sequence[Piece]:
 def read_pieces(
     path: Path,  # An executed notebook
 ) -> list[Piece]:  # In order, without what is empty
-    "Read a notebook for a page."
+    """Read a notebook for a page.
+
+    Args:
+        path: An executed notebook
+
+    Returns:
+        In order, without what is empty
+    """
     try:
         cells = read_json(path)["cells"]
         return [piece for cell in cells for piece in _cell(cell) if piece.text.strip()]

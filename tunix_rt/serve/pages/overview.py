@@ -45,7 +45,14 @@ class Tile:
 def now_facts(
     store: Store,  # Where from
 ) -> dict[str, Any]:  # What `overview_now.html` names
-    "Find out what happens now."
+    """Find out what happens now.
+
+    Args:
+        store: Where from
+
+    Returns:
+        What `overview_now.html` names
+    """
     counts: dict[str, int] = {}
     for tally in tally_runs(store):
         counts[tally.status] = counts.get(tally.status, 0) + tally.count
@@ -81,7 +88,16 @@ def candidate_of(
     rows: list[Row],  # The top of the board
     models: list[ModelView],  # Those that changed last
 ) -> Candidate | None:  # None when there is nothing to say
-    "Find what might be promoted."
+    """Find what might be promoted.
+
+    Args:
+        store: Where from
+        rows: The top of the board
+        models: Those that changed last
+
+    Returns:
+        None when there is nothing to say
+    """
     if not rows:
         return None
     best = rows[0]

@@ -38,7 +38,12 @@ __all__ = ['router', 'AT_ONCE', 'Answer', 'answers_of', 'answers_page', 'sent_to
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #0dea1ddc
 @dataclass(frozen=True)
 class Answer:
-    "A prediction, with what the judge made of it."
+    """A prediction, with what the judge made of it.
+
+    Attributes:
+        score: From 0 to 1; None where nobody has scored it
+        shown: The whole response
+    """
 
     prediction: Prediction
     score: float | None  # From 0 to 1; None where nobody has scored it
@@ -69,7 +74,17 @@ def answers_of(
     only: str | None = None,  # "right", "wrong", or None for all
     category: str | None = None,  # Only these
 ) -> list[Answer]:  # In the order of the file
-    "Choose answers."
+    """Choose answers.
+
+    Args:
+        predictions: Of a run
+        scores: By fingerprint and sample
+        only: "right", "wrong", or None for all
+        category: Only these
+
+    Returns:
+        In the order of the file
+    """
     found = []
     for each in predictions:
         score = scores.get((each.fingerprint, each.sample))
@@ -118,7 +133,11 @@ def answers_page(
 def sent_to(
     address: str,  # Of a page of ours
 ) -> RedirectResponse:
-    "Answer a form."
+    """Answer a form.
+
+    Args:
+        address: Of a page of ours
+    """
     return RedirectResponse(address, 303)
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #14ef01e0

@@ -45,7 +45,11 @@ KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 def static_file(
     name: str,  # Without a folder
 ) -> bytes:
-    "Read a file that the pages are drawn from."
+    """Read a file that the pages are drawn from.
+
+    Args:
+        name: Without a folder
+    """
     if name == RENDERERS:
         return (STYLE + COMPARE_STYLE + CHART_STYLE + TRANSCRIPT_STYLE).encode()
     known = {entry.name: entry for entry in files("tunix_rt.serve").joinpath("static").iterdir()}
@@ -58,7 +62,14 @@ def static_file(
 def address_of(
     name: str,  # Of a static file
 ) -> str:  # With the start of its hash
-    "Say where a static file is."
+    """Say where a static file is.
+
+    Args:
+        name: Of a static file
+
+    Returns:
+        With the start of its hash
+    """
     return f"/static/{name}?v={hashlib.sha256(static_file(name)).hexdigest()[:12]}"
 
 # %% ../../../nbs/serve/pages/10_rendering.ipynb #1caeaf7b
@@ -104,7 +115,17 @@ def show(
     status: int = 200,  # Of the answer
     **facts: Any,  # What the template names
 ) -> HTMLResponse:  # Under the policy
-    "Answer with a page."
+    """Answer with a page.
+
+    Args:
+        request: That is answered
+        template: Name of a file in `templates`
+        status: Of the answer
+        **facts: What the template names
+
+    Returns:
+        Under the policy
+    """
     services = getattr(request.app.state, "services", None)
     known = {"path": request.url.path, "guarded": bool(services and services.settings.token)}
     text = templates().get_template(template).render(**known, **facts)
@@ -115,7 +136,11 @@ def show(
 def blank_is_none(
     value: Any,  # Of a field
 ) -> Any:
-    "Take an empty field for one that was left out."
+    """Take an empty field for one that was left out.
+
+    Args:
+        value: Of a field
+    """
     return None if isinstance(value, str) and not value.strip() else value
 
 
@@ -137,7 +162,16 @@ def around(
     name: str,  # How the list is gone on with: "offset" or "after"
     following: int | None,  # What it is for the next part; None at the end
 ) -> dict[str, Any]:  # Addresses of the beginning and of the next part
-    "Say where a list begins and where it goes on, with the same filters."
+    """Say where a list begins and where it goes on, with the same filters.
+
+    Args:
+        request: Of a list
+        name: How the list is gone on with: "offset" or "after"
+        following: What it is for the next part; None at the end
+
+    Returns:
+        Addresses of the beginning and of the next part
+    """
     begun = request.query_params.get(name) not in (None, "", "0")
     return {
         "newer": _address(request, **{name: None}) if begun else None,

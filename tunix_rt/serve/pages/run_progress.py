@@ -26,7 +26,15 @@ def lease_words(
     run: QueuedRun,  # Any
     at: datetime | None = None,  # This moment by default
 ) -> str:  # Nothing for a run that nobody has
-    "Say whether a worker is still there."
+    """Say whether a worker is still there.
+
+    Args:
+        run: Any
+        at: This moment by default
+
+    Returns:
+        Nothing for a run that nobody has
+    """
     if run.lease_until is None or run.ended:
         return ""
     seen = at or now()
@@ -40,7 +48,15 @@ def records_of(
     store: Store,  # Where from
     run_id: UUID,  # Of a run that exists
 ) -> list[dict[str, Any]]:  # Of its metrics.jsonl; none where it cannot be read
-    "Read what a run has logged."
+    """Read what a run has logged.
+
+    Args:
+        store: Where from
+        run_id: Of a run that exists
+
+    Returns:
+        Of its metrics.jsonl; none where it cannot be read
+    """
     try:
         records = get_run_metrics(store, run_id)
     except MissingError:
@@ -52,7 +68,14 @@ def records_of(
 
 @dataclass(frozen=True)
 class Progress:
-    "How far a run is."
+    """How far a run is.
+
+    Attributes:
+        step: The last that was logged
+        steps: How many there will be, where the notebook says
+        loss: The last that was logged
+        lease: From `lease_words`
+    """
 
     run: QueuedRun
     step: int | None  # The last that was logged
@@ -75,7 +98,12 @@ def progress_of(
     run: QueuedRun,  # Any
     records: list[dict[str, Any]],  # Of its metrics.jsonl
 ) -> Progress:
-    "Say how far a run is."
+    """Say how far a run is.
+
+    Args:
+        run: Any
+        records: Of its metrics.jsonl
+    """
     steps = [each["step"] for each in records if isinstance(each.get("step"), int)]
     losses = [each["loss"] for each in records if isinstance(each.get("loss"), int | float)]
     return Progress(

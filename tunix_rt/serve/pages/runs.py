@@ -86,7 +86,14 @@ def _evaluated(store: Store, run_id: UUID) -> EvaluationView | None:
 def score_figures(
     evaluation: EvaluationView,  # Any
 ) -> dict[str, dict[str, Figure]]:  # By scorer
-    "Gather the figures of an evaluation by scorer."
+    """Gather the figures of an evaluation by scorer.
+
+    Args:
+        evaluation: Any
+
+    Returns:
+        By scorer
+    """
     names = ("low", "high", "count", "method")
     return {
         each["name"]: {
@@ -99,7 +106,14 @@ def score_figures(
 def category_figures(
     evaluation: EvaluationView,  # Any
 ) -> dict[str, dict[str, Figure]]:  # By category, only what the judge said
-    "Gather the figures of an evaluation by category."
+    """Gather the figures of an evaluation by category.
+
+    Args:
+        evaluation: Any
+
+    Returns:
+        By category, only what the judge said
+    """
     return {
         name: {evaluation.judge_name: Figure(**figures[evaluation.judge_name])}
         for name, figures in evaluation.categories.items()
@@ -119,7 +133,15 @@ def state_facts(
     store: Store,  # Where from
     run: QueuedRun,  # Any
 ) -> dict[str, Any]:  # What `run_state.html` names
-    "Say how a run stands."
+    """Say how a run stands.
+
+    Args:
+        store: Where from
+        run: Any
+
+    Returns:
+        What `run_state.html` names
+    """
     far = progress_of(run, [] if run.ended else records_of(store, run.id))
     return {"run": run, "step": far.step, "steps": far.steps, "lease": far.lease}
 
@@ -127,7 +149,14 @@ def state_facts(
 def evaluation_facts(
     evaluation: EvaluationView | None,  # The newest, if there is one
 ) -> dict[str, Any]:  # What `run.html` names of it
-    "Draw an evaluation."
+    """Draw an evaluation.
+
+    Args:
+        evaluation: The newest, if there is one
+
+    Returns:
+        What `run.html` names of it
+    """
     if evaluation is None:
         return {"evaluation": None}
     by_category = category_figures(evaluation)

@@ -30,14 +30,28 @@ AT_ONCE = 25  # Searches on a page
 def ranked(
     shares: dict[str, float] | None,  # Of a job; None before anything can be said
 ) -> list[tuple[str, float]]:  # The largest first
-    "Put what mattered in order."
+    """Put what mattered in order.
+
+    Args:
+        shares: Of a job; None before anything can be said
+
+    Returns:
+        The largest first
+    """
     return sorted((shares or {}).items(), key=lambda pair: -pair[1])
 
 # %% ../../../nbs/serve/pages/60_tuning.ipynb #1dd7dfaf
 def job_facts(
     job: tuning.TuningJobView,  # With its trials
 ) -> dict[str, Any]:  # What `tuning_state.html` names
-    "Say how a search stands."
+    """Say how a search stands.
+
+    Args:
+        job: With its trials
+
+    Returns:
+        What `tuning_state.html` names
+    """
     ended = [trial for trial in job.trials if trial.status not in tuning.ACTIVE]
     return {"job": job, "ended": len(ended), "shares": ranked(job.importances)}
 

@@ -23,7 +23,14 @@ UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 def lasted(
     seconds: float | None,  # From 0; None for something that has not ended
 ) -> str:  # Such as "3 min 20 s"; a dash for None
-    "Say how long something took."
+    """Say how long something took.
+
+    Args:
+        seconds: From 0; None for something that has not ended
+
+    Returns:
+        Such as "3 min 20 s"; a dash for None
+    """
     if seconds is None:
         return "–"
     if seconds < 10:
@@ -40,7 +47,15 @@ def ago(
     moment: datetime,  # With its zone
     at: datetime | None = None,  # Seen from here; this moment by default
 ) -> str:  # Such as "3 min ago"
-    "Say how far away a moment is."
+    """Say how far away a moment is.
+
+    Args:
+        moment: With its zone
+        at: Seen from here; this moment by default
+
+    Returns:
+        Such as "3 min ago"
+    """
     seconds = ((at or now()) - moment).total_seconds()
     if abs(seconds) < 5:
         return "just now"
@@ -53,7 +68,15 @@ def when(
     moment: datetime | str | None,  # With its zone, or as JSON has it; None for what was not yet
     at: datetime | None = None,  # Seen from here; this moment by default
 ) -> Html:  # A `time` element; a dash for None
-    "Say when something was, for people and for programs."
+    """Say when something was, for people and for programs.
+
+    Args:
+        moment: With its zone, or as JSON has it; None for what was not yet
+        at: Seen from here; this moment by default
+
+    Returns:
+        A `time` element; a dash for None
+    """
     if moment is None:
         return Html("–", plain="–")
     if isinstance(moment, str):
@@ -73,7 +96,14 @@ def when(
 def size_text(
     size: int,  # In bytes
 ) -> str:  # Such as "3.4 MB"
-    "Say how large something is."
+    """Say how large something is.
+
+    Args:
+        size: In bytes
+
+    Returns:
+        Such as "3.4 MB"
+    """
     value, unit = float(size), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1024:
@@ -85,7 +115,14 @@ def size_text(
 def figure_text(
     value: Any,  # A parameter, a metric, anything JSON can hold
 ) -> str:  # On one line
-    "Write a value for a table."
+    """Write a value for a table.
+
+    Args:
+        value: A parameter, a metric, anything JSON can hold
+
+    Returns:
+        On one line
+    """
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, float):
@@ -115,7 +152,14 @@ MARKS = {
 def status_html(
     status: str,  # Of a run, a trial, a search, a verdict or a standing
 ) -> Html:  # A word with a mark
-    "Show where something stands."
+    """Show where something stands.
+
+    Args:
+        status: Of a run, a trial, a search, a verdict or a standing
+
+    Returns:
+        A word with a mark
+    """
     word = escape(status.replace("_", " "))
     kind = status if status in MARKS else "other"
     mark = f'<i aria-hidden="true">{MARKS.get(status, "○")}</i>'

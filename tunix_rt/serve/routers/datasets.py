@@ -131,7 +131,14 @@ PIECE = 2**18  # Bytes that are sent together
 def in_pieces(
     lines: Iterable[bytes],  # Of any length
 ) -> Iterator[bytes]:  # The same text in fewer pieces
-    "Gather lines until they are worth a way through the server."
+    """Gather lines until they are worth a way through the server.
+
+    Args:
+        lines: Of any length
+
+    Returns:
+        The same text in fewer pieces
+    """
     waiting, size = list[bytes](), 0
     for line in lines:
         waiting.append(line)

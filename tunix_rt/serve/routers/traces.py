@@ -55,7 +55,12 @@ def read_one(
     body: Any,  # Its text; anything else was not declared as JSON
     careful: ValidatorFunctionWrapHandler,  # Reads a trace, or says what is wrong
 ) -> Written:
-    "Read the trace that is a body."
+    """Read the trace that is a body.
+
+    Args:
+        body: Its text; anything else was not declared as JSON
+        careful: Reads a trace, or says what is wrong
+    """
     if isinstance(body, RawJSON):
         quick = quick_record(body)
         if quick is not None:
@@ -68,7 +73,12 @@ def read_batch(
     body: Any,  # Its text; anything else was not declared as JSON
     careful: ValidatorFunctionWrapHandler,  # Reads a list of traces, or says what is wrong
 ) -> list[Written]:
-    "Read the traces of a batch."
+    """Read the traces of a batch.
+
+    Args:
+        body: Its text; anything else was not declared as JSON
+        careful: Reads a list of traces, or says what is wrong
+    """
     if isinstance(body, RawJSON):
         quick = quick_records(body)
         if quick is not None:
@@ -106,7 +116,13 @@ def check_batch(
     size: int,  # Of the whole body, in bytes
     limit: int,  # Bytes that one trace may take
 ) -> None:
-    "Refuse a batch that is empty, too many, or has a trace that is too long."
+    """Refuse a batch that is empty, too many, or has a trace that is too long.
+
+    Args:
+        traces: Checked one by one
+        size: Of the whole body, in bytes
+        limit: Bytes that one trace may take
+    """
     if not 1 <= len(traces) <= BATCH:
         raise Refusal(400, f"a batch has 1 to {BATCH} traces, and this one has {len(traces):,}")
     if size <= limit:

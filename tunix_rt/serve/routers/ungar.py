@@ -53,7 +53,14 @@ def generate_high_card_duel(store: Opened, asked: DuelRequest) -> DuelsPlayed:
 def read_ids(
     text: str,  # Ids with commas between them
 ) -> list[UUID]:  # In the same order
-    "Read a list of ids."
+    """Read a list of ids.
+
+    Args:
+        text: Ids with commas between them
+
+    Returns:
+        In the same order
+    """
     try:
         return [UUID(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:

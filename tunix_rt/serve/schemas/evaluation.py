@@ -72,7 +72,11 @@ class Evaluation(BaseModel):
 def evaluation(
     view: EvaluationView,  # From the store
 ) -> Evaluation:
-    "Hand out an evaluation."
+    """Hand out an evaluation.
+
+    Args:
+        view: From the store
+    """
     same = set(Evaluation.model_fields) - {"evaluation_id", "judge", "source"}
     return Evaluation(
         evaluation_id=view.id,
@@ -108,7 +112,11 @@ class LeaderboardRow(Evaluation):
 def leaderboard_row(
     standing: Standing,  # From the store
 ) -> LeaderboardRow:
-    "Hand out a row."
+    """Hand out a row.
+
+    Args:
+        standing: From the store
+    """
     paired = standing.difference
     return LeaderboardRow(
         **dict(evaluation(standing.evaluation)),
@@ -152,7 +160,11 @@ class BaselineSet(BaseModel):
 def baseline_set(
     baseline: Baseline,  # From the store
 ) -> BaselineSet:
-    "Hand out a baseline."
+    """Hand out a baseline.
+
+    Args:
+        baseline: From the store
+    """
     return BaselineSet.model_validate(baseline)
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #bfc2e7b3

@@ -72,7 +72,11 @@ class ModelVersionShown(BaseModel):
 def version_shown(
     view: VersionView,  # From the store
 ) -> ModelVersionShown:
-    "Hand out a version."
+    """Hand out a version.
+
+    Args:
+        view: From the store
+    """
     other = {
         "artifact_id": view.model_id,
         "metrics_json": view.metrics,
@@ -99,7 +103,11 @@ class ModelShown(BaseModel):
 def model_shown(
     view: ModelView,  # From the store
 ) -> ModelShown:
-    "Hand out a model."
+    """Hand out a model.
+
+    Args:
+        view: From the store
+    """
     latest = view.latest_version
     same = set(ModelShown.model_fields) - {"latest_version"}
     return ModelShown(
@@ -128,5 +136,9 @@ class VersionVerified(BaseModel):
 def version_verified(
     found: Verification,  # From the store
 ) -> VersionVerified:
-    "Hand out a verification."
+    """Hand out a verification.
+
+    Args:
+        found: From the store
+    """
     return VersionVerified(**{name: getattr(found, name) for name in VersionVerified.model_fields})

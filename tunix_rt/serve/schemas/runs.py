@@ -135,7 +135,14 @@ class RunDetail(RunResult):
 def run_result(
     run: QueuedRun,  # From the store
 ) -> dict[str, Any]:  # The fields of RunResult
-    "Say how a run stands."
+    """Say how a run stands.
+
+    Args:
+        run: From the store
+
+    Returns:
+        The fields of RunResult
+    """
     asked = run.request.get("output_dir") if isinstance(run.request, dict) else None
     return {
         "run_id": run.id,
@@ -157,7 +164,11 @@ def run_result(
 def run_detail(
     run: QueuedRun,  # From the store
 ) -> RunDetail:
-    "Say everything about a run."
+    """Say everything about a run.
+
+    Args:
+        run: From the store
+    """
     return RunDetail(
         **run_result(run),
         pipeline=run.pipeline,

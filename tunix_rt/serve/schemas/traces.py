@@ -57,7 +57,11 @@ class FoundTrace(StoredTrace):
 def stored_trace(
     stored: Stored,  # From the store
 ) -> StoredTrace:
-    "Say where a trace is."
+    """Say where a trace is.
+
+    Args:
+        stored: From the store
+    """
     return StoredTrace.model_construct(
         id=stored.id, created_at=stored.created_at, trace_version=stored.trace_version
     )
@@ -66,7 +70,11 @@ def stored_trace(
 def found_trace(
     found: Found,  # From the store
 ) -> FoundTrace:
-    "Hand out a trace."
+    """Hand out a trace.
+
+    Args:
+        found: From the store
+    """
     return FoundTrace.model_construct(
         id=found.id,
         created_at=found.created_at,
