@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.files import canonical_json
-from .schema import Trace
 
 # %% auto #0
-__all__ = ['FOLD', 'STYLE', 'STEPS_SHOWN', 'visible', 'Html', 'excerpt', 'text_block', 'text_html', 'trace_text', 'trace_html',
-           'traces_html']
+__all__ = ['FOLD', 'STYLE', 'STEPS_SHOWN', 'visible', 'Html', 'excerpt', 'text_block', 'text_html', 'StepLike', 'TraceLike',
+           'trace_text', 'trace_html', 'traces_html']
 
 # %% ../../nbs/traces/10_display.ipynb #20744b68
 _unseen = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -200,6 +199,34 @@ _NARROW = """
 
 STYLE = _FRAME + _TRACE + _TABLE + _NARROW
 
+# %% ../../nbs/traces/10_display.ipynb #fc30985f
+class StepLike(Protocol):
+    "What is drawn of a step."
+
+    @property
+    def i(self) -> int: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def content(self) -> str: ...
+
+
+class TraceLike(Protocol):
+    "What is drawn of a trace."
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def steps(self) -> Sequence[StepLike]: ...
+    @property
+    def final_answer(self) -> str: ...
+    @property
+    def meta(self) -> Mapping[str, Any] | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def category(self) -> str: ...
+
 # %% ../../nbs/traces/10_display.ipynb #55571e8e
 STEPS_SHOWN = 12  # A longer list of steps folds after this many
 
@@ -209,7 +236,7 @@ def _step_html(number: int, kind: str, content: str) -> str:
     return f'<li value="{number}"><div>{text_html(content)}{label}</div></li>'
 
 
-def _steps_html(trace: Trace) -> str:
+def _steps_html(trace: TraceLike) -> str:
     items = [_step_html(step.i, step.type, step.content) for step in trace.steps]
     first, rest = items[:STEPS_SHOWN], items[STEPS_SHOWN:]
     listed = f"<ol>{''.join(first)}</ol>"
@@ -230,7 +257,7 @@ def _framed(kind: str, body: str, style: bool) -> str:
 
 # %% ../../nbs/traces/10_display.ipynb #449a0172
 def trace_text(
-    trace: Trace,  # Any trace
+    trace: TraceLike,  # Any trace
 ) -> str:  # A few lines, safe in a terminal
     """Write a trace for a terminal.
 
@@ -248,7 +275,7 @@ def trace_text(
 
 
 def trace_html(
-    trace: Trace,  # Any trace, from anywhere
+    trace: TraceLike,  # Any trace, from anywhere
     *,
     style: bool = True,  # Put the style sheet in front; False where the page has it already
 ) -> Html:  # Shows itself in JupyterLab
@@ -272,7 +299,7 @@ def trace_html(
     return Html(_framed("tunix-trace", body, style), plain=trace_text(trace))
 
 # %% ../../nbs/traces/10_display.ipynb #2dd8bd7a
-def _row(trace: Trace) -> str:
+def _row(trace: TraceLike) -> str:
     steps = "".join(
         f'<li value="{step.i}">{text_html(step.content)}</li>' for step in trace.steps[:STEPS_SHOWN]
     )
@@ -286,13 +313,13 @@ def _row(trace: Trace) -> str:
     )
 
 
-def _line(trace: Trace) -> str:
+def _line(trace: TraceLike) -> str:
     prompt, answer = excerpt(trace.prompt, 56), excerpt(trace.final_answer, 20)
     return f"{trace.fingerprint[:8]}  {excerpt(trace.category, 14):14}  {prompt:56}  {answer}"
 
 
 def traces_html(
-    traces: Iterable[Trace],  # A list, or a reader that is asked for no more than it must
+    traces: Iterable[TraceLike],  # A list, or a reader that is asked for no more than it must
     limit: int = 20,  # Most rows shown
     *,
     style: bool = True,  # Put the style sheet in front; False where the page has it already

@@ -35,6 +35,7 @@ from tunix_rt.core.files import (
     sha256_text,
 )
 from ..core.settings import settings
+from .display import trace_html
 
 # %% auto #0
 __all__ = ['LONG', 'CONTENT', 'LABEL', 'MOST_STEPS', 'Number', 'Long', 'Content', 'Label', 'Step', 'content_json', 'Trace',
@@ -137,8 +138,6 @@ class Trace(BaseModel):
         return str((self.meta or {}).get("category", "other"))
 
     def _repr_html_(self) -> str:
-        from tunix_rt.traces.display import trace_html
-
         return trace_html(self)
 
 # %% ../../nbs/traces/20_schema.ipynb #8646c432
