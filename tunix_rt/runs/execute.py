@@ -36,46 +36,8 @@ from tunix_rt.runs.pipelines import (
 )
 
 # %% auto #0
-__all__ = ['COMPILED_BYTES', 'GRACE', 'STOPPED', 'trim', 'compiled_before', 'RunCrashed', 'executor', 'RunFailed', 'RunCancelled',
+__all__ = ['COMPILED_BYTES', 'GRACE', 'STOPPED', 'RunCrashed', 'executor', 'trim', 'compiled_before', 'RunFailed', 'RunCancelled',
            'execute']
-
-# %% ../../nbs/runs/60_execute.ipynb #26b13a59
-COMPILED_BYTES = 2 * 2**30  # What compiled programs may take on the disk
-
-
-def trim(
-    folder: Path,  # Need not exist
-    most: int = COMPILED_BYTES,  # Bytes that may stay
-) -> None:
-    """Delete the oldest programs until the rest is small enough.
-
-    Args:
-        folder: Need not exist
-        most: Bytes that may stay
-    """
-    found = [(path.stat(), path) for path in folder.glob("*-cache")]
-    size = sum(known.st_size for known, _ in found)
-    for known, path in sorted(found, key=lambda pair: pair[0].st_mtime):
-        if size <= most:
-            return
-        path.unlink(missing_ok=True)
-        size -= known.st_size
-
-# %% ../../nbs/runs/60_execute.ipynb #5487ee8a
-def compiled_before() -> dict[str, str]:  # Variables for a process that is to use JAX
-    """Say where programs are kept, after making room there.
-
-    Returns:
-        Variables for a process that is to use JAX
-    """
-    folder = resolve(settings().compiled)
-    with suppress(FileNotFoundError):
-        trim(folder)
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
-        "JAX_COMPILATION_CACHE_MAX_SIZE": "-1",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
 
 # %% ../../nbs/runs/60_execute.ipynb #3444e8bc
 class _ByRename:
@@ -206,6 +168,44 @@ def executor() -> None:
     run = read_run(folder)
     if run.facts["status"] == "running":
         run.end("completed", error=None)
+
+# %% ../../nbs/runs/60_execute.ipynb #26b13a59
+COMPILED_BYTES = 2 * 2**30  # What compiled programs may take on the disk
+
+
+def trim(
+    folder: Path,  # Need not exist
+    most: int = COMPILED_BYTES,  # Bytes that may stay
+) -> None:
+    """Delete the oldest programs until the rest is small enough.
+
+    Args:
+        folder: Need not exist
+        most: Bytes that may stay
+    """
+    found = [(path.stat(), path) for path in folder.glob("*-cache")]
+    size = sum(known.st_size for known, _ in found)
+    for known, path in sorted(found, key=lambda pair: pair[0].st_mtime):
+        if size <= most:
+            return
+        path.unlink(missing_ok=True)
+        size -= known.st_size
+
+# %% ../../nbs/runs/60_execute.ipynb #5487ee8a
+def compiled_before() -> dict[str, str]:  # Variables for a process that is to use JAX
+    """Say where programs are kept, after making room there.
+
+    Returns:
+        Variables for a process that is to use JAX
+    """
+    folder = resolve(settings().compiled)
+    with suppress(FileNotFoundError):
+        trim(folder)
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": "-1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
 
 # %% ../../nbs/runs/60_execute.ipynb #8a77177f
 @dataclass(eq=False)
