@@ -16,9 +16,9 @@ from jax.experimental import topologies
 from workload import report
 
 from tunix_rt.models.config import preset
-from tunix_rt.models.lora import Lora
-from tunix_rt.training.config import Recipe
-from tunix_rt.training.memory import Setup, measure, parts_of, sum_of_parts
+from tunix_rt.models.lora import LoraConfig
+from tunix_rt.training.config import TrainConfig
+from tunix_rt.training.memory import TrainSetup, measure_memory, memory_breakdown, sum_of_parts
 
 DEFAULTS = {
     "platform": "tpu",  # Or "cpu"
@@ -29,12 +29,12 @@ DEFAULTS = {
     "dtype": "bfloat16",  # To compute in
     "mesh": "1,8,1",  # data, fsdp, tensor
     "rows": 1,  # On each device, in one update
-    "slice_rows": 0,  # On each device, computed at a time; 0 for all
-    "row_tokens": 1024,
+    "micro_batch_size": 0,  # On each device, computed at a time; 0 for all
+    "seq_length": 1024,
     "remat": "full",
-    "stacked": 1,  # 0 for a list of layers
+    "scan_layers": 1,  # 0 for a list of layers
     "attention": "xla",
-    "optimiser": "adamw",
+    "optimizer": "adamw",
 }
 
 
@@ -49,27 +49,27 @@ def devices(
 
 def setup_of(
     options: Any,  # From the command line
-) -> Setup:
+) -> TrainSetup:
     "Describe what is trained, as it would be on a TPU."
     data, fsdp, tensor = (int(side) for side in options.mesh.split(","))
     config = preset(options.model)
-    recipe = Recipe(
-        batch_rows=options.rows * data * fsdp,
-        slice_rows=options.slice_rows * data * fsdp,
-        row_tokens=options.row_tokens,
-        optimiser=options.optimiser,
+    train_config = TrainConfig(
+        batch_size=options.rows * data * fsdp,
+        micro_batch_size=options.micro_batch_size * data * fsdp,
+        seq_length=options.seq_length,
+        optimizer=options.optimizer,
         dtype=options.dtype,
         remat=options.remat,
     )
-    return Setup(
+    return TrainSetup(
         config.resized(layers=options.layers or config.layers),
-        recipe,
-        Lora(rank=options.rank) if options.rank else None,
+        train_config,
+        LoraConfig(rank=options.rank) if options.rank else None,
         base=options.base_dtype,
         data=data,
         fsdp=fsdp,
         tensor=tensor,
-        stacked=bool(options.stacked),
+        scan_layers=bool(options.scan_layers),
         name=options.model,
     )
 
@@ -81,9 +81,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", default=default, type=type(default))
     options = parser.parse_args()
     setup = setup_of(options)
-    parts = parts_of(setup)
+    parts = memory_breakdown(setup)
     begun = time.process_time()
-    seen = measure(setup, attention=options.attention, devices=devices(options.platform))
+    seen = measure_memory(setup, attention=options.attention, devices=devices(options.platform))
     spent = time.process_time() - begun
     report(
         arguments=seen.arguments,

@@ -29,9 +29,9 @@ from pathlib import Path
 
 import numpy as np
 from harness import Contender, choose, markdown_table, middle, run_rounds, save
-from workload import SIZES, Size, counted, sequences, useful_flops
+from workload import SIZES, Size, loss_mask, sequences, useful_flops
 
-from tunix_rt.training.packing import Example, Rows, batch_at, pack
+from tunix_rt.training.packing import PackedBatch, TokenizedExample, get_batch, pack
 
 WARM_UP = 2  # Steps that the contenders take before their clocks start
 RANK = 16
@@ -52,7 +52,7 @@ def contenders_of(
     theirs = f"transformers{' with PEFT' if mode == 'lora' else ''}, {MODES[mode]}"
     again = ("--checkpointing", "1")
     return [
-        one("ours", "ours", OURS, f"{ours}, no rematerialisation"),
+        one("ours", "ours", OURS, f"{ours}, no rematerialization"),
         one("ours-remat", "ours", OURS, f"{ours}, each layer computed again", "--remat", "full"),
         one("transformers", "torch", PEER, f"{theirs}, eager attention"),
         one("transformers-again", "torch", PEER, f"{theirs}, eager, checkpointing", *again),
@@ -76,24 +76,22 @@ SPEED, SHARE, MEMORY = 1.5, 0.45, 0.5  # Targets: times transformers, of matmul,
 def batches_for(
     size: Size,  # Row length and batch
     steps: int,  # Timed steps
-) -> list[Rows]:  # Warm-up included
+) -> list[PackedBatch]:  # Warm-up included
     "Pack the sequences that everyone trains on into one batch for each step."
     needed = 2 * (WARM_UP + steps) * size.batch
     drawn = sequences(size, 2 * needed)
-    rows = pack([Example(each, np.ones(len(each), bool)) for each in drawn], size.seq)
-    return [batch_at(rows, step, size=size.batch, seed=0) for step in range(WARM_UP + steps)]
+    rows = pack([TokenizedExample(each, np.ones(len(each), bool)) for each in drawn], size.seq)
+    return [get_batch(rows, step, size=size.batch, seed=0) for step in range(WARM_UP + steps)]
 
 
 def useful(
     size: Size,  # The model
     mode: str,  # "lora" or "full"
-    timed: list[Rows],  # The batches on the clock
+    timed: list[PackedBatch],  # The batches on the clock
 ) -> dict[str, float]:  # tokens, and flops
     "Count the arithmetic that these batches need."
-    lengths = [
-        np.bincount(segments[segments > 0])[1:] for batch in timed for segments in batch.segments
-    ]
-    work = counted(np.concatenate(lengths))
+    lengths = [np.bincount(ids[ids > 0])[1:] for batch in timed for ids in batch.segment_ids]
+    work = loss_mask(np.concatenate(lengths))
     flops = useful_flops(size, **work)
     if mode == "lora":
         heads = size.head_width * (2 * size.heads + 2 * size.kv_heads)
@@ -107,7 +105,7 @@ def tabulate(
     size: Size,  # For the arithmetic
     mode: str,  # "lora" or "full"
     results: dict[str, list[dict]],  # Measurements by contender
-    timed: list[Rows],  # The batches on the clock
+    timed: list[PackedBatch],  # The batches on the clock
     matmul: float,  # FLOP/s
 ) -> list[dict]:
     "Turn measurements into one row a contender."
@@ -177,7 +175,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="a toy size, nothing saved")
     parser.add_argument("--contenders", default="all", help="comma-separated names")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each contender")
-    parser.add_argument("--steps", type=int, default=0, help="optimiser steps (0: by size)")
+    parser.add_argument("--steps", type=int, default=0, help="optimizer steps (0: by size)")
     parser.add_argument("--name", default="gpu_sft", help="first part of the result files' names")
     options = parser.parse_args()
     size = SIZES["toy" if options.toy else "gemma-2-2b"]
@@ -189,8 +187,8 @@ def main() -> None:
     batches = batches_for(size, steps)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "batches.npz"
-        stacked = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        np.savez(path, **dict(zip(Rows._fields, stacked, strict=True)))
+        scan_layers = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        np.savez(path, **dict(zip(PackedBatch._fields, scan_layers, strict=True)))
         arguments = ["--size", size.name, "--steps", str(steps)]
         rates = run_rounds([matmul], arguments, options.rounds)["matmul"]
         arguments += ["--batches", str(path), "--rank", str(RANK)]

@@ -76,12 +76,12 @@ def own_memory() -> int:
     return int(found) * 1024
 
 
-def load(folder: Path, devices: int, stacked: bool, kind: str) -> None:
+def load(folder: Path, devices: int, scan_layers: bool, kind: str) -> None:
     "Load the folder while a second thread watches the memory."
     import jax
 
     from tunix_rt.models.sharding import make_mesh
-    from tunix_rt.models.weights import load_model
+    from tunix_rt.models.weights import load_weights
 
     mesh = make_mesh(fsdp=devices) if devices > 1 else None
     jax.block_until_ready(jax.numpy.ones(8) + 1)
@@ -96,7 +96,7 @@ def load(folder: Path, devices: int, stacked: bool, kind: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.perf_counter()
-    model, _ = load_model(folder, jax.numpy.dtype(kind), mesh=mesh, stacked=stacked)
+    model, _ = load_weights(folder, jax.numpy.dtype(kind), mesh=mesh, scan_layers=scan_layers)
     seconds = time.perf_counter() - began
     done.set()
     watcher.join()

@@ -12,7 +12,7 @@ from ours_model import build_model
 from ours_sampling import build_tokenizer, never_stop
 from workload import EOS, NEW_TOKENS, SIZES, arguments, report, rows_of_prompts
 
-from tunix_rt.inference.engine import Sampling, generate
+from tunix_rt.inference.engine import SamplingParams, generate
 from tunix_rt.models.tokenizer import end_of_turn
 
 
@@ -26,9 +26,11 @@ def main() -> None:
     asked = rows_of_prompts(size, options.rows).tolist()
 
     def sample(new: int) -> float:
-        settings = Sampling(max_new_tokens=new)
+        settings = SamplingParams(max_new_tokens=new)
         start = time.perf_counter()
-        said = generate(model, tokenizer, asked, settings, rows=options.rows, dtype=jnp.bfloat16)
+        said = generate(
+            model, tokenizer, asked, settings, batch_size=options.rows, dtype=jnp.bfloat16
+        )
         seconds = time.perf_counter() - start
         assert {one.completion_tokens for one in said} == {new}
         return seconds

@@ -16,9 +16,9 @@ from ours_model import build_model
 from workload import SIZES, arguments, report
 
 from tunix_rt.models.attention_backends import choose_attention
-from tunix_rt.models.lora import Lora, add_lora
-from tunix_rt.training.config import Recipe
-from tunix_rt.training.packing import Rows
+from tunix_rt.models.lora import LoraConfig, add_lora
+from tunix_rt.training.config import TrainConfig
+from tunix_rt.training.packing import PackedBatch
 from tunix_rt.training.sft import sft_objective
 from tunix_rt.training.train_step import make_step
 
@@ -27,8 +27,8 @@ WARM_UP = 2  # Steps before the clock starts
 
 def peak_bytes() -> int | None:
     "Read the most device memory that was ever in use, where the device counts it."
-    counted = jax.devices()[0].memory_stats()
-    return counted["peak_bytes_in_use"] if counted else None
+    loss_mask = jax.devices()[0].memory_stats()
+    return loss_mask["peak_bytes_in_use"] if loss_mask else None
 
 
 def main() -> None:
@@ -37,20 +37,20 @@ def main() -> None:
     size = SIZES[options.size]
     steps = options.steps or size.steps
     with np.load(options.batches) as held:
-        rows = Rows(**held)
+        rows = PackedBatch(**held)
     batches = [
-        Rows(*(part[start : start + size.batch] for part in rows))
+        PackedBatch(*(part[start : start + size.batch] for part in rows))
         for start in range(0, (WARM_UP + steps) * size.batch, size.batch)
     ]
 
     lora = options.mode == "lora"
-    model = build_model(size, jnp.bfloat16 if lora else jnp.float32, stacked=True)
+    model = build_model(size, jnp.bfloat16 if lora else jnp.float32, scan_layers=True)
     if lora:
-        add_lora(model, Lora(rank=options.rank, alpha=2.0 * options.rank), nnx.Rngs(1))
-    recipe = Recipe(
+        add_lora(model, LoraConfig(rank=options.rank, alpha=2.0 * options.rank), nnx.Rngs(1))
+    train_config = TrainConfig(
         max_steps=WARM_UP + steps,
-        batch_rows=size.batch,
-        row_tokens=size.seq,
+        batch_size=size.batch,
+        seq_length=size.seq,
         learning_rate=1e-4,
         dtype="bfloat16",
         remat=options.remat,
@@ -58,12 +58,12 @@ def main() -> None:
     attention = choose_attention(
         "auto",
         model.config,
-        row_tokens=size.seq,
+        seq_length=size.seq,
         dtype=jnp.bfloat16,
         kind=jax.default_backend(),
     )
-    objective = sft_objective(recipe, attention=attention.name)
-    state, step = make_step(model, objective, recipe)
+    objective = sft_objective(train_config, attention=attention.name)
+    state, step = make_step(model, objective, train_config)
     del model
 
     first = 0.0

@@ -16,7 +16,7 @@ def build_model(
     size: Size,  # The shape
     dtype: Any = jnp.float32,  # Of the weights
     *,
-    stacked: bool = False,  # Whether the layers are compiled once, as one stack
+    scan_layers: bool = False,  # Whether the layers are compiled once, as one stack
 ) -> Gemma:  # Random weights
     "Build Gemma-2 with tunix_rt's own module."
     config = GemmaConfig(
@@ -32,4 +32,4 @@ def build_model(
         attention_soft_cap=50.0,
         logit_soft_cap=30.0,
     )
-    return Gemma(config, nnx.Rngs(0), dtype, stacked=stacked)
+    return Gemma(config, nnx.Rngs(0), dtype, scan_layers=scan_layers)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from workload import EOS, NEW_TOKENS, SIZES, Size, arguments, prompts, report
 
-from tunix_rt.inference.engine import Sampling, generate
+from tunix_rt.inference.engine import SamplingParams, generate
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.tokenizer import CONTROL, end_of_turn
 
@@ -51,7 +51,7 @@ def main() -> None:
     model = build_model(size)
     never_stop(model, [EOS, end_of_turn(tokenizer)])
     asked = prompts(size).tolist()
-    settings = Sampling(max_new_tokens=NEW_TOKENS)
+    settings = SamplingParams(max_new_tokens=NEW_TOKENS)
 
     def sample() -> float:
         start = time.perf_counter()

@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="S,M", help="comma-separated: S, M")
     parser.add_argument("--contenders", default="all", help="comma-separated names")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each contender")
-    parser.add_argument("--steps", type=int, default=0, help="optimiser steps (0: by size)")
+    parser.add_argument("--steps", type=int, default=0, help="optimizer steps (0: by size)")
     parser.add_argument("--tries", type=int, default=3, help="runs, while others disturb")
     parser.add_argument("--name", default="sft", help="first part of the result files' names")
     options = parser.parse_args()

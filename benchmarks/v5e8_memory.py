@@ -72,8 +72,15 @@ CASES = [
     case("Gemma-3-1B, all of it, fsdp 8", "gemma-3-1b", "1,8,1"),
 ]
 DEPTHS = [
-    case(f"{layers} layers, {how}", "gemma-2-2b", "8,1,1", rank=16, layers=layers, stacked=stacked)
-    for layers, how, stacked in (
+    case(
+        f"{layers} layers, {how}",
+        "gemma-2-2b",
+        "8,1,1",
+        rank=16,
+        layers=layers,
+        scan_layers=scan_layers,
+    )
+    for layers, how, scan_layers in (
         (2, "a stack", 1),
         (6, "a stack", 1),
         (26, "a stack", 1),
@@ -108,7 +115,7 @@ def compile_case(
 ) -> dict:  # What compile_step.py reported, or {"error": ...}
     "Compile one setup in a process of its own, and give it all the memory there is."
     fixed = {"platform": compiler, "attention": "splash" if compiler == "tpu" else "xla"}
-    fixed |= {"row_tokens": 1024, "remat": "full", "dtype": "bfloat16"}
+    fixed |= {"seq_length": 1024, "remat": "full", "dtype": "bfloat16"}
     words = [f"--{name}={value}" for name, value in {**fixed, **each.options}.items()]
     print(f"{each.name}, by {compiler} ...", flush=True)
     command = [sys.executable, HERE / "compile_step.py", *words]

@@ -34,8 +34,8 @@ class Size:
     head_width: int  # Features of one head
     mlp: int  # Hidden features of the gated MLP
     seq: int  # Longest sequence, and the length of a packed row
-    batch: int  # Rows an optimiser step sees: sequences when padded, packed rows when packed
-    steps: int  # Optimiser steps timed, unless told otherwise
+    batch: int  # Rows an optimizer step sees: sequences when padded, packed rows when packed
+    steps: int  # Optimizer steps timed, unless told otherwise
 
     @property
     def matmul_parameters(self) -> int:
@@ -86,7 +86,7 @@ def rows_of_prompts(
     return np.random.default_rng(1).integers(FIRST_TOKEN, size.vocabulary, shape, dtype=np.int32)
 
 
-def counted(
+def loss_mask(
     lengths: Iterable[int],  # Tokens of each sequence trained on
 ) -> dict[str, int]:
     "Count tokens, and the (query, key) pairs that a causal mask leaves visible."
@@ -103,7 +103,7 @@ def useful_flops(
 
     Weights: 2 operations forward and 4 backward for each weight and token. Attention: a score
     and a weighted sum, 2 operations each per head feature and visible pair, and twice that
-    backward. Pads, masked pairs, rematerialisation, softmax and optimiser count nothing.
+    backward. Pads, masked pairs, rematerialization, softmax and optimizer count nothing.
     """
     attention = 12 * size.layers * size.heads * size.head_width * pairs
     return 6.0 * size.matmul_parameters * tokens + attention

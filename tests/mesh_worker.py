@@ -21,11 +21,11 @@ from flax import nnx
 
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma
-from tunix_rt.models.lora import Lora, add_lora
+from tunix_rt.models.lora import LoraConfig, add_lora
 from tunix_rt.models.sharding import bytes_per_device, feed, join_hosts, make_mesh, place
 from tunix_rt.training.checkpoints import Checkpoints, restore_state, save_state
-from tunix_rt.training.config import Recipe
-from tunix_rt.training.packing import Rows, batch_at
+from tunix_rt.training.config import TrainConfig
+from tunix_rt.training.packing import PackedBatch, get_batch
 from tunix_rt.training.sft import sft_objective
 from tunix_rt.training.train_step import Step, TrainState, make_step
 
@@ -34,19 +34,19 @@ CONFIG = dataclasses.replace(preset("tiny"), vocabulary=512, layers=2, width=32,
 IDENTITY = {"model": "tiny", "data": "counting"}
 STARTS = np.random.default_rng(0).integers(1, 400, (64, 1))
 ONES = np.ones((64, TIME), np.int32)
-COUNTING = Rows(STARTS + np.arange(TIME) * ONES, ONES, np.arange(TIME) * ONES, ONES > 0)
-COUNTING = Rows(*(np.asarray(part, "i4") for part in COUNTING[:3]), COUNTING.counted)
+COUNTING = PackedBatch(STARTS + np.arange(TIME) * ONES, ONES, np.arange(TIME) * ONES, ONES > 0)
+COUNTING = PackedBatch(*(np.asarray(part, "i4") for part in COUNTING[:3]), COUNTING.loss_mask)
 
 
 @cache
-def small_model(lora: bool, stacked: bool) -> Gemma:
+def small_model(lora: bool, scan_layers: bool) -> Gemma:
     "Make the same tiny model every time; drawn by NumPy, it waits for no compiler."
 
     def build() -> Gemma:
-        model = Gemma(CONFIG, nnx.Rngs(0), stacked=stacked)
+        model = Gemma(CONFIG, nnx.Rngs(0), scan_layers=scan_layers)
         if lora:
             targets = ("v_proj", "o_proj", "up_proj")
-            add_lora(model, Lora(rank=4, dropout=0.2, targets=targets), nnx.Rngs(1))
+            add_lora(model, LoraConfig(rank=4, dropout=0.2, targets=targets), nnx.Rngs(1))
         return model
 
     def first(leaf: Any) -> jax.Array:
@@ -57,20 +57,20 @@ def small_model(lora: bool, stacked: bool) -> Gemma:
     return model
 
 
-def prepare(kind: str, mesh: Any, slice_rows: int = 0) -> tuple[TrainState, Step]:
+def prepare(kind: str, mesh: Any, micro_batch_size: int = 0) -> tuple[TrainState, Step]:
     "Prepare a training, say `lora stacked muon`."
     words = kind.split()
-    recipe = Recipe(
+    train_config = TrainConfig(
         max_steps=10,
-        batch_rows=ROWS,
-        row_tokens=TIME,
+        batch_size=ROWS,
+        seq_length=TIME,
         learning_rate=1e-2,
         warmup_steps=1,
-        optimiser=words[-1],
-        slice_rows=slice_rows,
+        optimizer=words[-1],
+        micro_batch_size=micro_batch_size,
     )
-    model = small_model("lora" in words, "stacked" in words)
-    state, step = make_step(model, sft_objective(recipe), recipe, mesh=mesh)
+    model = small_model("lora" in words, "scan_layers" in words)
+    state, step = make_step(model, sft_objective(train_config), train_config, mesh=mesh)
     if mesh is None:  # What is restored is tied to its device: so one program serves both
         state = jax.device_put(state, jax.devices()[0])
     return state, step
@@ -80,7 +80,7 @@ def go_on(state: TrainState, step: Step, first: int, last: int) -> tuple[TrainSt
     "Take some steps and note the losses."
     losses = []
     for number in range(first, last):
-        state, figures = step(state, batch_at(COUNTING, number, size=ROWS, seed=0))
+        state, figures = step(state, get_batch(COUNTING, number, size=ROWS, seed=0))
         losses.append(float(figures["loss"]))
     return state, losses
 
@@ -88,7 +88,7 @@ def go_on(state: TrainState, step: Step, first: int, last: int) -> tuple[TrainSt
 def sharing(state: TrainState) -> dict[str, Any]:
     "Compare what one device holds with what one device would hold alone."
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    parts = {"params": (state.params, whole.params), "moments": (state.optimiser, whole.optimiser)}
+    parts = {"params": (state.params, whole.params), "moments": (state.optimizer, whole.optimizer)}
     return {name: (bytes_per_device(a), bytes_per_device(b)) for name, (a, b) in parts.items()}
 
 
@@ -104,14 +104,14 @@ HELD = {"full adamw": (8, 1, 1), "full stacked muon": (1, 8, 1)}  # Begun there,
 def compare(folder: Path, hosts: Path) -> dict[str, Any]:
     "Train on one device and on meshes; move checkpoints to other meshes, and on from hosts."
     found: dict[str, Any] = {}
-    for kind, (*sides, slice_rows) in CASES.items():
+    for kind, (*sides, micro_batch_size) in CASES.items():
         alone, step_alone = prepare(kind, None)
         alone, expected = go_on(alone, step_alone, 0, 3)
-        state, step = prepare(kind, make_mesh(*sides), slice_rows)
+        state, step = prepare(kind, make_mesh(*sides), micro_batch_size)
         share = sharing(state)
         state, losses = go_on(state, step, 0, 3)
         found[f"{kind} {sides}"] = share | {"losses": losses, "expected": expected}
-        if "stacked" in kind:
+        if "scan_layers" in kind:
             found[f"{kind} moved"] = move(folder / kind, state, step, step_alone, alone)
         if kind == "full adamw":
             found["after hosts"] = after_hosts(hosts, step_alone, alone)
@@ -148,18 +148,22 @@ def compiled(lora: bool) -> dict[str, Any]:
     "Look into a compiled step: what is exchanged, and how large its largest array is."
     rows, time, words = 32, 64, 8192
     config = dataclasses.replace(CONFIG, vocabulary=words, layers=1)
-    recipe = Recipe(batch_rows=rows, row_tokens=time, dtype="bfloat16" if lora else "float32")
+    train_config = TrainConfig(
+        batch_size=rows, seq_length=time, dtype="bfloat16" if lora else "float32"
+    )
 
     def build() -> Gemma:
         model = Gemma(config, nnx.Rngs(0), jnp.bfloat16 if lora else jnp.float32)
         if lora:
-            add_lora(model, Lora(rank=4), nnx.Rngs(1))
+            add_lora(model, LoraConfig(rank=4), nnx.Rngs(1))
         return model
 
     model = nnx.eval_shape(build)
-    state, step = make_step(model, sft_objective(recipe), recipe, mesh=make_mesh(1, 4, 2))
+    state, step = make_step(
+        model, sft_objective(train_config), train_config, mesh=make_mesh(1, 4, 2)
+    )
     shapes = (jax.ShapeDtypeStruct((rows, time), kind) for kind in ("i4", "i4", "i4", "?"))
-    batch = Rows(*shapes)
+    batch = PackedBatch(*shapes)
     with step.active():
         traced = step.update.trace(state, step.frozen, batch)
         text = traced.lower().compile().as_text()
@@ -176,7 +180,7 @@ def host(coordinator: str, index: int, folder: Path) -> dict[str, Any]:
     met = join_hosts(coordinator, 2, index)
     mesh = make_mesh(fsdp=-1)
     state, step = prepare("full adamw", mesh)
-    batch = feed(batch_at(COUNTING, 0, size=ROWS, seed=0), mesh)
+    batch = feed(get_batch(COUNTING, 0, size=ROWS, seed=0), mesh)
     mine = sum(shard.data.shape[0] for shard in batch.tokens.addressable_shards)
     state, losses = go_on(state, step, 0, 3)
     saved = Checkpoints(folder, IDENTITY)

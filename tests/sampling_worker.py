@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tunix_rt.inference.decode_loop import State, idle, write
-from tunix_rt.inference.decode_step import prepare
+from tunix_rt.inference.decode_loop import DecodeState, decode_loop, empty_state
+from tunix_rt.inference.decode_step import prepare_decoder
 from tunix_rt.inference.engine import generate
 from tunix_rt.inference.kv_cache import cache_bytes
-from tunix_rt.inference.sampling import Sampling
+from tunix_rt.inference.sampling import SamplingParams
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma, kernel_shapes
-from tunix_rt.models.lora import Lora, add_lora, quantise
+from tunix_rt.models.lora import LoraConfig, add_lora, quantize
 from tunix_rt.models.sharding import bytes_per_device, make_mesh, place
 from tunix_rt.models.tokenizer import train_tokenizer
 
@@ -38,14 +38,14 @@ WORDS = train_tokenizer(["Ann has 3 apples and buys 4 more."], vocabulary=512)
 
 def build(kind: str) -> Gemma:
     "Build the same model every time; `kind` names what is special about it."
-    model = Gemma(CONFIG, nnx.Rngs(0), stacked="stacked" in kind)
+    model = Gemma(CONFIG, nnx.Rngs(0), scan_layers="scan_layers" in kind)
     model.embedding[...] = model.embedding[...] * 0.3  # Else it repeats its last token forever
     model.norm[...] = model.norm[...] + 3
     if "eight" in kind:
-        quantise(model)
+        quantize(model)
     if "lora" in kind:
-        add_lora(model, Lora(rank=4), nnx.Rngs(1))
-        for block in [model.layers] if model.stacked else model.layers:
+        add_lora(model, LoraConfig(rank=4), nnx.Rngs(1))
+        for block in [model.layers] if model.scan_layers else model.layers:
             for low in block.adapters.values():
                 low.b[...] = low.b[...] + 0.02
     return model
@@ -59,16 +59,18 @@ def spread(model: Gemma, mesh: Any) -> Gemma:
 
 def said(model: Gemma, rows: int) -> list[list[int]]:
     "Write greedily, with fewer rows than prompts."
-    answers = generate(model, WORDS, PROMPTS, Sampling(max_new_tokens=16), rows=rows)
+    answers = generate(model, WORDS, PROMPTS, SamplingParams(max_new_tokens=16), batch_size=rows)
     return [answer.tokens for answer in answers]
 
 
-def step_text(model: Gemma, mesh: Any) -> tuple[str, State]:
+def step_text(model: Gemma, mesh: Any) -> tuple[str, DecodeState]:
     "Compile the loop for a mesh and show what it became."
     with jax.set_mesh(mesh):
-        decoder = prepare(model, dtype=jnp.float32, turned=False)
-        state = idle(config=CONFIG, rows=8, places=64, room=64, dtype=jnp.float32)
-        loop = partial(write.lower, rule=Sampling().rule(), ends=(1,), dtype=jnp.float32)
+        decoder = prepare_decoder(model, dtype=jnp.float32, turned=False)
+        state = empty_state(config=CONFIG, batch_size=8, places=64, room=64, dtype=jnp.float32)
+        loop = partial(
+            decode_loop.lower, rule=SamplingParams().rule(), ends=(1,), dtype=jnp.float32
+        )
         numbers = (np.int32(4), np.int32(8), np.int32(16))
         text = loop(decoder, state, np.zeros(8, bool), *numbers).compile().as_text()
     return text, state

@@ -432,7 +432,7 @@ def test_many_listeners_hold_no_connection(store, root):
     assert all("news" in each[0] and "completed" in each[-1] for each in told)
 
 
-def test_a_neighbour_in_trouble_does_not_stop_us(store, root):
+def test_a_neighbor_in_trouble_does_not_stop_us(store, root):
     with serving(store, rediai_url="http://127.0.0.1:9") as api:
         begun = time.monotonic()
         answers = [good(api.get("/api/redi/health")) for _ in range(5)]

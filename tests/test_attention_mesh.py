@@ -72,16 +72,16 @@ def main() -> None:
 
     def compare(case: str, read, *, rows: int = 4, key_heads: int = 2, layers: int = 1, **given):
         "Note how far a case strays, and give back the program that ran on the mesh."
-        segments, draw = np.array((row * rows)[:rows]), np.random.default_rng(0)
+        segment_ids, draw = np.array((row * rows)[:rows]), np.random.default_rng(0)
         shapes = [(rows, heads, time, width) for heads in (4, 4, key_heads, key_heads)]
         wanted, *x = (draw.normal(size=shape).astype("f4") for shape in shapes)
         given["scale"] = 0.25
 
         def run(read, wanted, *x):
             def all_layers(query, key, value):
-                layer = jax.checkpoint(lambda x: x + read(x, key, value, segments, **given))
+                layer = jax.checkpoint(lambda x: x + read(x, key, value, segment_ids, **given))
                 if layers == 1:
-                    return read(query, key, value, segments, **given)
+                    return read(query, key, value, segment_ids, **given)
                 return jax.lax.scan(lambda x, _: (layer(x), None), query, length=layers)[0]
 
             out, back = jax.vjp(all_layers, *x)

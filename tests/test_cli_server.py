@@ -110,7 +110,7 @@ def examined(root, name, right, trained=None):
     write_predictions(run.predictions, said)
     run.record(dataset={"key": exam.key, "sha256": exam.fingerprint})
     run.finish()
-    run.seal()
+    run.write_checksums()
     return run
 
 
@@ -233,7 +233,7 @@ def test_scored_held_to_a_bar_and_promoted(shared, typed):
     (trained.model / "config.json").write_text('{"model_type": "gemma3_text"}')
     save_file({"weight": np.zeros(4)}, trained.model / "model.safetensors")
     trained.finish({"loss": 0.25})
-    trained.seal()
+    trained.write_checksums()
     careful, careless = examined(shared, "careful", 30, trained), examined(shared, "bad", 5)
     code, _, errors = typed("gate trained main")
     assert code == 1 and f"tunix-rt import-run {trained.folder}" in errors

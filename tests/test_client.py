@@ -23,7 +23,7 @@ from tunix_rt.jobs.queue import get_queued
 from tunix_rt.registry.models import create_model, set_alias, version_folder
 from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.app import create_app
-from tunix_rt.serve.idempotency import CLAIMED, STALE, Replies
+from tunix_rt.serve.idempotency import CLAIMED, STALE, IdempotencyMiddleware
 from tunix_rt.serve.schemas.runs import RunRequest
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import IdempotentReply, RunRow, now
@@ -262,7 +262,7 @@ def test_a_server_that_died_over_a_request_has_not_lost_its_run(api, store):
 def test_a_claim_is_renewed_as_long_as_its_request_is_at_work(store, monkeypatch):
     monkeypatch.setattr("tunix_rt.serve.idempotency.RENEWED", 0.05)
     app, seen = FastAPI(), []
-    app.add_middleware(Replies, store=lambda: store)
+    app.add_middleware(IdempotencyMiddleware, store=lambda: store)
 
     @app.post("/long")
     def long() -> bool:
@@ -282,7 +282,7 @@ def test_a_claim_is_renewed_as_long_as_its_request_is_at_work(store, monkeypatch
 def test_a_lapsed_claim_is_not_taken_over_while_its_request_is_at_work(store):
     "An ingest of minutes keeps the database from renewing its claim."
     app, calls, heard = FastAPI(), [], []
-    app.add_middleware(Replies, store=lambda: store)
+    app.add_middleware(IdempotencyMiddleware, store=lambda: store)
 
     @app.post("/long")
     def long() -> int:

@@ -15,7 +15,7 @@ from tunix_rt.core.errors import ScoringError
 from tunix_rt.core.settings import settings
 from tunix_rt.evaluation import llm_judge as grading
 from tunix_rt.evaluation.judges import find_judge, model_judge
-from tunix_rt.evaluation.llm_judge import Service, question_for_judge
+from tunix_rt.evaluation.llm_judge import JudgeEndpoint, question_for_judge
 from tunix_rt.scoring.predictions import make_prediction
 from tunix_rt.traces.schema import Trace
 
@@ -81,9 +81,9 @@ class Bench:
     def wrap(self, text: str) -> bytes:
         return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
 
-    def service(self, **fields) -> Service:
+    def service(self, **fields) -> JudgeEndpoint:
         known = {"kind": "openai", "url": self.url, "model": "m", "key": KEY, "pause": 0.01}
-        return Service(**{**known, **fields})
+        return JudgeEndpoint(**{**known, **fields})
 
 
 @pytest.fixture
@@ -258,11 +258,13 @@ def test_long_responses_are_shown_by_both_ends():
 
 
 def test_another_wording_or_model_is_another_version(monkeypatch):
-    one = model_judge(Service("openai", "http://h.example", model="a")).version
-    assert model_judge(Service("openai", "http://h.example", model="b")).version != one
+    one = model_judge(JudgeEndpoint("openai", "http://h.example", model="a")).version
+    assert model_judge(JudgeEndpoint("openai", "http://h.example", model="b")).version != one
     monkeypatch.setattr(grading, "INSTRUCTIONS", "Be kind.")
-    assert model_judge(Service("openai", "http://h.example", model="a")).version != one
-    assert len(model_judge(Service("openai", "http://h.example", model="m" * 300)).version) <= 64
+    assert model_judge(JudgeEndpoint("openai", "http://h.example", model="a")).version != one
+    assert (
+        len(model_judge(JudgeEndpoint("openai", "http://h.example", model="m" * 300)).version) <= 64
+    )
 
 
 @pytest.mark.parametrize(
@@ -272,5 +274,5 @@ def test_another_wording_or_model_is_another_version(monkeypatch):
 def test_settings_that_cannot_work_are_refused_without_being_shown(fields):
     known = {"kind": "openai", "url": "http://h.example", "model": "m", "key": KEY}
     with pytest.raises(ScoringError) as refusal:
-        model_judge(Service(**{**known, **fields}))
+        model_judge(JudgeEndpoint(**{**known, **fields}))
     assert not any(value in str(refusal.value) for value in fields.values())

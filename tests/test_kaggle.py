@@ -28,7 +28,7 @@ from tunix_rt.runs.folder import Run
 
 TOY = {
     "model": "tiny", "method": "lora", "lora_rank": 4, "train_traces": 32, "held_out": 2,
-    "max_steps": 40, "checkpoint_every": 2, "batch_rows": 2, "row_tokens": 128, "examined": 2,
+    "max_steps": 40, "checkpoint_every": 2, "batch_size": 2, "seq_length": 128, "examined": 2,
     "max_new_tokens": 8,
 }  # fmt: skip
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"

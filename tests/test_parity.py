@@ -13,9 +13,9 @@ import pytest
 from flax import nnx
 from hugging_face import CASES, VOCABULARY, continuation, make, publish, scores
 
-from tunix_rt.inference.engine import Sampling, generate
+from tunix_rt.inference.engine import SamplingParams, generate
 from tunix_rt.models.gemma import Gemma, hidden_states, logits
-from tunix_rt.models.weights import load_model, save_model
+from tunix_rt.models.weights import load_weights, save_model
 
 TOKENS = np.random.default_rng(0).integers(6, VOCABULARY, (3, 40))
 PROMPTS = [row[:length].tolist() for row, length in zip(TOKENS, (5, 21, 33), strict=True)]
@@ -39,7 +39,7 @@ def loaded(published: Any) -> Any:
     "Read each kind of folder once: our model, its tokenizer, and the logits over whole rows."
 
     def read(case: str) -> tuple[Gemma, Any, np.ndarray]:
-        model, words = load_model(published(case))
+        model, words = load_weights(published(case))
         return model, words, np.asarray(ours(model, jnp.asarray(TOKENS)))
 
     return cache(read)
@@ -63,7 +63,7 @@ def test_the_same_files_give_the_same_logits(case: str, loaded: Any) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_text_is_the_same_over_64_tokens(case: str, loaded: Any) -> None:
     model, words, _ = loaded(case)
-    said = generate(model, words, PROMPTS, Sampling(max_new_tokens=64))
+    said = generate(model, words, PROMPTS, SamplingParams(max_new_tokens=64))
     for prompt, completion in zip(PROMPTS, said, strict=True):
         assert completion.tokens == continuation(theirs(case), prompt, 64)
     assert any(len(set(completion.tokens)) > 8 for completion in said), "it only stutters"

@@ -22,11 +22,11 @@ CASES: dict[str, dict[str, Any]] = {
     "full, forgets nothing": {},
     "full, keeps products": {"remat": "dots"},
     "full, forgets all": {"remat": "full"},
-    "full, two rows at a time": {"remat": "full", "slice_rows": 2},
-    "full, a list": {"stacked": False},
+    "full, two rows at a time": {"remat": "full", "micro_batch_size": 2},
+    "full, a list": {"scan_layers": False},
     "LoRA, forgets nothing": {"rank": 8},
     "LoRA, forgets all": {"rank": 8, "remat": "full"},
-    "LoRA, a list": {"rank": 8, "stacked": False},
+    "LoRA, a list": {"rank": 8, "scan_layers": False},
     "full, fsdp 8": {"remat": "full", "fsdp": 8},
     "LoRA, fsdp 4 tensor 2": {"rank": 8, "remat": "full", "fsdp": 4, "tensor": 2},
 }
@@ -108,14 +108,14 @@ def main() -> None:
     import numpy as np
 
     from tunix_rt.models.config import preset
-    from tunix_rt.models.lora import Lora
+    from tunix_rt.models.lora import LoraConfig
     from tunix_rt.models.sharding import row_shards
-    from tunix_rt.training.config import Recipe
+    from tunix_rt.training.config import TrainConfig
     from tunix_rt.training.memory import (
-        Setup,
+        TrainSetup,
         held_bytes,
-        measure,
-        parts_of,
+        measure_memory,
+        memory_breakdown,
         sum_of_parts,
         trace_step,
     )
@@ -124,22 +124,26 @@ def main() -> None:
         vocabulary=WORDS, width=256, layers=3, query_heads=4, head_width=64, hidden=1024
     )
 
-    def setup_of(given: dict[str, Any]) -> Setup:
+    def setup_of(given: dict[str, Any]) -> TrainSetup:
         given = dict(given)
-        names = ("remat", "slice_rows", "optimiser", "dtype")
-        recipe = {name: given.pop(name) for name in names if name in given}
+        names = ("remat", "micro_batch_size", "optimizer", "dtype")
+        train_config = {name: given.pop(name) for name in names if name in given}
         rank = given.pop("rank", 0)
-        alone = Setup(config, lora=Lora(rank=rank) if rank else None, kind="cpu")
+        alone = TrainSetup(config, lora=LoraConfig(rank=rank) if rank else None, kind="cpu")
         rows = BATCH * given.get("fsdp", 1) // (2 if "fsdp" in given else 1)
-        return replace(alone, recipe=Recipe(batch_rows=rows, row_tokens=TOKENS, **recipe), **given)
+        return replace(
+            alone,
+            train_config=TrainConfig(batch_size=rows, seq_length=TOKENS, **train_config),
+            **given,
+        )
 
-    def one(setup: Setup) -> dict[str, Any]:
-        made = measure(setup)
+    def one(setup: TrainSetup) -> dict[str, Any]:
+        made = measure_memory(setup)
         shapes = re.findall(r"[a-z]+\d+\[([\d,]+)\]", made.compiled.as_text())
         return {
-            "planned": sum_of_parts(parts_of(setup)),
+            "planned": sum_of_parts(memory_breakdown(setup)),
             "held": sum(held_bytes(setup)),
-            "batch": setup.recipe.batch_rows // row_shards(setup.mesh),
+            "batch": setup.train_config.batch_size // row_shards(setup.mesh),
             "largest": max(int(np.prod([int(n) for n in each.split(",")])) for each in shapes),
             **{name: getattr(made, name) for name in ("arguments", "outputs", "aliased")},
             "temporaries": made.temporaries,
@@ -151,14 +155,14 @@ def main() -> None:
         found[name] = one(setup_of(CASES[name]))
         print(name, found[name], file=sys.stderr, flush=True)
     found["lines"] = {
-        f"{'stack' if stacked else 'list'} {layers}": len(
+        f"{'stack' if scan_layers else 'list'} {layers}": len(
             trace_step(
-                replace(setup_of({}), config=config.resized(layers=layers), stacked=stacked)
+                replace(setup_of({}), config=config.resized(layers=layers), scan_layers=scan_layers)
             )[0]
             .as_text()
             .splitlines()
         )
-        for stacked, layers in ((True, 6), (True, 12), (False, 2), (False, 4))
+        for scan_layers, layers in ((True, 6), (True, 12), (False, 2), (False, 4))
     }
     coarse = replace(setup_of({"rank": 8, "dtype": "bfloat16"}), base="bfloat16")
     lowered, step = trace_step(coarse)

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from tunix_rt.core.errors import MissingError, PathError, RunError
 from tunix_rt.core.settings import settings
-from tunix_rt.jobs.leases import beat, claim, finish, give_back, tend
+from tunix_rt.jobs.leases import claim, expire_leases, record_result, renew, requeue
 from tunix_rt.jobs.logs import CHUNK, LogStream, append_log, read_log, tail
 from tunix_rt.jobs.queue import enqueue, get_queued, list_queued, request_cancel, tally_runs
 from tunix_rt.runs.folder import read_run, start_run
@@ -75,7 +75,7 @@ def test_eight_workers_do_a_thousand_runs_once_each(store, database_url):
         mine, done = open_store(database_url), []
         start.wait()
         while taken := claim(mine, f"worker:{number}", 60.0):
-            assert finish(mine, taken, "completed", metrics={"by": number}, exit_code=0)
+            assert record_result(mine, taken, "completed", metrics={"by": number}, exit_code=0)
             done.append(taken.run)
         mine.close()
         return done
@@ -105,9 +105,9 @@ def test_the_oldest_that_may_be_taken_comes_first(store):
 def test_a_lapsed_lease_goes_to_another_and_the_first_can_say_nothing_more(store):
     run = waiting(store)
     old = claim(store, "ada:1", 60.0)
-    assert tend(store) == 0 and beat(store, old) == "running"
+    assert expire_leases(store) == 0 and renew(store, old) == "running"
     lapse(store, run.id)
-    assert tend(store) == 1
+    assert expire_leases(store) == 1
     back = get_queued(store, run.id)
     assert back.status == "pending" and "ada:1 was not heard of" in back.message
     assert claim(store, "bob:2", 60.0) is None  # it is given a pause
@@ -116,23 +116,23 @@ def test_a_lapsed_lease_goes_to_another_and_the_first_can_say_nothing_more(store
     assert (new.run.attempts, new.run.folder) == (2, old.run.folder)
     assert new.run.started_at == old.run.started_at
 
-    assert beat(store, old) == "lost"
-    assert not finish(store, old, "completed", metrics={"loss": 0}, exit_code=0)
-    assert not give_back(store, old, message="I have to go")
+    assert renew(store, old) == "lost"
+    assert not record_result(store, old, "completed", metrics={"loss": 0}, exit_code=0)
+    assert not requeue(store, old, message="I have to go")
     with pytest.raises(RunError, match="its log is closed"):
         append_log(store, old, [("stdout", "late")])
     assert get_queued(store, run.id).status == "running"
-    assert finish(store, new, "completed", metrics={"loss": 1}, exit_code=0)
-    assert finish(store, new, "completed", metrics={"loss": 1}, exit_code=0)  # said twice
-    assert get_queued(store, run.id).metrics == {"loss": 1} and beat(store, new) == "lost"
+    assert record_result(store, new, "completed", metrics={"loss": 1}, exit_code=0)
+    assert record_result(store, new, "completed", metrics={"loss": 1}, exit_code=0)  # said twice
+    assert get_queued(store, run.id).metrics == {"loss": 1} and renew(store, new) == "lost"
 
 
 def test_a_silent_worker_that_comes_back_in_time_keeps_its_run(store):
     waiting(store)
     taken = claim(store, "ada:1", 60.0)
     lapse(store, taken.run.id)
-    assert beat(store, taken) == "running"
-    assert tend(store) == 0
+    assert renew(store, taken) == "running"
+    assert expire_leases(store) == 0
     assert get_queued(store, taken.run.id).lease_until > now() + timedelta(seconds=50)
 
 
@@ -142,7 +142,7 @@ def test_pauses_double_and_attempts_run_out(store):
         change(store, run.id, available_at=now())
         taken = claim(store, "ada:1", 60.0)
         begun = now()
-        assert give_back(store, taken, message="the kernel died")
+        assert requeue(store, taken, message="the kernel died")
         with store.reading() as session:
             pauses.append((session.get(RunRow, run.id).available_at - begun).total_seconds())
     assert 1.5 < pauses[0] < 2.5 and 3.5 < pauses[1] < 4.5
@@ -155,7 +155,7 @@ def test_a_worker_that_has_to_go_costs_no_attempt(store):
     run = waiting(store, max_attempts=1)
     for _ in range(3):
         taken = claim(store, "ada:1", 60.0)
-        assert give_back(store, taken, message="stopped", counts=False, delay=0.0)
+        assert requeue(store, taken, message="stopped", counts=False, delay=0.0)
     assert (get_queued(store, run.id).status, get_queued(store, run.id).attempts) == ("pending", 0)
 
 
@@ -170,16 +170,16 @@ def test_cancel_is_heard_by_whoever_holds_the_run(store):
 
     assert request_cancel(store, at_work).status == "cancel_requested"
     assert request_cancel(store, at_work).status == "cancel_requested"
-    assert beat(store, held[at_work]) == "cancel_requested"
-    assert give_back(store, held[at_work], message="step 4 is saved", counts=False)
+    assert renew(store, held[at_work]) == "cancel_requested"
+    assert requeue(store, held[at_work], message="step 4 is saved", counts=False)
 
     lapse(store, orphan)
     assert request_cancel(store, orphan).status == "cancelled"
-    assert not finish(store, held[orphan], "completed")
+    assert not record_result(store, held[orphan], "completed")
 
     request_cancel(store, deserted)
     lapse(store, deserted)
-    assert tend(store) == 1
+    assert expire_leases(store) == 1
 
     for run_id in (asleep, at_work, orphan, deserted):
         run = get_queued(store, run_id)
@@ -303,7 +303,7 @@ def test_what_no_database_takes_is_replaced_and_the_attempts_share_one_log(store
     assert append_log(store, first, odd) == 2
     assert append_log(store, first, []) == 2
     assert append_log(store, first, [("stdout", "twice?")], after=1) == 2  # they were kept
-    give_back(store, first, message="stopped", counts=False, delay=0.0)
+    requeue(store, first, message="stopped", counts=False, delay=0.0)
     second = claim(store, "bob:2", 60.0)
     stream = LogStream(store, second)
     stream.write("stdout", "on\n")
@@ -328,7 +328,7 @@ def test_a_postgres_killed_in_the_middle_loses_and_doubles_nothing(own_postgres)
     own_postgres.start()
     assert stream.close(60)
     assert "".join(line.chunk for line in printed(store, taken.run.id)) == "".join(lines)
-    assert finish(store, taken, "completed", exit_code=0)
+    assert record_result(store, taken, "completed", exit_code=0)
     store.close()
 
 
@@ -343,7 +343,7 @@ def elsewhere(root):
     (run.model / "config.json").write_text('{"layers": 4}')
     run.log.write_bytes(b"step 1\nstep 2\0\xff\n")
     run.finish({"loss": 0.25})
-    run.seal()
+    run.write_checksums()
     return run
 
 
@@ -370,7 +370,7 @@ def test_an_import_cut_between_its_copy_and_its_row_is_completed(store, root, el
     shutil.copytree(elsewhere.folder, root / "outputs/runs/run")
     assert import_run(store, root / "outputs/runs/run").folder == "outputs/runs/run"
     read_run(root / "outputs/runs/run").report.write_text("added later")
-    read_run(root / "outputs/runs/run").seal()
+    read_run(root / "outputs/runs/run").write_checksums()
     assert import_run(store, zipped(elsewhere)).folder == "outputs/runs/run"
 
 

@@ -30,7 +30,7 @@ from tunix_rt.core.errors import ModelError
 from tunix_rt.core.files import read_log
 from tunix_rt.data.datasets import freeze_recipe
 from tunix_rt.models.gemma import Gemma, hidden_states, logits
-from tunix_rt.models.lora import Lora, add_lora, trainable
+from tunix_rt.models.lora import LoraConfig, add_lora, trainable_filter
 from tunix_rt.models.peft import load_any, save_adapter
 from tunix_rt.models.tokenizer import encode_prompts, encode_responses, load_tokenizer
 
@@ -39,11 +39,11 @@ COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_
 TOKENS = np.random.default_rng(0).integers(6, VOCABULARY, (2, 24))
 
 EXAM = "arithmetic-steps-held-out-v1"
-ROWS = {"dataset": "golden-v2", "row_tokens": 64, "batch_rows": 8}
+ROWS = {"dataset": "golden-v2", "seq_length": 64, "batch_size": 8}
 ROWS |= {"validation_traces": 4, "log_every": 1}
-TUNED = ROWS | {"optimiser": "adamw", "learning_rate": 0.01, "warmup_steps": 2}
+TUNED = ROWS | {"optimizer": "adamw", "learning_rate": 0.01, "warmup_steps": 2}
 LORA = TUNED | {"max_steps": 3, "lora_rank": 4, "export": "both", "validate_every": 3}
-FULL = TUNED | {"max_steps": 40, "dtype": "bfloat16", "remat": "dots", "stacked": "true"}
+FULL = TUNED | {"max_steps": 40, "dtype": "bfloat16", "remat": "dots", "scan_layers": "true"}
 
 
 def start(root: Path, verb: str, given: dict[str, Any], run: Path, devices: int = 1) -> Any:
@@ -219,8 +219,10 @@ def test_adapters_find_their_places_in_every_family(case: str, tmp_path: Path) -
 
     below = publish(make(case), tmp_path / "below")
     model, words = load_any(below)
-    add_lora(model, Lora(rank=3, alpha=9.0, targets=("q_proj", "o_proj", "up_proj")), nnx.Rngs(0))
-    state = nnx.state(model, trainable(model))
+    add_lora(
+        model, LoraConfig(rank=3, alpha=9.0, targets=("q_proj", "o_proj", "up_proj")), nnx.Rngs(0)
+    )
+    state = nnx.state(model, trainable_filter(model))
     nnx.update(
         model,
         jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), state),

@@ -34,8 +34,8 @@ from tunix_rt.evaluation.evaluate import evaluate, write_evaluation
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.tokenizer import train_tokenizer
-from tunix_rt.models.weights import load_model, save_model
-from tunix_rt.registry.content_store import FileNote, keep_content, read_content, zip_folder
+from tunix_rt.models.weights import load_weights, save_model
+from tunix_rt.registry.content_store import FileDigest, read_content, store_content, zip_folder
 from tunix_rt.registry.model_refs import pin_model
 from tunix_rt.registry.models import (
     NameTaken,
@@ -527,7 +527,7 @@ def test_a_run_becomes_a_version_that_loads_and_proves_itself(bench, trained):
     assert zipped == b"".join(zip_version(store, version.id).chunks)
     zipfile.ZipFile(io.BytesIO(zipped)).extractall(bench.root / "out")
     assert download.filename == "adder-v1.zip"
-    load_model(bench.root / "out" / "adder-v1")
+    load_weights(bench.root / "out" / "adder-v1")
 
     folder = version_folder(version)
     (folder / "note.txt").write_text("two")
@@ -693,7 +693,7 @@ def test_a_large_zip_takes_little_memory(tmp_path):
     (tmp_path / "big").mkdir()
     with (tmp_path / "big" / "weights").open("wb") as file:
         file.truncate(96 * 2**20)
-    content = keep_content(tmp_path / "big", tmp_path / "kept")
+    content = store_content(tmp_path / "big", tmp_path / "kept")
     tracemalloc.start()
     size = 0
     with (tmp_path / "big.zip").open("wb") as file:
@@ -716,6 +716,6 @@ def test_the_hash_tells_folders_apart_by_names_and_bytes(tmp_path):
             file.write_text(text)
         content = read_content(tmp_path / str(number))
         assert [note.path for note in content.files] == sorted(files)
-        assert all(isinstance(note, FileNote) for note in content.files)
+        assert all(isinstance(note, FileDigest) for note in content.files)
         seen.add(content.sha256)
     assert len(seen) == len(cases)

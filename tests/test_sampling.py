@@ -20,7 +20,7 @@ from tunix_rt.inference import decode_loop as writing
 from tunix_rt.inference import engine as sampling
 from tunix_rt.inference.engine import Completion, generate
 from tunix_rt.inference.kv_cache import cache_bytes
-from tunix_rt.inference.sampling import Sampling
+from tunix_rt.inference.sampling import SamplingParams
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.tokenizer import train_tokenizer
@@ -34,7 +34,7 @@ WORDS = train_tokenizer(["Ann has 3 apples and buys 4 more."], vocabulary=128)
 RANDOM = np.random.default_rng(0)
 PROMPTS = [RANDOM.integers(6, 120, RANDOM.integers(3, 32)).tolist() for _ in range(24)]
 LONGER = [prompt + prompt for prompt in PROMPTS]
-PLAYFUL = Sampling(max_new_tokens=40, temperature=1.3, seed=3, stop=("3", "m"))
+PLAYFUL = SamplingParams(max_new_tokens=40, temperature=1.3, seed=3, stop=("3", "m"))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def model() -> Gemma:
 @pytest.fixture(scope="module")
 def spoken(model: Gemma) -> list[Completion]:
     "What is said when a few rows are filled again and again."
-    return generate(model, WORDS, PROMPTS, PLAYFUL, rows=4)
+    return generate(model, WORDS, PROMPTS, PLAYFUL, batch_size=4)
 
 
 def test_company_and_order_of_coming_in_change_nothing(
@@ -57,8 +57,8 @@ def test_company_and_order_of_coming_in_change_nothing(
 ) -> None:
     lengths = {one.completion_tokens for one in spoken}
     assert len(lengths) > 8, "they all end together, so nothing was refilled"
-    assert generate(model, WORDS, PROMPTS, PLAYFUL, rows=32) == spoken
-    again = generate(model, WORDS, PROMPTS[:5], PLAYFUL, rows=4)
+    assert generate(model, WORDS, PROMPTS, PLAYFUL, batch_size=32) == spoken
+    again = generate(model, WORDS, PROMPTS[:5], PLAYFUL, batch_size=4)
     assert again == spoken[:5]
 
 
@@ -71,13 +71,19 @@ def test_stopped_answers_hold_nothing_after_their_end(spoken: list[Completion]) 
 
 
 def test_shapes_stay_few_however_mixed_the_traffic(model: Gemma) -> None:
-    before = [program._cache_size() for program in (writing.write, writing.admit, writing.grow)]
+    before = [
+        program._cache_size()
+        for program in (writing.decode_loop, writing.admit_prompts, writing.grow)
+    ]
     for seed, limit in enumerate((33, 40, 47, 64)):
         asked = dataclasses.replace(PLAYFUL, seed=seed, max_new_tokens=limit, stop=())
-        generate(model, WORDS, LONGER[seed:], asked, rows=4)
-    after = [program._cache_size() for program in (writing.write, writing.admit, writing.grow)]
+        generate(model, WORDS, LONGER[seed:], asked, batch_size=4)
+    after = [
+        program._cache_size()
+        for program in (writing.decode_loop, writing.admit_prompts, writing.grow)
+    ]
     wrote, admitted, grew = (now - then for now, then in zip(after, before, strict=True))
-    sizes = {sampling.batch_rows(count, 4) for count in range(1, 5)}
+    sizes = {sampling.decode_batch_size(count, 4) for count in range(1, 5)}
     widths = {sampling.batch_width(len(prompt)) for prompt in LONGER}
     places = 3  # 96, 128 and what stands at the end of the ladder
     assert wrote <= places and grew <= places
@@ -88,17 +94,17 @@ def test_rows_are_refilled_rather_than_left_idle(
     model: Gemma, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, idle = [], []
-    go_on = sampling.write_on
+    go_on = sampling.decode_until_pause
 
-    def watched(desk: sampling.Desk) -> list[Completion]:
-        before, waiting = int(desk.state.now), len(desk.waiting)
-        said = go_on(desk)
-        steps.append(int(desk.state.now) - before)
-        idle.append(len(desk.idle_rows()) if waiting else 0)
+    def watched(engine: sampling.Engine) -> list[Completion]:
+        before, waiting = int(engine.state.now), len(engine.waiting)
+        said = go_on(engine)
+        steps.append(int(engine.state.now) - before)
+        idle.append(len(engine.idle_rows()) if waiting else 0)
         return said
 
-    monkeypatch.setattr(sampling, "write_on", watched)
-    said = generate(model, WORDS, PROMPTS, PLAYFUL, rows=4)
+    monkeypatch.setattr(sampling, "decode_until_pause", watched)
+    said = generate(model, WORDS, PROMPTS, PLAYFUL, batch_size=4)
     needed = sum(one.completion_tokens for one in said)
     one_batch_after_another = sum(
         max(one.completion_tokens for one in said[first : first + 4]) for first in range(0, 24, 4)
@@ -109,7 +115,9 @@ def test_rows_are_refilled_rather_than_left_idle(
 
 def test_a_cache_takes_what_was_foretold(model: Gemma) -> None:
     for rows, places, dtype in ((3, 10, jnp.float32), (8, 96, jnp.bfloat16)):
-        state = writing.idle(config=CONFIG, rows=rows, places=places, room=64, dtype=dtype)
+        state = writing.empty_state(
+            config=CONFIG, batch_size=rows, places=places, room=64, dtype=dtype
+        )
         held = sum(part.nbytes for part in jax.tree.leaves(state.kept))
         assert held == cache_bytes(CONFIG, rows, places, dtype)
         sliding, everywhere = (layer.values.shape[2] for layer in state.kept)
@@ -117,7 +125,7 @@ def test_a_cache_takes_what_was_foretold(model: Gemma) -> None:
 
 
 def test_bfloat16_writes_as_well(model: Gemma) -> None:
-    said = generate(model, WORDS, PROMPTS[:2], Sampling(max_new_tokens=8), dtype=jnp.bfloat16)
+    said = generate(model, WORDS, PROMPTS[:2], SamplingParams(max_new_tokens=8), dtype=jnp.bfloat16)
     assert [one.completion_tokens for one in said] == [8, 8]
 
 

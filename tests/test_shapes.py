@@ -11,7 +11,7 @@ from tunix_rt.cli.app import main
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import freeze_recipe
 from tunix_rt.data.exports import export_file
-from tunix_rt.data.formats import SHAPES, harvest
+from tunix_rt.data.formats import FORMATS_IN, import_file
 from tunix_rt.data.length_stats import by_domain, lengths
 from tunix_rt.traces.schema import read_traces
 
@@ -31,7 +31,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_we_export_comes_back_as_the_same_traces(root: Path, shape: str):
     (dataset,) = freeze_recipe("dev-reasoning", version="v1")
     export_file(dataset, root / "out.jsonl", format=shape)
-    taken = harvest(root / "out.jsonl", shape, source="ours", into=root / "back.jsonl")
+    taken = import_file(root / "out.jsonl", shape, source="ours", into=root / "back.jsonl")
     assert (taken.accepted, taken.bad) == (len(dataset), 0)
     ours, back = (
         [t.final_answer for t in traces] for traces in (dataset, read_traces(root / "back.jsonl"))
@@ -90,11 +90,11 @@ def test_refusals_name_shape_and_line(root: Path, capsys: pytest.CaptureFixture[
     assert not (root / "data/traces").exists() or not list((root / "data/traces").iterdir())
 
 
-@pytest.mark.parametrize("shape", sorted(set(SHAPES) - {"csv"}))
+@pytest.mark.parametrize("shape", sorted(set(FORMATS_IN) - {"csv"}))
 def test_hostile_lines_are_refused_one_by_one(root: Path, shape: str):
     lines = ["[]", "null", '{"question": 1, "answer": []}', '{"messages": [{"role": 1}]}']
     lines += ["{" * 200, '{"prompt": "a", "completion": "<think>\\u0000</think>b"}', '{"a": NaN}']
     (root / "bad.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(Exception, match=f"{len(lines)} of its lines cannot be taken"):
-        harvest(root / "bad.jsonl", shape, source="x", into=root / "none.jsonl")
+        import_file(root / "bad.jsonl", shape, source="x", into=root / "none.jsonl")
     assert not (root / "none.jsonl").exists()

@@ -20,7 +20,7 @@ from sqlalchemy import inspect, make_url, select
 from tunix_rt.core.errors import MissingError, RunError
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import build_dataset, load_dataset
-from tunix_rt.jobs.leases import beat, claim, finish, tend
+from tunix_rt.jobs.leases import claim, expire_leases, record_result, renew
 from tunix_rt.jobs.queue import get_queued, list_queued
 from tunix_rt.runs.folder import start_run
 from tunix_rt.scoring.predictions import make_prediction, write_predictions
@@ -110,7 +110,7 @@ def labour(store, worker="one"):
     "Take a run, do what a worker would, without a notebook that takes its time."
     taken = claim(store, worker, 60.0)
     if taken is not None:
-        finish(store, taken, "completed", metrics={"loss": loss(**taken.run.parameters)})
+        record_result(store, taken, "completed", metrics={"loss": loss(**taken.run.parameters)})
     return taken
 
 
@@ -248,11 +248,11 @@ def test_a_failed_run_fails_its_trial_and_no_more(store):
             return
         seen.append(taken)
         if len(seen) == 2:
-            finish(store, taken, "failed", message="memory ran out")
+            record_result(store, taken, "failed", message="memory ran out")
         elif len(seen) == 3:
-            finish(store, taken, "completed", metrics={"gain": 1.0, "loss": None})
+            record_result(store, taken, "completed", metrics={"gain": 1.0, "loss": None})
         else:
-            finish(store, taken, "completed", metrics={"loss": float(len(seen))})
+            record_result(store, taken, "completed", metrics={"loss": float(len(seen))})
 
     job = to_its_end(store, search(store, num_samples=4), labour_and_fail)
     assert [t.status for t in job.trials] == ["completed", "failed", "failed", "completed"]
@@ -265,7 +265,7 @@ def test_a_failed_run_fails_its_trial_and_no_more(store):
 def test_five_failures_are_enough(store):
     def fail(store):
         taken = claim(store, "one", 60.0)
-        return taken and finish(store, taken, "failed", message="no such model")
+        return taken and record_result(store, taken, "failed", message="no such model")
 
     job = to_its_end(store, search(store, num_samples=100), fail)
     assert (job.status, len(job.trials), job.best_run_id) == ("failed", 5, None)
@@ -280,7 +280,7 @@ def test_a_dead_worker_delays_its_trial_and_does_not_fail_it(store):
     assert get_job(store, job_id).trials[0].status == "running"
     with store.writing() as session:
         session.get_one(RunRow, taken.run.id).lease_until = now() - timedelta(seconds=1)
-    assert tend(store) == 1
+    assert expire_leases(store) == 1
     advance_jobs(store)
     with store.writing() as session:
         session.get_one(RunRow, taken.run.id).available_at = now() - timedelta(seconds=1)
@@ -295,7 +295,7 @@ def test_called_off_nothing_of_it_runs_on(store):
     taken = claim(store, "one", 60.0)
     job = cancel_job(store, job_id)
     assert job.status == "cancelled" and {t.status for t in job.trials} == {"cancelled"}
-    assert beat(store, taken) == "cancel_requested"
+    assert renew(store, taken) == "cancel_requested"
     assert advance_jobs(store) == 0 and claim(store, "two", 60.0) is None
     for wrong in (cancel_job, start_job):
         with pytest.raises(RunError, match="cancelled already"):
@@ -331,7 +331,7 @@ def test_called_off_between_training_and_examination_nobody_is_examined(store, m
                     metric_mode="max")  # fmt: skip
     advance_jobs(store)
     taken = claim(store, "one", 60.0)
-    finish(store, taken, "completed", metrics={"loss": 1.0})
+    record_result(store, taken, "completed", metrics={"loss": 1.0})
     (taken.run.path / "model").mkdir(parents=True)
 
     def just_then(*given):
@@ -363,24 +363,24 @@ def test_a_hopeless_trial_is_stopped(store):
         advance_jobs(store)
         taken = at_work(store, [3.0, 2.0, 1.0])
         advance_jobs(store)
-        assert beat(store, taken) == "running"
-        finish(store, taken, "completed", metrics={"gain": 5.0})
+        assert renew(store, taken) == "running"
+        record_result(store, taken, "completed", metrics={"gain": 5.0})
     advance_jobs(store)
     promising = at_work(store, [3.0, 1.5])
     advance_jobs(store)
-    assert beat(store, promising) == "running"
-    finish(store, promising, "completed", metrics={"gain": 6.0})
+    assert renew(store, promising) == "running"
+    record_result(store, promising, "completed", metrics={"gain": 6.0})
     advance_jobs(store)
     hopeless = at_work(store, [9.0, 8.0])
     advance_jobs(store)
-    assert beat(store, hopeless) == "cancel_requested"
+    assert renew(store, hopeless) == "cancel_requested"
     assert get_job(store, job_id).trials[3].status == "pruning"
     advance_jobs(store)
-    finish(store, hopeless, "cancelled")
+    record_result(store, hopeless, "cancelled")
     advance_jobs(store)
     late = at_work(store, [9.0, 8.0])
     advance_jobs(store)
-    finish(store, late, "completed", metrics={"gain": 7.0})  # before it heard of it
+    record_result(store, late, "completed", metrics={"gain": 7.0})  # before it heard of it
     job = to_its_end(store, job_id)
     assert [t.status for t in job.trials] == ["completed"] * 3 + ["pruned", "completed"]
     assert "behind the median of earlier trials at step 10" in job.trials[3].message
@@ -425,7 +425,7 @@ def test_a_score_comes_from_an_examination(store):
             sha256 = load_dataset("sums-held-out-v1").fingerprint
             run.record(dataset={"key": "sums-held-out-v1", "sha256": sha256})
         run.finish({"loss": 1.0})
-        finish(store, taken, "completed", metrics={"loss": 1.0})
+        record_result(store, taken, "completed", metrics={"loss": 1.0})
         if run.pipeline == "evaluate":
             record_evaluation(store, taken.run.id)
             ask_differently(taken.run.parent_run_id)
@@ -542,7 +542,7 @@ WRONG = [
     {"seed": -1},
     {"timeout_seconds": 0},
     {"pipeline": "nowhere.ipynb"},
-    {"colour": "red"},
+    {"color": "red"},
     {"evaluation_set": "sums-v1"},
 ]
 

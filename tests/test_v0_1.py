@@ -17,7 +17,7 @@ from tunix_rt.core.files import read_log, sha256_file
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import freeze_recipe, load_dataset
 from tunix_rt.data.exports import FORMATS, export_lines
-from tunix_rt.data.formats import harvest, recognise
+from tunix_rt.data.formats import detect_format, import_file
 from tunix_rt.evaluation.compare import compare_evaluations
 from tunix_rt.evaluation.evaluate import evaluate, load_evaluation
 from tunix_rt.jobs.logs import read_log as read_printed
@@ -28,7 +28,7 @@ from tunix_rt.registry.models import find_version, list_models
 from tunix_rt.registry.promotion import verify_version
 from tunix_rt.runs.execute import execute
 from tunix_rt.runs.folder import inventory, read_run
-from tunix_rt.runs.lookup import find_run, lessons, list_runs
+from tunix_rt.runs.lookup import find_run, list_runs, train_sets
 from tunix_rt.scoring.predictions import read_predictions
 from tunix_rt.store.backup import restore
 from tunix_rt.store.datasets import build_from_store
@@ -52,12 +52,13 @@ DATASETS = {
     "sums-v1": "c7725974d74a",
 }
 TRAINING = {  # Of finished, interrupted and killed, and of the run that waits
-    "dataset": "parity-v1", "model": "outputs/small", "max_steps": 200, "batch_rows": 4,
-    "row_tokens": 64, "slice_rows": 2, "optimiser": "adamw", "learning_rate": 0.03,
-    "warmup_steps": 5, "final_rate": 0.1, "clip": 0.5, "stacked": True, "validation_traces": 4,
+    "dataset": "parity-v1", "model": "outputs/small", "max_steps": 200, "batch_size": 4,
+    "seq_length": 64, "micro_batch_size": 2, "optimizer": "adamw", "learning_rate": 0.03,
+    "warmup_steps": 5, "final_lr_ratio": 0.1, "grad_clip": 0.5, "scan_layers": True,
+    "validation_traces": 4,
     "checkpoint_every": 1000, "validate_every": 100, "log_every": 10,
 }  # fmt: skip
-SEARCHED = {"row_tokens", "clip", "final_rate", "optimiser", "learning_rate"}
+SEARCHED = {"seq_length", "grad_clip", "final_lr_ratio", "optimizer", "learning_rate"}
 SENT_ONCE = (
     b'{"prompt": "What is 2 + 2?", "final_answer": "4", '
     b'"steps": [{"i": 0, "type": "sum", "content": "2 + 2 = 4"}]}'
@@ -120,7 +121,7 @@ def test_exports_are_the_same_bytes_and_come_back_in(root):
         assert "".join(export_lines(data, path.stem)) == path.read_text(), path.name
     for name in ("messages", "prompt_completion"):
         path, into = root / f"exports/{name}.jsonl", root / f"{name}.jsonl"
-        taken = harvest(path, recognise(path), source="0.1", into=into)
+        taken = import_file(path, detect_format(path), source="0.1", into=into)
         assert (taken.accepted, taken.bad) == (len(data), 0)
 
 
@@ -139,10 +140,10 @@ def test_run_folders_say_what_they_are(root):
         assert run.pipeline in show_text(name) and status in show_text(name)
         assert run.facts["code"]["version"] == "0.1.0"
         if run.completed:
-            assert inventory(run.folder) == run.facts["files"] and not run.may_go_on
+            assert inventory(run.folder) == run.facts["files"] and not run.resumable
             assert way_on(run) == ""
         else:
-            assert run.may_go_on
+            assert run.resumable
             assert way_on(run).startswith("tunix-rt train -p dataset=parity-v1 ")
             assert way_on(run).endswith(f"--run-dir {run.folder}")
         if run.pipeline == "train":
@@ -154,13 +155,13 @@ def test_run_folders_say_what_they_are(root):
     finished = read_run(runs(root) / "finished")
     assert {name: finished.parameters[name] for name in TRAINING} == TRAINING
     assert finished.results["steps"] == 200
-    assert lessons(finished.model) == ["parity-v1"]
+    assert train_sets(finished.model) == ["parity-v1"]
 
 
 def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(root):
     finished, folder = runs(root) / "finished", runs(root) / "interrupted"
     with pytest.raises(RunError, match="other parameters"):
-        execute("train", TRAINING | {"clip": 1.0}, folder, echo=False)
+        execute("train", TRAINING | {"grad_clip": 1.0}, folder, echo=False)
     before = figures(folder)
     run = execute("train", TRAINING, folder, echo=False)
     assert run.completed and not run.facts["stopped_early"] and len(run.facts["resumed_at"]) == 1
@@ -177,9 +178,9 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(root):
 
 
 def test_adapters_lie_on_their_base(root):
-    from tunix_rt.models.loading import find_source, open_model
+    from tunix_rt.models.loading import load_model, resolve_source
 
-    model, _ = open_model(find_source("outputs/runs/adapter", "outputs/small"))
+    model, _ = load_model(resolve_source("outputs/runs/adapter", "outputs/small"))
     assert model.lora is not None and (model.lora.rank, model.lora.alpha) == (2, 4)
     for layer in model.layers:
         assert all(np.any(np.asarray(pair.b[...])) for pair in layer.adapters.values())
@@ -272,10 +273,10 @@ def test_a_search_keeps_its_trials_and_another_begins(store):
     assert advance_jobs(store) == 1
     [trial] = get_job(store, later.id).trials
     asked = get_queued(store, trial.run_id).parameters
-    assert set(trial.params) == {"batch_size", "row_tokens", "optimiser", "final_rate"}
-    assert asked["batch_rows"] == trial.params["batch_size"] and asked["row_tokens"] == 64
-    assert (asked["slice_rows"], asked["clip"], asked["stacked"]) == (2, 0.5, True)
-    assert asked["final_rate"] == trial.params["final_rate"]
+    assert set(trial.params) == {"batch_size", "seq_length", "optimizer", "final_lr_ratio"}
+    assert asked["batch_size"] == trial.params["batch_size"] and asked["seq_length"] == 64
+    assert (asked["micro_batch_size"], asked["grad_clip"], asked["scan_layers"]) == (2, 0.5, True)
+    assert asked["final_lr_ratio"] == trial.params["final_lr_ratio"]
 
 
 def test_a_promoted_model_answers_to_its_alias(store):
@@ -284,14 +285,14 @@ def test_a_promoted_model_answers_to_its_alias(store):
     folder, known = pin_model("reasoner@champion", store)
     assert known["model_version"]["version"] == "reasoner@v1"
 
-    from tunix_rt.inference.engine import Sampling, generate
-    from tunix_rt.models.loading import find_source, open_model
+    from tunix_rt.inference.engine import SamplingParams, generate
+    from tunix_rt.models.loading import load_model, resolve_source
     from tunix_rt.models.tokenizer import encode_prompts
 
-    model, tokenizer = open_model(find_source(folder))
+    model, tokenizer = load_model(resolve_source(folder))
     traces = list(load_dataset("parity-exam-v1"))
     prompts = encode_prompts(tokenizer, [trace.prompt for trace in traces])
-    said = generate(model, tokenizer, prompts, Sampling(max_new_tokens=64))
+    said = generate(model, tokenizer, prompts, SamplingParams(max_new_tokens=64))
     right = [
         f"<answer>{t.final_answer}</answer>" in s.text for t, s in zip(traces, said, strict=True)
     ]

@@ -34,9 +34,9 @@ from tunix_rt.store.engine import open_store
 work(open_store(sys.argv[1]), worker=sys.argv[2], lease_seconds={LEASE}, poll_seconds=0.2)
 """
 TRAINING = {  # Of a small model: many steps that cost little, so that there is time for a kill
-    "model": "small", "optimiser": "adamw", "learning_rate": 0.01, "max_steps": 80,
+    "model": "small", "optimizer": "adamw", "learning_rate": 0.01, "max_steps": 80,
     "checkpoint_every": 8, "log_every": 1, "validation_traces": 2, "validate_every": 16,
-    "row_tokens": 64, "batch_rows": 2,
+    "seq_length": 64, "batch_size": 2,
 }  # fmt: skip
 LINES = 50_000  # Printed by a notebook that talks much
 
@@ -255,7 +255,7 @@ def test_a_paused_worker_that_wakes_up_too_late_leaves_the_run_to_the_other(stor
     paused = begin("paused:1")
     until(lambda: "asleep" in printed(store, run.id))
     paused.send_signal(signal.SIGSTOP)
-    until(lambda: leases.tend(store) == 1)
+    until(lambda: leases.expire_leases(store) == 1)
     put_off(store, run, run.queued_at)
     work(store, worker="other:2", once=True, lease_seconds=0.4)
     waiting = get_queued(store, run.id)  # its notebook is still alive, and holds the folder
@@ -283,7 +283,7 @@ def test_a_run_that_was_done_before_its_worker_died_is_not_done_again(store):
     done = start_run("act", taken.run.path, {"act": "refuse"}, run_id=str(run.id))
     done.finish({"acted": 7})
     time.sleep(0.02)
-    assert leases.tend(store) == 1
+    assert leases.expire_leases(store) == 1
     until(lambda: work(store, worker="next:2", once=True) == 1)
     ended = get_queued(store, run.id)
     assert (ended.status, ended.metrics, ended.attempts) == ("completed", {"acted": 7}, 2)
@@ -293,7 +293,7 @@ def test_a_score_that_goes_wrong_does_not_stop_the_worker(store, monkeypatch):
     def broken(store, run):
         raise TypeError("a judge of somebody else's")
 
-    monkeypatch.setattr(worker, "score", broken)
+    monkeypatch.setattr(worker, "score_completed", broken)
     runs = [enqueue(store, "act.ipynb", {"act": "print"}).id for _ in range(2)]
 
     def over():

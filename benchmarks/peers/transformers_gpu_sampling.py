@@ -1,6 +1,6 @@
 """Sample with transformers on an accelerator; started by `python benchmarks/gpu_sampling.py`.
 
-Settings: bfloat16, eager attention (it honours the soft caps), greedy, no stop token, and a cache
+Settings: bfloat16, eager attention (it honors the soft caps), greedy, no stop token, and a cache
 that grows (`dynamic`) or is allocated once, with the compiled step that comes with it (`static`).
 """
 

@@ -24,7 +24,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def build_model(
     size: Size,  # The shape
     dtype: torch.dtype,  # Of the weights
-    attention: str,  # "eager" or "flex_attention": the two that honour Gemma-2's soft caps
+    attention: str,  # "eager" or "flex_attention": the two that honor Gemma-2's soft caps
 ) -> torch.nn.Module:  # Random weights, on the device
     "Build Gemma-2 at this size."
     config = Gemma2Config(
@@ -77,7 +77,7 @@ def main() -> None:
     model.train()
     trained = [each for each in model.parameters() if each.requires_grad]
     fused = DEVICE == "cuda"
-    optimiser = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0, fused=fused)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0, fused=fused)
 
     def step(number: int) -> torch.Tensor:
         here = slice(number * size.batch, (number + 1) * size.batch)
@@ -87,8 +87,8 @@ def main() -> None:
             ).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
     first = 0.0

@@ -28,7 +28,7 @@ from workload import BOS, EOS, PAD, SIZES, Size, arguments, report, sequences
 def build_model(
     size: Size,  # The shape
 ) -> Gemma2ForCausalLM:  # Random weights, float32
-    "Build Gemma-2 at this size, with the attention kernel that honours its soft caps."
+    "Build Gemma-2 at this size, with the attention kernel that honors its soft caps."
     config = Gemma2Config(
         vocab_size=size.vocabulary,
         hidden_size=size.width,
@@ -93,7 +93,7 @@ def train(
     size: Size,  # Row length and batch
     rows: list[np.ndarray],  # Token ids
     mode: str,  # "plain", "grouped", "packed" or "packed-rows"
-    steps: int,  # Optimiser steps to take
+    steps: int,  # Optimizer steps to take
 ) -> Clock:
     "Run SFTTrainer for `steps` and time it."
     clock = Clock()

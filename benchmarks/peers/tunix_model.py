@@ -1,4 +1,4 @@
-"""google-tunix's Gemma-2 at the benchmark's sizes: float32, nothing rematerialised."""
+"""google-tunix's Gemma-2 at the benchmark's sizes: float32, nothing rematerialized."""
 
 from __future__ import annotations
 

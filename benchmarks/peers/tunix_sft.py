@@ -1,7 +1,7 @@
 """Fine-tune with google-tunix's PeftTrainer; started by `python benchmarks/sft.py`.
 
 Settings: float32, every row padded to the full length (the trainer refuses packing, and other
-shapes compile again), no rematerialisation, optax.adamw, the trainer's own jit and loss.
+shapes compile again), no rematerialization, optax.adamw, the trainer's own jit and loss.
 """
 
 from __future__ import annotations

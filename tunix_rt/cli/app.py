@@ -52,13 +52,13 @@ def doctor(
     lora_rank: Annotated[int, typer.Option(min=0, help="Of adapters; 0 trains everything")] = 0,
     lora_targets: Annotated[str, typer.Option(help="all, attention, mlp, or names")] = "all",
     base_dtype: Annotated[str, typer.Option(help="float32, bfloat16 or int8")] = "float32",
-    batch_rows: Annotated[int, typer.Option(help="Packed rows in one update")] = 8,
-    row_tokens: Annotated[int, typer.Option(help="Tokens in a row")] = 256,
-    slice_rows: Annotated[int, typer.Option(help="Rows at a time; 0 for all")] = 0,
-    optimiser: Annotated[str, typer.Option(help="adamw or muon")] = "adamw",
+    batch_size: Annotated[int, typer.Option(help="Packed rows in one update")] = 8,
+    seq_length: Annotated[int, typer.Option(help="Tokens in a row")] = 256,
+    micro_batch_size: Annotated[int, typer.Option(help="Rows at a time; 0 for all")] = 0,
+    optimizer: Annotated[str, typer.Option(help="adamw or muon")] = "adamw",
     dtype: Annotated[str, typer.Option(help="To compute in: float32 or bfloat16")] = "float32",
     remat: Annotated[str, typer.Option(help="Computed twice: none, dots or full")] = "none",
-    stacked: Annotated[
+    scan_layers: Annotated[
         bool | None, typer.Option(help="Layers as one stack; by default if there are many")
     ] = None,
     mesh_data: Annotated[int, typer.Option(help="Devices with all weights; -1: the rest")] = 0,
@@ -67,7 +67,7 @@ def doctor(
 ) -> None:
     """Say what this machine has and lacks, or what a training would take.
 
-    With --plan: what parameters, optimiser, gradients, activations and scores take on each device,
+    With --plan: what parameters, optimizer, gradients, activations and scores take on each device,
     and what to change if that is too much. Ends with 1 if something is missing or does not fit.
 
     Example: tunix-rt doctor --plan gemma-2-2b --lora-rank 16 --devices 8 --memory 16GiB
@@ -180,12 +180,12 @@ MENDABLE = {
 
 # %% ../../nbs/cli/60_app.ipynb #dd364127
 def main(
-    arguments: list[str] | None = None,  # What was typed; that of this process by default
+    arguments: list[str] | None = None,  # Arguments as typed; those of this process by default
 ) -> None:
     """Run the command line.
 
     Args:
-        arguments: What was typed; that of this process by default
+        arguments: Arguments as typed; those of this process by default
     """
     typed = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in typed

@@ -22,12 +22,12 @@ __all__ = ['evaluation_of', 'compare']
 
 # %% ../../nbs/cli/30_compare.ipynb #b1c3b67e
 def evaluation_of(
-    name: str,  # Of a run, or the path of a folder or file that holds an evaluation
+    name: str,  # Name of a run, or path of a folder or file with an evaluation
 ) -> Evaluation:  # Called by the name of its folder
     """Find the evaluation of a run.
 
     Args:
-        name: Of a run, or the path of a folder or file that holds an evaluation
+        name: Name of a run, or path of a folder or file with an evaluation
 
     Returns:
         Called by the name of its folder

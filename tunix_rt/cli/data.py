@@ -17,8 +17,8 @@ from ..core.files import parse_json
 from ..core.settings import resolve, settings
 from ..data.datasets import Dataset, build_dataset, freeze_recipe, load_dataset
 from ..data.exports import FORMATS, export_file, export_lines
-from ..data.formats import SHAPES, harvest, recognise
-from ..data.generators import RECIPES
+from ..data.formats import FORMATS_IN, detect_format, import_file
+from ..data.generators import PRESETS
 from ..data.importers import ingest as read_file
 from ..data.ungar import high_card_duel
 from ..traces.schema import read_traces
@@ -43,7 +43,7 @@ DUEL = "high-card-duel"  # The one generator that is a game and no recipe
 
 def generate(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help=f"One of {', '.join([*RECIPES, DUEL])}")
+        str, typer.Argument(metavar="RECIPE", help=f"One of {', '.join([*PRESETS, DUEL])}")
     ],
     version: Annotated[str, typer.Option(help="Of the dataset: the key is RECIPE-VERSION")] = "v1",
     train: Annotated[
@@ -61,9 +61,9 @@ def generate(
     Example: tunix-rt generate arithmetic-steps --train 2000 --held-out 200
     """
     if recipe != DUEL:
-        if recipe not in RECIPES:
+        if recipe not in PRESETS:
             raise DatasetError(
-                f"there is no recipe {recipe!r}; there are {', '.join([*RECIPES, DUEL])}"
+                f"there is no recipe {recipe!r}; there are {', '.join([*PRESETS, DUEL])}"
             )
         made = freeze_recipe(recipe, version=version, train=train, held_out=held_out, seed=seed)
     elif held_out:
@@ -115,7 +115,7 @@ def ingest(
     unlike: Annotated[
         list[str] | None, typer.Option(help="Evaluation set whose questions must not come in")
     ] = None,
-    format: Annotated[str, typer.Option(help=f"trace, {', '.join(SHAPES)}")] = "trace",
+    format: Annotated[str, typer.Option(help=f"trace, {', '.join(FORMATS_IN)}")] = "trace",
     room: Annotated[
         int, typer.Option(help="Sum up lengths, and count examples longer than this")
     ] = 0,
@@ -135,7 +135,7 @@ def ingest(
             f"--into, or say --replace"
         )
     examined = chain.from_iterable(load_dataset(key) for key in unlike or [])
-    read = read_file if format == "trace" else partial(harvest, shape=format)
+    read = read_file if format == "trace" else partial(import_file, shape=format)
     try:
         intake = read(
             name.absolute() if name.exists() else file,
@@ -145,7 +145,7 @@ def ingest(
             evaluation=examined,
         )
     except DatasetError as error:
-        shape = recognise(name) if format == "trace" and name.is_file() else None
+        shape = detect_format(name) if format == "trace" and name.is_file() else None
         hint = f" It reads as {shape}: say --format {shape}."
         raise DatasetError(f"{error}{hint}") if shape else error from None
     for line, reason in intake.reasons:

@@ -41,9 +41,9 @@ def opened() -> Iterator[Store]:  # For as long as the command lasts
 
 # %% ../../nbs/cli/35_database.ipynb #d23cbb2f
 def _in_store(
-    store: Store,  # Where to look
+    store: Store,  # Database to search
     start: str,  # Beginning of an id
-) -> list[UUID]:  # At most a few that fit
+) -> list[UUID]:  # Ids that match, 5 at most
     from sqlalchemy import String, cast, func, select
 
     from tunix_rt.store.tables import RunRow
@@ -58,13 +58,13 @@ def _in_store(
 
 
 def stored_run(
-    store: Store,  # Where it should be
+    store: Store,  # Database to search
     name: str,  # Beginning of an id, a run folder, or the name of one
 ) -> UUID:
     """Find a run in the database.
 
     Args:
-        store: Where it should be
+        store: Database to search
         name: Beginning of an id, a run folder, or the name of one
     """
     from tunix_rt.jobs.queue import get_queued
@@ -92,13 +92,13 @@ def stored_run(
 # %% ../../nbs/cli/35_database.ipynb #40ebecaa
 def table(
     heads: Sequence[str],  # One a column
-    rows: Sequence[Sequence[Any]],  # As many in each
+    rows: Sequence[Sequence[Any]],  # Rows, one cell per head
 ) -> str:  # Lines of text; "none yet" when there are none
     """Lay out rows in columns.
 
     Args:
         heads: One a column
-        rows: As many in each
+        rows: Rows, one cell per head
 
     Returns:
         Lines of text; "none yet" when there are none

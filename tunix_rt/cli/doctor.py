@@ -36,12 +36,12 @@ print("\\n" + json.dumps(found))
 
 # %% ../../nbs/cli/15_doctor.ipynb #b49fa836
 def devices(
-    seconds: float = 120.0,  # How long JAX may take to answer
+    seconds: float = 120.0,  # Seconds to wait for JAX to answer
 ) -> tuple[list[str], str | None]:  # "cpu: 1 x cpu", and what went wrong
     """Ask JAX, in a process of its own, what it can compute on.
 
     Args:
-        seconds: How long JAX may take to answer
+        seconds: Seconds to wait for JAX to answer
 
     Returns:
         "cpu: 1 x cpu", and what went wrong
@@ -102,12 +102,12 @@ LITTLE = 2 * 10**9  # Bytes of disk below which a run may not fit
 
 
 def missing(
-    trouble: str | None,  # What JAX complained about
+    trouble: str | None,  # Error that JAX reported, or None
 ) -> list[str]:  # A sentence each; empty when all is well
     """Find out what would be in the way.
 
     Args:
-        trouble: What JAX complained about
+        trouble: Error that JAX reported, or None
 
     Returns:
         A sentence each; empty when all is well
@@ -181,17 +181,17 @@ def read_size(
 
 # %% ../../nbs/cli/15_doctor.ipynb #d1a0c005
 def lay_out(
-    devices: int,  # How many there are; 0 for as many as the sides multiply to
+    devices: int,  # Number of devices; 0 for the product of the sides
     sides: tuple[int, int, int],  # data, fsdp, tensor; 0 for not named, -1 for all that are left
     *,
-    shared: bool,  # Whether to share parameters out where no side is named
+    shared: bool,  # True to shard parameters (fsdp) where no side is named
 ) -> tuple[int, int, int]:  # data, fsdp, tensor
     """Lay devices out as asked, or as suits what is trained.
 
     Args:
-        devices: How many there are; 0 for as many as the sides multiply to
+        devices: Number of devices; 0 for the product of the sides
         sides: data, fsdp, tensor; 0 for not named, -1 for all that are left
-        shared: Whether to share parameters out where no side is named
+        shared: True to shard parameters (fsdp) where no side is named
 
     Returns:
         data, fsdp, tensor
@@ -224,17 +224,17 @@ def plan_text(
         A screen of text, and whether it fits
     """
     from tunix_rt.models.devices import platform
-    from tunix_rt.models.loading import choose_stacked, lora_named, weight_bytes
-    from tunix_rt.training.config import Recipe
-    from tunix_rt.training.memory_plan import device_memory, plan, shape_named
+    from tunix_rt.models.loading import choose_scan_layers, parse_lora, weight_bytes
+    from tunix_rt.training.config import TrainConfig
+    from tunix_rt.training.memory_plan import device_memory, plan_memory, shape_named
 
     config = shape_named(model)
-    lora = lora_named(typed["lora_rank"], 32.0, 0.0, typed["lora_targets"])
-    recipe = Recipe(
-        batch_rows=typed["batch_rows"],
-        row_tokens=typed["row_tokens"],
-        slice_rows=max(0, typed["slice_rows"]),
-        optimiser=typed["optimiser"],
+    lora = parse_lora(typed["lora_rank"], 32.0, 0.0, typed["lora_targets"])
+    train_config = TrainConfig(
+        batch_size=typed["batch_size"],
+        seq_length=typed["seq_length"],
+        micro_batch_size=max(0, typed["micro_batch_size"]),
+        optimizer=typed["optimizer"],
         dtype=typed["dtype"],
         remat=typed["remat"],
     )
@@ -244,16 +244,16 @@ def plan_text(
     sides = (typed["mesh_data"], typed["mesh_fsdp"], typed["mesh_tensor"])
     data, fsdp, tensor = lay_out(typed["devices"], sides, shared=not (lora and room))
     described = "tpu" if typed["memory"] or typed["devices"] else platform()
-    made = plan(
+    made = plan_memory(
         model,
-        recipe,
+        train_config,
         lora,
         memory=memory,
         base=base,
         data=data,
         fsdp=fsdp,
         tensor=tensor,
-        stacked=choose_stacked(typed["stacked"], config),
+        scan_layers=choose_scan_layers(typed["scan_layers"], config),
         kind=described if typed["device"] == "auto" else typed["device"],
     )
     return str(made), made.fits is not False

@@ -19,17 +19,17 @@ __all__ = ['app', 'HOME', 'Into', 'Owner', 'owner_of', 'fresh_folder', 'bundle',
 
 # %% ../../nbs/cli/55_kaggle.ipynb #be2eade8
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-HOME = "outputs/kaggle"  # Where folders for Kaggle are made, below the root
+HOME = "outputs/kaggle"  # Parent of the folders made for Kaggle, below the root
 
 
 def owner_of(
-    given: str,  # From the command line
+    given: str,  # Value from the command line
     api: Any = None,  # Kaggle's client, if it has logged in
 ) -> str:  # Kaggle's name of the user
     """Find out who pushes.
 
     Args:
-        given: From the command line
+        given: Value from the command line
         api: Kaggle's client, if it has logged in
 
     Returns:
@@ -45,14 +45,14 @@ def owner_of(
 
 
 def fresh_folder(
-    given: str,  # From the command line
-    name: str,  # What is made
+    given: str,  # Value from the command line
+    name: str,  # Name of the result
 ) -> Path:  # Does not exist yet
     """Choose a folder that is made by a command.
 
     Args:
-        given: From the command line
-        name: What is made
+        given: Value from the command line
+        name: Name of the result
 
     Returns:
         Does not exist yet

@@ -35,14 +35,14 @@ __all__ = ['Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pip
 # %% ../../nbs/cli/25_pipelines.ipynb #93314bf2
 def as_typed(
     value: Any,  # A default
-) -> str:  # What one would have to type for it
+) -> str:  # Value as it would be typed
     """Spell a value as the command line reads it.
 
     Args:
         value: A default
 
     Returns:
-        What one would have to type for it
+        Value as it would be typed
     """
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -114,7 +114,7 @@ def _brief(value: Any) -> bool:
 # %% ../../nbs/cli/25_pipelines.ipynb #b317d7a5
 def run_notebook(
     name: str,  # A verb, or the path of a notebook
-    parameters: Mapping[str, str],  # As typed
+    parameters: Mapping[str, str],  # Values as typed
     *,
     run_dir: str = "",  # "" makes a fresh folder
     resume: bool = False,  # Go on with the newest unfinished run that was asked the same
@@ -123,7 +123,7 @@ def run_notebook(
 
     Args:
         name: A verb, or the path of a notebook
-        parameters: As typed
+        parameters: Values as typed
         run_dir: "" makes a fresh folder
         resume: Go on with the newest unfinished run that was asked the same
     """
@@ -154,14 +154,14 @@ RESUMED = ("demo",)  # Pipelines that go on by themselves
 # %% ../../nbs/cli/25_pipelines.ipynb #f2ecbf9e
 def pipeline_function(
     name: str,  # The verb
-) -> Callable[..., None]:  # For typer
+) -> Callable[..., None]:  # Command for typer
     """Make the function of one pipeline's command.
 
     Args:
         name: The verb
 
     Returns:
-        For typer
+        Command for typer
     """
 
     def command(
@@ -197,14 +197,14 @@ def run(
 def add_pipeline(
     app: typer.Typer,  # The command line
     name: str,  # The verb, or a path in tests
-    notebook: Path,  # Where it is
+    notebook: Path,  # Notebook to execute
 ) -> None:
     """Give a pipeline a command of its own.
 
     Args:
         app: The command line
         name: The verb, or a path in tests
-        notebook: Where it is
+        notebook: Notebook to execute
     """
     verb = pipeline_name(notebook)
     try:

@@ -21,7 +21,7 @@ __all__ = ['leaderboard', 'score', 'baseline', 'gate', 'promote', 'models', 'ver
 
 # %% ../../nbs/cli/45_registry.ipynb #a0af453e
 def _line(
-    row: Standing,  # From the leaderboard
+    row: Standing,  # Row of the leaderboard
 ) -> tuple[object, ...]:  # One cell a column
     kept, gap = row.evaluation, row.difference
     ends = None if kept.low is None else f"[{kept.low:.1f}, {kept.high:.1f}]"

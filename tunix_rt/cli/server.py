@@ -29,13 +29,13 @@ __all__ = ['missing_extra', 'serve', 'log_to_stderr', 'worker', 'portable', 'que
 
 # %% ../../nbs/cli/40_server.ipynb #0680cae4
 def missing_extra(
-    error: ModuleNotFoundError,  # From an import of ours
+    error: ModuleNotFoundError,  # Error from one of our imports
     extra: str,  # That would have brought it
 ) -> RunError:
     """Say which extra to install.
 
     Args:
-        error: From an import of ours
+        error: Error from one of our imports
         extra: That would have brought it
     """
     if (error.name or "tunix_rt").startswith("tunix_rt"):

@@ -53,14 +53,14 @@ def columns(
 # %% ../../nbs/cli/10_show.ipynb #a79adc35
 def text_of(
     value: Any,  # A figure or a word
-) -> str:  # As a person would write it
+) -> str:  # Text as a person would write it
     """Write one value for people.
 
     Args:
         value: A figure or a word
 
     Returns:
-        As a person would write it
+        Text as a person would write it
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -132,12 +132,12 @@ def _scores(run: Run) -> dict[str, str]:
 
 # %% ../../nbs/cli/10_show.ipynb #ede94654
 def run_text(
-    run: Run,  # As it stands now
+    run: Run,  # Run in its current state
 ) -> str:  # A screen of text
     """Describe a run.
 
     Args:
-        run: As it stands now
+        run: Run in its current state
 
     Returns:
         A screen of text
@@ -190,17 +190,17 @@ def _differing(run: Run) -> dict[str, Any]:
 
 # %% ../../nbs/cli/10_show.ipynb #b2589115
 def way_on(
-    run: Run,  # As it stands now
+    run: Run,  # Run in its current state
 ) -> str:  # The command, or "" when there is no more to do or it is at work
     """Say how to continue a run that stopped.
 
     Args:
-        run: As it stands now
+        run: Run in its current state
 
     Returns:
         The command, or "" when there is no more to do or it is at work
     """
-    if run.status in AT_WORK or not run.may_go_on:
+    if run.status in AT_WORK or not run.resumable:
         return ""
     words = ["tunix-rt", run.pipeline]
     if run.pipeline not in list_pipelines():
@@ -283,12 +283,12 @@ def _dataset_named(name: str) -> Dataset | None:
 
 # %% ../../nbs/cli/10_show.ipynb #cd6748f6
 def show_text(
-    name: str,  # Of a trace, a run or a dataset
+    name: str,  # Name of a trace, run or dataset
 ) -> str:  # A screen of text
     """Describe whatever has this name.
 
     Args:
-        name: Of a trace, a run or a dataset
+        name: Name of a trace, run or dataset
 
     Returns:
         A screen of text

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 __all__ = ['WIDE', 'Search', 'dimension', 'job_text', 'tune', 'tuning']
 
 # %% ../../nbs/cli/50_tune.ipynb #5c5e7ccc
-WIDE = 100  # From here on, a range is drawn by its powers of ten
+WIDE = 100  # Ratio of the ends from which a range is drawn log-uniformly
 
 
 def _plain(
-    text: str,  # As typed
+    text: str,  # Text as typed
 ) -> Any:  # A number if it is one
     try:
         return parse_json(text)
@@ -41,17 +41,17 @@ def _plain(
 
 
 def dimension(
-    name: str,  # Of the parameter
-    text: str,  # As typed
-) -> dict[str, Any]:  # As `create_job` takes it
+    name: str,  # Name of the parameter
+    text: str,  # Text as typed
+) -> dict[str, Any]:  # Dimension for `create_job`
     """Read what may vary from a few characters.
 
     Args:
-        name: Of the parameter
-        text: As typed
+        name: Name of the parameter
+        text: Text as typed
 
     Returns:
-        As `create_job` takes it
+        Dimension for `create_job`
     """
     low, dots, high = text.partition("...")
     if not dots:
@@ -68,7 +68,7 @@ def dimension(
 # %% ../../nbs/cli/50_tune.ipynb #07b5e0bf
 def _from_file(
     file: str,  # JSON
-) -> dict[str, Any]:  # For `create_job`
+) -> dict[str, Any]:  # Input for `create_job`
     path = Path(file).expanduser()
     if not path.is_file():
         raise MissingError(f"there is no file {file}; name one that describes a search, in JSON")
@@ -82,7 +82,7 @@ def _from_file(
 
 # %% ../../nbs/cli/50_tune.ipynb #8807ce22
 def _work_on(
-    store: Store,  # Where the job is
+    store: Store,  # Database with the job
     job: TuningJobView,  # Running
 ) -> None:
     from tunix_rt.jobs.worker import work
@@ -96,12 +96,12 @@ def _work_on(
 
 # %% ../../nbs/cli/50_tune.ipynb #1767bfde
 def job_text(
-    job: TuningJobView,  # With its trials
+    job: TuningJobView,  # Job with its trials
 ) -> str:  # A screen of text
     """Describe a search.
 
     Args:
-        job: With its trials
+        job: Job with its trials
 
     Returns:
         A screen of text
@@ -189,7 +189,7 @@ def tune(
 
 # %% ../../nbs/cli/50_tune.ipynb #e95aa797
 def _find_job(
-    store: Store,  # Where to look
+    store: Store,  # Database to search
     name: str,  # Beginning of an id, or the name of a search
 ) -> TuningJobView:  # The newest that fits
     from tunix_rt.tuning.jobs import get_job, list_jobs

@@ -21,7 +21,7 @@ from ..serve.schemas.datasets import BuildRequest, DuelRequest, IngestRequest  #
 from ..serve.schemas.evaluation import BaselineRequest, CheckRequest  # noqa: F401
 from ..serve.schemas.models import ModelRequest, PromoteRequest  # noqa: F401
 from tunix_rt.serve.schemas.runs import (  # noqa: F401
-    ExamRequest,
+    EvaluateModelRequest,
     ExportRequest,
     ManifestRequest,
     RunRequest,

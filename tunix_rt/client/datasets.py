@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from .transport import Server, ask, part, send, streaming
+from .transport import Client, quote_segment, request, send, streaming
 from tunix_rt.serve.schemas.datasets import (
     BuildRequest,
-    BuiltDataset,
+    DatasetBuilt,
     DatasetPage,
     DuelRequest,
     DuelsPlayed,
@@ -31,37 +31,37 @@ __all__ = ['build_dataset', 'ingest_dataset', 'upload_dataset', 'list_datasets',
 
 # %% ../../nbs/client/30_datasets.ipynb #4442bf6b
 def build_dataset(
-    server: Server,  # Where to
-    asked: BuildRequest,  # Which traces
+    client: Client,  # Server to call
+    asked: BuildRequest,  # Choice of traces
     key: str | None = None,  # The same for the same request; made up by default
-) -> BuiltDataset:
+) -> DatasetBuilt:
     """Freeze a choice of stored traces into a dataset.
 
     Args:
-        server: Where to
-        asked: Which traces
+        client: Server to call
+        asked: Choice of traces
         key: The same for the same request; made up by default
     """
-    return ask(server, BuiltDataset, "POST", "/api/datasets/build", body=asked, key=key)
+    return request(client, DatasetBuilt, "POST", "/api/datasets/build", body=asked, key=key)
 
 # %% ../../nbs/client/30_datasets.ipynb #200f9634
 def ingest_dataset(
-    server: Server,  # Where to
-    asked: IngestRequest,  # Which file
+    client: Client,  # Server to call
+    asked: IngestRequest,  # File to import
     key: str | None = None,  # The same for the same request; made up by default
 ) -> IngestedFile:
     """Take in a file that lies in the folder of imports on the server.
 
     Args:
-        server: Where to
-        asked: Which file
+        client: Server to call
+        asked: File to import
         key: The same for the same request; made up by default
     """
-    return ask(server, IngestedFile, "POST", "/api/datasets/ingest", body=asked, key=key)
+    return request(client, IngestedFile, "POST", "/api/datasets/ingest", body=asked, key=key)
 
 
 def upload_dataset(
-    server: Server,  # Where to
+    client: Client,  # Server to call
     path: Path,  # JSONL, one trace a line; of any size
     source_name: str,  # Written to `meta.source`
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
@@ -70,142 +70,142 @@ def upload_dataset(
     """Send a file of traces, all of it or nothing.
 
     Args:
-        server: Where to
+        client: Server to call
         path: JSONL, one trace a line; of any size
         source_name: Written to `meta.source`
         skip_invalid: Leave bad lines out instead of refusing the file
         key: The same for the same request; made up by default
     """
     query = {"source_name": source_name, "skip_invalid": str(skip_invalid).lower()}
-    return ask(
-        server, IngestedFile, "POST", "/api/datasets/upload", query=query, content=path, key=key
+    return request(
+        client, IngestedFile, "POST", "/api/datasets/upload", query=query, content=path, key=key
     )
 
 # %% ../../nbs/client/30_datasets.ipynb #30d493b6
 def list_datasets(
-    server: Server,  # Where to
-    limit: int = 20,  # At most so many, 100 at the highest
-    offset: int = 0,  # How many to skip
+    client: Client,  # Server to call
+    limit: int = 20,  # Maximum number of datasets, up to 100
+    offset: int = 0,  # Datasets to skip
 ) -> DatasetPage:
     """List the datasets by key.
 
     Args:
-        server: Where to
-        limit: At most so many, 100 at the highest
-        offset: How many to skip
+        client: Server to call
+        limit: Maximum number of datasets, up to 100
+        offset: Datasets to skip
     """
-    return ask(
-        server, DatasetPage, "GET", "/api/datasets", query={"limit": limit, "offset": offset}
+    return request(
+        client, DatasetPage, "GET", "/api/datasets", query={"limit": limit, "offset": offset}
     )
 
 
 def get_dataset(
-    server: Server,  # Where to
+    client: Client,  # Server to call
     dataset_key: str,  # Such as "golden-v2"
-) -> dict[str, Any]:  # What manifest.json says
+) -> dict[str, Any]:  # Content of manifest.json
     """Show the manifest of a dataset.
 
     Args:
-        server: Where to
+        client: Server to call
         dataset_key: Such as "golden-v2"
 
     Returns:
-        What manifest.json says
+        Content of manifest.json
     """
-    return dict(send(server, "GET", f"/api/datasets/{part(dataset_key)}").json())
+    return dict(send(client, "GET", f"/api/datasets/{quote_segment(dataset_key)}").json())
 
 # %% ../../nbs/client/30_datasets.ipynb #1d22ebce
 def _records(
-    server: Server,  # Where from
+    client: Client,  # Server to call
     method: str,  # "GET" or "POST"
-    path: str,  # From the server's root
-    **rest: Any,  # As `streaming` takes it
+    path: str,  # Path from the server's root
+    **rest: Any,  # Other arguments of `streaming`
 ) -> Iterator[dict[str, Any]]:
-    with streaming(server, method, path, **rest) as answer:
+    with streaming(client, method, path, **rest) as answer:
         for line in answer.iter_lines():
             yield json.loads(line)
 
 # %% ../../nbs/client/30_datasets.ipynb #7afc9ae2
 def export_dataset(
-    server: Server,  # Where from
+    client: Client,  # Server to call
     dataset_key: str,  # Such as "golden-v2"
-    format: Format = "trace",  # In which shape
-    split: str | None = None,  # Only this split
+    format: Format = "trace",  # Shape of the records
+    split: str | None = None,  # Split; all by default
 ) -> Iterator[dict[str, Any]]:  # One record a trace
     """Read a dataset line by line.
 
     Args:
-        server: Where from
+        client: Server to call
         dataset_key: Such as "golden-v2"
-        format: In which shape
-        split: Only this split
+        format: Shape of the records
+        split: Split; all by default
 
     Returns:
         One record a trace
     """
-    path = f"/api/datasets/{part(dataset_key)}/export.jsonl"
-    return _records(server, "GET", path, query={"format": format, "split": split})
+    path = f"/api/datasets/{quote_segment(dataset_key)}/export.jsonl"
+    return _records(client, "GET", path, query={"format": format, "split": split})
 
 
 def export_sft(
-    server: Server,  # Where from
+    client: Client,  # Server to call
     asked: ExportRequest,  # A dataset, or the ids of traces
 ) -> Iterator[dict[str, Any]]:  # One record a trace
     """Read traces as whole Gemma turns.
 
     Args:
-        server: Where from
+        client: Server to call
         asked: A dataset, or the ids of traces
 
     Returns:
         One record a trace
     """
-    return _records(server, "POST", "/api/tunix/sft/export", body=asked)
+    return _records(client, "POST", "/api/tunix/sft/export", body=asked)
 
 # %% ../../nbs/client/30_datasets.ipynb #f0d1ba73
 def get_ungar_status(
-    server: Server,  # Where to
+    client: Client,  # Server to call
 ) -> EngineStatus:
     """Ask whether games can be played.
 
     Args:
-        server: Where to
+        client: Server to call
     """
-    return ask(server, EngineStatus, "GET", "/api/ungar/status")
+    return request(client, EngineStatus, "GET", "/api/ungar/status")
 
 
 def generate_high_card_duel(
-    server: Server,  # Where to
-    asked: DuelRequest,  # How many games
+    client: Client,  # Server to call
+    asked: DuelRequest,  # Number of games
     key: str | None = None,  # The same for the same request; made up by default
 ) -> DuelsPlayed:
     """Play some games, and keep them as traces.
 
     Args:
-        server: Where to
-        asked: How many games
+        client: Server to call
+        asked: Number of games
         key: The same for the same request; made up by default
     """
-    return ask(
-        server, DuelsPlayed, "POST", "/api/ungar/high-card-duel/generate", body=asked, key=key
+    return request(
+        client, DuelsPlayed, "POST", "/api/ungar/high-card-duel/generate", body=asked, key=key
     )
 
 # %% ../../nbs/client/30_datasets.ipynb #932fa145
 def export_high_card_duel(
-    server: Server,  # Where from
-    limit: int = 100,  # At most so many
-    trace_ids: list[UUID] | None = None,  # Only these
+    client: Client,  # Server to call
+    limit: int = 100,  # Maximum number of games
+    trace_ids: list[UUID] | None = None,  # Filter on the ids
 ) -> Iterator[dict[str, Any]]:  # One record a game
     """Read games line by line, the newest first.
 
     Args:
-        server: Where from
-        limit: At most so many
-        trace_ids: Only these
+        client: Server to call
+        limit: Maximum number of games
+        trace_ids: Filter on the ids
 
     Returns:
         One record a game
     """
     ids = None if trace_ids is None else ",".join(map(str, trace_ids))
     query = {"limit": limit, "trace_ids": ids}
-    return _records(server, "GET", "/api/ungar/high-card-duel/export.jsonl", query=query)
+    return _records(client, "GET", "/api/ungar/high-card-duel/export.jsonl", query=query)

@@ -8,135 +8,138 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from .transport import Server, ask, ask_many, part
+from .transport import Client, quote_segment, request, request_list
 from tunix_rt.serve.schemas.evaluation import (
     BaselineRequest,
     BaselineSet,
-    BaselinesListed,
+    BaselinesPublic,
     CheckRequest,
     EvaluateRequest,
     Evaluation,
     Leaderboard,
     RegressionResult,
 )
-from ..serve.schemas.runs import ExamRequest, RunResult
+from ..serve.schemas.runs import EvaluateModelRequest, RunResult
 from tunix_rt.serve.schemas.tuning import (
     TuningJobDetail,
-    TuningJobShown,
+    TuningJobPublic,
     TuningRequest,
     TuningStarted,
 )
 
 # %% auto #0
-__all__ = ['examine_model', 'evaluate_run', 'get_evaluation', 'get_leaderboard', 'create_baseline', 'list_baselines',
+__all__ = ['evaluate_model', 'evaluate_run', 'get_evaluation', 'get_leaderboard', 'create_baseline', 'list_baselines',
            'check_regression', 'create_tuning_job', 'start_tuning_job', 'cancel_tuning_job', 'list_tuning_jobs',
            'get_tuning_job']
 
 # %% ../../nbs/client/50_evaluation.ipynb #7c0e75fb
-def examine_model(
-    server: Server,  # Where to
-    asked: ExamRequest,  # Which model, and which set
+def evaluate_model(
+    client: Client,  # Server to call
+    asked: EvaluateModelRequest,  # Model and evaluation set
     key: str | None = None,  # The same for the same request; made up by default
 ) -> RunResult:  # Waiting for a worker
     """Ask a model every question of a set.
 
     Args:
-        server: Where to
-        asked: Which model, and which set
+        client: Server to call
+        asked: Model and evaluation set
         key: The same for the same request; made up by default
 
     Returns:
         Waiting for a worker
     """
-    return ask(server, RunResult, "POST", "/api/tunix/examine", body=asked, key=key)
+    return request(client, RunResult, "POST", "/api/tunix/examine", body=asked, key=key)
 
 # %% ../../nbs/client/50_evaluation.ipynb #8ba68dec
 def evaluate_run(
-    server: Server,  # Where to
-    run_id: UUID,  # Of a completed run with predictions
+    client: Client,  # Server to call
+    run_id: UUID,  # Id of a completed run with predictions
     judge: str | None = None,  # answer_correctness by default
     key: str | None = None,  # The same for the same request; made up by default
 ) -> Evaluation:
     """Score the predictions of a run, and keep the scores.
 
     Args:
-        server: Where to
-        run_id: Of a completed run with predictions
+        client: Server to call
+        run_id: Id of a completed run with predictions
         judge: answer_correctness by default
         key: The same for the same request; made up by default
     """
-    path, body = f"/api/tunix/runs/{part(run_id)}/evaluate", EvaluateRequest(judge_override=judge)
-    return ask(server, Evaluation, "POST", path, body=body, key=key)
+    path, body = (
+        f"/api/tunix/runs/{quote_segment(run_id)}/evaluate",
+        EvaluateRequest(judge_override=judge),
+    )
+    return request(client, Evaluation, "POST", path, body=body, key=key)
 
 # %% ../../nbs/client/50_evaluation.ipynb #ef49013f
 def get_evaluation(
-    server: Server,  # Where to
-    run_id: UUID,  # Of a run
+    client: Client,  # Server to call
+    run_id: UUID,  # Id of a run
 ) -> Evaluation:
     """Show the newest evaluation of a run.
 
     Args:
-        server: Where to
-        run_id: Of a run
+        client: Server to call
+        run_id: Id of a run
     """
-    return ask(server, Evaluation, "GET", f"/api/tunix/runs/{part(run_id)}/evaluation")
+    return request(client, Evaluation, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/evaluation")
 
 # %% ../../nbs/client/50_evaluation.ipynb #9bb70ec2
 def get_leaderboard(
-    server: Server,  # Where to
-    limit: int = 50,  # At most so many, 100 at the highest
-    offset: int = 0,  # How many to skip
-    dataset_key: str | None = None,  # Only runs on this dataset
-    evaluation_set: str | None = None,  # Only runs that were asked this set
-    model_id: str | None = None,  # Only runs of this model
-    judge: str | None = None,  # Only scores by this judge
+    client: Client,  # Server to call
+    limit: int = 50,  # Maximum number of entries, up to 100
+    offset: int = 0,  # Entries to skip
+    dataset_key: str | None = None,  # Filter on the dataset
+    evaluation_set: str | None = None,  # Filter on the evaluation set
+    model_id: str | None = None,  # Filter on the model
+    judge: str | None = None,  # Filter on the judge
 ) -> Leaderboard:
     """Rank the runs.
 
     Args:
-        server: Where to
-        limit: At most so many, 100 at the highest
-        offset: How many to skip
-        dataset_key: Only runs on this dataset
-        evaluation_set: Only runs that were asked this set
-        model_id: Only runs of this model
-        judge: Only scores by this judge
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+        dataset_key: Filter on the dataset
+        evaluation_set: Filter on the evaluation set
+        model_id: Filter on the model
+        judge: Filter on the judge
     """
     query: dict[str, Any] = {"limit": limit, "offset": offset, "dataset_key": dataset_key}
     query |= {"evaluation_set": evaluation_set, "model_id": model_id, "judge": judge}
-    return ask(server, Leaderboard, "GET", "/api/tunix/evaluations", query=query)
+    return request(client, Leaderboard, "GET", "/api/tunix/evaluations", query=query)
 
 # %% ../../nbs/client/50_evaluation.ipynb #911deb00
 def create_baseline(
-    server: Server,  # Where to
-    asked: BaselineRequest,  # Which figure of which run
+    client: Client,  # Server to call
+    asked: BaselineRequest,  # Run and its metric
     key: str | None = None,  # The same for the same request; made up by default
 ) -> BaselineSet:
     """Set a baseline, or set it anew.
 
     Args:
-        server: Where to
-        asked: Which figure of which run
+        client: Server to call
+        asked: Run and its metric
         key: The same for the same request; made up by default
     """
-    return ask(server, BaselineSet, "POST", "/api/regression/baselines", body=asked, key=key)
+    return request(client, BaselineSet, "POST", "/api/regression/baselines", body=asked, key=key)
 
 
 def list_baselines(
-    server: Server,  # Where to
-    limit: int = 50,  # At most so many, 100 at the highest
-    offset: int = 0,  # How many to skip
-) -> BaselinesListed:
+    client: Client,  # Server to call
+    limit: int = 50,  # Maximum number of entries, up to 100
+    offset: int = 0,  # Entries to skip
+) -> BaselinesPublic:
     """List the baselines by name.
 
     Args:
-        server: Where to
-        limit: At most so many, 100 at the highest
-        offset: How many to skip
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
     """
-    return ask(
-        server,
-        BaselinesListed,
+    return request(
+        client,
+        BaselinesPublic,
         "GET",
         "/api/regression/baselines",
         query={"limit": limit, "offset": offset},
@@ -144,89 +147,93 @@ def list_baselines(
 
 # %% ../../nbs/client/50_evaluation.ipynb #dec25031
 def check_regression(
-    server: Server,  # Where to
-    asked: CheckRequest,  # Which run and which baseline
+    client: Client,  # Server to call
+    asked: CheckRequest,  # Run and baseline
     key: str | None = None,  # The same for the same request; made up by default
 ) -> RegressionResult:
     """Hold a run to a baseline.
 
     Args:
-        server: Where to
-        asked: Which run and which baseline
+        client: Server to call
+        asked: Run and baseline
         key: The same for the same request; made up by default
     """
-    return ask(server, RegressionResult, "POST", "/api/regression/check", body=asked, key=key)
+    return request(client, RegressionResult, "POST", "/api/regression/check", body=asked, key=key)
 
 # %% ../../nbs/client/50_evaluation.ipynb #864de29b
 def create_tuning_job(
-    server: Server,  # Where to
-    asked: TuningRequest,  # What to search
+    client: Client,  # Server to call
+    asked: TuningRequest,  # Search to create
     key: str | None = None,  # The same for the same request; made up by default
-) -> TuningJobShown:
+) -> TuningJobPublic:
     """Describe a search.
 
     Args:
-        server: Where to
-        asked: What to search
+        client: Server to call
+        asked: Search to create
         key: The same for the same request; made up by default
     """
-    return ask(server, TuningJobShown, "POST", "/api/tuning/jobs", body=asked, key=key)
+    return request(client, TuningJobPublic, "POST", "/api/tuning/jobs", body=asked, key=key)
 
 
 def start_tuning_job(
-    server: Server,  # Where to
-    job_id: UUID,  # Of a search
+    client: Client,  # Server to call
+    job_id: UUID,  # Id of a search
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TuningStarted:
     """Start a search.
 
     Args:
-        server: Where to
-        job_id: Of a search
+        client: Server to call
+        job_id: Id of a search
         key: The same for the same request; made up by default
     """
-    return ask(server, TuningStarted, "POST", f"/api/tuning/jobs/{part(job_id)}/start", key=key)
+    return request(
+        client, TuningStarted, "POST", f"/api/tuning/jobs/{quote_segment(job_id)}/start", key=key
+    )
 
 # %% ../../nbs/client/50_evaluation.ipynb #4d952b9b
 def cancel_tuning_job(
-    server: Server,  # Where to
-    job_id: UUID,  # Of a search
+    client: Client,  # Server to call
+    job_id: UUID,  # Id of a search
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TuningJobDetail:
     """Stop a search.
 
     Args:
-        server: Where to
-        job_id: Of a search
+        client: Server to call
+        job_id: Id of a search
         key: The same for the same request; made up by default
     """
-    return ask(server, TuningJobDetail, "POST", f"/api/tuning/jobs/{part(job_id)}/cancel", key=key)
+    return request(
+        client, TuningJobDetail, "POST", f"/api/tuning/jobs/{quote_segment(job_id)}/cancel", key=key
+    )
 
 # %% ../../nbs/client/50_evaluation.ipynb #9ed49837
 def list_tuning_jobs(
-    server: Server,  # Where to
-    limit: int = 20,  # At most so many, 100 at the highest
-    offset: int = 0,  # How many to skip
-) -> list[TuningJobShown]:
+    client: Client,  # Server to call
+    limit: int = 20,  # Maximum number of entries, up to 100
+    offset: int = 0,  # Entries to skip
+) -> list[TuningJobPublic]:
     """List searches, the newest first.
 
     Args:
-        server: Where to
-        limit: At most so many, 100 at the highest
-        offset: How many to skip
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
     """
     query = {"limit": limit, "offset": offset}
-    return ask_many(server, TuningJobShown, "GET", "/api/tuning/jobs", query=query)
+    return request_list(client, TuningJobPublic, "GET", "/api/tuning/jobs", query=query)
 
 
 def get_tuning_job(
-    server: Server,  # Where to
-    job_id: UUID,  # Of a search
+    client: Client,  # Server to call
+    job_id: UUID,  # Id of a search
 ) -> TuningJobDetail:
     """Show a search with its trials.
 
     Args:
-        server: Where to
-        job_id: Of a search
+        client: Server to call
+        job_id: Id of a search
     """
-    return ask(server, TuningJobDetail, "GET", f"/api/tuning/jobs/{part(job_id)}")
+    return request(client, TuningJobDetail, "GET", f"/api/tuning/jobs/{quote_segment(job_id)}")

@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import UUID
 
-from .transport import Server, ask, ask_many, part, save
+from .transport import Client, quote_segment, request, request_list, save
 from tunix_rt.serve.schemas.models import (
     AliasRequest,
+    ModelPublic,
     ModelRequest,
-    ModelShown,
-    ModelVersionShown,
+    ModelVersionPublic,
+    ModelVersionsPublic,
     PromoteRequest,
-    VersionsListed,
     VersionVerified,
 )
 
@@ -26,177 +26,185 @@ __all__ = ['create_model_artifact', 'list_model_artifacts', 'get_model_artifact'
 
 # %% ../../nbs/client/60_models.ipynb #9ae72ca2
 def create_model_artifact(
-    server: Server,  # Where to
+    client: Client,  # Server to call
     asked: ModelRequest,  # Its name
     key: str | None = None,  # The same for the same request; made up by default
-) -> ModelShown:
+) -> ModelPublic:
     """Make a model, without versions yet.
 
     Args:
-        server: Where to
+        client: Server to call
         asked: Its name
         key: The same for the same request; made up by default
     """
-    return ask(server, ModelShown, "POST", "/api/models", body=asked, key=key)
+    return request(client, ModelPublic, "POST", "/api/models", body=asked, key=key)
 
 
 def list_model_artifacts(
-    server: Server,  # Where to
-    limit: int = 20,  # At most so many, 100 at the highest
-    offset: int = 0,  # How many to skip
-) -> list[ModelShown]:
+    client: Client,  # Server to call
+    limit: int = 20,  # Maximum number of entries, up to 100
+    offset: int = 0,  # Entries to skip
+) -> list[ModelPublic]:
     """List the models, the last changed first.
 
     Args:
-        server: Where to
-        limit: At most so many, 100 at the highest
-        offset: How many to skip
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
     """
     query = {"limit": limit, "offset": offset}
-    return ask_many(server, ModelShown, "GET", "/api/models", query=query)
+    return request_list(client, ModelPublic, "GET", "/api/models", query=query)
 
 
 def get_model_artifact(
-    server: Server,  # Where to
-    model_id: UUID,  # Of a model
-) -> ModelShown:
+    client: Client,  # Server to call
+    model_id: UUID,  # Id of a model
+) -> ModelPublic:
     """Show a model.
 
     Args:
-        server: Where to
-        model_id: Of a model
+        client: Server to call
+        model_id: Id of a model
     """
-    return ask(server, ModelShown, "GET", f"/api/models/{part(model_id)}")
+    return request(client, ModelPublic, "GET", f"/api/models/{quote_segment(model_id)}")
 
 # %% ../../nbs/client/60_models.ipynb #66f3f8b2
 def promote_model_version(
-    server: Server,  # Where to
-    model_id: UUID,  # Of a model
-    asked: PromoteRequest,  # Which run
+    client: Client,  # Server to call
+    model_id: UUID,  # Id of a model
+    asked: PromoteRequest,  # Run to promote
     key: str | None = None,  # The same for the same request; made up by default
-) -> ModelVersionShown:
+) -> ModelVersionPublic:
     """Promote a completed run to a version.
 
     Args:
-        server: Where to
-        model_id: Of a model
-        asked: Which run
+        client: Server to call
+        model_id: Id of a model
+        asked: Run to promote
         key: The same for the same request; made up by default
     """
-    return ask(
-        server,
-        ModelVersionShown,
+    return request(
+        client,
+        ModelVersionPublic,
         "POST",
-        f"/api/models/{part(model_id)}/versions/promote",
+        f"/api/models/{quote_segment(model_id)}/versions/promote",
         body=asked,
         key=key,
     )
 
 # %% ../../nbs/client/60_models.ipynb #ec44885f
 def list_model_versions(
-    server: Server,  # Where to
-    model_id: UUID,  # Of a model
-    limit: int = 20,  # At most so many, 100 at the highest
-    offset: int = 0,  # How many to skip
-) -> VersionsListed:
+    client: Client,  # Server to call
+    model_id: UUID,  # Id of a model
+    limit: int = 20,  # Maximum number of entries, up to 100
+    offset: int = 0,  # Entries to skip
+) -> ModelVersionsPublic:
     """List the versions of a model, the newest first.
 
     Args:
-        server: Where to
-        model_id: Of a model
-        limit: At most so many, 100 at the highest
-        offset: How many to skip
+        client: Server to call
+        model_id: Id of a model
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
     """
-    return ask(
-        server,
-        VersionsListed,
+    return request(
+        client,
+        ModelVersionsPublic,
         "GET",
-        f"/api/models/{part(model_id)}/versions",
+        f"/api/models/{quote_segment(model_id)}/versions",
         query={"limit": limit, "offset": offset},
     )
 
 
 def get_model_version(
-    server: Server,  # Where to
-    version_id: UUID,  # Of a version
-) -> ModelVersionShown:
+    client: Client,  # Server to call
+    version_id: UUID,  # Id of a version
+) -> ModelVersionPublic:
     """Show a version.
 
     Args:
-        server: Where to
-        version_id: Of a version
+        client: Server to call
+        version_id: Id of a version
     """
-    return ask(server, ModelVersionShown, "GET", f"/api/models/versions/{part(version_id)}")
+    return request(
+        client, ModelVersionPublic, "GET", f"/api/models/versions/{quote_segment(version_id)}"
+    )
 
 # %% ../../nbs/client/60_models.ipynb #9faef444
 def verify_model_version(
-    server: Server,  # Where to
-    version_id: UUID,  # Of a version
+    client: Client,  # Server to call
+    version_id: UUID,  # Id of a version
 ) -> VersionVerified:
     """Check that the files of a version are what they were.
 
     Args:
-        server: Where to
-        version_id: Of a version
+        client: Server to call
+        version_id: Id of a version
     """
-    return ask(server, VersionVerified, "GET", f"/api/models/versions/{part(version_id)}/verify")
+    return request(
+        client, VersionVerified, "GET", f"/api/models/versions/{quote_segment(version_id)}/verify"
+    )
 
 # %% ../../nbs/client/60_models.ipynb #f139c826
 def download_model_version(
-    server: Server,  # Where from
-    version_id: UUID,  # Of a version
+    client: Client,  # Server to call
+    version_id: UUID,  # Id of a version
     to: Path,  # Zip file to create or to replace, by rename
 ) -> Path:  # The same
     """Save a version as a zip, which unpacks to a folder in Hugging Face layout.
 
     Args:
-        server: Where from
-        version_id: Of a version
+        client: Server to call
+        version_id: Id of a version
         to: Zip file to create or to replace, by rename
 
     Returns:
         The same
     """
-    return save(server, f"/api/models/versions/{part(version_id)}/download", to)
+    return save(client, f"/api/models/versions/{quote_segment(version_id)}/download", to)
 
 # %% ../../nbs/client/60_models.ipynb #b0410ea1
 def set_model_alias(
-    server: Server,  # Where to
-    model_id: UUID,  # Of a model
+    client: Client,  # Server to call
+    model_id: UUID,  # Id of a model
     alias: str,  # Such as "champion"
     version_id: UUID,  # That it is to point to
     key: str | None = None,  # The same for the same request; made up by default
-) -> ModelShown:
+) -> ModelPublic:
     """Let an alias point to a version.
 
     Args:
-        server: Where to
-        model_id: Of a model
+        client: Server to call
+        model_id: Id of a model
         alias: Such as "champion"
         version_id: That it is to point to
         key: The same for the same request; made up by default
     """
     path, body = (
-        f"/api/models/{part(model_id)}/aliases/{part(alias)}",
+        f"/api/models/{quote_segment(model_id)}/aliases/{quote_segment(alias)}",
         AliasRequest(version_id=version_id),
     )
-    return ask(server, ModelShown, "PUT", path, body=body, key=key)
+    return request(client, ModelPublic, "PUT", path, body=body, key=key)
 
 # %% ../../nbs/client/60_models.ipynb #d9915f9f
 def remove_model_alias(
-    server: Server,  # Where to
-    model_id: UUID,  # Of a model
+    client: Client,  # Server to call
+    model_id: UUID,  # Id of a model
     alias: str,  # Such as "champion"
     key: str | None = None,  # The same for the same request; made up by default
-) -> ModelShown:
+) -> ModelPublic:
     """Forget an alias.
 
     Args:
-        server: Where to
-        model_id: Of a model
+        client: Server to call
+        model_id: Id of a model
         alias: Such as "champion"
         key: The same for the same request; made up by default
     """
-    return ask(
-        server, ModelShown, "DELETE", f"/api/models/{part(model_id)}/aliases/{part(alias)}", key=key
+    return request(
+        client,
+        ModelPublic,
+        "DELETE",
+        f"/api/models/{quote_segment(model_id)}/aliases/{quote_segment(alias)}",
+        key=key,
     )

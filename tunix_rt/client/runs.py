@@ -13,15 +13,15 @@ from typing import Any, Literal
 from uuid import UUID
 
 from tunix_rt.client.transport import (
-    Refused,
-    Server,
+    APIError,
+    Client,
     Unreachable,
-    ask,
-    part,
+    max_attempts,
+    quote_segment,
+    request,
     save,
     send,
     streaming,
-    tries,
     wait_before,
 )
 from tunix_rt.serve.schemas.runs import (
@@ -32,7 +32,7 @@ from tunix_rt.serve.schemas.runs import (
     RunDetail,
     RunRequest,
     RunResult,
-    RunsListed,
+    RunsPublic,
     RunStatus,
     Status,
     TrainingManifest,
@@ -46,129 +46,131 @@ __all__ = ['get_tunix_status', 'build_training_manifest', 'execute_tunix_run', '
 
 # %% ../../nbs/client/40_runs.ipynb #9c6f1922
 def get_tunix_status(
-    server: Server,  # Where to
+    client: Client,  # Server to call
 ) -> TunixStatus:
     """Ask whether google-tunix is installed on the server.
 
     Args:
-        server: Where to
+        client: Server to call
     """
-    return ask(server, TunixStatus, "GET", "/api/tunix/status")
+    return request(client, TunixStatus, "GET", "/api/tunix/status")
 
 # %% ../../nbs/client/40_runs.ipynb #4753670f
 def build_training_manifest(
-    server: Server,  # Where to
-    asked: ManifestRequest,  # How to train
+    client: Client,  # Server to call
+    asked: ManifestRequest,  # Training settings
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TrainingManifest:
     """Write a training manifest for a dataset.
 
     Args:
-        server: Where to
-        asked: How to train
+        client: Server to call
+        asked: Training settings
         key: The same for the same request; made up by default
     """
-    return ask(server, TrainingManifest, "POST", "/api/tunix/sft/manifest", body=asked, key=key)
+    return request(client, TrainingManifest, "POST", "/api/tunix/sft/manifest", body=asked, key=key)
 
 # %% ../../nbs/client/40_runs.ipynb #3fc43e97
 def execute_tunix_run(
-    server: Server,  # Where to
-    asked: RunRequest,  # How to train; a dry run unless it says otherwise
-    mode: Literal["async", "sync"] = "async",  # Whether to wait for the end
+    client: Client,  # Server to call
+    asked: RunRequest,  # Training settings; a dry run by default
+    mode: Literal["async", "sync"] = "async",  # Mode; "sync" waits for the end
     key: str | None = None,  # The same for the same request; made up by default
 ) -> RunResult:
     """Train on a dataset, or rehearse it.
 
     Args:
-        server: Where to
-        asked: How to train; a dry run unless it says otherwise
-        mode: Whether to wait for the end
+        client: Server to call
+        asked: Training settings; a dry run by default
+        mode: Mode; "sync" waits for the end
         key: The same for the same request; made up by default
     """
     query = {"mode": mode}
-    return ask(server, RunResult, "POST", "/api/tunix/run", query=query, body=asked, key=key)
+    return request(client, RunResult, "POST", "/api/tunix/run", query=query, body=asked, key=key)
 
 # %% ../../nbs/client/40_runs.ipynb #a93223de
 def list_tunix_runs(
-    server: Server,  # Where to
-    limit: int = 20,  # At most so many, 100 at the highest
-    offset: int = 0,  # How many to skip
-    status: Status | None = None,  # Only those in this state
-    dataset_key: str | None = None,  # Only those on this dataset
+    client: Client,  # Server to call
+    limit: int = 20,  # Maximum number of runs, up to 100
+    offset: int = 0,  # Runs to skip
+    status: Status | None = None,  # Filter on the status
+    dataset_key: str | None = None,  # Filter on the dataset
     mode: Mode | None = None,  # "dry-run" or "local"
-    model_id: str | None = None,  # Only those of this model
-) -> RunsListed:
+    model_id: str | None = None,  # Filter on the model
+) -> RunsPublic:
     """List runs, the newest first.
 
     Args:
-        server: Where to
-        limit: At most so many, 100 at the highest
-        offset: How many to skip
-        status: Only those in this state
-        dataset_key: Only those on this dataset
+        client: Server to call
+        limit: Maximum number of runs, up to 100
+        offset: Runs to skip
+        status: Filter on the status
+        dataset_key: Filter on the dataset
         mode: "dry-run" or "local"
-        model_id: Only those of this model
+        model_id: Filter on the model
     """
     query: dict[str, Any] = {"limit": limit, "offset": offset, "status": status, "mode": mode}
     query |= {"dataset_key": dataset_key, "model_id": model_id}
-    return ask(server, RunsListed, "GET", "/api/tunix/runs", query=query)
+    return request(client, RunsPublic, "GET", "/api/tunix/runs", query=query)
 
 # %% ../../nbs/client/40_runs.ipynb #65c0c96a
 def get_tunix_run(
-    server: Server,  # Where to
-    run_id: UUID,  # Of a run
+    client: Client,  # Server to call
+    run_id: UUID,  # Id of a run
 ) -> RunDetail:
     """Show a run.
 
     Args:
-        server: Where to
-        run_id: Of a run
+        client: Server to call
+        run_id: Id of a run
     """
-    return ask(server, RunDetail, "GET", f"/api/tunix/runs/{part(run_id)}")
+    return request(client, RunDetail, "GET", f"/api/tunix/runs/{quote_segment(run_id)}")
 
 
 def get_tunix_run_status(
-    server: Server,  # Where to
-    run_id: UUID,  # Of a run
+    client: Client,  # Server to call
+    run_id: UUID,  # Id of a run
 ) -> RunStatus:
     """Ask how far a run is.
 
     Args:
-        server: Where to
-        run_id: Of a run
+        client: Server to call
+        run_id: Id of a run
     """
-    return ask(server, RunStatus, "GET", f"/api/tunix/runs/{part(run_id)}/status")
+    return request(client, RunStatus, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/status")
 
 # %% ../../nbs/client/40_runs.ipynb #696c3d2d
 def cancel_tunix_run(
-    server: Server,  # Where to
-    run_id: UUID,  # Of a run
+    client: Client,  # Server to call
+    run_id: UUID,  # Id of a run
     key: str | None = None,  # The same for the same request; made up by default
 ) -> Cancelled:
     """Ask for a run to be cancelled.
 
     Args:
-        server: Where to
-        run_id: Of a run
+        client: Server to call
+        run_id: Id of a run
         key: The same for the same request; made up by default
     """
-    return ask(server, Cancelled, "POST", f"/api/tunix/runs/{part(run_id)}/cancel", key=key)
+    return request(
+        client, Cancelled, "POST", f"/api/tunix/runs/{quote_segment(run_id)}/cancel", key=key
+    )
 
 # %% ../../nbs/client/40_runs.ipynb #e21b3e78
 def get_run_metrics(
-    server: Server,  # Where to
-    run_id: UUID,  # Of a run
+    client: Client,  # Server to call
+    run_id: UUID,  # Id of a run
 ) -> list[dict[str, Any]]:  # One for each logged step
     """Show what a run has logged.
 
     Args:
-        server: Where to
-        run_id: Of a run
+        client: Server to call
+        run_id: Id of a run
 
     Returns:
         One for each logged step
     """
-    return list(send(server, "GET", f"/api/tunix/runs/{part(run_id)}/metrics").json())
+    return list(send(client, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/metrics").json())
 
 # %% ../../nbs/client/40_runs.ipynb #0be4e9a9
 @dataclass(frozen=True)
@@ -197,25 +199,25 @@ def _events(lines: Iterator[str]) -> Iterator[RunEvent]:
 
 # %% ../../nbs/client/40_runs.ipynb #ab04dcd3
 def stream_tunix_run_logs(
-    server: Server,  # Where from
-    run_id: UUID,  # Of a run
+    client: Client,  # Server to call
+    run_id: UUID,  # Id of a run
     since_seq: int = 0,  # The last piece that you have
 ) -> Iterator[RunEvent]:  # Ends with the run
     """Follow the log of a run until it ends.
 
     Args:
-        server: Where from
-        run_id: Of a run
+        client: Server to call
+        run_id: Id of a run
         since_seq: The last piece that you have
 
     Returns:
         Ends with the run
     """
-    seq, failures, path = since_seq, 0, f"/api/tunix/runs/{part(run_id)}/logs"
-    while failures < tries(server):
+    seq, failures, path = since_seq, 0, f"/api/tunix/runs/{quote_segment(run_id)}/logs"
+    while failures < max_attempts(client):
         try:
             query = {"since_seq": seq}
-            with streaming(server, "GET", path, query=query, timeout=30) as answer:
+            with streaming(client, "GET", path, query=query, timeout=30) as answer:
                 for event in _events(answer.iter_lines()):
                     failures, seq = 0, event.data.get("seq", seq)
                     yield event
@@ -223,43 +225,43 @@ def stream_tunix_run_logs(
                         return
         except Unreachable:
             pass
-        except Refused as error:
+        except APIError as error:
             if error.status != 503:
                 raise
         failures += 1
-        wait_before(server, failures)
-    raise Unreachable(f"{server.address} no longer sends the log; ask again with since_seq={seq}")
+        wait_before(client, failures)
+    raise Unreachable(f"{client.address} no longer sends the log; ask again with since_seq={seq}")
 
 # %% ../../nbs/client/40_runs.ipynb #8c58db8f
 def list_artifacts(
-    server: Server,  # Where to
-    run_id: UUID,  # Of a run
+    client: Client,  # Server to call
+    run_id: UUID,  # Id of a run
 ) -> Artifacts:
     """List the files of a run.
 
     Args:
-        server: Where to
-        run_id: Of a run
+        client: Server to call
+        run_id: Id of a run
     """
-    return ask(server, Artifacts, "GET", f"/api/tunix/runs/{part(run_id)}/artifacts")
+    return request(client, Artifacts, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/artifacts")
 
 # %% ../../nbs/client/40_runs.ipynb #ee316e7b
 def download_artifact(
-    server: Server,  # Where from
-    run_id: UUID,  # Of a run
-    filename: str,  # As listed
+    client: Client,  # Server to call
+    run_id: UUID,  # Id of a run
+    filename: str,  # Name as listed
     to: Path,  # File to create or to replace, by rename
 ) -> Path:  # The same
     """Save one file of a run.
 
     Args:
-        server: Where from
-        run_id: Of a run
-        filename: As listed
+        client: Server to call
+        run_id: Id of a run
+        filename: Name as listed
         to: File to create or to replace, by rename
 
     Returns:
         The same
     """
-    name = part(filename, "/")
-    return save(server, f"/api/tunix/runs/{part(run_id)}/artifacts/{name}/download", to)
+    name = quote_segment(filename, "/")
+    return save(client, f"/api/tunix/runs/{quote_segment(run_id)}/artifacts/{name}/download", to)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
-from .transport import Server, ask, part, send
+from .transport import Client, quote_segment, request, send
 from ..serve.schemas.health import Health, Ready, RediHealth
 from tunix_rt.serve.schemas.traces import (
     FoundTrace,
@@ -30,154 +30,154 @@ __all__ = ['get_api_health', 'get_ready', 'get_redi_health', 'get_metrics', 'cre
 
 # %% ../../nbs/client/20_traces.ipynb #5566b616
 def get_api_health(
-    server: Server,  # Where to
+    client: Client,  # Server to call
 ) -> Health:
     """Ask whether the server lives.
 
     Args:
-        server: Where to
+        client: Server to call
     """
-    return ask(server, Health, "GET", "/api/health")
+    return request(client, Health, "GET", "/api/health")
 
 
 def get_ready(
-    server: Server,  # Where to
+    client: Client,  # Server to call
 ) -> Ready:
     """Ask whether its database answers.
 
     Args:
-        server: Where to
+        client: Server to call
     """
-    return ask(server, Ready, "GET", "/api/ready")
+    return request(client, Ready, "GET", "/api/ready")
 
 
 def get_redi_health(
-    server: Server,  # Where to
+    client: Client,  # Server to call
 ) -> RediHealth:
     """Ask how RediAI is.
 
     Args:
-        server: Where to
+        client: Server to call
     """
-    return ask(server, RediHealth, "GET", "/api/redi/health")
+    return request(client, RediHealth, "GET", "/api/redi/health")
 
 # %% ../../nbs/client/20_traces.ipynb #71397fbb
 def get_metrics(
-    server: Server,  # Where to
-) -> str:  # In the form that Prometheus reads
+    client: Client,  # Server to call
+) -> str:  # Text in the Prometheus format
     """Ask for the figures.
 
     Args:
-        server: Where to
+        client: Server to call
 
     Returns:
-        In the form that Prometheus reads
+        Text in the Prometheus format
     """
-    return send(server, "GET", "/metrics").text
+    return send(client, "GET", "/metrics").text
 
 # %% ../../nbs/client/20_traces.ipynb #27e5879c
 def create_trace(
-    server: Server,  # Where to
-    trace: Trace,  # To be kept
+    client: Client,  # Server to call
+    trace: Trace,  # Trace to store
     key: str | None = None,  # The same for the same request; made up by default
 ) -> StoredTrace:
     """Keep one trace; it is safe when this returns.
 
     Args:
-        server: Where to
-        trace: To be kept
+        client: Server to call
+        trace: Trace to store
         key: The same for the same request; made up by default
     """
-    return ask(server, StoredTrace, "POST", "/api/traces", body=trace, key=key)
+    return request(client, StoredTrace, "POST", "/api/traces", body=trace, key=key)
 
 # %% ../../nbs/client/20_traces.ipynb #c8678a18
 _TRACES = TypeAdapter(list[Trace])
 
 
 def create_traces(
-    server: Server,  # Where to
+    client: Client,  # Server to call
     traces: Sequence[Trace],  # 1 to 1000 of them
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TracesStored:
     """Keep a batch of traces, all of them or none.
 
     Args:
-        server: Where to
+        client: Server to call
         traces: 1 to 1000 of them
         key: The same for the same request; made up by default
     """
     body = _TRACES.dump_json(list(traces)).decode()
-    return ask(server, TracesStored, "POST", "/api/traces/batch", body=body, key=key)
+    return request(client, TracesStored, "POST", "/api/traces/batch", body=body, key=key)
 
 # %% ../../nbs/client/20_traces.ipynb #e9d7170c
 def list_traces(
-    server: Server,  # Where to
-    limit: int = 20,  # At most so many, 100 at the highest
-    offset: int = 0,  # How many to skip
+    client: Client,  # Server to call
+    limit: int = 20,  # Maximum number of traces, up to 100
+    offset: int = 0,  # Traces to skip
     after: int | None = None,  # Go on after the page whose `next_after` this is
-    source: str | None = None,  # Only those whose `meta.source` is this
-    category: str | None = None,  # Only those of this category
-    fingerprint: str | None = None,  # Only those with this content
-    text: str | None = None,  # Only those whose prompt or answer holds this
+    source: str | None = None,  # Filter on `meta.source`
+    category: str | None = None,  # Filter on the category
+    fingerprint: str | None = None,  # Filter on the fingerprint
+    text: str | None = None,  # Filter on text in the prompt or answer
 ) -> TracePage:
     """List traces, newest first.
 
     Args:
-        server: Where to
-        limit: At most so many, 100 at the highest
-        offset: How many to skip
+        client: Server to call
+        limit: Maximum number of traces, up to 100
+        offset: Traces to skip
         after: Go on after the page whose `next_after` this is
-        source: Only those whose `meta.source` is this
-        category: Only those of this category
-        fingerprint: Only those with this content
-        text: Only those whose prompt or answer holds this
+        source: Filter on `meta.source`
+        category: Filter on the category
+        fingerprint: Filter on the fingerprint
+        text: Filter on text in the prompt or answer
     """
     query: dict[str, Any] = {"limit": limit, "offset": offset, "after": after, "source": source}
     query |= {"category": category, "fingerprint": fingerprint, "text": text}
-    return ask(server, TracePage, "GET", "/api/traces", query=query)
+    return request(client, TracePage, "GET", "/api/traces", query=query)
 
 # %% ../../nbs/client/20_traces.ipynb #9c7638e4
 def compare_traces(
-    server: Server,  # Where to
-    base: UUID,  # Of a stored trace
-    other: UUID,  # Of another
+    client: Client,  # Server to call
+    base: UUID,  # Id of a stored trace
+    other: UUID,  # Id of another
 ) -> TraceComparison:
     """Show two traces side by side.
 
     Args:
-        server: Where to
-        base: Of a stored trace
-        other: Of another
+        client: Server to call
+        base: Id of a stored trace
+        other: Id of another
     """
-    return ask(
-        server, TraceComparison, "GET", "/api/traces/compare", query={"base": base, "other": other}
+    return request(
+        client, TraceComparison, "GET", "/api/traces/compare", query={"base": base, "other": other}
     )
 
 
 def get_trace(
-    server: Server,  # Where to
-    trace_id: UUID,  # Of a stored trace
+    client: Client,  # Server to call
+    trace_id: UUID,  # Id of a stored trace
 ) -> FoundTrace:
     """Show one trace.
 
     Args:
-        server: Where to
-        trace_id: Of a stored trace
+        client: Server to call
+        trace_id: Id of a stored trace
     """
-    return ask(server, FoundTrace, "GET", f"/api/traces/{part(trace_id)}")
+    return request(client, FoundTrace, "GET", f"/api/traces/{quote_segment(trace_id)}")
 
 # %% ../../nbs/client/20_traces.ipynb #823868c4
 def score_trace(
-    server: Server,  # Where to
-    trace_id: UUID,  # Of a stored trace
+    client: Client,  # Server to call
+    trace_id: UUID,  # Id of a stored trace
     key: str | None = None,  # The same for the same request; made up by default
 ) -> TraceScore:
     """Score one trace by its length, and keep the score.
 
     Args:
-        server: Where to
-        trace_id: Of a stored trace
+        client: Server to call
+        trace_id: Id of a stored trace
         key: The same for the same request; made up by default
     """
-    path, body = f"/api/traces/{part(trace_id)}/score", ScoreRequest(criteria="baseline")
-    return ask(server, TraceScore, "POST", path, body=body, key=key)
+    path, body = f"/api/traces/{quote_segment(trace_id)}/score", ScoreRequest(criteria="baseline")
+    return request(client, TraceScore, "POST", path, body=body, key=key)

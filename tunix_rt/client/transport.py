@@ -22,11 +22,11 @@ from ..core.files import replacing
 from ..serve.errors import Problem
 
 # %% auto #0
-__all__ = ['AGAIN', 'Answer', 'Refused', 'Unreachable', 'Server', 'connect', 'tries', 'wait_before', 'send', 'ask', 'ask_many',
-           'part', 'streaming', 'save']
+__all__ = ['AGAIN', 'Answer', 'APIError', 'Unreachable', 'Client', 'connect', 'max_attempts', 'wait_before', 'send', 'request',
+           'request_list', 'quote_segment', 'streaming', 'save']
 
 # %% ../../nbs/client/10_transport.ipynb #73e4f7b7
-class Refused(TunixError):
+class APIError(TunixError):
     "The server has refused; `status` and `problem` say how and why."
 
     def __init__(self, status: int, problem: Problem) -> None:
@@ -39,20 +39,20 @@ class Unreachable(TunixError):
 
 # %% ../../nbs/client/10_transport.ipynb #1c2775ec
 @dataclass
-class Server:
+class Client:
     """A server to talk to.
 
     Attributes:
-        attempts: How often a request is sent at most, until there was one answer
+        attempts: Most attempts at a request until the server has answered once
         pause: Seconds before the second time; doubled after each
-        answered: Whether it has ever answered
+        answered: True once it has answered
     """
 
     address: str
     http: httpx.Client = field(repr=False)
-    attempts: int = 4  # How often a request is sent at most, until there was one answer
+    attempts: int = 4  # Most attempts at a request until the server has answered once
     pause: float = 0.5  # Seconds before the second time; doubled after each
-    answered: bool = False  # Whether it has ever answered
+    answered: bool = False  # True once it has answered
 
     def close(self) -> None:
         "Let go of the connections."
@@ -60,17 +60,17 @@ class Server:
 
 # %% ../../nbs/client/10_transport.ipynb #75444e08
 def connect(
-    address: str = "http://127.0.0.1:8000",  # Of the server
-    token: str | None = None,  # Where it needs one
+    address: str = "http://127.0.0.1:8000",  # URL of the server
+    token: str | None = None,  # Access token, if required
     *,
     timeout: float = 120.0,  # Seconds to wait for an answer
     transport: httpx.BaseTransport | None = None,  # Another way to reach it, for tests
-) -> Server:  # Connected when the first request is sent
+) -> Client:  # Connected when the first request is sent
     """Name a server to talk to.
 
     Args:
-        address: Of the server
-        token: Where it needs one
+        address: URL of the server
+        token: Access token, if required
         timeout: Seconds to wait for an answer
         transport: Another way to reach it, for tests
 
@@ -79,42 +79,42 @@ def connect(
     """
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     client = httpx.Client(base_url=address, headers=headers, timeout=timeout, transport=transport)
-    return Server(address, client)
+    return Client(address, client)
 
 # %% ../../nbs/client/10_transport.ipynb #39321473
 AGAIN = (502, 503, 504)
 
 # %% ../../nbs/client/10_transport.ipynb #95934d58
-def tries(
-    server: Server,  # Where to
+def max_attempts(
+    client: Client,  # Server to call
 ) -> int:
     """Tell how often something is worth trying.
 
     Args:
-        server: Where to
+        client: Server to call
     """
-    return 2 * server.attempts if server.answered else server.attempts
+    return 2 * client.attempts if client.answered else client.attempts
 
 
 def wait_before(
-    server: Server,  # Where to
+    client: Client,  # Server to call
     failures: int,  # So far, at least one
 ) -> None:
     """Wait for a while before another attempt.
 
     Args:
-        server: Where to
+        client: Server to call
         failures: So far, at least one
     """
-    time.sleep(server.pause * min(16, 2 ** (failures - 1)))
+    time.sleep(client.pause * min(16, 2 ** (failures - 1)))
 
 # %% ../../nbs/client/10_transport.ipynb #378dc267
-def _refused(answer: httpx.Response) -> Refused:
+def _refused(answer: httpx.Response) -> APIError:
     try:
         problem = Problem.model_validate_json(answer.read())
     except ValidationError:
         problem = Problem(detail=answer.text[:500] or answer.reason_phrase)
-    return Refused(answer.status_code, problem)
+    return APIError(answer.status_code, problem)
 
 
 def _worth_another(answer: httpx.Response) -> bool:
@@ -123,25 +123,25 @@ def _worth_another(answer: httpx.Response) -> bool:
 
 # %% ../../nbs/client/10_transport.ipynb #e0588f46
 def send(
-    server: Server,  # Where to
+    client: Client,  # Server to call
     method: str,  # "GET", "POST" ...
-    path: str,  # From the server's root
+    path: str,  # Path from the server's root
     *,
     query: Mapping[str, Any] | None = None,  # Left out where None
     body: BaseModel | str | None = None,  # JSON; a model is spelled without what was not set
     content: bytes | Path | None = None,  # A file to send as it is
-    key: str | None = None,  # To say that this is the same request as an earlier one
+    key: str | None = None,  # Idempotency key, the same for a repeat of a request
 ) -> httpx.Response:  # A success, read to its end
     """Send a request until there is an answer.
 
     Args:
-        server: Where to
+        client: Server to call
         method: "GET", "POST" ...
-        path: From the server's root
+        path: Path from the server's root
         query: Left out where None
         body: JSON; a model is spelled without what was not set
         content: A file to send as it is
-        key: To say that this is the same request as an earlier one
+        key: Idempotency key, the same for a repeat of a request
 
     Returns:
         A success, read to its end
@@ -152,24 +152,24 @@ def send(
         headers["Idempotency-Key"] = key or uuid4().hex
     asked = {name: value for name, value in (query or {}).items() if value is not None}
     trouble: Exception | None = None
-    for attempt in range(tries(server)):
+    for attempt in range(max_attempts(client)):
         if attempt:
-            wait_before(server, attempt)
+            wait_before(client, attempt)
         try:
             with _bytes_of(content, spelled) as sent:
-                answer = server.http.request(
+                answer = client.http.request(
                     method, path, params=asked, content=sent, headers=headers
                 )
         except httpx.TransportError as error:
             trouble = error
             continue
-        server.answered = True
+        client.answered = True
         if answer.is_success:
             return answer
-        if not _worth_another(answer) or attempt >= server.attempts - 1:
+        if not _worth_another(answer) or attempt >= client.attempts - 1:
             raise _refused(answer)
     raise Unreachable(
-        f"{server.address} did not answer in {attempt + 1} attempts "
+        f"{client.address} did not answer in {attempt + 1} attempts "
         f"({type(trouble).__name__}: {trouble}); is it running, and is the address right?"
     ) from trouble
 
@@ -186,53 +186,53 @@ def _bytes_of(content: bytes | Path | None, spelled: str | None) -> Iterator[Any
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
-def ask(
-    server: Server,  # Where to
-    kind: type[Answer],  # What the answer is
+def request(
+    client: Client,  # Server to call
+    kind: type[Answer],  # Type of the answer
     method: str,  # "GET", "POST" ...
-    path: str,  # From the server's root
-    **rest: Any,  # As `send` takes it
+    path: str,  # Path from the server's root
+    **rest: Any,  # Other arguments of `send`
 ) -> Answer:
     """Send a request and read the answer.
 
     Args:
-        server: Where to
-        kind: What the answer is
+        client: Server to call
+        kind: Type of the answer
         method: "GET", "POST" ...
-        path: From the server's root
-        **rest: As `send` takes it
+        path: Path from the server's root
+        **rest: Other arguments of `send`
     """
-    answer = send(server, method, path, **rest)
+    answer = send(client, method, path, **rest)
     try:
         return kind.model_validate_json(answer.content)
     except ValidationError as error:
         raise Unreachable(
-            f"{server.address} answers {path} in another form than this version expects "
+            f"{client.address} answers {path} in another form than this version expects "
             f"({error.errors()[0]['msg']}); update one of the two"
         ) from None
 
 # %% ../../nbs/client/10_transport.ipynb #c1aac58a
-def ask_many(
-    server: Server,  # Where to
-    kind: type[Answer],  # What the answer is a list of
+def request_list(
+    client: Client,  # Server to call
+    kind: type[Answer],  # Type of one list item
     method: str,  # "GET", "POST" ...
-    path: str,  # From the server's root
-    **rest: Any,  # As `send` takes it
+    path: str,  # Path from the server's root
+    **rest: Any,  # Other arguments of `send`
 ) -> list[Answer]:
     """Send a request whose answer is nothing but a list.
 
     Args:
-        server: Where to
-        kind: What the answer is a list of
+        client: Server to call
+        kind: Type of one list item
         method: "GET", "POST" ...
-        path: From the server's root
-        **rest: As `send` takes it
+        path: Path from the server's root
+        **rest: Other arguments of `send`
     """
-    listed = send(server, method, path, **rest).json()
+    listed = send(client, method, path, **rest).json()
     return [kind.model_validate(each) for each in listed]
 
 # %% ../../nbs/client/10_transport.ipynb #85d0b4a2
-def part(
+def quote_segment(
     text: object,  # An id or a name
     keep: str = "",  # Characters that stay as they are
 ) -> str:  # Safe as a part of a path
@@ -250,9 +250,9 @@ def part(
 # %% ../../nbs/client/10_transport.ipynb #ddf964a6
 @contextmanager
 def streaming(
-    server: Server,  # Where to
+    client: Client,  # Server to call
     method: str,  # "GET" or "POST"
-    path: str,  # From the server's root
+    path: str,  # Path from the server's root
     *,
     query: Mapping[str, Any] | None = None,  # Left out where None
     body: BaseModel | None = None,  # JSON
@@ -261,9 +261,9 @@ def streaming(
     """Open an answer to be read piece by piece.
 
     Args:
-        server: Where to
+        client: Server to call
         method: "GET" or "POST"
-        path: From the server's root
+        path: Path from the server's root
         query: Left out where None
         body: JSON
         timeout: Seconds between two pieces; that of the server by default
@@ -276,32 +276,32 @@ def streaming(
     headers = {} if spelled is None else {"Content-Type": "application/json"}
     options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
     try:
-        with server.http.stream(
+        with client.http.stream(
             method, path, params=asked, content=spelled, headers=headers, **options
         ) as answer:
             if not answer.is_success:
                 raise _refused(answer)
             yield answer
     except httpx.TransportError as error:
-        raise Unreachable(f"{server.address} broke off ({type(error).__name__})") from error
+        raise Unreachable(f"{client.address} broke off ({type(error).__name__})") from error
 
 # %% ../../nbs/client/10_transport.ipynb #6c60fa9f
 def save(
-    server: Server,  # Where from
-    path: str,  # From the server's root
+    client: Client,  # Server to call
+    path: str,  # Path from the server's root
     to: Path,  # File to create or to replace, by rename
 ) -> Path:  # The same
     """Save an answer to a file.
 
     Args:
-        server: Where from
-        path: From the server's root
+        client: Server to call
+        path: Path from the server's root
         to: File to create or to replace, by rename
 
     Returns:
         The same
     """
-    with replacing(to) as file, streaming(server, "GET", path) as answer:
+    with replacing(to) as file, streaming(client, "GET", path) as answer:
         for chunk in answer.iter_bytes():
             cast(Any, file).buffer.write(chunk)
     return to

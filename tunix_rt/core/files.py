@@ -100,7 +100,7 @@ class JSONRefused(TunixError):
     "A text is not JSON that every program would read the same way."
 
 
-ADVICE = " Mend the line, or leave it out."  # How a refusal ends; a list of them says it once
+ADVICE = " Mend the line, or leave it out."  # End of a refusal; a list of refusals has it once
 
 # %% ../../nbs/core/30_files.ipynb #14f09d15
 INT_LIMIT = 2**63  # Integers from here on do not fit a database column
@@ -157,14 +157,14 @@ def _text_fault(text: str) -> str | None:
 
 def json_fault(
     value: Any,  # Anything at all
-) -> str | None:  # What is wrong with it, or None
+) -> str | None:  # Problem found, or None
     """Find out why a value cannot be written as JSON and read back the same everywhere.
 
     Args:
         value: Anything at all
 
     Returns:
-        What is wrong with it, or None
+        Problem found, or None
     """
     level, depth = [value], 0
     while level:
@@ -277,14 +277,14 @@ def write_json(
 
 def read_json(
     path: Path,  # File to read
-) -> Any:  # What it holds
+) -> Any:  # Content of the file
     """Read one JSON file strictly.
 
     Args:
         path: File to read
 
     Returns:
-        What it holds
+        Content of the file
     """
     try:
         return parse_json(path.read_bytes(), where=str(path))

@@ -19,12 +19,12 @@ __all__ = ['find_root', 'Places', 'Settings', 'settings', 'resolve', 'inside']
 
 # %% ../../nbs/core/20_settings.ipynb #844acac0
 def find_root(
-    start: Path | None = None,  # Where to begin looking upwards; the working folder by default
+    start: Path | None = None,  # Folder to search upwards from; the working folder by default
 ) -> Path:  # Absolute path of the folder that relative paths are relative to
     """Find the root: `TUNIX_RT_ROOT`, else the checkout around `start`, else `start` itself.
 
     Args:
-        start: Where to begin looking upwards; the working folder by default
+        start: Folder to search upwards from; the working folder by default
 
     Returns:
         Absolute path of the folder that relative paths are relative to
@@ -42,7 +42,7 @@ def find_root(
 def _either(
     name: str,  # Without the prefix, such as "database_url"
     older: str,  # A whole variable name, such as "DATABASE_URL"
-) -> AliasChoices:  # For `validation_alias`
+) -> AliasChoices:  # Value for `validation_alias`
     return AliasChoices(f"TUNIX_RT_{name.upper()}", older, name)
 
 # %% ../../nbs/core/20_settings.ipynb #11f153f5
@@ -133,12 +133,12 @@ def settings() -> Settings:  # The same object for the life of the process
 
 # %% ../../nbs/core/20_settings.ipynb #711dbd37
 def resolve(
-    path: str | os.PathLike[str],  # As written by a person: absolute, ~, or relative to the root
+    path: str | os.PathLike[str],  # Path as a person writes it: absolute, ~, or below the root
 ) -> Path:  # Absolute, with `..` and links worked out; need not exist
     """Turn a path that a person wrote into an absolute one.
 
     Args:
-        path: As written by a person: absolute, ~, or relative to the root
+        path: Path as a person writes it: absolute, ~, or below the root
 
     Returns:
         Absolute, with `..` and links worked out; need not exist

@@ -37,13 +37,13 @@ class Working:
 # %% ../../nbs/data/10_arithmetic.ipynb #64a72e85
 def digits_from_right(
     number: int,  # Not negative
-    columns: int,  # How many digits to give; zeros fill up
+    columns: int,  # Number of digits, padded with zeros
 ) -> list[int]:  # Ones first
     """Take `number` apart, ones first.
 
     Args:
         number: Not negative
-        columns: How many digits to give; zeros fill up
+        columns: Number of digits, padded with zeros
 
     Returns:
         Ones first
@@ -99,13 +99,13 @@ def add_in_columns(
 
 # %% ../../nbs/data/10_arithmetic.ipynb #f6581b7e
 def subtract_in_columns(
-    left: int,  # At least `right`
+    left: int,  # Number, at least `right`
     right: int,  # Not negative
 ) -> Working:  # One line a column
     """Subtract column by column, writing every borrow.
 
     Args:
-        left: At least `right`
+        left: Number, at least `right`
         right: Not negative
 
     Returns:
@@ -132,13 +132,13 @@ def subtract_in_columns(
 # %% ../../nbs/data/10_arithmetic.ipynb #62247f49
 def multiply_in_columns(
     left: int,  # Not negative
-    digit: int,  # From 0 to 9
+    digit: int,  # One digit, 0 to 9
 ) -> Working:  # One line a column
     """Multiply by one digit, column by column, writing every carry.
 
     Args:
         left: Not negative
-        digit: From 0 to 9
+        digit: One digit, 0 to 9
 
     Returns:
         One line a column
@@ -208,13 +208,13 @@ def equations(
 
 def false_equations(
     text: str,  # Any text
-) -> list[str]:  # As written; empty when all is well
+) -> list[str]:  # Equations as written; empty when all hold
     """Find the equations in a text that do not hold.
 
     Args:
         text: Any text
 
     Returns:
-        As written; empty when all is well
+        Equations as written; empty when all hold
     """
     return [f"{left} = {right}" for left, right in equations(text) if evaluate(left) != right]

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from ..core.files import canonical_json, sha256_text
-from .selection import Spool, statistics
+from .selection import TraceIndex, statistics
 from ..traces.schema import Trace
 
 # %% auto #0
@@ -19,20 +19,20 @@ __all__ = ['SIZES', 'dataset_manifest', 'front_matter', 'dataset_card']
 
 # %% ../../nbs/data/40_dataset_card.ipynb #8326d8b2
 def dataset_manifest(
-    spool: Spool,  # What there was
-    chosen: list[int],  # What was taken
+    spool: TraceIndex,  # Candidate traces
+    chosen: list[int],  # Chosen line numbers
     *,
     fingerprint: str,  # Sha256 of traces.jsonl
     request: Mapping[str, Any],  # The arguments of the build, by the manifest's names
     splits: Mapping[str, int],  # Name to count
     created_at: str,  # ISO 8601
     provenance: Mapping[str, Any],  # The caller's words, which win
-) -> dict[str, Any]:  # As manifest.json has it
+) -> dict[str, Any]:  # Content of manifest.json
     """Gather what a manifest says.
 
     Args:
-        spool: What there was
-        chosen: What was taken
+        spool: Candidate traces
+        chosen: Chosen line numbers
         fingerprint: Sha256 of traces.jsonl
         request: The arguments of the build, by the manifest's names
         splits: Name to count
@@ -40,7 +40,7 @@ def dataset_manifest(
         provenance: The caller's words, which win
 
     Returns:
-        As manifest.json has it
+        Content of manifest.json
     """
     automatic = {
         "schema_version": "1.0",
@@ -73,15 +73,15 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 
 def front_matter(
-    manifest: Mapping[str, Any],  # Of the dataset
-) -> str:  # Between two lines of dashes
+    manifest: Mapping[str, Any],  # The dataset's manifest
+) -> str:  # YAML between two lines of dashes
     """Write what the Hugging Face hub reads.
 
     Args:
-        manifest: Of the dataset
+        manifest: The dataset's manifest
 
     Returns:
-        Between two lines of dashes
+        YAML between two lines of dashes
     """
     count = manifest["trace_count"]
     size = next((name for limit, name in SIZES if count < limit), "n>1M")
@@ -101,14 +101,14 @@ def front_matter(
 
 # %% ../../nbs/data/40_dataset_card.ipynb #2f53c489
 def dataset_card(
-    manifest: Mapping[str, Any],  # Of the dataset
+    manifest: Mapping[str, Any],  # The dataset's manifest
     counts: Mapping[str, int],  # Category to traces
     example: Trace,  # Shown whole
 ) -> str:  # Markdown
     """Write the README of a dataset.
 
     Args:
-        manifest: Of the dataset
+        manifest: The dataset's manifest
         counts: Category to traces
         example: Shown whole
 

@@ -22,12 +22,12 @@ from ..core.errors import DatasetError, PathError
 from ..core.files import canonical_json, new_folder, read_json, sha256_file
 from ..core.settings import inside, resolve, settings
 from .dataset_card import dataset_card, dataset_manifest
-from .generators import RECIPES, generate
+from .generators import PRESETS, generate
 from tunix_rt.data.selection import (
     categories,
     choose,
     chosen_lines,
-    fill_spool,
+    index_traces,
     prompt_digest,
     refuse_shared_prompts,
     split_sizes,
@@ -36,7 +36,7 @@ from ..traces.schema import Trace, read_traces, trace_lines
 
 # %% auto #0
 __all__ = ['T', 'REQUIRED', 'dataset_key', 'Dataset', 'dataset_folder', 'load_dataset', 'make_files', 'disk_full_explained',
-           'same_or_refuse', 'put_in_place', 'build_dataset', 'Clash', 'overlap', 'refuse_overlap', 'freeze_recipe']
+           'same_or_refuse', 'put_in_place', 'build_dataset', 'Overlap', 'overlap', 'check_no_overlap', 'freeze_recipe']
 
 # %% ../../nbs/data/45_datasets.ipynb #1421b26d
 def dataset_key(
@@ -159,7 +159,7 @@ def load_dataset(
     if not (folder / "manifest.json").is_file():
         there = sorted(path.parent.name for path in folder.parent.glob("[!.]*/manifest.json"))
         stem, _, version = folder.name.rpartition("-")
-        made_by = [recipe for recipe in RECIPES if stem in (recipe, f"{recipe}-held-out")]
+        made_by = [recipe for recipe in PRESETS if stem in (recipe, f"{recipe}-held-out")]
         raise DatasetError(
             f"there is no dataset {folder.name!r} in {folder.parent}; "
             f"there are {', '.join(there) if there else 'none yet'}"
@@ -183,10 +183,10 @@ def load_dataset(
 # %% ../../nbs/data/45_datasets.ipynb #0138da82
 def make_files(
     bench: Path,  # An empty folder
-    traces: Iterable[Trace],  # From old to new; any number, one in memory at a time
+    traces: Iterable[Trace],  # Traces, oldest first; any number, one in memory at a time
     *,
-    request: Mapping[str, Any],  # What was asked for, by the manifest's names
-    limit: int | None,  # At most this many traces; None takes all
+    request: Mapping[str, Any],  # Build arguments, by the manifest's names
+    limit: int | None,  # Maximum number of traces; None takes all
     splits: Mapping[str, float] | None,  # Name to count or fraction; all train by default
     created_at: datetime,  # Goes into the manifest
     provenance: Mapping[str, Any],  # Added to the automatic one, and wins over it
@@ -195,9 +195,9 @@ def make_files(
 
     Args:
         bench: An empty folder
-        traces: From old to new; any number, one in memory at a time
-        request: What was asked for, by the manifest's names
-        limit: At most this many traces; None takes all
+        traces: Traces, oldest first; any number, one in memory at a time
+        request: Build arguments, by the manifest's names
+        limit: Maximum number of traces; None takes all
         splits: Name to count or fraction; all train by default
         created_at: Goes into the manifest
         provenance: Added to the automatic one, and wins over it
@@ -206,7 +206,7 @@ def make_files(
         The manifest; the three files are on the bench
     """
     filters = request["filters"]
-    spool = fill_spool(bench / "spool", traces, filters=filters)
+    spool = index_traces(bench / "spool", traces, filters=filters)
     if not len(spool):
         raise DatasetError(
             f"no trace matches the filters {canonical_json(filters)}, so "
@@ -239,14 +239,14 @@ def make_files(
 # %% ../../nbs/data/45_datasets.ipynb #08884be8
 @contextmanager
 def disk_full_explained(
-    name: str,  # What was being written
-    home: Path,  # Where
+    name: str,  # Name of what is written
+    home: Path,  # Its folder
 ) -> Iterator[None]:
     """Turn a full disk into a refusal that says nothing was left behind.
 
     Args:
-        name: What was being written
-        home: Where
+        name: Name of what is written
+        home: Its folder
     """
     try:
         yield
@@ -261,13 +261,13 @@ def disk_full_explained(
 # %% ../../nbs/data/45_datasets.ipynb #a0808137
 def same_or_refuse(
     folder: Path,  # A dataset that exists
-    manifest: Mapping[str, Any],  # Of what was just built under the same key
+    manifest: Mapping[str, Any],  # Manifest just built under the same key
 ) -> Dataset:  # The one that exists
     """Take an existing dataset for a new build if, and only if, it holds the same.
 
     Args:
         folder: A dataset that exists
-        manifest: Of what was just built under the same key
+        manifest: Manifest just built under the same key
 
     Returns:
         The one that exists
@@ -286,15 +286,15 @@ def same_or_refuse(
 # %% ../../nbs/data/45_datasets.ipynb #6448aefc
 def put_in_place(
     bench: Path,  # Folder with the finished files
-    target: Path,  # Where the dataset is to be
-    manifest: dict[str, Any],  # Of the finished files
+    target: Path,  # Final folder of the dataset
+    manifest: dict[str, Any],  # Manifest of these files
 ) -> Dataset:  # The new one, or the one that already held the same
     """Let a finished dataset appear, unless it is there already.
 
     Args:
         bench: Folder with the finished files
-        target: Where the dataset is to be
-        manifest: Of the finished files
+        target: Final folder of the dataset
+        manifest: Manifest of these files
 
     Returns:
         The new one, or the one that already held the same
@@ -312,7 +312,7 @@ def put_in_place(
 
 # %% ../../nbs/data/45_datasets.ipynb #2ef44d34
 def build_dataset(
-    traces: Iterable[Trace],  # From old to new; any number, one in memory at a time
+    traces: Iterable[Trace],  # Traces, oldest first; any number, one in memory at a time
     *,
     name: str,  # Such as "golden"
     version: str,  # Such as "v2"
@@ -320,10 +320,10 @@ def build_dataset(
     filters: Mapping[str, Any] | None = None,  # Field of `meta` to a value or a list of values
     selection_strategy: str = "latest",  # Or "random", which needs a seed
     seed: int | None = None,  # Fixes a random selection; noted in any case
-    limit: int | None = None,  # At most this many traces; None takes all
+    limit: int | None = None,  # Maximum number of traces; None takes all
     splits: Mapping[str, float] | None = None,  # Name to count or fraction; all train by default
     session_id: str | None = None,  # Whatever the caller uses to find the occasion again
-    parent_dataset_id: str | None = None,  # What this one was derived from
+    parent_dataset_id: str | None = None,  # Id of the dataset it was derived from
     training_run_id: str | None = None,  # The run it was made for
     provenance: Mapping[str, Any] | None = None,  # Added to the automatic one, and wins over it
     created_at: datetime | None = None,  # Now by default
@@ -331,17 +331,17 @@ def build_dataset(
     """Freeze a choice of traces into a dataset.
 
     Args:
-        traces: From old to new; any number, one in memory at a time
+        traces: Traces, oldest first; any number, one in memory at a time
         name: Such as "golden"
         version: Such as "v2"
         home: Folder of datasets; that of the settings by default
         filters: Field of `meta` to a value or a list of values
         selection_strategy: Or "random", which needs a seed
         seed: Fixes a random selection; noted in any case
-        limit: At most this many traces; None takes all
+        limit: Maximum number of traces; None takes all
         splits: Name to count or fraction; all train by default
         session_id: Whatever the caller uses to find the occasion again
-        parent_dataset_id: What this one was derived from
+        parent_dataset_id: Id of the dataset it was derived from
         training_run_id: The run it was made for
         provenance: Added to the automatic one, and wins over it
         created_at: Now by default
@@ -380,7 +380,7 @@ def build_dataset(
 
 # %% ../../nbs/data/45_datasets.ipynb #33b050d8
 @dataclass(frozen=True)
-class Clash:
+class Overlap:
     """A trace to train on that the evaluation set asks about.
 
     Attributes:
@@ -395,7 +395,7 @@ class Clash:
 def overlap(
     training: Iterable[Trace],  # A dataset or any traces; streamed
     evaluation: Iterable[Trace],  # A dataset or any traces; digests are kept
-) -> list[Clash]:  # In the order of the training set
+) -> list[Overlap]:  # Clashes in the order of the training set
     """Find what two sets of traces have in common.
 
     Args:
@@ -403,7 +403,7 @@ def overlap(
         evaluation: A dataset or any traces; digests are kept
 
     Returns:
-        In the order of the training set
+        Clashes in the order of the training set
     """
     ids: set[bytes] = set()
     prompts: set[bytes] = set()
@@ -414,11 +414,11 @@ def overlap(
     for trace in training:
         if prompt_digest(trace.prompt) in prompts:
             reason = "fingerprint" if trace.id.bytes in ids else "prompt"
-            clashes.append(Clash(trace.id, trace.prompt, reason))
+            clashes.append(Overlap(trace.id, trace.prompt, reason))
     return clashes
 
 
-def refuse_overlap(
+def check_no_overlap(
     training: Iterable[Trace],  # A dataset or any traces
     evaluation: Iterable[Trace],  # A dataset or any traces
 ) -> None:
@@ -462,7 +462,7 @@ def freeze_recipe(
         The training set, and the one held out (`<recipe>-held-out`) if any
     """
     parts = generate(recipe, train=train, held_out=held_out, seed=seed)
-    names = ((recipe, RECIPES[recipe].split), (f"{recipe}-held-out", "test"))
+    names = ((recipe, PRESETS[recipe].split), (f"{recipe}-held-out", "test"))
     provenance = {"source": "tunix_rt generators", "recipe": recipe}
     return [
         build_dataset(

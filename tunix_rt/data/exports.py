@@ -47,14 +47,14 @@ def trace_record(
 
 def tunix_sft_record(
     trace: Trace,  # Any trace without control tokens
-) -> Record:  # As `trace_record`, with both turns as the prompt
+) -> Record:  # A `trace_record`, with both turns as the prompt
     """Lay a trace out for supervised training on whole Gemma turns.
 
     Args:
         trace: Any trace without control tokens
 
     Returns:
-        As `trace_record`, with both turns as the prompt
+        A `trace_record`, with both turns as the prompt
     """
     record = trace_record(trace)
     metadata = {**record["metadata"], "format": "tunix_sft"}
@@ -130,13 +130,13 @@ _ESCAPED = _line_of(rb'"%b(?:%b%b)*+"' % (_RUN, _ESCAPE, _RUN))
 
 
 def trace_line(
-    line: bytes,  # Of a dataset, without its newline
+    line: bytes,  # Line of a dataset, without its newline
     where: str = "this trace",  # Named in a refusal, such as "traces.jsonl:7"
 ) -> bytes:  # The `trace_record` as canonical JSON
     """Write a trace as plain fields from the text of its line.
 
     Args:
-        line: Of a dataset, without its newline
+        line: Line of a dataset, without its newline
         where: Named in a refusal, such as "traces.jsonl:7"
 
     Returns:
@@ -184,7 +184,7 @@ def export_file(
     path: Path,  # JSONL file to create or to replace
     *,
     format: str = "messages",  # Name in FORMATS
-) -> int:  # How many lines were written
+) -> int:  # Number of lines written
     """Write traces to a file of another format.
 
     Args:
@@ -193,7 +193,7 @@ def export_file(
         format: Name in FORMATS
 
     Returns:
-        How many lines were written
+        Number of lines written
     """
     count = 0
     with disk_full_explained(path.name, path.parent), replacing(path) as file:

@@ -19,20 +19,20 @@ from ..core.settings import settings
 from .datasets import disk_full_explained
 from tunix_rt.data.importers import (
     LINE,
-    Intake,
+    IngestReport,
     file_to_take,
-    labelled,
     refuse_target,
+    with_source,
 )
 from .selection import prompt_digest
 from ..traces.render import check_renderable, split_steps
-from ..traces.schema import Trace, normalised_prompt, parse_trace, trace_json
+from ..traces.schema import Trace, normalized_prompt, parse_trace, trace_json
 
 # %% auto #0
-__all__ = ['MARKS', 'CALCULATOR', 'SUBJECT', 'ROLES', 'QUESTION', 'WORKING', 'ANSWERED', 'SHAPES', 'Read', 'WINDOW', 'boxed',
+__all__ = ['MARKS', 'CALCULATOR', 'SUBJECT', 'ROLES', 'QUESTION', 'WORKING', 'ANSWERED', 'FORMATS_IN', 'Read', 'WINDOW', 'boxed',
            'steps_of', 'think_and_answer', 'made', 'field_of', 'from_gsm8k', 'turns_of', 'exchange', 'from_messages',
-           'from_prompt_completion', 'from_reasoning', 'from_table', 'json_records', 'table_records', 'recognise',
-           'windows', 'Examined', 'Harvest', 'read_shape', 'harvest']
+           'from_prompt_completion', 'from_reasoning', 'from_table', 'json_records', 'table_records', 'detect_format',
+           'windows', 'EvaluationPrompts', 'ImportReport', 'read_format', 'import_file']
 
 # %% ../../nbs/data/55_formats.ipynb #15e41520
 MARKS = (
@@ -50,14 +50,14 @@ CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes to a machine that chec
 # %% ../../nbs/data/55_formats.ipynb #610ba76d
 def boxed(
     text: str,  # May hold \boxed{...}
-) -> str | None:  # What the last box holds; None when there is none that is closed
+) -> str | None:  # Content of the last box; None when it is missing or not closed
     """Find what stands in the last box.
 
     Args:
         text: May hold \\boxed{...}
 
     Returns:
-        What the last box holds; None when there is none that is closed
+        Content of the last box; None when it is missing or not closed
     """
     start = text.rfind("\\boxed{")
     depth = 0
@@ -69,12 +69,12 @@ def boxed(
 
 # %% ../../nbs/data/55_formats.ipynb #eb1e9237
 def steps_of(
-    work: str,  # What somebody thought, as one text
+    work: str,  # Reasoning, as one text
 ) -> list[str]:  # One idea each
     """Cut a text of working into steps.
 
     Args:
-        work: What somebody thought, as one text
+        work: Reasoning, as one text
 
     Returns:
         One idea each
@@ -107,22 +107,22 @@ def think_and_answer(
     )
 
 # %% ../../nbs/data/55_formats.ipynb #4ae16468
-SUBJECT = ("category", "domain", "subject", "topic")  # Where a record says what it is about
+SUBJECT = ("category", "domain", "subject", "topic")  # Fields that name a record's subject
 
 
 def made(
-    prompt: Any,  # What is asked
+    prompt: Any,  # Text of the question
     steps: Iterable[str],  # The working
-    answer: Any,  # What comes out
-    record: Mapping[str, Any],  # Where it was read, for its subject
+    answer: Any,  # Final answer
+    record: Mapping[str, Any],  # Record it was read from, for its subject
 ) -> Trace:  # Checked, and fit to learn from
     """Make a trace of its parts.
 
     Args:
-        prompt: What is asked
+        prompt: Text of the question
         steps: The working
-        answer: What comes out
-        record: Where it was read, for its subject
+        answer: Final answer
+        record: Record it was read from, for its subject
 
     Returns:
         Checked, and fit to learn from
@@ -178,7 +178,7 @@ def from_gsm8k(
     return made(field_of(record, "question"), steps_of(work), plain, record)
 
 # %% ../../nbs/data/55_formats.ipynb #7cc5257d
-ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}  # As others call them
+ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}  # Role by its other name
 
 
 def turns_of(
@@ -298,7 +298,7 @@ def from_table(
     return made(asked, *think_and_answer(answer), record)
 
 # %% ../../nbs/data/55_formats.ipynb #bb8217a2
-SHAPES: dict[str, Callable[[Mapping[str, Any]], Trace]] = {
+FORMATS_IN: dict[str, Callable[[Mapping[str, Any]], Trace]] = {
     "gsm8k": from_gsm8k,
     "messages": from_messages,
     "prompt_completion": from_prompt_completion,
@@ -312,14 +312,14 @@ Read = tuple[int, Mapping[str, Any] | None, str]  # Line, record, or else why th
 
 def json_records(
     path: Path,  # JSONL, one record a line
-) -> Iterator[Read]:  # In file order
+) -> Iterator[Read]:  # Records in file order
     """Read the records of a file of JSON lines.
 
     Args:
         path: JSONL, one record a line
 
     Returns:
-        In file order
+        Records in file order
     """
     limit = settings().trace_max_bytes
     for number, line in read_lines(path, limit):
@@ -343,14 +343,14 @@ def _bare(error: Exception) -> str:
 # %% ../../nbs/data/55_formats.ipynb #ff730895
 def table_records(
     path: Path,  # CSV with names of columns in its first line
-) -> Iterator[Read]:  # In file order
+) -> Iterator[Read]:  # Records in file order
     """Read the rows of a table.
 
     Args:
         path: CSV with names of columns in its first line
 
     Returns:
-        In file order
+        Records in file order
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, strict=True)
@@ -371,7 +371,7 @@ def table_records(
             number = rows.line_num + 1
 
 # %% ../../nbs/data/55_formats.ipynb #d9426825
-def recognise(
+def detect_format(
     path: Path,  # A local file that is no file of traces
 ) -> str | None:  # Name in SHAPES of the first that its first record can be read as
     """Say which shape a file seems to have.
@@ -387,7 +387,7 @@ def recognise(
     _, record, _ = next(json_records(path), (0, None, ""))
     if record is None or "steps" in record:  # what has steps is a trace, be it a good one or not
         return None
-    for shape, read in SHAPES.items():
+    for shape, read in FORMATS_IN.items():
         with suppress(TraceError):
             if shape != "csv" and read(record):
                 return shape
@@ -398,30 +398,30 @@ WINDOW = 13  # Words in a row that no two questions share by accident
 
 
 def windows(
-    prompt: str,  # As written
+    prompt: str,  # Prompt as written
 ) -> set[int]:  # One number for each stretch of words; empty for a short prompt
     """Cut a prompt into all its stretches of thirteen words.
 
     Args:
-        prompt: As written
+        prompt: Prompt as written
 
     Returns:
         One number for each stretch of words; empty for a short prompt
     """
-    words = re.findall(r"\w+", normalised_prompt(prompt))
+    words = re.findall(r"\w+", normalized_prompt(prompt))
     return {hash(tuple(words[i : i + WINDOW])) for i in range(len(words) - WINDOW + 1)}
 
 # %% ../../nbs/data/55_formats.ipynb #1a674a8a
-class Examined:
+class EvaluationPrompts:
     "What the evaluation sets ask, so that nobody is taught it."
 
     def __init__(
         self,
-        traces: Iterable[Trace],  # Of all evaluation sets
+        traces: Iterable[Trace],  # Traces of all evaluation sets
     ):
         """
         Args:
-            traces: Of all evaluation sets
+            traces: Traces of all evaluation sets
         """
         self.whole: set[bytes] = set()
         self.parts: set[int] = set()
@@ -435,7 +435,7 @@ class Examined:
 
 # %% ../../nbs/data/55_formats.ipynb #0633dea5
 @dataclass
-class Harvest(Intake):
+class ImportReport(IngestReport):
     """What became of a file from elsewhere.
 
     Attributes:
@@ -445,11 +445,11 @@ class Harvest(Intake):
     examined: int = 0  # Questions of the examination, which are left out
 
 # %% ../../nbs/data/55_formats.ipynb #8f2cf95d
-def read_shape(
+def read_format(
     path: Path,  # The file
     shape: str,  # Name in SHAPES
     *,
-    harvest: Harvest,  # Counts as reading goes on
+    harvest: ImportReport,  # Counts as reading goes on
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
 ) -> Iterator[Trace]:  # The good ones, once each; keep them only if the end is reached
@@ -465,15 +465,15 @@ def read_shape(
     Returns:
         The good ones, once each; keep them only if the end is reached
     """
-    if shape not in SHAPES:
-        raise DatasetError(f"there is no shape {shape!r}; there are trace, {', '.join(SHAPES)}")
-    secret, seen, lines = Examined(evaluation), set(), 0
+    if shape not in FORMATS_IN:
+        raise DatasetError(f"there is no shape {shape!r}; there are trace, {', '.join(FORMATS_IN)}")
+    secret, seen, lines = EvaluationPrompts(evaluation), set(), 0
     for number, record, reason in (table_records if shape == "csv" else json_records)(path):
         lines += 1
         try:
             if record is None:
                 raise TraceError(reason)
-            trace = SHAPES[shape](record)
+            trace = FORMATS_IN[shape](record)
         except TraceError as error:
             harvest.note(number, re.sub(r"^trace [0-9a-f-]{36}: ", "", _bare(error)))
             continue
@@ -484,14 +484,14 @@ def read_shape(
         else:
             seen.add(identity)
             harvest.accepted += 1
-            yield trace.model_copy(update={"meta": labelled(trace.meta, harvest)})
+            yield trace.model_copy(update={"meta": with_source(trace.meta, harvest)})
     if not lines:
         raise DatasetError(f"{harvest.file} is empty; it should hold at least one record")
     if harvest.bad and not (skip_invalid and harvest.accepted):
         raise harvest.refusal()
 
 # %% ../../nbs/data/55_formats.ipynb #233fb796
-def harvest(
+def import_file(
     path: str | Path,  # A local file
     shape: str,  # Name in SHAPES
     *,
@@ -500,7 +500,7 @@ def harvest(
     folder: Path | None = None,  # Read only below this folder; None reads anywhere
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
-) -> Harvest:  # What became of the lines
+) -> ImportReport:  # Counts of lines by outcome
     """Turn a file of another shape into a file of traces.
 
     Args:
@@ -513,12 +513,12 @@ def harvest(
         evaluation: Traces whose prompts must not be taken in
 
     Returns:
-        What became of the lines
+        Counts of lines by outcome
     """
     file, name = file_to_take(path, source, folder)
     refuse_target(into, file)
-    taken = Harvest(file=name, source=source)
-    traces = read_shape(
+    taken = ImportReport(file=name, source=source)
+    traces = read_format(
         file, shape, harvest=taken, skip_invalid=skip_invalid, evaluation=evaluation
     )
     with disk_full_explained(into.name, into.parent), replacing(into) as output:

@@ -21,10 +21,10 @@ from tunix_rt.data.problems import (
     word_problem,
 )
 from .puzzles import ordering, parity, repetition, reversal
-from ..traces.schema import Step, Trace, normalised_prompt
+from ..traces.schema import Step, Trace, normalized_prompt
 
 # %% auto #0
-__all__ = ['FAMILIES', 'RECIPES', 'LIMITS', 'Family', 'Recipe', 'shares', 'Asked', 'fresh_problems', 'as_trace',
+__all__ = ['FAMILIES', 'PRESETS', 'LIMITS', 'Family', 'GeneratorSpec', 'shares', 'SeenProblems', 'fresh_problems', 'as_trace',
            'checked_options', 'draw_recipe', 'generate']
 
 # %% ../../nbs/data/25_generators.ipynb #8db616a7
@@ -53,34 +53,34 @@ FAMILIES: dict[str, Family] = {
 
 # %% ../../nbs/data/25_generators.ipynb #f8401a9e
 @dataclass(frozen=True)
-class Recipe:
+class GeneratorSpec:
     """Which families, in what proportion, how hard, and how many.
 
     Attributes:
         mix: Family to its share; shares need not add up to one
         train: Problems to train on
         held_out: Problems to be examined on
-        options: Of each family
+        options: Options of each family
         clear_of: Recipes whose questions are not asked again
-        split: What the first part is called once it is a dataset
+        split: Name of the first part once it is a dataset
     """
 
     mix: Mapping[str, float]  # Family to its share; shares need not add up to one
     train: int  # Problems to train on
     held_out: int = 0  # Problems to be examined on
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # Of each family
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # Options of each family
     clear_of: tuple[str, ...] = ()  # Recipes whose questions are not asked again
-    split: str = "train"  # What the first part is called once it is a dataset
+    split: str = "train"  # Name of the first part once it is a dataset
 
 
-RECIPES: dict[str, Recipe] = {
-    "golden": Recipe(
+PRESETS: dict[str, GeneratorSpec] = {
+    "golden": GeneratorSpec(
         mix={"addition": 50, "repetition": 50},
         train=100,
         options={"repetition": {"words": (1, 1)}},
         split="test",
     ),
-    "dev-reasoning": Recipe(
+    "dev-reasoning": GeneratorSpec(
         mix={
             "word_problem": 140,
             "addition": 10,
@@ -97,7 +97,7 @@ RECIPES: dict[str, Recipe] = {
         },
         clear_of=("golden",),
     ),
-    "arithmetic-steps": Recipe(
+    "arithmetic-steps": GeneratorSpec(
         mix={
             "addition": 24,
             "subtraction": 22,
@@ -118,13 +118,13 @@ RECIPES: dict[str, Recipe] = {
 # %% ../../nbs/data/25_generators.ipynb #f09d761f
 def shares(
     mix: Mapping[str, float],  # Family to its share
-    count: int,  # How many problems in all
+    count: int,  # Number of problems in total
 ) -> dict[str, int]:  # Family to its number of problems; they add up to `count`
     """Share out `count` problems by the mix.
 
     Args:
         mix: Family to its share
-        count: How many problems in all
+        count: Number of problems in total
 
     Returns:
         Family to its number of problems; they add up to `count`
@@ -144,7 +144,7 @@ def shares(
 
 # %% ../../nbs/data/25_generators.ipynb #a0979960
 @dataclass
-class Asked:
+class SeenProblems:
     "What has been asked so far, in whatever words."
 
     keys: set[tuple[str | int, ...]] = field(default_factory=set)
@@ -152,7 +152,7 @@ class Asked:
 
     def add(self, problem: Problem) -> bool:
         "Note a problem; False when it has been asked before."
-        prompt = normalised_prompt(problem.prompt)
+        prompt = normalized_prompt(problem.prompt)
         if problem.key in self.keys or prompt in self.prompts:
             return False
         self.keys.add(problem.key)
@@ -162,20 +162,20 @@ class Asked:
 
 def fresh_problems(
     name: str,  # Family
-    count: int,  # How many
+    count: int,  # Number to draw
     *,
     draw: Random,  # Source of randomness
-    asked: Asked,  # What must not be asked again; grows
-    options: Mapping[str, Any],  # For the family
+    asked: SeenProblems,  # Questions not to repeat; grows
+    options: Mapping[str, Any],  # Options of the family
 ) -> list[Problem]:  # All different, all checked
     """Draw problems that have not been asked before.
 
     Args:
         name: Family
-        count: How many
+        count: Number to draw
         draw: Source of randomness
-        asked: What must not be asked again; grows
-        options: For the family
+        asked: Questions not to repeat; grows
+        options: Options of the family
 
     Returns:
         All different, all checked
@@ -198,20 +198,20 @@ def fresh_problems(
 def as_trace(
     problem: Problem,  # Checked
     *,
-    family: str,  # Where it comes from
+    family: str,  # Family it comes from
     recipe: str,  # Name of the recipe
     seed: int,  # Seed of the recipe
-) -> Trace:  # With everything needed to make it again in `meta`
+) -> Trace:  # Trace, with all that reproduces it in `meta`
     """Turn a problem into a trace.
 
     Args:
         problem: Checked
-        family: Where it comes from
+        family: Family it comes from
         recipe: Name of the recipe
         seed: Seed of the recipe
 
     Returns:
-        With everything needed to make it again in `meta`
+        Trace, with all that reproduces it in `meta`
     """
     steps = tuple(
         Step(i=number, type=kind, content=content)
@@ -234,13 +234,13 @@ LIMITS = {"digits": (1, 6), "letters": (1, 26), "words": (1, 20), "people": (2, 
 
 def checked_options(
     family: str,  # Its name
-    options: Mapping[str, Any],  # For its keywords
+    options: Mapping[str, Any],  # Values of its keywords
 ) -> Mapping[str, Any]:  # The same
     """Refuse an option that a family does not have, or a value that it cannot take.
 
     Args:
         family: Its name
-        options: For its keywords
+        options: Values of its keywords
 
     Returns:
         The same
@@ -265,18 +265,18 @@ def checked_options(
 # %% ../../nbs/data/25_generators.ipynb #2013da6c
 def draw_recipe(
     name: str,  # Goes into the seeds of the streams
-    recipe: Recipe,  # What to draw
+    recipe: GeneratorSpec,  # Recipe to draw from
     *,
     seed: int,  # Any whole number
-    asked: Asked,  # What must not be asked again; grows
+    asked: SeenProblems,  # Questions not to repeat; grows
 ) -> tuple[list[Trace], list[Trace]]:  # Train and held out, each shuffled
     """Draw the two parts of a recipe.
 
     Args:
         name: Goes into the seeds of the streams
-        recipe: What to draw
+        recipe: Recipe to draw from
         seed: Any whole number
-        asked: What must not be asked again; grows
+        asked: Questions not to repeat; grows
 
     Returns:
         Train and held out, each shuffled
@@ -311,7 +311,7 @@ def generate(
     held_out: int | None = None,  # Problems to be examined on; the recipe's number by default
     seed: int = 42,  # Fixes every draw
     mix: Mapping[str, float] | None = None,  # Family to share; the recipe's by default
-    options: Mapping[str, Mapping[str, Any]] | None = None,  # By family; in place of the recipe's
+    options: Mapping[str, Mapping[str, Any]] | None = None,  # Family to options, or the recipe's
     avoid: Iterable[Trace] = (),  # Traces whose prompts must not be asked
 ) -> tuple[list[Trace], list[Trace]]:  # Train and held out: distinct, and never the same question
     """Make the traces of a recipe; the same arguments always make the same traces.
@@ -322,15 +322,15 @@ def generate(
         held_out: Problems to be examined on; the recipe's number by default
         seed: Fixes every draw
         mix: Family to share; the recipe's by default
-        options: By family; in place of the recipe's
+        options: Family to options, or the recipe's
         avoid: Traces whose prompts must not be asked
 
     Returns:
         Train and held out: distinct, and never the same question
     """
-    if recipe not in RECIPES:
-        raise DatasetError(f"there is no recipe {recipe!r}; there are {', '.join(RECIPES)}")
-    base = RECIPES[recipe]
+    if recipe not in PRESETS:
+        raise DatasetError(f"there is no recipe {recipe!r}; there are {', '.join(PRESETS)}")
+    base = PRESETS[recipe]
     wanted = replace(
         base,
         train=base.train if train is None else train,
@@ -340,8 +340,8 @@ def generate(
     )
     if min(wanted.train, wanted.held_out) < 0:
         raise DatasetError(f"sizes count problems, so {train=} and {held_out=} cannot be negative")
-    asked = Asked()
+    asked = SeenProblems()
     for other in base.clear_of:
-        draw_recipe(other, RECIPES[other], seed=42, asked=asked)
-    asked.prompts |= {normalised_prompt(trace.prompt) for trace in avoid}
+        draw_recipe(other, PRESETS[other], seed=42, asked=asked)
+    asked.prompts |= {normalized_prompt(trace.prompt) for trace in avoid}
     return draw_recipe(recipe, wanted, seed=seed, asked=asked)

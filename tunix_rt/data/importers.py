@@ -16,17 +16,18 @@ from ..core.settings import inside, resolve, settings
 from .datasets import disk_full_explained
 from .selection import prompt_digest
 from ..traces.schema import Trace
-from ..traces.serialization import TraceRecord, Written, read_record, write_down
+from ..traces.serialization import EncodedTrace, TraceRecord, encode_trace, read_record
 
 # %% auto #0
-__all__ = ['MOST_SHOWN', 'LINE', 'Intake', 'checked_line', 'labelled', 'read_import', 'file_to_take', 'refuse_target', 'ingest']
+__all__ = ['MOST_SHOWN', 'LINE', 'IngestReport', 'checked_line', 'with_source', 'iter_import', 'file_to_take', 'refuse_target',
+           'ingest']
 
 # %% ../../nbs/data/50_importers.ipynb #574c1e3f
 MOST_SHOWN = 50  # Bad lines that are named; the rest are counted
 
 
 @dataclass
-class Intake:
+class IngestReport:
     """What became of a file: counted while it is read, complete once it has been.
 
     Attributes:
@@ -34,7 +35,7 @@ class Intake:
         source: Written to `meta.source` of each trace
         duplicates: Copies of a trace that was already there, which are not kept
         bad: Lines that are not acceptable
-        reasons: Of the first bad lines
+        reasons: Line and reason of the first
     """
 
     file: str  # Name of the file that was read
@@ -42,7 +43,7 @@ class Intake:
     accepted: int = 0
     duplicates: int = 0  # Copies of a trace that was already there, which are not kept
     bad: int = 0  # Lines that are not acceptable
-    reasons: list[tuple[int, str]] = field(default_factory=list)  # Of the first bad lines
+    reasons: list[tuple[int, str]] = field(default_factory=list)  # Line and reason of the first
 
     def note(self, line: int, reason: str) -> None:
         "Count a bad line and keep the reason of the first ones."
@@ -62,17 +63,17 @@ class Intake:
         )
 
 # %% ../../nbs/data/50_importers.ipynb #e98f443b
-LINE = "this line"  # How a line calls itself until its number is put before it
+LINE = "this line"  # Name of a line until its number is put before it
 
 
 def checked_line(
-    line: bytes | None,  # As read; None when it was over the limit
+    line: bytes | None,  # Line as read; None when over the limit
     limit: int,  # Most bytes that a trace may take
 ) -> TraceRecord:  # Acceptable
     """Read one line, or say what is wrong with it.
 
     Args:
-        line: As read; None when it was over the limit
+        line: Line as read; None when over the limit
         limit: Most bytes that a trace may take
 
     Returns:
@@ -83,15 +84,15 @@ def checked_line(
     return read_record(line, where=LINE)
 
 
-def labelled(
-    meta: dict[str, Any] | None,  # As it came
-    intake: Intake,  # Where it came from
+def with_source(
+    meta: dict[str, Any] | None,  # Meta as received
+    intake: IngestReport,  # Intake of its file
 ) -> dict[str, Any]:  # The same with its origin in it
     """Write down where a trace came from.
 
     Args:
-        meta: As it came
-        intake: Where it came from
+        meta: Meta as received
+        intake: Intake of its file
 
     Returns:
         The same with its origin in it
@@ -99,13 +100,13 @@ def labelled(
     return {**(meta or {}), "source": intake.source, "ingest_source_file": intake.file}
 
 # %% ../../nbs/data/50_importers.ipynb #64634c60
-def read_import(
+def iter_import(
     path: Path,  # JSONL, one trace a line
     *,
-    intake: Intake,  # Counts as reading goes on
+    intake: IngestReport,  # Counts as reading goes on
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
-) -> Iterator[Written]:  # The good ones, once each; keep them only if the end is reached
+) -> Iterator[EncodedTrace]:  # The good ones, once each; keep them only if the end is reached
     """Read traces from a file that may hold anything.
 
     Args:
@@ -131,8 +132,8 @@ def read_import(
         if examined and prompt_digest(record["prompt"]) in examined:
             intake.note(number, f"the evaluation set asks this: {record['prompt'][:80]!r}")
             continue
-        record["meta"] = labelled(record["meta"], intake)
-        written = write_down(record)
+        record["meta"] = with_source(record["meta"], intake)
+        written = encode_trace(record)
         identity = bytes.fromhex(written.fingerprint[:30])  # 48 bytes with their head; 16 take 64
         if identity in seen:
             intake.duplicates += 1
@@ -147,15 +148,15 @@ def read_import(
 
 # %% ../../nbs/data/50_importers.ipynb #da23105f
 def file_to_take(
-    path: str | Path,  # As asked
-    source: str,  # What will be written to `meta.source`, 1 to 64 characters
+    path: str | Path,  # Requested path
+    source: str,  # Value for `meta.source`, 1 to 64 characters
     folder: Path | None,  # Read only below this folder; None reads anywhere
 ) -> tuple[Path, str]:  # The file, and what to call it
     """Find a file that is to be taken in, refusing a source that is no name.
 
     Args:
-        path: As asked
-        source: What will be written to `meta.source`, 1 to 64 characters
+        path: Requested path
+        source: Value for `meta.source`, 1 to 64 characters
         folder: Read only below this folder; None reads anywhere
 
     Returns:
@@ -173,14 +174,14 @@ def file_to_take(
 
 # %% ../../nbs/data/50_importers.ipynb #21a25a65
 def refuse_target(
-    into: Path,  # Where the traces are to go
-    file: Path,  # Where they come from
+    into: Path,  # Target file of the traces
+    file: Path,  # File they come from
 ) -> None:
     """Refuse to write over a folder, or over the file that is read.
 
     Args:
-        into: Where the traces are to go
-        file: Where they come from
+        into: Target file of the traces
+        file: File they come from
     """
     if into.is_dir():
         raise PathError(f"{into} is a folder; name the file of traces that is to be written")
@@ -198,8 +199,8 @@ def ingest(
     folder: Path | None = None,  # Read only below this folder; None reads anywhere
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
-) -> Intake:  # What became of the lines
-    """Check a file of traces and write the good ones, labelled, to another.
+) -> IngestReport:  # Counts of lines by outcome
+    """Check a file of traces and write the good ones, labeled, to another.
 
     Args:
         path: JSONL, one trace a line
@@ -210,12 +211,12 @@ def ingest(
         evaluation: Traces whose prompts must not be taken in
 
     Returns:
-        What became of the lines
+        Counts of lines by outcome
     """
     file, name = file_to_take(path, source, folder)
     refuse_target(into, file)
-    intake = Intake(file=name, source=source)
-    traces = read_import(file, intake=intake, skip_invalid=skip_invalid, evaluation=evaluation)
+    intake = IngestReport(file=name, source=source)
+    traces = iter_import(file, intake=intake, skip_invalid=skip_invalid, evaluation=evaluation)
     with disk_full_explained(into.name, into.parent), replacing(into) as output:
         for written in traces:
             output.write(written.line + "\n")

@@ -41,13 +41,13 @@ def lengths(
 
 # %% ../../nbs/data/60_length_stats.ipynb #88b25196
 def by_domain(
-    measured: pd.DataFrame,  # As `lengths` has it
+    measured: pd.DataFrame,  # Table from `lengths`
     room: int,  # Most that one example may take, in the same unit
 ) -> pd.DataFrame:  # One row a domain, and one for all
     """Sum up lengths by domain, with the share that will not fit.
 
     Args:
-        measured: As `lengths` has it
+        measured: Table from `lengths`
         room: Most that one example may take, in the same unit
 
     Returns:
@@ -72,17 +72,17 @@ def by_domain(
 
 # %% ../../nbs/data/60_length_stats.ipynb #26cf11ab
 def length_chart(
-    measured: pd.DataFrame,  # As `lengths` has it
+    measured: pd.DataFrame,  # Table from `lengths`
     room: int,  # Most that one example may take, in the same unit
     *,
-    unit: str = "tokens",  # What was counted
+    unit: str = "tokens",  # Unit of the lengths
 ) -> Any:  # A matplotlib figure
     """Draw how long the examples are, and where the row ends.
 
     Args:
-        measured: As `lengths` has it
+        measured: Table from `lengths`
         room: Most that one example may take, in the same unit
-        unit: What was counted
+        unit: Unit of the lengths
 
     Returns:
         A matplotlib figure

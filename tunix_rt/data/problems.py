@@ -68,7 +68,7 @@ WORDINGS = ("What is {}?", "Calculate {}.", "Work out {}.")
 def number_with(
     digits: tuple[int, int],  # Fewest and most digits
     draw: Random,  # Source of randomness
-) -> int:  # At least 2, so that "2 apples" is always a plural
+) -> int:  # Number, at least 2, so that "2 apples" is always a plural
     """Draw a number whose count of digits lies between two bounds.
 
     Args:
@@ -76,23 +76,23 @@ def number_with(
         draw: Source of randomness
 
     Returns:
-        At least 2, so that "2 apples" is always a plural
+        Number, at least 2, so that "2 apples" is always a plural
     """
     size = draw.randint(*digits)
     return draw.randrange(max(2, 10 ** (size - 1)), 10**size)
 
 # %% ../../nbs/data/15_problems.ipynb #b2b1ca56
 def sum_problem(
-    working: Working,  # How it is worked out
+    working: Working,  # Calculation, line by line
     *,
-    key: tuple[str | int, ...],  # What it asks, whatever the wording
+    key: tuple[str | int, ...],  # Question, independent of the wording
     draw: Random,  # Chooses the wording
 ) -> Problem:  # Its steps are the columns and the conclusion
     """Ask for the result of a working.
 
     Args:
-        working: How it is worked out
-        key: What it asks, whatever the wording
+        working: Calculation, line by line
+        key: Question, independent of the wording
         draw: Chooses the wording
 
     Returns:
@@ -175,16 +175,16 @@ class Story:
     """A situation in which two sums follow from one another.
 
     Attributes:
-        text: With gaps {name}, {thing}, {a}, {b} and {c}
-        labels: What each sum finds
-        signs: Of the two sums; the second starts from the first result
-        addend: What the second sum brings in: c, or a once more
+        text: Text with gaps {name}, {thing}, {a}, {b} and {c}
+        labels: Name of each sum's result
+        signs: Signs of the two sums; the second starts from the first result
+        addend: New number in the second sum: c, or a once more
     """
 
-    text: str  # With gaps {name}, {thing}, {a}, {b} and {c}
-    labels: tuple[str, str]  # What each sum finds
-    signs: tuple[str, str]  # Of the two sums; the second starts from the first result
-    addend: str = "c"  # What the second sum brings in: c, or a once more
+    text: str  # Text with gaps {name}, {thing}, {a}, {b} and {c}
+    labels: tuple[str, str]  # Name of each sum's result
+    signs: tuple[str, str]  # Signs of the two sums; the second starts from the first result
+    addend: str = "c"  # New number in the second sum: c, or a once more
 
 # %% ../../nbs/data/15_problems.ipynb #21911589
 STORIES = (
@@ -250,19 +250,19 @@ def undone(
 
 
 def told(
-    story: Story,  # Which story
+    story: Story,  # Story to spell out
     first: Working,  # Its first sum
     second: Working,  # Its second sum, which begins with the result of the first
     *,
-    verify: bool,  # Whether to end on a check
+    verify: bool,  # True to end on a check
 ) -> tuple[tuple[str, str], ...]:  # Steps: plan, columns and result, twice; then the check
     """Spell out the two sums of a story.
 
     Args:
-        story: Which story
+        story: Story to spell out
         first: Its first sum
         second: Its second sum, which begins with the result of the first
-        verify: Whether to end on a check
+        verify: True to end on a check
 
     Returns:
         Steps: plan, columns and result, twice; then the check
@@ -281,14 +281,14 @@ def word_problem(
     draw: Random,  # Source of randomness
     *,
     digits: tuple[int, int] = (1, 2),  # Fewest and most digits of each number in the story
-    verify: bool = False,  # Whether the last step checks the second sum
+    verify: bool = False,  # True to check the second sum in the last step
 ) -> Problem:  # Difficulty counts the columns of both sums
     """Tell a short story whose question takes two sums.
 
     Args:
         draw: Source of randomness
         digits: Fewest and most digits of each number in the story
-        verify: Whether the last step checks the second sum
+        verify: True to check the second sum in the last step
 
     Returns:
         Difficulty counts the columns of both sums

@@ -27,12 +27,12 @@ WORDS = tuple(
 
 # %% ../../nbs/data/20_puzzles.ipynb #fd38e05e
 def numbered(
-    items: list[str],  # What to number, from 1
+    items: list[str],  # Items to number, from 1
 ) -> list[str]:  # "1 p", "2 l", ...
     """Put its number before each item.
 
     Args:
-        items: What to number, from 1
+        items: Items to number, from 1
 
     Returns:
         "1 p", "2 l", ...

@@ -16,12 +16,12 @@ from uuid import UUID
 
 from ..core.errors import DatasetError
 from ..core.files import sha256_text
-from ..traces.schema import Trace, normalised_prompt
-from ..traces.serialization import record_of, write_down
+from ..traces.schema import Trace, normalized_prompt
+from ..traces.serialization import encode_trace, record_of
 
 # %% auto #0
-__all__ = ['STRATEGIES', 'meta_value', 'matches', 'prompt_digest', 'Spool', 'fill_spool', 'choose', 'chosen_lines', 'split_sizes',
-           'refuse_shared_prompts', 'statistics', 'categories']
+__all__ = ['STRATEGIES', 'meta_value', 'matches', 'prompt_digest', 'TraceIndex', 'index_traces', 'choose', 'chosen_lines',
+           'split_sizes', 'refuse_shared_prompts', 'statistics', 'categories']
 
 # %% ../../nbs/data/35_selection.ipynb #3f231a0e
 def meta_value(
@@ -68,21 +68,21 @@ def matches(
 
 # %% ../../nbs/data/35_selection.ipynb #a6930603
 def prompt_digest(
-    prompt: str,  # As written
+    prompt: str,  # Prompt as written
 ) -> bytes:  # 16 bytes, equal for prompts that ask the same
     """Digest a prompt without its case, spacing and compatibility forms.
 
     Args:
-        prompt: As written
+        prompt: Prompt as written
 
     Returns:
         16 bytes, equal for prompts that ask the same
     """
-    return bytes.fromhex(sha256_text(normalised_prompt(prompt))[:32])
+    return bytes.fromhex(sha256_text(normalized_prompt(prompt))[:32])
 
 # %% ../../nbs/data/35_selection.ipynb #7b11aa4b
 @dataclass
-class Spool:
+class TraceIndex:
     """Lines on disk, and what is known of each in memory.
 
     Attributes:
@@ -113,28 +113,28 @@ class Spool:
         return bytes(self.prompts[16 * index : 16 * index + 16])
 
 # %% ../../nbs/data/35_selection.ipynb #429746a5
-def fill_spool(
+def index_traces(
     path: Path,  # File to write
     traces: Iterable[Trace],  # Any number, one in memory at a time
     *,
-    filters: Mapping[str, Any],  # What a trace must agree with
-) -> Spool:  # Everything that passed, once
+    filters: Mapping[str, Any],  # Values required in `meta`, by field
+) -> TraceIndex:  # Everything that passed, once
     """Write the traces that pass to disk and note what is worth knowing.
 
     Args:
         path: File to write
         traces: Any number, one in memory at a time
-        filters: What a trace must agree with
+        filters: Values required in `meta`, by field
 
     Returns:
         Everything that passed, once
     """
-    spool, seen = Spool(path), set()
+    spool, seen = TraceIndex(path), set()
     with path.open("wb") as file:
         for trace in traces:
             if not matches(trace, filters):
                 continue
-            written = write_down(record_of(trace))
+            written = encode_trace(record_of(trace))
             identity = bytes.fromhex(written.fingerprint[:32])
             if identity in seen:
                 spool.duplicates += 1
@@ -156,19 +156,19 @@ STRATEGIES = ("latest", "random")
 
 
 def choose(
-    spool: Spool,  # What there is
+    spool: TraceIndex,  # Candidate traces
     *,
     strategy: str,  # "latest" or "random"
     seed: int | None,  # Required for "random"
-    limit: int | None,  # At most this many; None takes all
+    limit: int | None,  # Maximum number; None takes all
 ) -> list[int]:  # Line numbers from 0, in the order of the dataset
     """Choose lines from a spool.
 
     Args:
-        spool: What there is
+        spool: Candidate traces
         strategy: "latest" or "random"
         seed: Required for "random"
-        limit: At most this many; None takes all
+        limit: Maximum number; None takes all
 
     Returns:
         Line numbers from 0, in the order of the dataset
@@ -189,13 +189,13 @@ def choose(
 
 # %% ../../nbs/data/35_selection.ipynb #1a473780
 def chosen_lines(
-    spool: Spool,  # What there is
+    spool: TraceIndex,  # Candidate traces
     chosen: Iterable[int],  # Line numbers from 0
 ) -> Iterator[bytes]:  # Whole lines, as they stand on disk
     """Read the chosen lines in their order.
 
     Args:
-        spool: What there is
+        spool: Candidate traces
         chosen: Line numbers from 0
 
     Returns:
@@ -238,16 +238,16 @@ def split_sizes(
 
 # %% ../../nbs/data/35_selection.ipynb #623fa86a
 def refuse_shared_prompts(
-    spool: Spool,  # What there is
-    chosen: list[int],  # In dataset order
+    spool: TraceIndex,  # Candidate traces
+    chosen: list[int],  # Lines in dataset order
     *,
     sizes: Mapping[str, int],  # Name to count, in the same order
 ) -> None:
     """Refuse splits that share a prompt.
 
     Args:
-        spool: What there is
-        chosen: In dataset order
+        spool: Candidate traces
+        chosen: Lines in dataset order
         sizes: Name to count, in the same order
     """
     if len(sizes) == 1:
@@ -264,17 +264,17 @@ def refuse_shared_prompts(
 
 # %% ../../nbs/data/35_selection.ipynb #45d38a00
 def statistics(
-    spool: Spool,  # What there is
-    chosen: list[int],  # What was taken
-) -> dict[str, float]:  # As the manifest has them
+    spool: TraceIndex,  # Candidate traces
+    chosen: list[int],  # Chosen line numbers
+) -> dict[str, float]:  # Figures for the manifest
     """Sum up the chosen traces.
 
     Args:
-        spool: What there is
-        chosen: What was taken
+        spool: Candidate traces
+        chosen: Chosen line numbers
 
     Returns:
-        As the manifest has them
+        Figures for the manifest
     """
     steps = [spool.steps[index] for index in chosen]
     characters = sum(spool.characters[index] for index in chosen)
@@ -288,14 +288,14 @@ def statistics(
 
 
 def categories(
-    spool: Spool,  # What there is
-    chosen: list[int],  # What was taken
+    spool: TraceIndex,  # Candidate traces
+    chosen: list[int],  # Chosen line numbers
 ) -> dict[str, int]:  # Most frequent first
     """Count the chosen traces by category.
 
     Args:
-        spool: What there is
-        chosen: What was taken
+        spool: Candidate traces
+        chosen: Chosen line numbers
 
     Returns:
         Most frequent first

@@ -44,12 +44,12 @@ PACK = tuple(Card(rank, suit) for suit in SUITS for rank in RANKS)
 
 # %% ../../nbs/data/30_ungar.ipynb #ed973665
 def unseen(
-    card: Card,  # In hand
+    card: Card,  # Card in hand
 ) -> tuple[int, int, int]:  # Lower, equal, higher
     """Count the 51 other cards by how they compare with the one in hand.
 
     Args:
-        card: In hand
+        card: Card in hand
 
     Returns:
         Lower, equal, higher
@@ -60,15 +60,15 @@ def unseen(
 
 
 def play(
-    seed: int,  # Of this one game
+    seed: int,  # Seed of this one game
     *,
-    episode_index: int = 0,  # Which game of the series
+    episode_index: int = 0,  # Index of the game in the series
 ) -> Trace:  # Four steps and the answer `reveal`
     """Deal one High Card Duel and tell it from the first player's side.
 
     Args:
-        seed: Of this one game
-        episode_index: Which game of the series
+        seed: Seed of this one game
+        episode_index: Index of the game in the series
 
     Returns:
         Four steps and the answer `reveal`
@@ -103,18 +103,18 @@ def play(
 
 # %% ../../nbs/data/30_ungar.ipynb #6148fbfd
 def high_card_duel(
-    count: int,  # How many games
+    count: int,  # Number of games
     *,
-    seed: int = 42,  # Of the first game; each next one adds 1
-) -> list[Trace]:  # In order of play
+    seed: int = 42,  # Seed of the first game; each next one adds 1
+) -> list[Trace]:  # Traces in order of play
     """Play a series of High Card Duels.
 
     Args:
-        count: How many games
-        seed: Of the first game; each next one adds 1
+        count: Number of games
+        seed: Seed of the first game; each next one adds 1
 
     Returns:
-        In order of play
+        Traces in order of play
     """
     if count < 1:
         raise DatasetError(f"a series has at least one game, and {count} were asked for")

@@ -14,12 +14,12 @@ from .statistics import Difference, Figure
 from ..traces.display import STYLE, Html, visible
 
 # %% auto #0
-__all__ = ['SERIES', 'CHART_STYLE', 'Rows', 'Points', 'MOST_POINTS', 'PLOT', 'percent', 'interval', 'bar_svg', 'colours_for',
+__all__ = ['SERIES', 'CHART_STYLE', 'Rows', 'Points', 'MOST_POINTS', 'PLOT', 'percent', 'interval', 'bar_svg', 'colors_for',
            'framed', 'figures_html', 'points', 'chance', 'point_svg', 'differences_html', 'thinned', 'round_steps',
            'short', 'Axis', 'step_axis', 'value_axis', 'curve_svg', 'curves_html']
 
 # %% ../../nbs/evaluation/30_charts.ipynb #87d626a7
-SERIES = ("var(--one)", "var(--two)", "var(--three)", "var(--four)")  # Colours of the columns
+SERIES = ("var(--one)", "var(--two)", "var(--three)", "var(--four)")  # Colors of the columns
 
 CHART_STYLE = """
 .tunix.tunix-figures {
@@ -51,14 +51,14 @@ CHART_STYLE = """
 
 # %% ../../nbs/evaluation/30_charts.ipynb #587ed106
 def percent(
-    share: float | None,  # From 0 to 1; None for no figure
-    count: int = 0,  # How many prompts it rests on, which decides the decimals
+    share: float | None,  # Share from 0 to 1; None for no figure
+    count: int = 0,  # Number of prompts behind it, which decides the decimals
 ) -> str:  # Such as "94%" or "94.3%"; a dash for no figure
     """Write a share for people.
 
     Args:
-        share: From 0 to 1; None for no figure
-        count: How many prompts it rests on, which decides the decimals
+        share: Share from 0 to 1; None for no figure
+        count: Number of prompts behind it, which decides the decimals
 
     Returns:
         Such as "94%" or "94.3%"; a dash for no figure
@@ -92,17 +92,17 @@ def interval(
 
 # %% ../../nbs/evaluation/30_charts.ipynb #a401897b
 def bar_svg(
-    figure: Figure,  # What to draw
+    figure: Figure,  # Figure to draw
     *,
-    colour: str = SERIES[2],  # Any CSS colour
-    width: int = 150,  # In pixels
+    color: str = SERIES[2],  # Any CSS color
+    width: int = 150,  # Width in pixels
 ) -> str:  # One inline picture; an empty track for no figure
     """Draw a share as a bar with its interval.
 
     Args:
-        figure: What to draw
-        colour: Any CSS colour
-        width: In pixels
+        figure: Figure to draw
+        color: Any CSS color
+        width: Width in pixels
 
     Returns:
         One inline picture; an empty track for no figure
@@ -113,7 +113,7 @@ def bar_svg(
     if figure.mean is not None and figure.low is not None and figure.high is not None:
         mean, low, high = (round(width * x, 1) for x in (figure.mean, figure.low, figure.high))
         title = f"{percent(figure.mean, figure.count)} of {figure.count}, {interval(figure)}"
-        parts.append(f'<rect y="4" width="{mean}" height="8" rx="2" fill="{colour}"/>')
+        parts.append(f'<rect y="4" width="{mean}" height="8" rx="2" fill="{color}"/>')
         line = f"M{low} {middle}H{high}M{low} {middle - 3}v6M{high} {middle - 3}v6"
         parts.append(f'<path d="{line}" fill="none" stroke="currentColor" stroke-width="1.2"/>')
     return (
@@ -125,16 +125,16 @@ def bar_svg(
 Rows = Mapping[str, Mapping[str, Figure]]  # Figures by row, then by column
 
 
-def colours_for(
-    names: Sequence[str],  # Of models, in the order of their columns
-) -> dict[str, str]:  # CSS colour of each
-    """Choose a colour for each column: grey comes first, and the last of a few is blue.
+def colors_for(
+    names: Sequence[str],  # Names of models, in the order of their columns
+) -> dict[str, str]:  # CSS color of each
+    """Choose a color for each column: grey comes first, and the last of a few is blue.
 
     Args:
-        names: Of models, in the order of their columns
+        names: Names of models, in the order of their columns
 
     Returns:
-        CSS colour of each
+        CSS color of each
     """
     chosen = {1: SERIES[2:3], 2: (SERIES[0], SERIES[2])}.get(len(names), SERIES)
     return {name: chosen[place % len(chosen)] for place, name in enumerate(names)}
@@ -158,42 +158,42 @@ def framed(
     return f'{sheets}<div class="tunix tunix-figures mathjax_ignore">{body}</div>'
 
 
-def _cell(figure: Figure | None, colour: str) -> str:
+def _cell(figure: Figure | None, color: str) -> str:
     if figure is None:
         return "<td></td>"
     return (
         f"<td><div><b>{percent(figure.mean, figure.count)}</b>"
-        f"<small>{interval(figure)}</small>{bar_svg(figure, colour=colour)}</div></td>"
+        f"<small>{interval(figure)}</small>{bar_svg(figure, color=color)}</div></td>"
     )
 
 # %% ../../nbs/evaluation/30_charts.ipynb #b6fd2da8
 def figures_html(
     rows: Rows,  # The first row may be the whole: see `whole`
     *,
-    head: str = "",  # What the rows are, such as "category"
-    whole: bool = False,  # Whether the first row stands for all the others
+    head: str = "",  # Heading of the rows, such as "category"
+    whole: bool = False,  # True if the first row stands for all the others
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees the numbers
     """Lay out figures as a table of bars.
 
     Args:
         rows: The first row may be the whole: see `whole`
-        head: What the rows are, such as "category"
-        whole: Whether the first row stands for all the others
+        head: Heading of the rows, such as "category"
+        whole: True if the first row stands for all the others
         style: Put the style sheets in front; False where the page has them already
 
     Returns:
         Shows itself in JupyterLab; a terminal sees the numbers
     """
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    colours = colours_for(columns)
+    colors = colors_for(columns)
     heads = "".join(
-        f'<th scope="col"><i style="background:{colours[name]}"></i>{escape(visible(name))}</th>'
+        f'<th scope="col"><i style="background:{colors[name]}"></i>{escape(visible(name))}</th>'
         for name in columns
     )
     body, plain = "", [f"{head:20}" + "".join(f"{visible(name):>24}" for name in columns)]
     for place, (label, row) in enumerate(rows.items()):
-        cells = "".join(_cell(row.get(name), colours[name]) for name in columns)
+        cells = "".join(_cell(row.get(name), colors[name]) for name in columns)
         kind = ' class="tunix-all"' if whole and place == 0 else ""
         body += f'<tr{kind}><th scope="row">{escape(visible(label))}</th>{cells}</tr>'
         shown = [row.get(name) for name in columns]
@@ -223,12 +223,12 @@ def points(
 
 
 def chance(
-    p_value: float,  # From 0 to 1
+    p_value: float,  # P value, 0 to 1
 ) -> str:  # Such as "0.03" or "<0.0001"
     """Write a p value for people.
 
     Args:
-        p_value: From 0 to 1
+        p_value: P value, 0 to 1
 
     Returns:
         Such as "0.03" or "<0.0001"
@@ -239,17 +239,17 @@ def chance(
 
 # %% ../../nbs/evaluation/30_charts.ipynb #b01c5620
 def point_svg(
-    difference: Difference,  # What to draw
+    difference: Difference,  # Difference to draw
     *,
     scale: tuple[float, float],  # The differences at the left and the right edge
-    width: int = 170,  # In pixels
+    width: int = 170,  # Width in pixels
 ) -> str:  # One inline picture
     """Draw a difference as a point with its interval, on a line with a mark at zero.
 
     Args:
-        difference: What to draw
+        difference: Difference to draw
         scale: The differences at the left and the right edge
-        width: In pixels
+        width: Width in pixels
 
     Returns:
         One inline picture
@@ -270,9 +270,9 @@ def point_svg(
 
 # %% ../../nbs/evaluation/30_charts.ipynb #7cf8e68e
 def differences_html(
-    rows: Mapping[str, Difference],  # By scorer or category
+    rows: Mapping[str, Difference],  # Rows by scorer or category
     *,
-    head: str = "",  # What the rows are
+    head: str = "",  # Heading of the rows
     before: str = "before",  # Name of the first model
     after: str = "after",  # Name of the second
     style: bool = True,  # Put the style sheets in front; False where the page has them already
@@ -280,8 +280,8 @@ def differences_html(
     """Lay out paired differences, one a row.
 
     Args:
-        rows: By scorer or category
-        head: What the rows are
+        rows: Rows by scorer or category
+        head: Heading of the rows
         before: Name of the first model
         after: Name of the second
         style: Put the style sheets in front; False where the page has them already
@@ -311,15 +311,15 @@ MOST_POINTS = 240  # Columns a curve is drawn with
 
 
 def thinned(
-    curve: Points,  # In order of the step
-) -> list[tuple[float, float]]:  # At most `MOST_POINTS`, averaged; without what is not a number
-    """Average neighbouring points until a picture can hold them.
+    curve: Points,  # Points in order of the step
+) -> list[tuple[float, float]]:  # Averaged points, at most `MOST_POINTS`, all of them finite
+    """Average neighboring points until a picture can hold them.
 
     Args:
-        curve: In order of the step
+        curve: Points in order of the step
 
     Returns:
-        At most `MOST_POINTS`, averaged; without what is not a number
+        Averaged points, at most `MOST_POINTS`, all of them finite
     """
     kept = [(float(x), float(y)) for x, y in curve if isfinite(x) and isfinite(y)]
     size = max(1, ceil(len(kept) / MOST_POINTS))
@@ -378,17 +378,17 @@ class Axis:
 
 
 def step_axis(
-    steps: Sequence[float],  # At least one
+    steps: Sequence[float],  # Steps, at least one
     pixels: int,  # Length of the axis
-) -> Axis:  # From the first step to the last
+) -> Axis:  # Axis from the first step to the last
     """Lay out the steps of a run from left to right.
 
     Args:
-        steps: At least one
+        steps: Steps, at least one
         pixels: Length of the axis
 
     Returns:
-        From the first step to the last
+        Axis from the first step to the last
     """
     left, right = min(steps), max(steps)
     marks = {mark: short(mark) for mark in round_steps(left, right) if left <= mark <= right}
@@ -396,20 +396,20 @@ def step_axis(
 
 
 def value_axis(
-    values: Sequence[float],  # At least one
+    values: Sequence[float],  # Values, at least one
     pixels: int,  # Length of the axis
     *,
     linear: bool = False,  # Never use a logarithmic scale
-) -> Axis:  # Between round numbers that hold all values
+) -> Axis:  # Axis between round numbers that hold all values
     """Lay out values from bottom to top.
 
     Args:
-        values: At least one
+        values: Values, at least one
         pixels: Length of the axis
         linear: Never use a logarithmic scale
 
     Returns:
-        Between round numbers that hold all values
+        Axis between round numbers that hold all values
     """
     if not linear and 0 < 30 * min(values) < max(values):
         powers = range(floor(log10(min(values))), ceil(log10(max(values))) + 1)
@@ -436,16 +436,16 @@ def _grid(across: Axis, up: Axis) -> str:
 
 
 def curve_svg(
-    curves: Mapping[str, Points],  # By name
+    curves: Mapping[str, Points],  # Curves by name
     *,
-    colours: Mapping[str, str],  # Colour of each name
+    colors: Mapping[str, str],  # Color of each name
     linear: bool = False,  # Never use a logarithmic scale
 ) -> str:  # One inline picture
     """Draw curves over one pair of axes.
 
     Args:
-        curves: By name
-        colours: Colour of each name
+        curves: Curves by name
+        colors: Color of each name
         linear: Never use a logarithmic scale
 
     Returns:
@@ -461,7 +461,7 @@ def curve_svg(
     lines = ""
     for name, curve in drawn.items():
         path = "L".join(f"{across.place(x)} {round(height - up.place(y), 1)}" for x, y in curve)
-        lines += f'<path d="M{path}" fill="none" stroke="{colours[name]}" stroke-width="1.8"/>'
+        lines += f'<path d="M{path}" fill="none" stroke="{colors[name]}" stroke-width="1.8"/>'
     view = f"-52 -8 {width + 70} {height + 46}"
     return f'<svg width="{width + 70}" viewBox="{view}" role="img">{_grid(across, up)}{lines}</svg>'
 
@@ -469,7 +469,7 @@ def curve_svg(
 def curves_html(
     panels: Mapping[str, Mapping[str, Points]],  # Title of each picture, then its curves by name
     *,
-    colours: Mapping[str, str] | None = None,  # Colour of each name; chosen for it if None
+    colors: Mapping[str, str] | None = None,  # Color of each name; chosen for it if None
     linear: Collection[str] = ("learning rate",),  # Titles that never get a logarithmic scale
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees where each curve ends
@@ -477,7 +477,7 @@ def curves_html(
 
     Args:
         panels: Title of each picture, then its curves by name
-        colours: Colour of each name; chosen for it if None
+        colors: Color of each name; chosen for it if None
         linear: Titles that never get a logarithmic scale
         style: Put the style sheets in front; False where the page has them already
 
@@ -485,14 +485,14 @@ def curves_html(
         Shows itself in JupyterLab; a terminal sees where each curve ends
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    chosen = colours_for(names) | dict(colours or {})
+    chosen = colors_for(names) | dict(colors or {})
     body, plain = "", []
     for title, curves in panels.items():
         key = "".join(
             f'<span><i style="background:{chosen[name]}"></i>{escape(visible(name))}</span>'
             for name in curves
         )
-        drawn = curve_svg(curves, colours=chosen, linear=title in linear)
+        drawn = curve_svg(curves, colors=chosen, linear=title in linear)
         heading = f"<figcaption><b>{escape(visible(title))}</b>{key}</figcaption>"
         body += f"<figure>{heading}{drawn}</figure>"
         ends = [

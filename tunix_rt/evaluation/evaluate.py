@@ -21,7 +21,7 @@ from tunix_rt.evaluation.statistics import (
     pass_at_k,
 )
 from ..scoring.predictions import Prediction
-from ..scoring.scorers import SCORERS, Scorer, ballot, find_scorer, score
+from ..scoring.scorers import SCORERS, Scorer, find_scorer, score, vote_key
 from ..traces.display import Html
 from ..traces.schema import Trace, describe
 
@@ -78,17 +78,17 @@ Answered = list[tuple[Trace, list[Prediction]]]  # Each trace with its samples, 
 
 
 def match_up(
-    predictions: Iterable[Prediction],  # In any order
+    predictions: Iterable[Prediction],  # Samples in any order
     traces: Iterable[Trace],  # The evaluation set, or as much of it as was asked
-) -> Answered:  # In the order of the traces
+) -> Answered:  # Pairs in the order of the traces
     """Give every trace its predictions.
 
     Args:
-        predictions: In any order
+        predictions: Samples in any order
         traces: The evaluation set, or as much of it as was asked
 
     Returns:
-        In the order of the traces
+        Pairs in the order of the traces
     """
     asked = list(traces)
     found: dict[str, dict[int, Prediction]] = {trace.fingerprint: {} for trace in asked}
@@ -127,7 +127,7 @@ def _refuse_gaps(asked: list[Trace], found: dict[str, dict[int, Prediction]]) ->
 def prompt_means(
     items: Sequence[Item],  # Scored responses
     scorer: str,  # Name of a scorer
-) -> dict[str, float]:  # By fingerprint, without the prompts where it had nothing to judge
+) -> dict[str, float]:  # Means by fingerprint, without prompts that had nothing to judge
     """Average the samples of each prompt.
 
     Args:
@@ -135,7 +135,7 @@ def prompt_means(
         scorer: Name of a scorer
 
     Returns:
-        By fingerprint, without the prompts where it had nothing to judge
+        Means by fingerprint, without prompts that had nothing to judge
     """
     gathered: dict[str, list[float]] = {}
     for item in items:
@@ -163,7 +163,7 @@ def _tries(answered: Answered, items: Sequence[Item], seed: int) -> tuple[dict[i
     counts = [round(sum(values)) for values in by_prompt]
     sizes = [k for k in DOUBLINGS if k < samples] + [samples]
     passes = {k: mean_interval(pass_at_k(counts, samples=samples, k=k), seed=seed) for k in sizes}
-    votes = [[ballot(p.answer) if p.answer else None for p in said] for _, said in answered]
+    votes = [[vote_key(p.answer) if p.answer else None for p in said] for _, said in answered]
     won = [majority_at_k(*pair) for pair in zip(votes, by_prompt, strict=True)]
     return passes, {samples: mean_interval(won, seed=seed)}
 
@@ -173,7 +173,7 @@ def evaluate(
     traces: Iterable[Trace],  # The evaluation set
     scorers: Sequence[str | Scorer] = tuple(SCORERS),  # Names, or scorers of your own
     *,
-    name: str = "",  # What the model is called in reports, such as "reasoning"
+    name: str = "",  # Name of the model in reports, such as "reasoning"
     dataset_key: str | None = None,  # The evaluation set, as `<name>-<version>`
     dataset_fingerprint: str | None = None,  # sha256 of its traces
     seed: int = 0,  # Fixes the draws of the bootstrap
@@ -184,7 +184,7 @@ def evaluate(
         predictions: One or more samples for each trace, in any order
         traces: The evaluation set
         scorers: Names, or scorers of your own
-        name: What the model is called in reports, such as "reasoning"
+        name: Name of the model in reports, such as "reasoning"
         dataset_key: The evaluation set, as `<name>-<version>`
         dataset_fingerprint: sha256 of its traces
         seed: Fixes the draws of the bootstrap
@@ -252,13 +252,13 @@ def evaluation_html(
 # %% ../../nbs/evaluation/40_evaluate.ipynb #515ede17
 def write_evaluation(
     path: Path,  # The file to create or to replace, usually `evaluation.json`
-    evaluation: Evaluation,  # What to write
+    evaluation: Evaluation,  # Evaluation to write
 ) -> None:
     """Write an evaluation as JSON, by rename.
 
     Args:
         path: The file to create or to replace, usually `evaluation.json`
-        evaluation: What to write
+        evaluation: Evaluation to write
     """
     content = evaluation.model_dump(mode="json")
     items = ",\n    ".join(canonical_json(item) for item in content.pop("items"))

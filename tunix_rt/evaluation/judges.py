@@ -14,12 +14,12 @@ from ..core.errors import ScoringError
 from ..core.settings import settings
 from .evaluate import Answered, Evaluation, evaluate, match_up
 from tunix_rt.evaluation.llm_judge import (
-    Failures,
-    Opinion,
-    Service,
-    ask_for_opinion,
+    FailureLog,
+    Grade,
+    JudgeEndpoint,
     client_of,
     refuse_unusable,
+    request_grade,
     wording,
 )
 from ..scoring.predictions import Prediction
@@ -27,10 +27,11 @@ from ..scoring.scorers import SCORERS, Scorer, score
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['Opinions', 'JUDGES', 'ALIASES', 'Judge', 'rule_judge', 'evaluate_with', 'model_judge', 'find_service', 'find_judge']
+__all__ = ['GradeFunction', 'JUDGES', 'ALIASES', 'Judge', 'rule_judge', 'evaluate_with', 'model_judge', 'find_endpoint',
+           'find_judge']
 
 # %% ../../nbs/evaluation/80_judges.ipynb #a5aad566
-Opinions = dict[tuple[str, int], Opinion]  # By fingerprint of the trace and number of the sample
+GradeFunction = dict[tuple[str, int], Grade]  # Opinions by trace fingerprint and sample number
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,25 @@ class Judge:
     name: str
     version: str
     description: str
-    ask: Callable[[Answered], Opinions]
+    ask: Callable[[Answered], GradeFunction]
     facts: dict[str, str] = field(default_factory=dict)
 
 # %% ../../nbs/evaluation/80_judges.ipynb #2a776165
 def rule_judge(
     scorer: Scorer,  # One that always has something to judge
-) -> Judge:  # With the scorer's name and version
+) -> Judge:  # Judge with the scorer's name and version
     """Make a judge of a scorer.
 
     Args:
         scorer: One that always has something to judge
 
     Returns:
-        With the scorer's name and version
+        Judge with the scorer's name and version
     """
 
-    def ask(answered: Answered) -> Opinions:
+    def ask(answered: Answered) -> GradeFunction:
         return {
-            (trace.fingerprint, said.sample): Opinion(score(scorer, trace, said) or 0.0)
+            (trace.fingerprint, said.sample): Grade(score(scorer, trace, said) or 0.0)
             for trace, samples in answered
             for said in samples
         }
@@ -67,22 +68,22 @@ def rule_judge(
 
 # %% ../../nbs/evaluation/80_judges.ipynb #a7387b62
 def evaluate_with(
-    judge: Judge,  # Who decides
+    judge: Judge,  # Judge that decides
     predictions: Sequence[Prediction],  # One or more samples for each trace, in any order
     traces: Sequence[Trace],  # The evaluation set, or as much of it as was asked
     *,
-    name: str = "",  # What the model is called in reports
+    name: str = "",  # Name of the model in reports
     dataset_key: str | None = None,  # The evaluation set
     dataset_fingerprint: str | None = None,  # sha256 of its traces
     seed: int = 0,  # Fixes the draws of the bootstrap
-) -> tuple[Evaluation, Opinions]:  # Figures under the judge's name, and the reasons for them
+) -> tuple[Evaluation, GradeFunction]:  # Figures under the judge's name, and the reasons for them
     """Let a judge decide on predictions.
 
     Args:
-        judge: Who decides
+        judge: Judge that decides
         predictions: One or more samples for each trace, in any order
         traces: The evaluation set, or as much of it as was asked
-        name: What the model is called in reports
+        name: Name of the model in reports
         dataset_key: The evaluation set
         dataset_fingerprint: sha256 of its traces
         seed: Fixes the draws of the bootstrap
@@ -110,25 +111,25 @@ def evaluate_with(
 
 # %% ../../nbs/evaluation/80_judges.ipynb #e226b543
 def model_judge(
-    service: Service,  # Where the model listens
+    service: JudgeEndpoint,  # Service that runs the model
 ) -> Judge:  # Called `llm`
     """Make a judge of a model.
 
     Args:
-        service: Where the model listens
+        service: Service that runs the model
 
     Returns:
         Called `llm`
     """
     refuse_unusable(service)
 
-    def ask(answered: Answered) -> Opinions:
+    def ask(answered: Answered) -> GradeFunction:
         pairs = [(trace, said) for trace, samples in answered for said in samples]
-        failures = Failures()
+        failures = FailureLog()
         with client_of(service) as client, ThreadPoolExecutor(service.at_once) as pool:
             try:
                 found = list(
-                    pool.map(lambda pair: ask_for_opinion(service, client, pair, failures), pairs)
+                    pool.map(lambda pair: request_grade(service, client, pair, failures), pairs)
                 )
             finally:
                 failures.stop.set()  # Ctrl-C ends those that wait
@@ -153,16 +154,16 @@ JUDGES = {
 ALIASES = {"gemma-judge": "llm"}
 
 
-def find_service(
-    prefer: Literal["openai", "rediai"] = "openai",  # Where both are set up
-) -> Service:  # As the settings say
+def find_endpoint(
+    prefer: Literal["openai", "rediai"] = "openai",  # Choice if both are set up
+) -> JudgeEndpoint:  # Service from the settings
     """Find where a judging model listens.
 
     Args:
-        prefer: Where both are set up
+        prefer: Choice if both are set up
 
     Returns:
-        As the settings say
+        Service from the settings
     """
     chosen = settings()
     urls = {"openai": chosen.judge_url, "rediai": chosen.rediai_url}
@@ -176,7 +177,7 @@ def find_service(
         there = [prefer]
     kind: Literal["openai", "rediai"] = "openai" if there[0] == "openai" else "rediai"
     key = chosen.judge_key if kind == "openai" else None
-    return Service(kind, str(urls[kind]), model=chosen.judge_model, key=key)
+    return JudgeEndpoint(kind, str(urls[kind]), model=chosen.judge_model, key=key)
 
 
 def find_judge(
@@ -193,7 +194,7 @@ def find_judge(
     if name in (None, "answer_correctness"):
         return rule_judge(SCORERS["answer_correctness"])
     if name in ("llm", "gemma-judge"):
-        return model_judge(find_service("rediai" if name == "gemma-judge" else "openai"))
+        return model_judge(find_endpoint("rediai" if name == "gemma-judge" else "openai"))
     raise ScoringError(
         f"there is no judge {name!r}; choose from {', '.join(JUDGES)} (older clients call the "
         f"last one gemma-judge)"

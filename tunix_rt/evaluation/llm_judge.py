@@ -20,12 +20,12 @@ from ..scoring.predictions import Prediction, storable
 from ..traces.schema import Trace, describe
 
 # %% auto #0
-__all__ = ['INSTRUCTIONS', 'LONGEST', 'LARGEST', 'MOST_PAUSE', 'Opinion', 'Service', 'shortened', 'question_for_judge', 'wording',
-           'Verdict', 'read_verdict', 'Failures', 'ask_for_opinion', 'refuse_unusable', 'client_of']
+__all__ = ['INSTRUCTIONS', 'LONGEST', 'LARGEST', 'MOST_PAUSE', 'Grade', 'JudgeEndpoint', 'shortened', 'question_for_judge',
+           'wording', 'Verdict', 'read_verdict', 'FailureLog', 'request_grade', 'refuse_unusable', 'client_of']
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #54ef859f
 @dataclass(frozen=True, slots=True)
-class Opinion:
+class Grade:
     "What a judge made of one response: a score from 0 to 1, and why."
 
     score: float
@@ -33,13 +33,13 @@ class Opinion:
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #cc9d3c0f
 @dataclass(frozen=True)
-class Service:
+class JudgeEndpoint:
     """Where a judging model is asked, and how patiently.
 
     Attributes:
         url: Base address, such as https://host/v1
         timeout: Seconds for one reply, to its last byte
-        attempts: Of which the first is one
+        attempts: Attempts, the first included
         pause: Seconds before the second attempt; doubled for each one after
         at_once: Requests under way together
     """
@@ -49,7 +49,7 @@ class Service:
     model: str = ""
     key: str | None = field(default=None, repr=False)
     timeout: float = 60.0  # Seconds for one reply, to its last byte
-    attempts: int = 4  # Of which the first is one
+    attempts: int = 4  # Attempts, the first included
     pause: float = 0.5  # Seconds before the second attempt; doubled for each one after
     at_once: int = 8  # Requests under way together
 
@@ -77,13 +77,13 @@ LONGEST = 20_000  # Characters of one text that a judge is shown
 
 
 def shortened(
-    text: str,  # Of any length
+    text: str,  # Text of any length
     most: int = LONGEST,  # Characters to keep
 ) -> str:  # Beginning and end of it, where it is longer
     """Leave out the middle of a text, and say so.
 
     Args:
-        text: Of any length
+        text: Text of any length
         most: Characters to keep
 
     Returns:
@@ -96,14 +96,14 @@ def shortened(
 
 
 def question_for_judge(
-    trace: Trace,  # What was asked
-    said: Prediction,  # What was answered
+    trace: Trace,  # Trace with the prompt
+    said: Prediction,  # Prediction to judge
 ) -> str:  # Three lines: mark, JSON, mark
     """Wrap a response up for a judge.
 
     Args:
-        trace: What was asked
-        said: What was answered
+        trace: Trace with the prompt
+        said: Prediction to judge
 
     Returns:
         Three lines: mark, JSON, mark
@@ -119,12 +119,12 @@ def question_for_judge(
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #92d679c4
 def wording(
-    service: Service,  # Who is told
+    service: JudgeEndpoint,  # Judging service
 ) -> str:  # 8 hexadecimal digits, others for another wording, dialect or model
     """Name what a judge is told.
 
     Args:
-        service: Who is told
+        service: Judging service
 
     Returns:
         8 hexadecimal digits, others for another wording, dialect or model
@@ -143,14 +143,14 @@ class Verdict(BaseModel):
 
 def read_verdict(
     text: str,  # The reply of a model
-) -> Opinion:  # With the score brought to 0 to 1
+) -> Grade:  # Opinion with its score scaled to 0 to 1
     """Read what a judging model replied, strictly.
 
     Args:
         text: The reply of a model
 
     Returns:
-        With the score brought to 0 to 1
+        Opinion with its score scaled to 0 to 1
     """
     bare = text.strip()
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
@@ -161,7 +161,7 @@ def read_verdict(
         raise ScoringError(str(error).removesuffix(ADVICE)) from None
     except ValidationError as error:
         raise ScoringError(f"the reply: {describe(error)}") from None
-    return Opinion(verdict.score / 10, {"reason": storable(verdict.reason)})
+    return Grade(verdict.score / 10, {"reason": storable(verdict.reason)})
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #c6eb8a80
 LARGEST = 1_000_000  # Bytes of a reply
@@ -176,8 +176,8 @@ class _Again(Exception):
 
 
 def _said(
-    service: Service,  # Whose key must not be shown
-    body: bytes,  # What it sent
+    service: JudgeEndpoint,  # Service whose key must stay hidden
+    body: bytes,  # Body of its reply
 ) -> str:  # The beginning of it, fit for a message
     text = body[:2000].decode("utf-8", "replace")
     if service.key:
@@ -186,8 +186,8 @@ def _said(
 
 
 def _body(
-    service: Service,  # Who is asked
-    question: str,  # From `question_for_judge`
+    service: JudgeEndpoint,  # Service to ask
+    question: str,  # Text from `question_for_judge`
 ) -> tuple[str, dict[str, Any]]:  # Path and content of the request
     settled = {"model": service.model, "temperature": 0.0, "max_tokens": 500}
     if service.kind == "rediai":
@@ -200,9 +200,9 @@ def _body(
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #2256507b
 def _post(
-    service: Service,  # Who is asked
+    service: JudgeEndpoint,  # Service to ask
     client: httpx.Client,  # Knows the key
-    question: str,  # From `question_for_judge`
+    question: str,  # Text from `question_for_judge`
 ) -> tuple[httpx.Response, bytes]:  # The head of the reply, and its body
     path, content = _body(service, question)
     base = httpx.URL(service.url).copy_with(userinfo=b"")
@@ -228,10 +228,10 @@ MOST_PAUSE = 30.0  # Seconds between two attempts
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #f5fcc872
 def _once(
-    service: Service,  # Who is asked
+    service: JudgeEndpoint,  # Service to ask
     client: httpx.Client,  # Knows the key
-    question: str,  # From `question_for_judge`
-) -> Opinion:
+    question: str,  # Text from `question_for_judge`
+) -> Grade:
     try:
         response, body = _post(service, client, question)
     except httpx.TimeoutException:
@@ -261,7 +261,7 @@ def _once(
         raise _Again(f"{error} It wrote: {_said(service, text.encode())}") from None
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #1743e7c4
-class Failures:
+class FailureLog:
     "What has failed for good; the first of them calls the other questions off."
 
     def __init__(self) -> None:
@@ -273,19 +273,19 @@ class Failures:
         self.stop.set()
 
 
-def ask_for_opinion(
-    service: Service,  # Who is asked
+def request_grade(
+    service: JudgeEndpoint,  # Service to ask
     client: httpx.Client,  # Knows the key
-    pair: tuple[Trace, Prediction],  # What is judged
-    failures: Failures,  # Of all the questions
-) -> Opinion | None:  # None when it, or another, has failed
+    pair: tuple[Trace, Prediction],  # Trace and prediction
+    failures: FailureLog,  # Failures of all questions
+) -> Grade | None:  # None when it, or another, has failed
     """Ask about one response, as often as is sensible.
 
     Args:
-        service: Who is asked
+        service: Service to ask
         client: Knows the key
-        pair: What is judged
-        failures: Of all the questions
+        pair: Trace and prediction
+        failures: Failures of all questions
 
     Returns:
         None when it, or another, has failed
@@ -317,12 +317,12 @@ def ask_for_opinion(
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #4c32be9a
 def refuse_unusable(
-    service: Service,  # As somebody set it up
+    service: JudgeEndpoint,  # Service as configured
 ) -> None:
     """Refuse an address or a key that no request could be made with.
 
     Args:
-        service: As somebody set it up
+        service: Service as configured
     """
     try:
         address = httpx.URL(service.url)
@@ -339,12 +339,12 @@ def refuse_unusable(
 
 
 def client_of(
-    service: Service,  # Who will be asked
+    service: JudgeEndpoint,  # Service to ask
 ) -> httpx.Client:  # Knows the key; shared by all the questions
     """Prepare the connection to a service.
 
     Args:
-        service: Who will be asked
+        service: Service to ask
 
     Returns:
         Knows the key; shared by all the questions

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..core.errors import ScoringError
-from ..inference.engine import Sampling, generate
+from ..inference.engine import SamplingParams, generate
 from ..models.gemma import Gemma
 from ..models.tokenizer import Tokenizer, encode_prompts, encode_responses
 from ..scoring.predictions import Prediction, make_prediction
@@ -19,29 +19,29 @@ from ..traces.render import render_response
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['LEAST', 'predict', 'answer_room']
+__all__ = ['LEAST', 'predict', 'response_limit']
 
 # %% ../../nbs/evaluation/10_predict.ipynb #bc21fb46
 def predict(
     model: Gemma,  # The decoder
     tokenizer: Tokenizer,  # That belongs to it
     traces: Iterable[Trace],  # The evaluation set
-    sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
+    sampling: SamplingParams = SamplingParams(),  # noqa: B008 - it is frozen
     *,
-    rows: int = 64,  # Responses written at a time
-    dtype: Any = jnp.float32,  # To compute in
-) -> list[Prediction]:  # In the order of the traces, then of the samples
+    batch_size: int = 64,  # Responses written at a time
+    dtype: Any = jnp.float32,  # Compute dtype
+) -> list[Prediction]:  # Predictions, ordered by trace and then by sample
     """Let a model answer every prompt.
 
     Args:
         model: The decoder
         tokenizer: That belongs to it
         traces: The evaluation set
-        rows: Responses written at a time
-        dtype: To compute in
+        batch_size: Responses written at a time
+        dtype: Compute dtype
 
     Returns:
-        In the order of the traces, then of the samples
+        Predictions, ordered by trace and then by sample
     """
     asked = list(traces)
     if not asked:
@@ -49,7 +49,7 @@ def predict(
             "there is no trace to be asked about; give an evaluation set that has one"
         )
     prompts = encode_prompts(tokenizer, [trace.prompt for trace in asked])
-    completions = generate(model, tokenizer, prompts, sampling, rows=rows, dtype=dtype)
+    completions = generate(model, tokenizer, prompts, sampling, batch_size=batch_size, dtype=dtype)
     return [
         make_prediction(
             asked[said.prompt],
@@ -66,7 +66,7 @@ def predict(
 LEAST = 128  # Tokens that any response may have, if the model has room for them
 
 
-def answer_room(
+def response_limit(
     tokenizer: Tokenizer,  # That belongs to the model
     traces: Iterable[Trace],  # The evaluation set
     positions: int,  # That the model has, prompt included

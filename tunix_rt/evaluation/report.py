@@ -15,7 +15,7 @@ from ..core.files import replacing
 from tunix_rt.evaluation.charts import (
     CHART_STYLE,
     bar_svg,
-    colours_for,
+    colors_for,
     curves_html,
     figures_html,
     framed,
@@ -26,10 +26,10 @@ from .compare import Comparison, comparison_html, in_words
 from .evaluate import Evaluation
 from tunix_rt.evaluation.transcripts import (
     TRANSCRIPT_STYLE,
-    as_said,
     best_example,
     changes_html,
     first_samples,
+    response_text,
 )
 from ..scoring.predictions import Prediction
 from ..traces.diff import COMPARE_STYLE, compare_html
@@ -44,12 +44,12 @@ MAIN = "answer_correctness"  # The scorer that a page leads with, if it was used
 
 
 def leading_scorer(
-    evaluations: Mapping[str, Evaluation],  # By the name of the model; at least one
+    evaluations: Mapping[str, Evaluation],  # Evaluations by model name; at least one
 ) -> str:  # Name of a scorer that all of them have
     """Choose the scorer whose figures stand at the top.
 
     Args:
-        evaluations: By the name of the model; at least one
+        evaluations: Evaluations by model name; at least one
 
     Returns:
         Name of a scorer that all of them have
@@ -64,19 +64,19 @@ def leading_scorer(
 
 # %% ../../nbs/evaluation/90_report.ipynb #37dac7c4
 def card_html(
-    evaluation: Evaluation,  # Of one model
+    evaluation: Evaluation,  # Model's evaluation
     *,
-    name: str,  # What the page calls the model
-    colour: str,  # Of its bar
-    scorer: str,  # Which figure to show
+    name: str,  # Name of the model on the page
+    color: str,  # Color of its bar
+    scorer: str,  # Name of the scorer to show
 ) -> str:  # HTML
     """Lay out the headline figure of one model.
 
     Args:
-        evaluation: Of one model
-        name: What the page calls the model
-        colour: Of its bar
-        scorer: Which figure to show
+        evaluation: Model's evaluation
+        name: Name of the model on the page
+        color: Color of its bar
+        scorer: Name of the scorer to show
 
     Returns:
         HTML
@@ -85,9 +85,9 @@ def card_html(
     tokens = f"{evaluation.completion_tokens:,.0f} tokens an answer"
     sure = f"95% interval {interval(figure)}%" if figure.count else "nothing to judge"
     return (
-        f'<div class="tunix-card"><span><i style="background:{colour}"></i>'
+        f'<div class="tunix-card"><span><i style="background:{color}"></i>'
         f"{escape(visible(name))}</span><strong>{percent(figure.mean, figure.count)}</strong>"
-        f"<small>{sure}</small>{bar_svg(figure, colour=colour, width=220)}"
+        f"<small>{sure}</small>{bar_svg(figure, color=color, width=220)}"
         f"<small>{tokens}</small></div>"
     )
 
@@ -120,12 +120,12 @@ def curves_of(
 
 # %% ../../nbs/evaluation/90_report.ipynb #0186e4e2
 def facts_html(
-    facts: Mapping[str, str],  # What was run: label, then value
+    facts: Mapping[str, str],  # Facts about the run, label to value
 ) -> str:  # HTML
     """Lay out labels and values.
 
     Args:
-        facts: What was run: label, then value
+        facts: Facts about the run, label to value
 
     Returns:
         HTML
@@ -138,14 +138,14 @@ def facts_html(
 
 # %% ../../nbs/evaluation/90_report.ipynb #36bce435
 def example_html(
-    comparison: Comparison,  # Between the two models to show
-    predictions: Mapping[str, Iterable[Prediction]],  # By the name of the model
+    comparison: Comparison,  # Comparison of the two models to show
+    predictions: Mapping[str, Iterable[Prediction]],  # Predictions by model name
 ) -> str:  # HTML; empty when nothing was won
     """Lay out one question with the answers of two models.
 
     Args:
-        comparison: Between the two models to show
-        predictions: By the name of the model
+        comparison: Comparison of the two models to show
+        predictions: Predictions by model name
 
     Returns:
         HTML; empty when nothing was won
@@ -156,8 +156,8 @@ def example_html(
     if prompt is None or prompt not in before:
         return ""
     sides = compare_html(
-        as_said(before[prompt]),
-        as_said(after[prompt]),
+        response_text(before[prompt]),
+        response_text(after[prompt]),
         left_title=comparison.before,
         right_title=comparison.after,
         style=False,
@@ -283,9 +283,9 @@ def _tables(evaluations: Mapping[str, Evaluation], main: str) -> tuple[str, str]
 def _header(
     title: str, lead: str, evaluations: Mapping[str, Evaluation], *, main: str, found: list[str]
 ) -> str:
-    colours = colours_for(list(evaluations))
+    colors = colors_for(list(evaluations))
     cards = "".join(
-        card_html(evaluation, name=name, colour=colours[name], scorer=main)
+        card_html(evaluation, name=name, color=colors[name], scorer=main)
         for name, evaluation in evaluations.items()
     )
     cards = framed(f'<div class="tunix-cards">{cards}</div>', style=False)
@@ -297,11 +297,11 @@ def _header(
 def report_html(
     *,
     title: str,  # Heads the page
-    evaluations: Mapping[str, Evaluation],  # By the name of the model, in the order to be shown
-    predictions: Mapping[str, Sequence[Prediction]],  # By the same names; may lack some
-    comparisons: Sequence[Comparison] = (),  # Between those models; the first one has the example
+    evaluations: Mapping[str, Evaluation],  # Evaluations by model name, in the order to show
+    predictions: Mapping[str, Sequence[Prediction]],  # Predictions by model name; may lack some
+    comparisons: Sequence[Comparison] = (),  # Comparisons of the models; the first has the example
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,  # Training records by name
-    facts: Mapping[str, str] | None = None,  # What was run: label, then value
+    facts: Mapping[str, str] | None = None,  # Facts about the run, label to value
     lead: str = "",  # A sentence or two below the title
     style: bool = True,  # Put the style sheets in front; False where the page has them already
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees the findings in words
@@ -309,18 +309,18 @@ def report_html(
 
     Args:
         title: Heads the page
-        evaluations: By the name of the model, in the order to be shown
-        predictions: By the same names; may lack some
-        comparisons: Between those models; the first one has the example
+        evaluations: Evaluations by model name, in the order to show
+        predictions: Predictions by model name; may lack some
+        comparisons: Comparisons of the models; the first has the example
         metrics: Training records by name
-        facts: What was run: label, then value
+        facts: Facts about the run, label to value
         lead: A sentence or two below the title
         style: Put the style sheets in front; False where the page has them already
 
     Returns:
         Shows itself in JupyterLab; a terminal sees the findings in words
     """
-    main, colours = leading_scorer(evaluations), colours_for(list(evaluations))
+    main, colors = leading_scorer(evaluations), colors_for(list(evaluations))
     found = [in_words(comparison) for comparison in comparisons]
     scores, categories = _tables(evaluations, main)
     differences = "".join(
@@ -330,9 +330,7 @@ def report_html(
     )
     panels = curves_of(metrics or {})
     names = dict.fromkeys(name for curves in panels.values() for name in curves)
-    curves = curves_html(
-        panels, colours={n: colours[n] for n in names if n in colours}, style=False
-    )
+    curves = curves_html(panels, colors={n: colors[n] for n in names if n in colors}, style=False)
     example = example_html(comparisons[0], predictions) if comparisons else ""
     sections = [
         _section("One question, before and after", example),
@@ -362,11 +360,11 @@ def write_report(
     path: Path,  # The file to create or to replace, usually `report.html`
     *,
     title: str,  # Heads the page
-    evaluations: Mapping[str, Evaluation],  # By the name of the model, in the order to be shown
-    predictions: Mapping[str, Sequence[Prediction]],  # By the same names; may lack some
-    comparisons: Sequence[Comparison] = (),  # Between those models; the first one has the example
+    evaluations: Mapping[str, Evaluation],  # Evaluations by model name, in the order to show
+    predictions: Mapping[str, Sequence[Prediction]],  # Predictions by model name; may lack some
+    comparisons: Sequence[Comparison] = (),  # Comparisons of the models; the first has the example
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,  # Training records by name
-    facts: Mapping[str, str] | None = None,  # What was run: label, then value
+    facts: Mapping[str, str] | None = None,  # Facts about the run, label to value
     lead: str = "",  # A sentence or two below the title
 ) -> Html:  # The same page, to be shown in a notebook
     """Write a page that stands alone, by rename.
@@ -374,11 +372,11 @@ def write_report(
     Args:
         path: The file to create or to replace, usually `report.html`
         title: Heads the page
-        evaluations: By the name of the model, in the order to be shown
-        predictions: By the same names; may lack some
-        comparisons: Between those models; the first one has the example
+        evaluations: Evaluations by model name, in the order to show
+        predictions: Predictions by model name; may lack some
+        comparisons: Comparisons of the models; the first has the example
         metrics: Training records by name
-        facts: What was run: label, then value
+        facts: Facts about the run, label to value
         lead: A sentence or two below the title
 
     Returns:

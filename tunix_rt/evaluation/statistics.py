@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from ..core.errors import ScoringError
 
 # %% auto #0
-__all__ = ['Z', 'FEWEST', 'Figure', 'resampled_means', 'wilson', 'odd_ones_out', 'mean_interval', 'sign_test', 'joined_wilson',
+__all__ = ['Z', 'FEWEST', 'Figure', 'resampled_means', 'wilson', 'count_minority', 'mean_interval', 'sign_test', 'joined_wilson',
            'Difference', 'paired_difference', 'pass_at_k', 'majority_at_k']
 
 # %% ../../nbs/evaluation/20_statistics.ipynb #72b28c04
@@ -33,16 +33,16 @@ class Figure(BaseModel):
 
 # %% ../../nbs/evaluation/20_statistics.ipynb #0f4e79ef
 def resampled_means(
-    scores: Sequence[float],  # At least one
+    scores: Sequence[float],  # Scores, at least one
     *,
-    resamples: int = 10_000,  # How many sets to draw
+    resamples: int = 10_000,  # Number of sets to draw
     seed: int = 0,  # Fixes the draws
 ) -> np.ndarray:  # Their means, [resamples]
     """Draw sets of the same size with replacement, and take the mean of each.
 
     Args:
-        scores: At least one
-        resamples: How many sets to draw
+        scores: Scores, at least one
+        resamples: Number of sets to draw
         seed: Fixes the draws
 
     Returns:
@@ -64,37 +64,37 @@ Z = 1.959964  # The normal distribution holds 95% within this many standard devi
 
 def wilson(
     share: float,  # Mean of scores that lie between 0 and 1
-    count: int,  # How many scores
+    count: int,  # Number of scores
 ) -> tuple[float, float]:  # Lower and upper end
     """Find the 95% interval of a share, after Wilson.
 
     Args:
         share: Mean of scores that lie between 0 and 1
-        count: How many scores
+        count: Number of scores
 
     Returns:
         Lower and upper end
     """
     spread = Z * sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    centre, scale = share + Z**2 / (2 * count), 1 + Z**2 / count
-    low = 0.0 if share == 0 else (centre - spread) / scale
-    high = 1.0 if share == 1 else (centre + spread) / scale
+    center, scale = share + Z**2 / (2 * count), 1 + Z**2 / count
+    low = 0.0 if share == 0 else (center - spread) / scale
+    high = 1.0 if share == 1 else (center + spread) / scale
     return low, high
 
 # %% ../../nbs/evaluation/20_statistics.ipynb #177024fc
 FEWEST = 5  # Fewer scores than this beside the commonest one, and a bootstrap sees too little
 
 
-def odd_ones_out(
-    values: Sequence[float],  # At least one
-) -> int:  # How many are not the commonest value
+def count_minority(
+    values: Sequence[float],  # Values, at least one
+) -> int:  # Number that differ from the commonest value
     """Count the values that differ from the rest.
 
     Args:
-        values: At least one
+        values: Values, at least one
 
     Returns:
-        How many are not the commonest value
+        Number that differ from the commonest value
     """
     return len(values) - max(Counter(values).values())
 
@@ -119,7 +119,7 @@ def mean_interval(
     if not all(0 <= value <= 1 for value in scores):
         raise ScoringError("a score outside 0 to 1 has no place in a mean; mend its scorer")
     mean = float(np.mean(scores))
-    if odd_ones_out(scores) < FEWEST:
+    if count_minority(scores) < FEWEST:
         low, high = wilson(mean, len(scores))
         return Figure(mean=mean, low=low, high=high, count=len(scores), method="wilson")
     low, high = map(float, np.percentile(resampled_means(scores, seed=seed), [2.5, 97.5]))
@@ -127,17 +127,17 @@ def mean_interval(
 
 # %% ../../nbs/evaluation/20_statistics.ipynb #bc878493
 def sign_test(
-    better: int,  # How many questions went up
-    worse: int,  # How many went down
-) -> float:  # From 0 to 1; small means that chance is a poor explanation
+    better: int,  # Questions that went up
+    worse: int,  # Questions that went down
+) -> float:  # P value, 0 to 1; small if chance is a poor explanation
     """Give the two-sided exact p value of a fair coin falling at least this unevenly.
 
     Args:
-        better: How many questions went up
-        worse: How many went down
+        better: Questions that went up
+        worse: Questions that went down
 
     Returns:
-        From 0 to 1; small means that chance is a poor explanation
+        P value, 0 to 1; small if chance is a poor explanation
     """
     changed, fewer = better + worse, min(better, worse)
     tail = sum(comb(changed, count) for count in range(fewer + 1))
@@ -145,14 +145,14 @@ def sign_test(
 
 # %% ../../nbs/evaluation/20_statistics.ipynb #ca47c242
 def joined_wilson(
-    gained: np.ndarray,  # What each prompt gained, from 0 to 1, [prompts]
-    lost: np.ndarray,  # What each prompt lost, from 0 to 1, [prompts]
+    gained: np.ndarray,  # Gain of each prompt, from 0 to 1, [prompts]
+    lost: np.ndarray,  # Loss of each prompt, from 0 to 1, [prompts]
 ) -> tuple[float, float]:  # Lower and upper end
     """Find the 95% interval of mean gain less mean loss.
 
     Args:
-        gained: What each prompt gained, from 0 to 1, [prompts]
-        lost: What each prompt lost, from 0 to 1, [prompts]
+        gained: Gain of each prompt, from 0 to 1, [prompts]
+        lost: Loss of each prompt, from 0 to 1, [prompts]
 
     Returns:
         Lower and upper end
@@ -189,7 +189,7 @@ class Difference(BaseModel):
 # %% ../../nbs/evaluation/20_statistics.ipynb #b43cc9ee
 def paired_difference(
     before: Sequence[float],  # One score from 0 to 1 for each prompt
-    after: Sequence[float],  # Of the same prompts, in the same order
+    after: Sequence[float],  # Scores of the same prompts, in the same order
     *,
     seed: int = 0,  # Fixes the draws of the bootstrap
 ) -> Difference:  # Positive where `after` is higher
@@ -197,7 +197,7 @@ def paired_difference(
 
     Args:
         before: One score from 0 to 1 for each prompt
-        after: Of the same prompts, in the same order
+        after: Scores of the same prompts, in the same order
         seed: Fixes the draws of the bootstrap
 
     Returns:
@@ -211,7 +211,7 @@ def paired_difference(
     old, new = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     change = new - old
     better, worse = int((change > 0).sum()), int((change < 0).sum())
-    plain = odd_ones_out(change.tolist()) >= FEWEST
+    plain = count_minority(change.tolist()) >= FEWEST
     low, high = joined_wilson(np.maximum(change, 0), np.maximum(-change, 0))
     if plain:
         low, high = map(float, np.percentile(resampled_means(change, seed=seed), [2.5, 97.5]))
@@ -253,14 +253,14 @@ def pass_at_k(
 
 # %% ../../nbs/evaluation/20_statistics.ipynb #af4b34bf
 def majority_at_k(
-    votes: Sequence[Hashable | None],  # What each sample answered; None abstains
-    correct: Sequence[float],  # Whether each sample is right
+    votes: Sequence[Hashable | None],  # Answer of each sample; None abstains
+    correct: Sequence[float],  # Score of each sample, 1 if right
 ) -> float:  # 1 when the winner is right, 0 when not, between them in a tie
     """Judge the answer that most samples of one prompt agree on.
 
     Args:
-        votes: What each sample answered; None abstains
-        correct: Whether each sample is right
+        votes: Answer of each sample; None abstains
+        correct: Score of each sample, 1 if right
 
     Returns:
         1 when the winner is right, 0 when not, between them in a tie

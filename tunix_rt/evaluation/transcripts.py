@@ -16,11 +16,11 @@ from ..traces.display import STYLE, Html, excerpt, visible
 from ..traces.render import split_steps
 
 # %% auto #0
-__all__ = ['TRANSCRIPT_STYLE', 'SHOWN', 'as_said', 'transcript_html', 'framed_transcripts', 'first_samples', 'spread_out',
+__all__ = ['TRANSCRIPT_STYLE', 'SHOWN', 'response_text', 'transcript_html', 'framed_transcripts', 'first_samples', 'spread_out',
            'changes_html', 'best_example']
 
 # %% ../../nbs/evaluation/60_transcripts.ipynb #19d633ae
-def as_said(
+def response_text(
     prediction: Prediction,  # Any prediction
 ) -> Side:  # One side of a comparison
     """See a prediction as steps and an answer.
@@ -66,28 +66,28 @@ def _given(label: str, answer: str | None, *, right: bool) -> str:
 
 # %% ../../nbs/evaluation/60_transcripts.ipynb #87ff7eab
 def transcript_html(
-    before: Prediction,  # What one model said
-    after: Prediction,  # What the other said to the same prompt
+    before: Prediction,  # Prediction of one model
+    after: Prediction,  # Other model's prediction, same prompt
     *,
     titles: tuple[str, str] = ("before", "after"),  # Names of the two models
-    right: tuple[bool, bool] = (False, False),  # Whether each of them is right
-    unfolded: bool = False,  # Whether it is open from the start
+    right: tuple[bool, bool] = (False, False),  # Correctness of each of them
+    unfolded: bool = False,  # True to show it open from the start
 ) -> Html:  # One foldable entry, without a style sheet; a terminal sees one line
     """Lay out two responses to one prompt behind one line.
 
     Args:
-        before: What one model said
-        after: What the other said to the same prompt
+        before: Prediction of one model
+        after: Other model's prediction, same prompt
         titles: Names of the two models
-        right: Whether each of them is right
-        unfolded: Whether it is open from the start
+        right: Correctness of each of them
+        unfolded: True to show it open from the start
 
     Returns:
         One foldable entry, without a style sheet; a terminal sees one line
     """
     sides = compare_html(
-        as_said(before),
-        as_said(after),
+        response_text(before),
+        response_text(after),
         left_title=titles[0],
         right_title=titles[1],
         style=False,
@@ -106,7 +106,7 @@ def transcript_html(
 
 # %% ../../nbs/evaluation/60_transcripts.ipynb #c6078247
 def framed_transcripts(
-    entries: Sequence[Html],  # From `transcript_html`
+    entries: Sequence[Html],  # Entries from `transcript_html`
     *,
     note: str = "",  # A line below them, such as how many more there are
     style: bool = True,  # Put the style sheets in front; False where the page has them already
@@ -114,7 +114,7 @@ def framed_transcripts(
     """Put transcripts below one another.
 
     Args:
-        entries: From `transcript_html`
+        entries: Entries from `transcript_html`
         note: A line below them, such as how many more there are
         style: Put the style sheets in front; False where the page has them already
 
@@ -132,15 +132,15 @@ SHOWN = 6  # Transcripts of each list, before the rest is only counted
 
 
 def first_samples(
-    predictions: Iterable[Prediction],  # Of one model
-) -> dict[str, Prediction]:  # By fingerprint
+    predictions: Iterable[Prediction],  # One model's samples
+) -> dict[str, Prediction]:  # Samples by fingerprint
     """Take the first sample of each prompt.
 
     Args:
-        predictions: Of one model
+        predictions: One model's samples
 
     Returns:
-        By fingerprint
+        Samples by fingerprint
     """
     found: dict[str, Prediction] = {}
     for prediction in sorted(predictions, key=lambda prediction: prediction.sample):
@@ -151,14 +151,14 @@ def first_samples(
 def spread_out(
     prompts: Sequence[str],  # Fingerprints, in order
     before: dict[str, Prediction],  # Tells the category of each
-    most: int,  # How many to take
+    most: int,  # Most prompts to take
 ) -> list[str]:  # The first of each category, then the second of each, and so on
     """Choose a few prompts from as many categories as possible.
 
     Args:
         prompts: Fingerprints, in order
         before: Tells the category of each
-        most: How many to take
+        most: Most prompts to take
 
     Returns:
         The first of each category, then the second of each, and so on
@@ -173,9 +173,9 @@ def spread_out(
 
 # %% ../../nbs/evaluation/60_transcripts.ipynb #7e0c56de
 def changes_html(
-    comparison: Comparison,  # Which prompts changed
-    before: Iterable[Prediction],  # What the first model said
-    after: Iterable[Prediction],  # What the second model said
+    comparison: Comparison,  # Prompts that changed
+    before: Iterable[Prediction],  # Predictions of the first model
+    after: Iterable[Prediction],  # Predictions of the second model
     *,
     lost: bool,  # True for right before and wrong now, False for the other list
     most: int = SHOWN,  # Transcripts to show
@@ -184,9 +184,9 @@ def changes_html(
     """Lay out the transcripts of what changed for the worse, or for the better.
 
     Args:
-        comparison: Which prompts changed
-        before: What the first model said
-        after: What the second model said
+        comparison: Prompts that changed
+        before: Predictions of the first model
+        after: Predictions of the second model
         lost: True for right before and wrong now, False for the other list
         most: Transcripts to show
         style: Put the style sheets in front; False where the page has them already
@@ -212,14 +212,14 @@ def changes_html(
 
 # %% ../../nbs/evaluation/60_transcripts.ipynb #8ea59bc7
 def best_example(
-    comparison: Comparison,  # Which prompts changed
-    after: Iterable[Prediction],  # What the second model said
+    comparison: Comparison,  # Prompts that changed
+    after: Iterable[Prediction],  # Predictions of the second model
 ) -> str | None:  # A fingerprint; None when nothing was won
     """Choose the prompt that shows best what was gained: the one with the most true working.
 
     Args:
-        comparison: Which prompts changed
-        after: What the second model said
+        comparison: Prompts that changed
+        after: Predictions of the second model
 
     Returns:
         A fingerprint; None when nothing was won

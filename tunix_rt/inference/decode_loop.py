@@ -11,109 +11,109 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .decode_step import Decoder, advance, prefill
-from .kv_cache import Kept, cache_shapes, empty_cache, pinned, regrown
-from .sampling import Sampling, choose
+from .decode_step import Decoder, decode_step, prefill
+from .kv_cache import LayerCache, cache_shapes, empty_cache, grow_cache, pinned
+from .sampling import SamplingParams, sample_token
 from ..models.config import GemmaConfig
 from ..models.gemma import Gemma
 from ..models.sharding import constrain
 
 # %% auto #0
-__all__ = ['State', 'settled', 'idle', 'grow', 'draw', 'ended', 'admit', 'write']
+__all__ = ['DecodeState', 'settled', 'empty_state', 'grow', 'sample_next', 'ended', 'admit_prompts', 'decode_loop']
 
 # %% ../../nbs/inference/40_decode_loop.ipynb #216d58ae
-class State(NamedTuple):
+class DecodeState(NamedTuple):
     """Everything the loop carries from token to token.
 
     Attributes:
-        kept: What each layer remembers
-        now: Steps taken, which is where the hand of the circle stands
+        kept: Cache of every layer
+        cursor: Steps taken, which is where the hand of the circle stands
         newest: The token drawn last, not yet read, [B]
         lengths: Tokens of each row that are in the cache, [B]
         written: Tokens drawn for each row, its ending included, [B]
         tokens: Those tokens, [B, W]
         done: Rows that have ended, or hold nothing, [B]
-        keys: What each row draws with, [B, 2]
+        keys: Random key of each row, [B, 2]
     """
 
-    kept: list[Kept]  # What each layer remembers
-    now: jax.Array  # Steps taken, which is where the hand of the circle stands
+    kept: list[LayerCache]  # Cache of every layer
+    cursor: jax.Array  # Steps taken, which is where the hand of the circle stands
     newest: jax.Array  # The token drawn last, not yet read, [B]
     lengths: jax.Array  # Tokens of each row that are in the cache, [B]
     written: jax.Array  # Tokens drawn for each row, its ending included, [B]
     tokens: jax.Array  # Those tokens, [B, W]
     done: jax.Array  # Rows that have ended, or hold nothing, [B]
-    keys: jax.Array  # What each row draws with, [B, 2]
+    keys: jax.Array  # Random key of each row, [B, 2]
 
 
 def settled(
-    state: State,  # On its way out of a compiled function
-) -> State:  # The same
+    state: DecodeState,  # State that leaves a compiled function
+) -> DecodeState:  # The same
     """Keep every array of a state where the next function expects it.
 
     Args:
-        state: On its way out of a compiled function
+        state: State that leaves a compiled function
 
     Returns:
         The same
     """
     small = (constrain(part, *[None] * part.ndim) for part in state[1:])
-    return State(pinned(state.kept), *small)
+    return DecodeState(pinned(state.kept), *small)
 
 # %% ../../nbs/inference/40_decode_loop.ipynb #4e423630
-@partial(jax.jit, static_argnames=("config", "rows", "places", "room", "dtype"))
-def idle(
+@partial(jax.jit, static_argnames=("config", "batch_size", "places", "room", "dtype"))
+def empty_state(
     *,
     config: GemmaConfig,  # The shape of the model
-    rows: int,  # B
+    batch_size: int,  # B
     places: int,  # Tokens that the longest row may have for now
     room: int,  # W, tokens of the longest answer
-    dtype: Any,  # Of the cache
-) -> State:  # Every row has ended
+    dtype: Any,  # Dtype of the cache
+) -> DecodeState:  # Every row has ended
     """Begin with rows that hold nothing.
 
     Args:
         config: The shape of the model
-        rows: B
+        batch_size: B
         places: Tokens that the longest row may have for now
         room: W, tokens of the longest answer
-        dtype: Of the cache
+        dtype: Dtype of the cache
 
     Returns:
         Every row has ended
     """
-    none = jnp.zeros(rows, jnp.int32)
-    kept = empty_cache(config, rows, places, dtype)
-    tokens, keys = jnp.zeros((rows, room), jnp.int32), jnp.zeros((rows, 2), jnp.uint32)
-    now, done = jnp.zeros((), jnp.int32), jnp.ones(rows, bool)
-    return settled(State(kept, now, none, none, none, tokens, done, keys))
+    none = jnp.zeros(batch_size, jnp.int32)
+    kept = empty_cache(config, batch_size, places, dtype)
+    tokens, keys = jnp.zeros((batch_size, room), jnp.int32), jnp.zeros((batch_size, 2), jnp.uint32)
+    cursor, done = jnp.zeros((), jnp.int32), jnp.ones(batch_size, bool)
+    return settled(DecodeState(kept, cursor, none, none, none, tokens, done, keys))
 
 
 @partial(jax.jit, static_argnames=("config", "places"))
-def grow(state: State, *, config: GemmaConfig, places: int) -> State:
+def grow(state: DecodeState, *, config: GemmaConfig, places: int) -> DecodeState:
     "Move the conversations of a state into larger circles."
-    return settled(state._replace(kept=regrown(state.kept, config, state.now, places)))
+    return settled(state._replace(kept=grow_cache(state.kept, config, state.cursor, places)))
 
 # %% ../../nbs/inference/40_decode_loop.ipynb #8f4db7ba
-def draw(
+def sample_next(
     scores: jax.Array,  # [B, V]
-    keys: jax.Array,  # What each row draws with, [B, 2]
+    keys: jax.Array,  # Random key of each row, [B, 2]
     written: jax.Array,  # Tokens drawn before, [B]
-    rule: Sampling,  # How to choose
+    rule: SamplingParams,  # Sampling settings
 ) -> jax.Array:  # Tokens, [B]
     """Draw the next token of every row.
 
     Args:
         scores: [B, V]
-        keys: What each row draws with, [B, 2]
+        keys: Random key of each row, [B, 2]
         written: Tokens drawn before, [B]
-        rule: How to choose
+        rule: Sampling settings
 
     Returns:
         Tokens, [B]
     """
     fresh = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys), written)
-    return choose(scores, fresh, rule).astype(jnp.int32)
+    return sample_token(scores, fresh, rule).astype(jnp.int32)
 
 
 def ended(
@@ -137,19 +137,19 @@ def ended(
 
 
 @partial(jax.jit, static_argnames=("rule", "ends", "dtype"), donate_argnames=("state",))
-def admit(
+def admit_prompts(
     model: Gemma,  # The decoder
-    state: State,  # Used up
+    state: DecodeState,  # Used up
     prompts: jax.Array,  # Aligned on the right, [R, P]
     lengths: jax.Array,  # Tokens in each, [R]
     rows: jax.Array,  # The row that each is given; B for one to be dropped, [R]
-    keys: jax.Array,  # What each draws with, [R, 2]
+    keys: jax.Array,  # Random key of each, [R, 2]
     limit: jax.Array,  # Tokens of the longest answer
     *,
-    rule: Sampling,  # How to choose
+    rule: SamplingParams,  # Sampling settings
     ends: tuple[int, ...],  # Tokens that end an answer
-    dtype: Any,  # To compute in
-) -> State:  # With the prompts in it, and the first token of each answer
+    dtype: Any,  # Compute dtype
+) -> DecodeState:  # State with the prompts in it, and the first token of each answer
     """Read prompts and put them into rows.
 
     Args:
@@ -158,22 +158,22 @@ def admit(
         prompts: Aligned on the right, [R, P]
         lengths: Tokens in each, [R]
         rows: The row that each is given; B for one to be dropped, [R]
-        keys: What each draws with, [R, 2]
+        keys: Random key of each, [R, 2]
         limit: Tokens of the longest answer
-        rule: How to choose
+        rule: Sampling settings
         ends: Tokens that end an answer
-        dtype: To compute in
+        dtype: Compute dtype
 
     Returns:
-        With the prompts in it, and the first token of each answer
+        State with the prompts in it, and the first token of each answer
     """
     sizes = [layer.values.shape[2] for layer in state.kept]
-    fresh, scores = prefill(model, prompts, lengths, state.now, sizes, dtype)
-    drawn = draw(scores, keys, jnp.zeros_like(lengths), rule)
+    fresh, scores = prefill(model, prompts, lengths, state.cursor, sizes, dtype)
+    drawn = sample_next(scores, keys, jnp.zeros_like(lengths), rule)
     written = jnp.ones_like(lengths)
     first = jnp.zeros((len(drawn), state.tokens.shape[1]), jnp.int32).at[:, 0].set(drawn)
     done = ended(drawn, written, limit, ends)
-    come = State(fresh, state.now, drawn, lengths, written, first, done, keys)
+    come = DecodeState(fresh, state.cursor, drawn, lengths, written, first, done, keys)
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old if old.ndim == 0 else old.at[rows].set(new, mode="drop")
@@ -182,49 +182,49 @@ def admit(
 
 # %% ../../nbs/inference/40_decode_loop.ipynb #ce5f4733
 @partial(jax.jit, static_argnames=("rule", "ends", "dtype"), donate_argnames=("state",))
-def write(
-    decoder: Decoder,  # From `prepare`
-    state: State,  # Used up
+def decode_loop(
+    decoder: Decoder,  # Decoder from `prepare_decoder`
+    state: DecodeState,  # Used up
     stopped: jax.Array,  # Rows that the caller has ended, [B]
     until: jax.Array,  # Pause after so many steps since the beginning
     enough: jax.Array,  # Pause when so many rows have ended
     limit: jax.Array,  # Tokens of the longest answer
     *,
-    rule: Sampling,  # How to choose
+    rule: SamplingParams,  # Sampling settings
     ends: tuple[int, ...],  # Tokens that end an answer
-    dtype: Any,  # To compute in
-) -> State:  # Advanced
+    dtype: Any,  # Compute dtype
+) -> DecodeState:  # Advanced
     """Write tokens until there is reason to pause.
 
     Args:
-        decoder: From `prepare`
+        decoder: Decoder from `prepare_decoder`
         state: Used up
         stopped: Rows that the caller has ended, [B]
         until: Pause after so many steps since the beginning
         enough: Pause when so many rows have ended
         limit: Tokens of the longest answer
-        rule: How to choose
+        rule: Sampling settings
         ends: Tokens that end an answer
-        dtype: To compute in
+        dtype: Compute dtype
 
     Returns:
         Advanced
     """
     every = jnp.arange(len(state.done))
 
-    def go_on(state: State) -> jax.Array:
-        return (state.now < until) & (state.done.sum() < enough)
+    def go_on(state: DecodeState) -> jax.Array:
+        return (state.cursor < until) & (state.done.sum() < enough)
 
-    def one(state: State) -> State:
+    def one(state: DecodeState) -> DecodeState:
         lengths = state.lengths + ~state.done
-        kept, scores = advance(decoder, state.kept, state.newest, state.now, lengths, dtype)
-        drawn = draw(scores.T, state.keys, state.written, rule)
+        kept, scores = decode_step(decoder, state.kept, state.newest, state.cursor, lengths, dtype)
+        drawn = sample_next(scores.T, state.keys, state.written, rule)
         column = jnp.where(state.done, state.tokens.shape[1], state.written)
         tokens = state.tokens.at[every, column].set(drawn, mode="drop")
         written = state.written + ~state.done
         done = state.done | ended(drawn, written, limit, ends)
-        now = state.now + 1
-        return State(kept, now, drawn, lengths, written, tokens, done, state.keys)
+        cursor = state.cursor + 1
+        return DecodeState(kept, cursor, drawn, lengths, written, tokens, done, state.keys)
 
     state = state._replace(done=state.done | stopped)
     return settled(jax.lax.while_loop(go_on, one, state))

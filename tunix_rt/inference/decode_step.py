@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .kv_cache import Kept, laid_out, pinned, seen
+from .kv_cache import LayerCache, pinned, visible_mask, write_prompt
 from ..models.attention import packed_attention, rotary_angles
 from ..models.config import GemmaConfig
 from tunix_rt.models.gemma import (
@@ -30,24 +30,24 @@ from tunix_rt.models.gemma import (
     soft_cap,
 )
 from ..models.linear import gated_gelu
-from ..models.lora import full_kernel
+from ..models.lora import merged_kernel
 from ..models.sharding import ROWS, WRITES, constrain, look_up
 
 # %% auto #0
-__all__ = ['GROUPS', 'Recall', 'prefill', 'Product', 'multiply', 'multiply_all', 'Layer', 'Decoder', 'as_type', 'one_product',
-           'turned_product', 'prepare', 'norm_columns', 'column_angles', 'rotate_columns', 'read_cache',
-           'attend_columns', 'think_columns', 'advance']
+__all__ = ['GROUPS', 'Recall', 'prefill', 'DecodeKernel', 'multiply', 'multiply_all', 'Layer', 'Decoder', 'as_type',
+           'one_product', 'turned_product', 'prepare_decoder', 'norm_columns', 'column_angles', 'rotate_columns',
+           'read_cache', 'attend_columns', 'mlp_columns', 'decode_step']
 
 # %% ../../nbs/inference/30_decode_step.ipynb #4a41fb0c
 def prefill(
     model: Gemma,  # The decoder, its layers a list or a stack
     prompts: jax.Array,  # Aligned on the right, [B, P]
     lengths: jax.Array,  # Tokens in each prompt, [B]
-    now: jax.Array,  # Where the hand of the circle stands
+    cursor: jax.Array,  # Steps taken since the beginning, scalar
     sizes: Sequence[int],  # Places of each layer
-    dtype: Any,  # To compute in and to keep the cache in
+    dtype: Any,  # Dtype of the compute and of the cache
 ) -> tuple[
-    list[Kept], jax.Array
+    list[LayerCache], jax.Array
 ]:  # What each layer remembers, and scores for the next token [B, V]
     """Read prompts at once and remember their keys and values.
 
@@ -55,9 +55,9 @@ def prefill(
         model: The decoder, its layers a list or a stack
         prompts: Aligned on the right, [B, P]
         lengths: Tokens in each prompt, [B]
-        now: Where the hand of the circle stands
+        cursor: Steps taken since the beginning, scalar
         sizes: Places of each layer
-        dtype: To compute in and to keep the cache in
+        dtype: Dtype of the compute and of the cache
 
     Returns:
         What each layer remembers, and scores for the next token [B, V]
@@ -66,11 +66,11 @@ def prefill(
     width = prompts.shape[1]
     place = jnp.arange(width)[None] - (width - lengths[:, None])
     segments, positions = (place >= 0).astype(jnp.int32), jnp.maximum(place, 0)
-    kept: list[Kept] = []
+    kept: list[LayerCache] = []
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, index: int) -> jax.Array:
-        keys = laid_out(key.swapaxes(2, 3), now, sizes[index], axis=3)
-        kept.append(Kept(keys, laid_out(value, now, sizes[index], axis=2)))
+        keys = write_prompt(key.swapaxes(2, 3), cursor, sizes[index], axis=3)
+        kept.append(LayerCache(keys, write_prompt(value, cursor, sizes[index], axis=2)))
         return packed_attention(
             query,
             key,
@@ -96,34 +96,34 @@ def prefill(
     meta_fields=("turned", "share", "sides"),
 )
 @dataclass(frozen=True)
-class Product:
+class DecodeKernel:
     """A kernel, and what belongs to it, as one step of writing reads it.
 
     Attributes:
         kernel: [D, F], or [F, D] when turned
-        steps: What a whole number is worth in each column, [F], for eight bits
+        steps: Quantization step of each column, [F], for eight bits
         thin: The two matrices of an adapter, [D, R] and [R, F]
-        turned: Whether the kernel lies on its side
-        share: What the adapter adds is multiplied by this
-        sides: Of a mesh, that cut what comes in and goes out
+        turned: True if the kernel is transposed
+        share: Scale of what the adapter adds
+        sides: Mesh axes that shard the input and the output
     """
 
     kernel: Any  # [D, F], or [F, D] when turned
-    steps: Any = None  # What a whole number is worth in each column, [F], for eight bits
+    steps: Any = None  # Quantization step of each column, [F], for eight bits
     thin: Any = None  # The two matrices of an adapter, [D, R] and [R, F]
-    turned: bool = False  # Whether the kernel lies on its side
-    share: float = 1.0  # What the adapter adds is multiplied by this
-    sides: tuple[str, str] = ("fsdp", "tensor")  # Of a mesh, that cut what comes in and goes out
+    turned: bool = False  # True if the kernel is transposed
+    share: float = 1.0  # Scale of what the adapter adds
+    sides: tuple[str, str] = ("fsdp", "tensor")  # Mesh axes that shard the input and the output
 
 # %% ../../nbs/inference/30_decode_step.ipynb #16522b3b
 def multiply(
-    product: Product,  # What to multiply by
+    product: DecodeKernel,  # Product to apply
     x: jax.Array,  # One column for each row of the batch, [D, B]
 ) -> jax.Array:  # [F, B]
     """Send columns through a kernel.
 
     Args:
-        product: What to multiply by
+        product: Product to apply
         x: One column for each row of the batch, [D, B]
 
     Returns:
@@ -145,7 +145,7 @@ def multiply(
 
 
 def multiply_all(
-    products: tuple[Product, ...],  # Several that read the same input, or all of them joined
+    products: tuple[DecodeKernel, ...],  # Several that read the same input, or all of them joined
     x: jax.Array,  # [D, B]
     sizes: Sequence[int],  # Features that each gives
 ) -> list[jax.Array]:  # One [F, B] for each
@@ -165,10 +165,10 @@ def multiply_all(
 
 # %% ../../nbs/inference/30_decode_step.ipynb #8a152540
 GROUPS = {  # Kernels that read the same input
-    "attend": ("q_proj", "k_proj", "v_proj"),
-    "merge": ("o_proj",),
-    "open": ("gate_proj", "up_proj"),
-    "close": ("down_proj",),
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "out": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
 }
 
 
@@ -176,12 +176,12 @@ class Layer(NamedTuple):
     """One layer, ready to be read.
 
     Attributes:
-        products: By group
-        norms: By name
+        products: Kernels by group
+        norms: Weights by name
     """
 
-    products: dict[str, tuple[Product, ...]]  # By group
-    norms: dict[str, jax.Array]  # By name
+    products: dict[str, tuple[DecodeKernel, ...]]  # Kernels by group
+    norms: dict[str, jax.Array]  # Weights by name
 
 
 @partial(
@@ -223,18 +223,18 @@ def as_type(
 
 def one_product(
     layer: Block,  # A single one
-    name: str,  # Of a projection
-    dtype: Any,  # To compute in
-) -> Product:  # Of the same arrays, where their type allows
+    name: str,  # Name of a projection
+    dtype: Any,  # Compute dtype
+) -> DecodeKernel:  # Product of the same arrays, if their dtype allows
     """Take a projection as it is.
 
     Args:
         layer: A single one
-        name: Of a projection
-        dtype: To compute in
+        name: Name of a projection
+        dtype: Compute dtype
 
     Returns:
-        Of the same arrays, where their type allows
+        Product of the same arrays, if their dtype allows
     """
     kernel, thin, share = getattr(layer, name)[...], None, 1.0
     if name in layer.adapters:
@@ -242,35 +242,35 @@ def one_product(
         thin, share = (as_type(low.a[...], dtype), as_type(low.b[...], dtype)), low.scale
     sides = ("tensor", "fsdp") if name in WRITES else ("fsdp", "tensor")
     if name in layer.scales:
-        return Product(kernel, layer.scales[name][...], thin, share=share, sides=sides)
-    return Product(as_type(kernel, dtype), None, thin, share=share, sides=sides)
+        return DecodeKernel(kernel, layer.scales[name][...], thin, share=share, sides=sides)
+    return DecodeKernel(as_type(kernel, dtype), None, thin, share=share, sides=sides)
 
 
 @partial(jax.jit, static_argnames=("names", "dtype"))
 def turned_product(layer, names, dtype):
     "Join projections into one kernel that lies on its side."
-    joined = jnp.concatenate([full_kernel(layer, name, dtype) for name in names], axis=1)
-    return Product(joined.T, turned=True)
+    joined = jnp.concatenate([merged_kernel(layer, name, dtype) for name in names], axis=1)
+    return DecodeKernel(joined.T, turned=True)
 
 
-def prepare(
+def prepare_decoder(
     model: Gemma,  # Its layers a list or a stack, with adapters or without, whole or in eight bits
     *,
-    dtype: Any,  # To compute in
+    dtype: Any,  # Compute dtype
     turned: bool,  # Copy the kernels the way a processor reads them fastest
-) -> Decoder:  # Where nothing had to change, it shares the model's own arrays
+) -> Decoder:  # Decoder; where nothing had to change, it shares the model's arrays
     """Lay a model out for writing.
 
     Args:
         model: Its layers a list or a stack, with adapters or without, whole or in eight bits
-        dtype: To compute in
+        dtype: Compute dtype
         turned: Copy the kernels the way a processor reads them fastest
 
     Returns:
-        Where nothing had to change, it shares the model's own arrays
+        Decoder; where nothing had to change, it shares the model's arrays
     """
 
-    def products(layer: Block, names: tuple[str, ...]) -> tuple[Product, ...]:
+    def products(layer: Block, names: tuple[str, ...]) -> tuple[DecodeKernel, ...]:
         if turned:
             return (turned_product(layer, names, dtype),)
         return tuple(one_product(layer, name, dtype) for name in names)
@@ -307,16 +307,16 @@ def norm_columns(
 # %% ../../nbs/inference/30_decode_step.ipynb #009059a5
 def column_angles(
     config: GemmaConfig,  # Bases and head width
-    positions: jax.Array,  # Of the newest tokens, [B]
+    positions: jax.Array,  # Position of the newest token, [B]
     *,
-    sliding: bool,  # Whether the angles are for sliding layers
+    sliding: bool,  # True for the angles of sliding layers
 ) -> tuple[jax.Array, jax.Array]:  # Sine, negated for the first half, and cosine, [2, H/2, B]
     """Work out how far the features of each newest token turn.
 
     Args:
         config: Bases and head width
-        positions: Of the newest tokens, [B]
-        sliding: Whether the angles are for sliding layers
+        positions: Position of the newest token, [B]
+        sliding: True for the angles of sliding layers
 
     Returns:
         Sine, negated for the first half, and cosine, [2, H/2, B]
@@ -328,13 +328,13 @@ def column_angles(
 
 def rotate_columns(
     x: jax.Array,  # Queries or keys, [heads, H, B]
-    angles: tuple[jax.Array, jax.Array],  # From `column_angles`
+    angles: tuple[jax.Array, jax.Array],  # Angles from `column_angles`
 ) -> jax.Array:  # The same shape and dtype
     """Turn feature i together with feature i + H/2.
 
     Args:
         x: Queries or keys, [heads, H, B]
-        angles: From `column_angles`
+        angles: Angles from `column_angles`
 
     Returns:
         The same shape and dtype
@@ -346,16 +346,16 @@ def rotate_columns(
 
 # %% ../../nbs/inference/30_decode_step.ipynb #846241bc
 def read_cache(
-    query: jax.Array,  # Of the newest tokens, [B, K, N/K, H]
-    kept: Kept,  # What the layer remembers, the newest tokens included
+    query: jax.Array,  # Queries of the newest tokens, [B, K, N/K, H]
+    kept: LayerCache,  # Cache of the layer, the newest tokens included
     visible: jax.Array,  # True where a row may look, [B, S]
     config: GemmaConfig,  # Scale and soft cap
 ) -> jax.Array:  # [B, K, N/K, H]
     """Compare one new token of every row with everything kept.
 
     Args:
-        query: Of the newest tokens, [B, K, N/K, H]
-        kept: What the layer remembers, the newest tokens included
+        query: Queries of the newest tokens, [B, K, N/K, H]
+        kept: Cache of the layer, the newest tokens included
         visible: True where a row may look, [B, S]
         config: Scale and soft cap
 
@@ -376,27 +376,27 @@ def attend_columns(
     layer: Layer,  # Parameters
     config: GemmaConfig,  # Shape
     x: jax.Array,  # The stream, [D, B]
-    angles: tuple[jax.Array, jax.Array],  # From `column_angles`
+    angles: tuple[jax.Array, jax.Array],  # Angles from `column_angles`
     recall: Recall,  # (q [B, K, N/K, H], k [B, K, H], v [B, K, H]) -> [B, K, N/K, H]
-) -> jax.Array:  # What to add to the stream, [D, B]
+) -> jax.Array:  # Addition to the stream, [D, B]
     """Read from the tokens before.
 
     Args:
         layer: Parameters
         config: Shape
         x: The stream, [D, B]
-        angles: From `column_angles`
+        angles: Angles from `column_angles`
         recall: (q [B, K, N/K, H], k [B, K, H], v [B, K, H]) -> [B, K, N/K, H]
 
     Returns:
-        What to add to the stream, [D, B]
+        Addition to the stream, [D, B]
     """
     head, heads, shared = config.head_width, config.query_heads, config.key_heads
     normed = norm_columns(x, layer.norms["input_layernorm"], config.epsilon)
     sizes = (heads * head, shared * head, shared * head)
     queries, keys, values = (
         part.reshape(-1, head, x.shape[1])
-        for part in multiply_all(layer.products["attend"], normed, sizes)
+        for part in multiply_all(layer.products["qkv"], normed, sizes)
     )
     if config.query_key_norm:
         queries = norm_columns(queries, layer.norms["q_norm"], config.epsilon)
@@ -405,15 +405,15 @@ def attend_columns(
     asking = queries.reshape(shared, heads // shared, head, -1).transpose(3, 0, 1, 2)
     found = recall(asking, keys.transpose(2, 0, 1), values.transpose(2, 0, 1))
     merged = found.transpose(1, 2, 3, 0).reshape(heads * head, -1)
-    (amended,) = multiply_all(layer.products["merge"], merged, (config.width,))
+    (amended,) = multiply_all(layer.products["out"], merged, (config.width,))
     return norm_columns(amended, layer.norms["post_attention_layernorm"], config.epsilon)
 
 # %% ../../nbs/inference/30_decode_step.ipynb #e5875bf0
-def think_columns(
+def mlp_columns(
     layer: Layer,  # Parameters
     config: GemmaConfig,  # Shape
     x: jax.Array,  # The stream, [D, B]
-) -> jax.Array:  # What to add to the stream, [D, B]
+) -> jax.Array:  # Addition to the stream, [D, B]
     """Think about each token on its own, through a gate.
 
     Args:
@@ -422,48 +422,48 @@ def think_columns(
         x: The stream, [D, B]
 
     Returns:
-        What to add to the stream, [D, B]
+        Addition to the stream, [D, B]
     """
     normed = norm_columns(x, layer.norms["pre_feedforward_layernorm"], config.epsilon)
-    gate, up = multiply_all(layer.products["open"], normed, (config.hidden, config.hidden))
-    (amended,) = multiply_all(layer.products["close"], gated_gelu(gate, up), (config.width,))
+    gate, up = multiply_all(layer.products["gate_up"], normed, (config.hidden, config.hidden))
+    (amended,) = multiply_all(layer.products["down"], gated_gelu(gate, up), (config.width,))
     return norm_columns(amended, layer.norms["post_feedforward_layernorm"], config.epsilon)
 
 # %% ../../nbs/inference/30_decode_step.ipynb #d81d7c13
-def advance(
-    decoder: Decoder,  # From `prepare`
-    kept: list[Kept],  # Of every layer
+def decode_step(
+    decoder: Decoder,  # Decoder from `prepare_decoder`
+    kept: list[LayerCache],  # Cache of every layer
     tokens: jax.Array,  # The newest of each row, [B]
-    now: jax.Array,  # The step at which they are kept, the same for every row
+    cursor: jax.Array,  # The step at which they are kept, the same for every row
     lengths: jax.Array,  # Tokens of each row, the newest included, [B]
-    dtype: Any,  # To compute in
-) -> tuple[list[Kept], jax.Array]:  # What is kept now, and scores for the next token [V, B]
+    dtype: Any,  # Compute dtype
+) -> tuple[list[LayerCache], jax.Array]:  # Updated cache, and scores for the next token [V, B]
     """Run one new token of every row through the model.
 
     Args:
-        decoder: From `prepare`
-        kept: Of every layer
+        decoder: Decoder from `prepare_decoder`
+        kept: Cache of every layer
         tokens: The newest of each row, [B]
-        now: The step at which they are kept, the same for every row
+        cursor: The step at which they are kept, the same for every row
         lengths: Tokens of each row, the newest included, [B]
-        dtype: To compute in
+        dtype: Compute dtype
 
     Returns:
-        What is kept now, and scores for the next token [V, B]
+        Updated cache, and scores for the next token [V, B]
     """
     config = decoder.config
     found = look_up(decoder.embedding, tokens[:, None], dtype)[:, 0].T
     x = constrain(found * jnp.asarray(config.width**0.5, dtype), None, "data")
     turns = [column_angles(config, lengths - 1, sliding=sliding) for sliding in (False, True)]
-    updated: list[Kept] = []
+    updated: list[LayerCache] = []
 
-    def recall(query: jax.Array, key: jax.Array, value: jax.Array, old: Kept) -> jax.Array:
+    def recall(query: jax.Array, key: jax.Array, value: jax.Array, old: LayerCache) -> jax.Array:
         places = old.keys.shape[3]
-        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=now % places)
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=cursor % places)
         keys = put(old.keys, constrain(key, ROWS, "tensor")[..., None], axis=3)
         values = put(old.values, constrain(value, ROWS, "tensor")[:, :, None], axis=2)
-        updated.append(Kept(keys, values))
-        visible = seen(now + 1, places, lengths)
+        updated.append(LayerCache(keys, values))
+        visible = visible_mask(cursor + 1, places, lengths)
         query = constrain(query, ROWS, "tensor")
         found = constrain(read_cache(query, updated[-1], visible, config), ROWS, "tensor")
         return constrain(found, "data", "tensor")
@@ -472,7 +472,7 @@ def advance(
         angles = turns[config.is_sliding(index)]
         look = partial(recall, old=kept[index])
         x = x + attend_columns(layer, config, x, angles, look)
-        x = constrain(x + think_columns(layer, config, x), None, "data")
+        x = constrain(x + mlp_columns(layer, config, x), None, "data")
     last = norm_columns(x, decoder.norm, config.epsilon)
     table = decoder.embedding.astype(dtype)
     scores = jnp.matmul(table, last, preferred_element_type=jnp.float32)

@@ -18,21 +18,28 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ..core.errors import ModelError
-from .decode_loop import State, admit, grow, idle, write
-from .decode_step import Decoder, prepare
-from .kv_cache import next_places, rung
-from .sampling import Sampling, row_keys
+from tunix_rt.inference.decode_loop import (
+    DecodeState,
+    admit_prompts,
+    decode_loop,
+    empty_state,
+    grow,
+)
+from .decode_step import Decoder, prepare_decoder
+from .kv_cache import bucket_length, next_places
+from .sampling import SamplingParams, request_keys
 from ..models.devices import platform
 from ..models.gemma import Gemma
 from ..models.sharding import row_shards
 from ..models.tokenizer import Tokenizer, end_of_turn
 
 # %% auto #0
-__all__ = ['NARROWEST', 'PAUSE', 'SHARE', 'Request', 'Completion', 'finish', 'batch_width', 'batch_rows', 'Desk', 'mesh_of',
-           'set_up', 'make_room', 'refill', 'enough_idle', 'write_on', 'generate', 'Sampling']
+__all__ = ['NARROWEST', 'PAUSE', 'SHARE', 'Request', 'Completion', 'make_completion', 'batch_width', 'decode_batch_size',
+           'Engine', 'mesh_of', 'create_engine', 'make_room', 'admit_waiting', 'enough_idle', 'decode_until_pause',
+           'generate', 'SamplingParams']
 
 # %% ../../nbs/inference/50_engine.ipynb #61808648
-_all_ = ["Sampling"]
+_all_ = ["SamplingParams"]
 
 
 @dataclass(frozen=True)
@@ -41,27 +48,27 @@ class Completion:
 
     Attributes:
         prompt: Index of the prompt
-        sample: Which of its samples, from 0
+        sample: Index of the sample, from 0
         tokens: Without the token that ended it
         text: Decoded, cut before a stop text
         finish_reason: "stop" when the model ended its turn, "length" when it was cut off
-        prompt_tokens: How many tokens were read
-        completion_tokens: How many were written, the end of the turn included
+        prompt_tokens: Number of tokens read
+        completion_tokens: Number of tokens written, the end of the turn included
     """
 
     prompt: int  # Index of the prompt
-    sample: int  # Which of its samples, from 0
+    sample: int  # Index of the sample, from 0
     tokens: list[int]  # Without the token that ended it
     text: str  # Decoded, cut before a stop text
     finish_reason: Literal[
         "stop", "length"
     ]  # "stop" when the model ended its turn, "length" when it was cut off
-    prompt_tokens: int  # How many tokens were read
-    completion_tokens: int  # How many were written, the end of the turn included
+    prompt_tokens: int  # Number of tokens read
+    completion_tokens: int  # Number of tokens written, the end of the turn included
 
 # %% ../../nbs/inference/50_engine.ipynb #91a384ea
-def finish(
-    tokenizer: Tokenizer,  # To decode with
+def make_completion(
+    tokenizer: Tokenizer,  # Tokenizer for decoding
     request: tuple[int, int],  # Prompt and sample
     read: int,  # Tokens of the prompt
     written: list[int],  # Tokens of the response, its ending included
@@ -71,7 +78,7 @@ def finish(
     """Decode one response and say why it ended.
 
     Args:
-        tokenizer: To decode with
+        tokenizer: Tokenizer for decoding
         request: Prompt and sample
         read: Tokens of the prompt
         written: Tokens of the response, its ending included
@@ -120,18 +127,18 @@ def batch_width(
     return max(NARROWEST, 1 << (longest - 1).bit_length())
 
 
-def batch_rows(
-    prompts: int,  # To be read together
+def decode_batch_size(
+    prompts: int,  # Prompts to read together
     rows: int,  # B
-) -> int:  # How many rows the batch is compiled for
+) -> int:  # Number of rows the batch is compiled for
     """Round up to an eighth, a quarter, a half or all of the rows.
 
     Args:
-        prompts: To be read together
+        prompts: Prompts to read together
         rows: B
 
     Returns:
-        How many rows the batch is compiled for
+        Number of rows the batch is compiled for
     """
     sizes = [-(-rows // share) for share in (SHARE, SHARE // 2, SHARE // 4, 1)]
     return next(size for size in sizes if size >= prompts)
@@ -141,7 +148,7 @@ Request = tuple[int, int]  # Index of a prompt, and which of its samples
 
 
 @dataclass
-class Desk:
+class Engine:
     """Who is waiting, who is being served, and what serves them.
 
     Attributes:
@@ -149,14 +156,14 @@ class Desk:
         decoder: Writes
         tokenizer: Turns tokens into text
         prompts: Tokens of each prompt
-        sampling: What was asked for
+        sampling: Sampling settings
         ends: Tokens that end a response
-        dtype: To compute in
-        waiting: In the order in which they come in
-        serving: Of each row; None for an idle one
+        dtype: Compute dtype
+        waiting: Queued requests, in admission order
+        serving: Request of each row; None for an idle one
         places: Tokens that a row may have for now
         total: Tokens that any row may ever have
-        state: On the device
+        state: State on the device
         stopped: Rows ended by a stop text, [B]
         lengths: Tokens of each row that are in the cache, [B]
     """
@@ -165,14 +172,14 @@ class Desk:
     decoder: Decoder  # Writes
     tokenizer: Tokenizer  # Turns tokens into text
     prompts: Sequence[Sequence[int]]  # Tokens of each prompt
-    sampling: Sampling  # What was asked for
+    sampling: SamplingParams  # Sampling settings
     ends: tuple[int, ...]  # Tokens that end a response
-    dtype: Any  # To compute in
-    waiting: deque[Request]  # In the order in which they come in
-    serving: list[Request | None]  # Of each row; None for an idle one
+    dtype: Any  # Compute dtype
+    waiting: deque[Request]  # Queued requests, in admission order
+    serving: list[Request | None]  # Request of each row; None for an idle one
     places: int  # Tokens that a row may have for now
     total: int  # Tokens that any row may ever have
-    state: State  # On the device
+    state: DecodeState  # State on the device
     stopped: np.ndarray  # Rows ended by a stop text, [B]
     lengths: np.ndarray  # Tokens of each row that are in the cache, [B]
 
@@ -207,143 +214,148 @@ def mesh_of(
     return None
 
 # %% ../../nbs/inference/50_engine.ipynb #1aedd7a9
-def set_up(
+def create_engine(
     model: Gemma,  # The decoder
-    tokenizer: Tokenizer,  # For the tokens that end a response
+    tokenizer: Tokenizer,  # Source of the tokens that end a response
     prompts: Sequence[Sequence[int]],  # Tokens of each prompt
-    sampling: Sampling,  # What was asked for
+    sampling: SamplingParams,  # Sampling settings
     *,
-    rows: int,  # At most so many at a time
-    dtype: Any,  # To compute in
+    batch_size: int,  # Maximum number of rows
+    dtype: Any,  # Compute dtype
     mesh: Mesh | None,  # The devices; None for a single one
-) -> Desk:  # With everybody waiting
+) -> Engine:  # Desk with all requests waiting
     """Open the desk.
 
     Args:
         model: The decoder
-        tokenizer: For the tokens that end a response
+        tokenizer: Source of the tokens that end a response
         prompts: Tokens of each prompt
-        sampling: What was asked for
-        rows: At most so many at a time
-        dtype: To compute in
+        sampling: Sampling settings
+        batch_size: Maximum number of rows
+        dtype: Compute dtype
         mesh: The devices; None for a single one
 
     Returns:
-        With everybody waiting
+        Desk with all requests waiting
     """
     wanted = [(each, sample) for each in range(len(prompts)) for sample in range(sampling.samples)]
     wanted.sort(key=lambda request: len(prompts[request[0]]))
     shards = row_shards(mesh)
-    rows = -(-min(rows, 1 << (len(wanted) - 1).bit_length()) // shards) * shards
+    batch_size = min(batch_size, 1 << (len(wanted) - 1).bit_length())
+    batch_size = -(-batch_size // shards) * shards
     total = max(map(len, prompts)) + sampling.max_new_tokens
-    places = next_places(max(len(prompts[prompt]) for prompt, _ in wanted[:rows]), total)
-    room, config = rung(sampling.max_new_tokens), model.config
-    return Desk(
+    places = next_places(max(len(prompts[prompt]) for prompt, _ in wanted[:batch_size]), total)
+    room, config = bucket_length(sampling.max_new_tokens), model.config
+    return Engine(
         model=model,
         tokenizer=tokenizer,
-        decoder=prepare(model, dtype=dtype, turned=mesh is None and platform() == "cpu"),
+        decoder=prepare_decoder(model, dtype=dtype, turned=mesh is None and platform() == "cpu"),
         prompts=prompts,
         sampling=sampling,
         ends=(end_of_turn(tokenizer), tokenizer.eos_token_id),
         dtype=dtype,
         waiting=deque(wanted),
-        serving=[None] * rows,
+        serving=[None] * batch_size,
         places=places,
         total=total,
-        state=idle(config=config, rows=rows, places=places, room=room, dtype=dtype),
-        stopped=np.zeros(rows, bool),
-        lengths=np.zeros(rows, np.int32),
+        state=empty_state(config=config, batch_size=batch_size, places=places, room=room, dtype=dtype),
+        stopped=np.zeros(batch_size, bool),
+        lengths=np.zeros(batch_size, np.int32),
     )
 
 # %% ../../nbs/inference/50_engine.ipynb #192dbfbc
 def make_room(
-    desk: Desk,  # Changed
+    engine: Engine,  # Changed
     tokens: int,  # That the longest row is about to have
 ) -> None:
     """Grow the circles when they are too small.
 
     Args:
-        desk: Changed
+        engine: Changed
         tokens: That the longest row is about to have
     """
-    if tokens > desk.places:
-        desk.places = next_places(tokens - 1, desk.total)
-        desk.state = grow(desk.state, config=desk.model.config, places=desk.places)
+    if tokens > engine.places:
+        engine.places = next_places(tokens - 1, engine.total)
+        engine.state = grow(engine.state, config=engine.model.config, places=engine.places)
 
 # %% ../../nbs/inference/50_engine.ipynb #4b4e97b9
-def refill(
-    desk: Desk,  # Changed
+def admit_waiting(
+    engine: Engine,  # Changed
 ) -> None:
     """Put those who wait into the idle rows.
 
     Args:
-        desk: Changed
+        engine: Changed
     """
-    rows, free = len(desk.serving), desk.idle_rows()
-    requests = [desk.waiting.popleft() for _ in range(min(len(free), len(desk.waiting)))]
-    held = [desk.prompts[prompt] for prompt, _ in requests]
-    longest, size = max(map(len, held)), batch_rows(len(held), rows)
-    make_room(desk, longest + 1)
+    rows, free = len(engine.serving), engine.idle_rows()
+    requests = [engine.waiting.popleft() for _ in range(min(len(free), len(engine.waiting)))]
+    held = [engine.prompts[prompt] for prompt, _ in requests]
+    longest, size = max(map(len, held)), decode_batch_size(len(held), rows)
+    make_room(engine, longest + 1)
     grid = np.zeros((size, batch_width(longest)), np.int32)
     lengths, places = np.ones(size, np.int32), np.full(size, rows, np.int32)
     for line, (row, request, prompt) in enumerate(zip(free, requests, held, strict=False)):
         grid[line, grid.shape[1] - len(prompt) :] = prompt
         lengths[line], places[line] = len(prompt), row
-        desk.serving[row], desk.lengths[row], desk.stopped[row] = request, len(prompt), False
-    keys = row_keys([*requests, *[(0, 0)] * (size - len(requests))], desk.sampling.seed)
-    data, limit = jax.random.key_data(keys), np.int32(desk.sampling.max_new_tokens)
-    desk.state = admit(desk.model, desk.state, grid, lengths, places, data, limit, **desk.how())
+        engine.serving[row], engine.lengths[row], engine.stopped[row] = request, len(prompt), False
+    keys = request_keys([*requests, *[(0, 0)] * (size - len(requests))], engine.sampling.seed)
+    data, limit = jax.random.key_data(keys), np.int32(engine.sampling.max_new_tokens)
+    engine.state = admit_prompts(
+        engine.model, engine.state, grid, lengths, places, data, limit, **engine.how()
+    )
 
 # %% ../../nbs/inference/50_engine.ipynb #806bc4dc
 def enough_idle(
-    desk: Desk,  # Who waits, and how many rows there are
+    engine: Engine,  # Waiting requests and number of rows
 ) -> int:  # Rows that must be idle
     """Say how many idle rows are worth a pause.
 
     Args:
-        desk: Who waits, and how many rows there are
+        engine: Waiting requests and number of rows
 
     Returns:
         Rows that must be idle
     """
-    rows = len(desk.serving)
-    return min(-(-rows // SHARE), len(desk.waiting)) if desk.waiting else rows
+    rows = len(engine.serving)
+    return min(-(-rows // SHARE), len(engine.waiting)) if engine.waiting else rows
 
 # %% ../../nbs/inference/50_engine.ipynb #6eb1f38e
-def write_on(
-    desk: Desk,  # Changed
-) -> list[Completion]:  # Of those who have ended
+def decode_until_pause(
+    engine: Engine,  # Changed
+) -> list[Completion]:  # Completions that have ended
     """Write until there is reason to pause, and take out what is finished.
 
     Args:
-        desk: Changed
+        engine: Changed
 
     Returns:
-        Of those who have ended
+        Completions that have ended
     """
-    make_room(desk, desk.longest() + 1)
-    steps = desk.places - desk.longest()
-    steps = min(steps, PAUSE) if desk.sampling.stop else steps
-    desk.state = write(
-        desk.decoder,
-        desk.state,
-        desk.stopped,
-        np.int32(int(desk.state.now) + steps),
-        np.int32(enough_idle(desk)),
-        np.int32(desk.sampling.max_new_tokens),
-        **desk.how(),
+    make_room(engine, engine.longest() + 1)
+    steps = engine.places - engine.longest()
+    steps = min(steps, PAUSE) if engine.sampling.stop else steps
+    engine.state = decode_loop(
+        engine.decoder,
+        engine.state,
+        engine.stopped,
+        np.int32(int(engine.state.cursor) + steps),
+        np.int32(enough_idle(engine)),
+        np.int32(engine.sampling.max_new_tokens),
+        **engine.how(),
     )
-    kept = (desk.state.lengths, desk.state.written, desk.state.tokens, desk.state.done)
+    kept = (engine.state.lengths, engine.state.written, engine.state.tokens, engine.state.done)
     lengths, written, tokens, done = jax.device_get(kept)
-    desk.lengths, finished = np.array(lengths), []
-    for row, request in enumerate(desk.serving):
-        if request is None or not (done[row] or desk.sampling.stop):
+    engine.lengths, finished = np.array(lengths), []
+    for row, request in enumerate(engine.serving):
+        if request is None or not (done[row] or engine.sampling.stop):
             continue
-        line, prompt = tokens[row, : written[row]].tolist(), desk.prompts[request[0]]
-        said = finish(desk.tokenizer, request, len(prompt), line, desk.ends, desk.sampling.stop)
+        line, prompt = tokens[row, : written[row]].tolist(), engine.prompts[request[0]]
+        said = make_completion(
+            engine.tokenizer, request, len(prompt), line, engine.ends, engine.sampling.stop
+        )
         if done[row] or said.finish_reason == "stop":
             finished.append(said)
-            desk.serving[row], desk.stopped[row] = None, True
+            engine.serving[row], engine.stopped[row] = None, True
     return finished
 
 # %% ../../nbs/inference/50_engine.ipynb #9218d5c6
@@ -351,10 +363,10 @@ def generate(
     model: Gemma,  # The decoder
     tokenizer: Tokenizer,  # That belongs to it
     prompts: Sequence[Sequence[int]],  # Tokens of each prompt, from `encode_prompts`
-    sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
+    sampling: SamplingParams = SamplingParams(),  # noqa: B008 - it is frozen
     *,
-    rows: int = 64,  # B, responses written at a time
-    dtype: Any = jnp.float32,  # To compute in
+    batch_size: int = 64,  # B, responses written at a time
+    dtype: Any = jnp.float32,  # Compute dtype
 ) -> list[Completion]:  # Ordered by prompt, then sample
     """Complete every prompt.
 
@@ -362,8 +374,8 @@ def generate(
         model: The decoder
         tokenizer: That belongs to it
         prompts: Tokens of each prompt, from `encode_prompts`
-        rows: B, responses written at a time
-        dtype: To compute in
+        batch_size: B, responses written at a time
+        dtype: Compute dtype
 
     Returns:
         Ordered by prompt, then sample
@@ -380,9 +392,11 @@ def generate(
             )
     mesh, answered = mesh_of(model), []
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
-        desk = set_up(model, tokenizer, prompts, sampling, rows=rows, dtype=dtype, mesh=mesh)
-        while desk.waiting or any(desk.serving):
-            if desk.waiting and len(desk.idle_rows()) >= enough_idle(desk):
-                refill(desk)
-            answered += write_on(desk)
+        engine = create_engine(
+            model, tokenizer, prompts, sampling, batch_size=batch_size, dtype=dtype, mesh=mesh
+        )
+        while engine.waiting or any(engine.serving):
+            if engine.waiting and len(engine.idle_rows()) >= enough_idle(engine):
+                admit_waiting(engine)
+            answered += decode_until_pause(engine)
     return sorted(answered, key=lambda completion: (completion.prompt, completion.sample))

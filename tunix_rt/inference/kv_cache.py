@@ -15,11 +15,11 @@ from ..models.config import GemmaConfig
 from ..models.sharding import ROWS, bytes_per_device, constrain, row_shards
 
 # %% auto #0
-__all__ = ['SHORTEST', 'Kept', 'layer_places', 'cache_shapes', 'cache_bytes', 'empty_cache', 'pinned', 'last_times', 'seen',
-           'laid_out', 'regrown', 'rung', 'next_places']
+__all__ = ['SHORTEST', 'LayerCache', 'layer_places', 'cache_shapes', 'cache_bytes', 'empty_cache', 'pinned', 'last_times',
+           'visible_mask', 'write_prompt', 'grow_cache', 'bucket_length', 'next_places']
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #e96684e6
-class Kept(NamedTuple):
+class LayerCache(NamedTuple):
     """What one layer remembers of every row.
 
     Attributes:
@@ -33,14 +33,14 @@ class Kept(NamedTuple):
 
 def layer_places(
     config: GemmaConfig,  # Its window, and which layers slide
-    index: int,  # Of the layer, from 0
+    index: int,  # Index of the layer, from 0
     places: int,  # Tokens that the longest row may have
 ) -> int:  # S of this layer
     """Say how many tokens one layer must remember.
 
     Args:
         config: Its window, and which layers slide
-        index: Of the layer, from 0
+        index: Index of the layer, from 0
         places: Tokens that the longest row may have
 
     Returns:
@@ -53,16 +53,16 @@ def cache_shapes(
     config: GemmaConfig,  # Layers, key heads, their width, the window
     rows: int,  # B, conversations at a time
     places: int,  # Tokens that the longest row may have
-    dtype: Any,  # Of keys and values
+    dtype: Any,  # Dtype of keys and values
     mesh: Mesh | AbstractMesh | None = None,  # The devices; None for a single one
-) -> list[Kept]:  # Shapes, each knowing where it lives
+) -> list[LayerCache]:  # Shapes, each knowing where it lives
     """Lay out a cache without making it.
 
     Args:
         config: Layers, key heads, their width, the window
         rows: B, conversations at a time
         places: Tokens that the longest row may have
-        dtype: Of keys and values
+        dtype: Dtype of keys and values
         mesh: The devices; None for a single one
 
     Returns:
@@ -80,27 +80,27 @@ def cache_shapes(
 
     head = config.head_width
     sizes = [layer_places(config, index, places) for index in range(config.layers)]
-    return [Kept(shape(head, own), shape(own, head)) for own in sizes]
+    return [LayerCache(shape(head, own), shape(own, head)) for own in sizes]
 
 
 def cache_bytes(
     config: GemmaConfig,  # Layers, key heads, their width, the window
     rows: int,  # B, conversations at a time
     places: int,  # Tokens that the longest row may have
-    dtype: Any,  # Of keys and values
+    dtype: Any,  # Dtype of keys and values
     mesh: Mesh | AbstractMesh | None = None,  # The devices; None for a single one
-) -> int:  # On one device
+) -> int:  # Bytes on one device
     """Say what a cache will take before it is made.
 
     Args:
         config: Layers, key heads, their width, the window
         rows: B, conversations at a time
         places: Tokens that the longest row may have
-        dtype: Of keys and values
+        dtype: Dtype of keys and values
         mesh: The devices; None for a single one
 
     Returns:
-        On one device
+        Bytes on one device
     """
     return bytes_per_device(cache_shapes(config, rows, places, dtype, mesh))
 
@@ -109,15 +109,15 @@ def empty_cache(
     config: GemmaConfig,  # Layers, key heads, their width, the window
     rows: int,  # B, conversations at a time
     places: int,  # Tokens that the longest row may have
-    dtype: Any,  # Of keys and values
-) -> list[Kept]:  # Zeros
+    dtype: Any,  # Dtype of keys and values
+) -> list[LayerCache]:  # Zeros
     """Make a cache that remembers nothing.
 
     Args:
         config: Layers, key heads, their width, the window
         rows: B, conversations at a time
         places: Tokens that the longest row may have
-        dtype: Of keys and values
+        dtype: Dtype of keys and values
 
     Returns:
         Zeros
@@ -127,12 +127,12 @@ def empty_cache(
 
 
 def pinned(
-    kept: list[Kept],  # Of every layer
-) -> list[Kept]:  # The same
+    kept: list[LayerCache],  # Cache of every layer
+) -> list[LayerCache]:  # The same
     """Remind the compiler where a cache is meant to live.
 
     Args:
-        kept: Of every layer
+        kept: Cache of every layer
 
     Returns:
         The same
@@ -141,93 +141,95 @@ def pinned(
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #103714b4
 def last_times(
-    now: jax.Array | int,  # Steps taken since the beginning; the hand stands here
+    cursor: jax.Array | int,  # Steps taken since the beginning; the hand stands here
     places: int,  # S
-) -> jax.Array:  # Before `now`, [S]; below 0 where a place was never filled
+) -> jax.Array:  # Step before `cursor` held at each place, [S]; below 0 if empty
     """Tell which time each place holds.
 
     Args:
-        now: Steps taken since the beginning; the hand stands here
+        cursor: Steps taken since the beginning; the hand stands here
         places: S
 
     Returns:
-        Before `now`, [S]; below 0 where a place was never filled
+        Step before `cursor` held at each place, [S]; below 0 if empty
     """
-    return now - 1 - (now - 1 - jnp.arange(places)) % places
+    return cursor - 1 - (cursor - 1 - jnp.arange(places)) % places
 
 
-def seen(
-    now: jax.Array | int,  # Steps taken, the newest token's included
+def visible_mask(
+    cursor: jax.Array | int,  # Steps taken, the newest token's included
     places: int,  # S
     lengths: jax.Array,  # Tokens of each row, the newest included, [B]
 ) -> jax.Array:  # True where a row may look, [B, S]
     """Mark the places that hold a row's own tokens.
 
     Args:
-        now: Steps taken, the newest token's included
+        cursor: Steps taken, the newest token's included
         places: S
         lengths: Tokens of each row, the newest included, [B]
 
     Returns:
         True where a row may look, [B, S]
     """
-    return last_times(now, places) >= now - lengths[:, None]
+    return last_times(cursor, places) >= cursor - lengths[:, None]
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #5ee1b59a
-def laid_out(
+def write_prompt(
     columns: jax.Array,  # Keys or values of prompts, aligned on the right
-    now: jax.Array | int,  # The hand
+    cursor: jax.Array | int,  # The hand
     places: int,  # S
-    axis: int,  # Which axis counts the tokens
+    axis: int,  # Axis of the tokens
 ) -> jax.Array:  # The same with S places along that axis
     """Lay prompts into the circle, so that they end just before the hand.
 
     Args:
         columns: Keys or values of prompts, aligned on the right
-        now: The hand
+        cursor: The hand
         places: S
-        axis: Which axis counts the tokens
+        axis: Axis of the tokens
 
     Returns:
         The same with S places along that axis
     """
     width = columns.shape[axis]
-    column = last_times(now, places) - (now - width)
+    column = last_times(cursor, places) - (cursor - width)
     return jnp.take(columns, jnp.clip(column, 0, width - 1), axis=axis)
 
 
-def regrown(
-    kept: list[Kept],  # Of every layer
+def grow_cache(
+    kept: list[LayerCache],  # Cache of every layer
     config: GemmaConfig,  # Its window, and which layers slide
-    now: jax.Array | int,  # The hand
+    cursor: jax.Array | int,  # The hand
     places: int,  # Tokens that the longest row may have from now on
-) -> list[Kept]:  # With more places
+) -> list[LayerCache]:  # Cache with more places
     """Move what is remembered into a larger circle.
 
     Args:
-        kept: Of every layer
+        kept: Cache of every layer
         config: Its window, and which layers slide
-        now: The hand
+        cursor: The hand
         places: Tokens that the longest row may have from now on
 
     Returns:
-        With more places
+        Cache with more places
     """
 
     def wider(part: jax.Array, axis: int, own: int) -> jax.Array:
         if own == part.shape[axis]:
             return part
-        return jnp.take(part, last_times(now, own) % part.shape[axis], axis=axis)
+        return jnp.take(part, last_times(cursor, own) % part.shape[axis], axis=axis)
 
     sizes = [layer_places(config, index, places) for index in range(len(kept))]
     moved = zip(kept, sizes, strict=True)
-    return pinned([Kept(wider(old.keys, 3, own), wider(old.values, 2, own)) for old, own in moved])
+    return pinned(
+        [LayerCache(wider(old.keys, 3, own), wider(old.values, 2, own)) for old, own in moved]
+    )
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #5bb2d06d
 SHORTEST = 64  # Tokens in the smallest circle
 
 
-def rung(
+def bucket_length(
     tokens: int,  # That must fit
 ) -> int:  # A power of two, or one and a half of one
     """Round a length up, so that few are ever compiled.
@@ -257,4 +259,4 @@ def next_places(
     Returns:
         Places to make
     """
-    return min(rung(total), rung(max(2 * longest, longest + SHORTEST)))
+    return min(bucket_length(total), bucket_length(max(2 * longest, longest + SHORTEST)))

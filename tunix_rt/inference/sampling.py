@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from ..core.errors import ModelError
 
 # %% auto #0
-__all__ = ['Sampling', 'strike_out', 'choose', 'row_keys']
+__all__ = ['SamplingParams', 'filter_logits', 'sample_token', 'request_keys']
 
 # %% ../../nbs/inference/20_sampling.ipynb #47a6ab79
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen, and when to stop.
 
     Attributes:
@@ -62,14 +62,14 @@ class Sampling:
                 f"raise the temperature, or ask for one"
             )
 
-    def rule(self) -> Sampling:
+    def rule(self) -> SamplingParams:
         "Keep only what a compiled program depends on, so that seeds and lengths share one."
         return dataclasses.replace(self, max_new_tokens=1, seed=0, samples=1, stop=())
 
 # %% ../../nbs/inference/20_sampling.ipynb #6fa785e6
-def strike_out(
+def filter_logits(
     scores: jax.Array,  # [B, V]
-    sampling: Sampling,  # top_k and top_p
+    sampling: SamplingParams,  # top_k and top_p
 ) -> jax.Array:  # The same, with -inf for tokens that may not be drawn, [B, V]
     """Leave only the `top_k` likeliest tokens, and of those the likeliest share `top_p`.
 
@@ -92,17 +92,17 @@ def strike_out(
     return jnp.where(scores < least, -jnp.inf, scores)
 
 
-def choose(
+def sample_token(
     scores: jax.Array,  # [B, V], float32
     keys: jax.Array,  # A random key for each row, [B]
-    sampling: Sampling,  # How to choose
+    sampling: SamplingParams,  # Sampling settings
 ) -> jax.Array:  # Tokens, [B]
     """Choose the next token of every row.
 
     Args:
         scores: [B, V], float32
         keys: A random key for each row, [B]
-        sampling: How to choose
+        sampling: Sampling settings
 
     Returns:
         Tokens, [B]
@@ -111,19 +111,19 @@ def choose(
         best = scores.max(axis=-1, keepdims=True)
         words = jnp.where(scores == best, jnp.arange(scores.shape[-1]), scores.shape[-1] - 1)
         return words.min(axis=-1)
-    allowed = strike_out(scores / sampling.temperature, sampling)
+    allowed = filter_logits(scores / sampling.temperature, sampling)
     return jax.vmap(jax.random.categorical)(keys, allowed)
 
 # %% ../../nbs/inference/20_sampling.ipynb #5a9914bb
-def row_keys(
+def request_keys(
     requests: Sequence[tuple[int, int]],  # (prompt, sample) of each row
-    seed: int,  # From `Sampling`
+    seed: int,  # Seed from `SamplingParams`
 ) -> jax.Array:  # A random key for each row, [B]
     """Give each request a key that depends on the seed, the prompt and the sample alone.
 
     Args:
         requests: (prompt, sample) of each row
-        seed: From `Sampling`
+        seed: Seed from `SamplingParams`
 
     Returns:
         A random key for each row, [B]

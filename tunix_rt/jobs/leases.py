@@ -23,7 +23,7 @@ from ..store.engine import Store
 from ..store.tables import RunRow
 
 # %% auto #0
-__all__ = ['BACKOFF', 'LONGEST_BACKOFF', 'Claim', 'folder_for', 'claim', 'beat', 'give_back', 'finish', 'tend']
+__all__ = ['BACKOFF', 'LONGEST_BACKOFF', 'Claim', 'folder_for', 'claim', 'renew', 'requeue', 'record_result', 'expire_leases']
 
 # %% ../../nbs/jobs/20_leases.ipynb #fd6c08ef
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Claim:
 # %% ../../nbs/jobs/20_leases.ipynb #056be247
 def folder_for(
     row: RunRow,  # Waiting
-) -> str:  # As kept in the row
+) -> str:  # Path as kept in the row
     """Name the folder of a run.
 
     Args:
         row: Waiting
 
     Returns:
-        As kept in the row
+        Path as kept in the row
     """
     stamp = row.queued_at.strftime("%Y%m%d-%H%M%S")
     name = f"{pipeline_name(Path(row.pipeline))}-{stamp}-{row.id.hex[:8]}"
@@ -54,16 +54,16 @@ def folder_for(
 
 # %% ../../nbs/jobs/20_leases.ipynb #ddd547ca
 def claim(
-    store: Store,  # Where from
-    worker: str,  # Who takes it, such as "host:4711"
-    lease_seconds: float,  # How long silence is forgiven
+    store: Store,  # Queue's database
+    worker: str,  # Name of the worker, such as "host:4711"
+    lease_seconds: float,  # Seconds of silence allowed
 ) -> Claim | None:  # None when nothing waits
     """Take the run that has waited longest.
 
     Args:
-        store: Where from
-        worker: Who takes it, such as "host:4711"
-        lease_seconds: How long silence is forgiven
+        store: Queue's database
+        worker: Name of the worker, such as "host:4711"
+        lease_seconds: Seconds of silence allowed
 
     Returns:
         None when nothing waits
@@ -88,14 +88,14 @@ def claim(
         return Claim(view(row), row.attempt_token, worker, lease_seconds)
 
 # %% ../../nbs/jobs/20_leases.ipynb #821244d3
-def beat(
-    store: Store,  # Where the run is
+def renew(
+    store: Store,  # Database of the run
     claim: Claim,  # That is to last
 ) -> str:  # "running", "cancel_requested", or "lost" when it is no longer ours
     """Renew a lease, and hear what is wanted.
 
     Args:
-        store: Where the run is
+        store: Database of the run
         claim: That is to last
 
     Returns:
@@ -121,10 +121,10 @@ LONGEST_BACKOFF = 300.0
 
 
 def _put_back(
-    row: RunRow,  # In a writing session
-    at: datetime,  # By the clock of the database
+    row: RunRow,  # Row in a writing session
+    at: datetime,  # Time on the database's clock
     message: str,  # Why
-    counts: bool,  # Whether it used up an attempt
+    counts: bool,  # True if it used up an attempt
     delay: float | None,  # Seconds until it may be taken; None lets the attempts decide
 ) -> None:
     row.attempt_token = row.lease_until = None
@@ -141,21 +141,21 @@ def _put_back(
         row.attempts -= not counts
 
 
-def give_back(
-    store: Store,  # Where the run is
+def requeue(
+    store: Store,  # Database of the run
     claim: Claim,  # Not needed any more
     *,
     message: str,  # Why, for people
-    counts: bool = True,  # Whether it used up an attempt
+    counts: bool = True,  # True if it used up an attempt
     delay: float | None = None,  # Seconds until it may be taken; None lets the attempts decide
 ) -> bool:  # False when it was not ours any more, and nothing was written
     """Put a run back to those that wait.
 
     Args:
-        store: Where the run is
+        store: Database of the run
         claim: Not needed any more
         message: Why, for people
-        counts: Whether it used up an attempt
+        counts: True if it used up an attempt
         delay: Seconds until it may be taken; None lets the attempts decide
 
     Returns:
@@ -169,26 +169,26 @@ def give_back(
     return True
 
 # %% ../../nbs/jobs/20_leases.ipynb #a3a7e1aa
-def finish(
-    store: Store,  # Where the run is
+def record_result(
+    store: Store,  # Database of the run
     claim: Claim,  # The proof
     status: str,  # One of the four ends
     *,
     metrics: Mapping[str, Any] | None = None,  # Its key figures
     exit_code: int | None = None,  # 0 when all went well
-    message: str | None = None,  # For people
+    message: str | None = None,  # Message for people
     stdout: str = "",  # The end of what it printed
     stderr: str = "",  # The end of its complaints
 ) -> bool:  # False when it was not ours any more, and nothing was written
     """Say how a run ended.
 
     Args:
-        store: Where the run is
+        store: Database of the run
         claim: The proof
         status: One of the four ends
         metrics: Its key figures
         exit_code: 0 when all went well
-        message: For people
+        message: Message for people
         stdout: The end of what it printed
         stderr: The end of its complaints
 
@@ -209,16 +209,16 @@ def finish(
     return True
 
 # %% ../../nbs/jobs/20_leases.ipynb #b7e30222
-def tend(
-    store: Store,  # Where to look
-) -> int:  # How many leases had lapsed
+def expire_leases(
+    store: Store,  # Database to search
+) -> int:  # Number of leases that had lapsed
     """Take runs from workers that have been silent for too long.
 
     Args:
-        store: Where to look
+        store: Database to search
 
     Returns:
-        How many leases had lapsed
+        Number of leases that had lapsed
     """
     lapsed = select(RunRow).where(RunRow.status.in_(AT_WORK)).order_by(RunRow.id).limit(100)
     with store.reading() as session:

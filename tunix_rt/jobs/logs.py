@@ -55,7 +55,7 @@ def chunks(
 
 # %% ../../nbs/jobs/30_logs.ipynb #79e38613
 def append_log(
-    store: Store,  # Where to
+    store: Store,  # Target database
     to: Claim | UUID,  # A run at work, with the proof that it is ours; or just its id
     pieces: Iterable[tuple[str, str]],  # Stream ("stdout" or "stderr") and text
     *,
@@ -64,7 +64,7 @@ def append_log(
     """Keep what a run has printed.
 
     Args:
-        store: Where to
+        store: Target database
         to: A run at work, with the proof that it is ours; or just its id
         pieces: Stream ("stdout" or "stderr") and text
         after: The last number known: a higher one means that these were kept
@@ -106,21 +106,21 @@ class LogLine:
 
 
 def read_log(
-    store: Store,  # Where from
-    run_id: UUID,  # Which
-    since_seq: int = 0,  # Only what came after this number
-    limit: int = 100,  # At most so many chunks
-) -> list[LogLine]:  # In order
+    store: Store,  # Database to read
+    run_id: UUID,  # Id of the run
+    since_seq: int = 0,  # Sequence number to read after
+    limit: int = 100,  # Maximum number of chunks
+) -> list[LogLine]:  # Lines in order
     """Read what a run printed.
 
     Args:
-        store: Where from
-        run_id: Which
-        since_seq: Only what came after this number
-        limit: At most so many chunks
+        store: Database to read
+        run_id: Id of the run
+        since_seq: Sequence number to read after
+        limit: Maximum number of chunks
 
     Returns:
-        In order
+        Lines in order
     """
     columns = (LogChunk.seq, LogChunk.stream, LogChunk.chunk, LogChunk.created_at)
     query = select(*columns).where(LogChunk.run_id == run_id, LogChunk.seq > since_seq)
@@ -132,15 +132,15 @@ TAIL = 16_384  # Characters of each stream that a run's row keeps
 
 
 def tail(
-    store: Store,  # Where from
-    run_id: UUID,  # Which
+    store: Store,  # Database to read
+    run_id: UUID,  # Id of the run
     stream: str,  # "stdout" or "stderr"
 ) -> str:  # The last of it
     """Read the end of what a run printed.
 
     Args:
-        store: Where from
-        run_id: Which
+        store: Database to read
+        run_id: Id of the run
         stream: "stdout" or "stderr"
 
     Returns:
@@ -159,7 +159,7 @@ def tail(
 EVERY = 0.5  # Seconds between two writes, if little is printed
 SOON = 262_144  # Characters that are reason enough to write at once
 MOST = 8 * 2**20  # Characters that may wait, before whoever prints has to
-AWAY = (StoreError, InterfaceError)  # What a database says that is away; both may pass
+AWAY = (StoreError, InterfaceError)  # Errors of a database that is away; both may pass
 
 
 class LogStream:
@@ -167,12 +167,12 @@ class LogStream:
 
     def __init__(
         self,
-        store: Store,  # Where to
+        store: Store,  # Target database
         claim: Claim,  # The run that prints
     ) -> None:
         """
         Args:
-            store: Where to
+            store: Target database
             claim: The run that prints
         """
         self.store, self.claim = store, claim
@@ -196,25 +196,26 @@ class LogStream:
 
     def close(
         self,
-        patience: float | None = None,  # Seconds to wait for a store that is away; None is for ever
-    ) -> bool:  # Whether everything is in the store
+        grace_seconds: float
+        | None = None,  # Seconds to wait for a store that is away; None is for ever
+    ) -> bool:  # True if everything is in the store
         """Wait until everything has arrived, or the run is no longer ours.
 
         Args:
-            patience: Seconds to wait for a store that is away; None is for ever
+            grace_seconds: Seconds to wait for a store that is away; None is for ever
 
         Returns:
-            Whether everything is in the store
+            True if everything is in the store
         """
         with self.changed:
             self.closed = True
             self.changed.notify_all()
-        self.thread.join(patience)
+        self.thread.join(grace_seconds)
         return not (self.lost or self.thread.is_alive())
 
 # %% ../../nbs/jobs/30_logs.ipynb #2a29b5e1
 def _send(
-    stream: LogStream,  # Whose pieces
+    stream: LogStream,  # Stream of the pieces
     pieces: list[tuple[str, str]],  # Taken from its buffer
 ) -> bool:  # False when the run is no longer ours
     while True:

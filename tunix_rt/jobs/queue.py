@@ -37,7 +37,7 @@ __all__ = ['ENDED', 'COLUMNS', 'LIGHT', 'QueuedRun', 'get_queued', 'view', 'mome
            'tally_runs', 'end_row', 'request_cancel']
 
 # %% ../../nbs/jobs/10_queue.ipynb #daba5526
-ENDED = ("completed", "failed", "timeout", "cancelled")  # Nothing happens to a run after these
+ENDED = ("completed", "failed", "timeout", "cancelled")  # Final states of a run
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,17 @@ LIGHT = [column for column in COLUMNS if column.key not in ("stdout", "stderr")]
 
 
 def get_queued(
-    store: Store,  # Where from
-    run_id: UUID,  # Which
-) -> QueuedRun:  # As it stands now
+    store: Store,  # Database to read
+    run_id: UUID,  # Id of the run
+) -> QueuedRun:  # Run in its current state
     """Read one run.
 
     Args:
-        store: Where from
-        run_id: Which
+        store: Database to read
+        run_id: Id of the run
 
     Returns:
-        As it stands now
+        Run in its current state
     """
     with store.reading() as session:
         row = session.execute(select(*COLUMNS).where(RunRow.id == run_id)).first()
@@ -107,12 +107,12 @@ def get_queued(
 
 
 def view(
-    row: RunRow,  # In a session
+    row: RunRow,  # Row in a session
 ) -> QueuedRun:  # A copy
     """Show a row as people see it.
 
     Args:
-        row: In a session
+        row: Row in a session
 
     Returns:
         A copy
@@ -121,9 +121,9 @@ def view(
 
 # %% ../../nbs/jobs/10_queue.ipynb #714a663e
 def _checked(
-    pipeline: str,  # As asked for
-    parameters: Mapping[str, Any],  # As asked for
-    mode: str,  # As asked for
+    pipeline: str,  # Requested pipeline
+    parameters: Mapping[str, Any],  # Requested parameters
+    mode: str,  # Requested mode
 ) -> tuple[Path, dict[str, Any]]:  # The notebook, and the parameters
     if mode not in MODES:
         raise RunError(f"the mode is {mode!r}; choose one of {', '.join(MODES)}")
@@ -141,7 +141,7 @@ def _checked(
 def _dataset(
     notebook: Path,  # Says whether there is such a parameter, and what it is by default
     given: dict[str, Any],  # Checked parameters
-    key: str | None,  # As asked for
+    key: str | None,  # Requested dataset
 ) -> tuple[dict[str, Any], str | None]:  # Both, in agreement
     declared = "dataset" in read_parameters(notebook)
     named = with_defaults(notebook, given).get("dataset") if declared else None
@@ -165,9 +165,9 @@ def _dataset(
 
 # %% ../../nbs/jobs/10_queue.ipynb #89c96d4f
 def _rehearse(
-    pipeline: str,  # As asked for
+    pipeline: str,  # Requested pipeline
     everything: Mapping[str, Any],  # Parameters, defaults too
-) -> dict[str, Any]:  # What the row says in the end
+) -> dict[str, Any]:  # Final values of the row's fields
     names = [everything.get(name) for name in ("dataset", "evaluation_set")]
     said = [f"{pipeline} would run with:"]
     said += [f"  {name} = {canonical_json(value)}" for name, value in everything.items()]
@@ -190,14 +190,14 @@ def _rehearse(
 # %% ../../nbs/jobs/10_queue.ipynb #99e140ce
 def moment(
     session: Session,  # Any
-) -> datetime:  # With its zone
+) -> datetime:  # Time with its zone
     """Tell the time by the clock of the database.
 
     Args:
         session: Any
 
     Returns:
-        With its zone
+        Time with its zone
     """
     if session.get_bind().dialect.name != "postgresql":
         return now()
@@ -207,10 +207,10 @@ def moment(
 
 # %% ../../nbs/jobs/10_queue.ipynb #52e32fa8
 def _limits(
-    timeout_seconds: float | None,  # As asked for
-    max_attempts: int | None,  # As asked for
-    model_id: str | None,  # As asked for
-    request: Mapping[str, Any],  # As asked for
+    timeout_seconds: float | None,  # Requested timeout
+    max_attempts: int | None,  # Requested attempts
+    model_id: str | None,  # Requested model id
+    request: Mapping[str, Any],  # Original request
 ) -> None:
     if timeout_seconds is not None and not 0 < timeout_seconds < math.inf:
         raise RunError(f"timeout_seconds is {timeout_seconds}; give seconds above 0, or None")
@@ -223,7 +223,7 @@ def _limits(
 
 # %% ../../nbs/jobs/10_queue.ipynb #7f4b87e0
 def _keep(
-    store: Store,  # Where to
+    store: Store,  # Target database
     row: RunRow,  # Checked
 ) -> None:
     try:
@@ -244,13 +244,13 @@ def _keep(
 
 # %% ../../nbs/jobs/10_queue.ipynb #c196496d
 def enqueue(
-    store: Store,  # Where to
+    store: Store,  # Target database
     pipeline: str,  # A verb such as "train", or the path of a notebook that workers see as well
-    parameters: Mapping[str, Any] | None = None,  # Only those that differ from the defaults
+    parameters: Mapping[str, Any] | None = None,  # Values that differ from the defaults
     *,
     mode: str = "local",  # "dry-run" checks and trains nothing
     dataset_key: str | None = None,  # Fills the parameter `dataset`, if there is one
-    model_id: str | None = None,  # What lists and leaderboards call the model
+    model_id: str | None = None,  # Name of the model in lists and leaderboards
     request: Mapping[str, Any] | None = None,  # Kept as it is, for whoever asked
     parent_run_id: UUID | None = None,  # The run that this one belongs to
     timeout_seconds: float | None = None,  # Longest time of one attempt; None is for ever
@@ -260,12 +260,12 @@ def enqueue(
     """Ask for a run.
 
     Args:
-        store: Where to
+        store: Target database
         pipeline: A verb such as "train", or the path of a notebook that workers see as well
-        parameters: Only those that differ from the defaults
+        parameters: Values that differ from the defaults
         mode: "dry-run" checks and trains nothing
         dataset_key: Fills the parameter `dataset`, if there is one
-        model_id: What lists and leaderboards call the model
+        model_id: Name of the model in lists and leaderboards
         request: Kept as it is, for whoever asked
         parent_run_id: The run that this one belongs to
         timeout_seconds: Longest time of one attempt; None is for ever
@@ -307,29 +307,29 @@ class RunPage:
 
 
 def list_queued(
-    store: Store,  # Where from
+    store: Store,  # Database to read
     *,
-    limit: int = 20,  # At most this many
-    offset: int = 0,  # How many to skip
-    status: str | None = None,  # Only those that stand there
-    dataset_key: str | None = None,  # Only those on this dataset
-    mode: str | None = None,  # Only "dry-run" or only "local"
-    model_id: str | None = None,  # Only those of this model
-    pipeline: str | None = None,  # Only those of this verb
-    parent_run_id: UUID | None = None,  # Only those that belong to this run
+    limit: int = 20,  # Maximum number of runs
+    offset: int = 0,  # Runs to skip
+    status: str | None = None,  # Filter on the status
+    dataset_key: str | None = None,  # Filter on the dataset
+    mode: str | None = None,  # Filter on mode, "dry-run" or "local"
+    model_id: str | None = None,  # Filter on the model
+    pipeline: str | None = None,  # Filter on the pipeline
+    parent_run_id: UUID | None = None,  # Filter on the parent run
 ) -> RunPage:  # Newest first
     """List runs.
 
     Args:
-        store: Where from
-        limit: At most this many
-        offset: How many to skip
-        status: Only those that stand there
-        dataset_key: Only those on this dataset
-        mode: Only "dry-run" or only "local"
-        model_id: Only those of this model
-        pipeline: Only those of this verb
-        parent_run_id: Only those that belong to this run
+        store: Database to read
+        limit: Maximum number of runs
+        offset: Runs to skip
+        status: Filter on the status
+        dataset_key: Filter on the dataset
+        mode: Filter on mode, "dry-run" or "local"
+        model_id: Filter on the model
+        pipeline: Filter on the pipeline
+        parent_run_id: Filter on the parent run
 
     Returns:
         Newest first
@@ -367,12 +367,12 @@ class Tally:
 
 
 def tally_runs(
-    store: Store,  # Where from
+    store: Store,  # Database to read
 ) -> list[Tally]:  # One for each status and mode that occurs
     """Count the runs.
 
     Args:
-        store: Where from
+        store: Database to read
 
     Returns:
         One for each status and mode that occurs
@@ -389,18 +389,18 @@ def tally_runs(
 
 # %% ../../nbs/jobs/10_queue.ipynb #4ee16dd2
 def end_row(
-    row: RunRow,  # In a writing session
+    row: RunRow,  # Row in a writing session
     status: str,  # One of `ENDED`
-    at: datetime,  # By the clock of the database
-    message: str | None = None,  # For people
+    at: datetime,  # Time on the database's clock
+    message: str | None = None,  # Message for people
 ) -> None:
     """Put a run to an end.
 
     Args:
-        row: In a writing session
+        row: Row in a writing session
         status: One of `ENDED`
-        at: By the clock of the database
-        message: For people
+        at: Time on the database's clock
+        message: Message for people
     """
     row.status, row.completed_at, row.lease_until = status, at, None
     if row.started_at is not None:
@@ -410,14 +410,14 @@ def end_row(
 
 
 def request_cancel(
-    store: Store,  # Where it is
-    run_id: UUID,  # Which
+    store: Store,  # Database of the run
+    run_id: UUID,  # Id of the run
 ) -> QueuedRun:  # Cancelled, or about to be
     """Ask a run to stop.
 
     Args:
-        store: Where it is
-        run_id: Which
+        store: Database of the run
+        run_id: Id of the run
 
     Returns:
         Cancelled, or about to be

@@ -18,35 +18,35 @@ from uuid import UUID
 
 from ..core.errors import MissingError, TunixError
 from ..core.settings import settings
-from .leases import Claim, beat, claim, finish, give_back, tend
+from .leases import Claim, claim, expire_leases, record_result, renew, requeue
 from .logs import AWAY, LogStream, tail
 from ..runs.execute import GRACE, RunCancelled, RunFailed, execute
 from ..runs.folder import RECORD, Run, read_run
 from ..runs.lock import held
 from ..store.engine import Store
 from ..store.tables import RunRow
-from ..training.preemption import listening
+from ..training.preemption import catch_signals
 
 # %% auto #0
-__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'Heart', 'Outcome', 'attempt', 'insist', 'settle', 'score',
-           'serve', 'work']
+__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'Heartbeat', 'Outcome', 'attempt_run', 'retry_until',
+           'record_outcome', 'score_completed', 'run_claim', 'work']
 
 # %% ../../nbs/jobs/40_worker.ipynb #2dec61cc
 log = logging.getLogger("tunix_rt.worker")
 
 
-class Heart:
+class Heartbeat:
     "Shows that a worker is there, and hears what is wanted of it."
 
     def __init__(
         self,
-        store: Store,  # Where the run is
-        claim: Claim,  # To be renewed
+        store: Store,  # Database of the run
+        claim: Claim,  # Claim to renew
     ) -> None:
         """
         Args:
-            store: Where the run is
-            claim: To be renewed
+            store: Database of the run
+            claim: Claim to renew
         """
         self.store, self.claim, self.word = store, claim, "running"
         self.still = threading.Event()
@@ -62,12 +62,12 @@ class Heart:
         pulse = min(1.0, self.claim.lease_seconds / 4)
         while self.word != "lost" and not self.still.wait(pulse):
             try:
-                self.word = beat(self.store, self.claim)
+                self.word = renew(self.store, self.claim)
             except AWAY as error:
                 log.warning("the store does not answer: %s", error)
 
 # %% ../../nbs/jobs/40_worker.ipynb #a8580f50
-PINNED = ("model_version",)  # What the queue has settled and run.json is to say
+PINNED = ("model_version",)  # Names of values set by the queue, kept in run.json
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class Outcome:
 
     Attributes:
         word: "completed", "failed", "timeout", "crashed", "stopped" or "in use"
-        message: For people
+        message: Message for people
         run: The folder, if it came so far
     """
 
     word: str  # "completed", "failed", "timeout", "crashed", "stopped" or "in use"
-    message: str  # For people
+    message: str  # Message for people
     run: Run | None = None  # The folder, if it came so far
 
 
@@ -97,27 +97,27 @@ def _from_failure(
     return Outcome(run.status, f"{error.get('name', 'unknown')}: {said}", run)
 
 # %% ../../nbs/jobs/40_worker.ipynb #22870359
-def attempt(
+def attempt_run(
     claim: Claim,  # The run to execute
-    on_text: Callable[[str, str], None],  # Hears what it prints
-    patience: Callable[[], float | None],  # Seconds it has to end; None is for ever
+    on_output: Callable[[str, str], None],  # Hears what it prints
+    grace_seconds: Callable[[], float | None],  # Seconds it has to end; None is for ever
 ) -> Outcome:
     """Execute a run, or go on with it.
 
     Args:
         claim: The run to execute
-        on_text: Hears what it prints
-        patience: Seconds it has to end; None is for ever
+        on_output: Hears what it prints
+        grace_seconds: Seconds it has to end; None is for ever
     """
     asked, folder = claim.run, claim.run.path
     assert folder is not None, "a claim names the folder"
     try:
         if (folder / RECORD).is_file() and (run := read_run(folder)).completed:
-            run.seal()
+            run.write_checksums()
             return Outcome("completed", "it was done already", run)
         run = execute(
             asked.pipeline, asked.parameters, folder, echo=False, run_id=str(asked.id),
-            max_seconds=asked.timeout_seconds, on_text=on_text, patience=patience,
+            max_seconds=asked.timeout_seconds, on_output=on_output, grace_seconds=grace_seconds,
             facts={name: asked.request[name] for name in PINNED if name in asked.request},
         )  # fmt: skip
     except RunFailed as failure:
@@ -133,24 +133,24 @@ def attempt(
     return Outcome("completed", "completed", run)
 
 # %% ../../nbs/jobs/40_worker.ipynb #7233d33e
-EXIT_CODES = {"completed": 0, "failed": 1, "timeout": 124, "cancelled": 130}  # As shells have them
+EXIT_CODES = {"completed": 0, "failed": 1, "timeout": 124, "cancelled": 130}  # Shell exit codes
 INSISTING = 600.0  # Seconds to wait for a store that is away
 
 Answer = TypeVar("Answer")
 
 
-def insist(
+def retry_until(
     ask: Callable[[], Answer],  # Something that needs the store
-    seconds: float = INSISTING,  # How long to go on trying
-) -> Answer:  # What it said in the end
+    seconds: float = INSISTING,  # Seconds to keep trying
+) -> Answer:  # The store's answer
     """Ask until the store answers.
 
     Args:
         ask: Something that needs the store
-        seconds: How long to go on trying
+        seconds: Seconds to keep trying
 
     Returns:
-        What it said in the end
+        The store's answer
     """
     end = time.monotonic() + seconds
     while True:
@@ -163,18 +163,18 @@ def insist(
             time.sleep(1.0)
 
 # %% ../../nbs/jobs/40_worker.ipynb #82d1ba04
-def settle(
-    store: Store,  # Where the run is
+def record_outcome(
+    store: Store,  # Database of the run
     claim: Claim,  # The proof
-    outcome: Outcome,  # What came of the attempt
+    outcome: Outcome,  # Outcome of the attempt
     wanted: str,  # The last word of the heart
 ) -> bool:  # False when the run was not ours any more
     """Tell the store what came of an attempt.
 
     Args:
-        store: Where the run is
+        store: Database of the run
         claim: The proof
-        outcome: What came of the attempt
+        outcome: Outcome of the attempt
         wanted: The last word of the heart
 
     Returns:
@@ -185,26 +185,26 @@ def settle(
         word = "cancelled"
     elif word == "stopped" or word == "in use":
         delay = claim.lease_seconds if word == "in use" else 0.0
-        return give_back(store, claim, message=outcome.message, counts=False, delay=delay)
+        return requeue(store, claim, message=outcome.message, counts=False, delay=delay)
     elif word == "crashed":
         if claim.run.attempts < claim.run.max_attempts or wanted == "cancel_requested":
-            return give_back(store, claim, message=outcome.message)
+            return requeue(store, claim, message=outcome.message)
         word = "failed"
-    return finish(
+    return record_result(
         store, claim, word, exit_code=EXIT_CODES[word], message=outcome.message,
         metrics=outcome.run.results if outcome.run and word == "completed" else None,
         stdout=tail(store, claim.run.id, "stdout"), stderr=tail(store, claim.run.id, "stderr"),
     )  # fmt: skip
 
 # %% ../../nbs/jobs/40_worker.ipynb #2f739610
-def score(
-    store: Store,  # Where the run is
+def score_completed(
+    store: Store,  # Database of the run
     run: Run,  # Completed, and known to the store
 ) -> None:
     """Score a run, if it has answered anything.
 
     Args:
-        store: Where the run is
+        store: Database of the run
         run: Completed, and known to the store
     """
     from tunix_rt.tracking.evaluations import latest_evaluation, record_evaluation
@@ -225,32 +225,32 @@ def score(
                 row.message = f"{row.message}{said}"
 
 # %% ../../nbs/jobs/40_worker.ipynb #450e3eda
-def serve(
-    store: Store,  # Where the run is
+def run_claim(
+    store: Store,  # Database of the run
     claim: Claim,  # Just taken
-    stopping: Callable[[], bool] = lambda: False,  # Whether the worker itself has to go
+    stopping: Callable[[], bool] = lambda: False,  # True when the worker itself must stop
 ) -> Outcome:  # Already told to the store
     """Do one run from beginning to end.
 
     Args:
-        store: Where the run is
+        store: Database of the run
         claim: Just taken
-        stopping: Whether the worker itself has to go
+        stopping: True when the worker itself must stop
 
     Returns:
         Already told to the store
     """
-    heart, stream = Heart(store, claim), LogStream(store, claim)
+    heart, stream = Heartbeat(store, claim), LogStream(store, claim)
 
-    def patience() -> float | None:
+    def grace_seconds() -> float | None:
         if heart.word == "lost":
             return 0.0
         return GRACE if heart.word == "cancel_requested" or stopping() else None
 
     try:
-        outcome = attempt(claim, stream.write, patience)
+        outcome = attempt_run(claim, stream.write, grace_seconds)
         stream.close(INSISTING)
-        told = insist(lambda: settle(store, claim, outcome, heart.word))
+        told = retry_until(lambda: record_outcome(store, claim, outcome, heart.word))
     except AWAY:
         log.exception("the store is away; the next worker finds the run as it is in its folder")
         told = False
@@ -258,7 +258,7 @@ def serve(
         heart.stop()
     if told and outcome.word == "completed" and (run := outcome.run) is not None:
         try:
-            insist(lambda: score(store, run))
+            retry_until(lambda: score_completed(store, run))
         except Exception:  # the run is done and safe, and the worker has more to do
             log.exception("the run %s is completed, and could not be scored", run.run_id)
     name, kept = f"{claim.run.pipeline} {claim.run.id}", "" if told else ", and that was not kept"
@@ -267,12 +267,12 @@ def serve(
 
 # %% ../../nbs/jobs/40_worker.ipynb #ab7b0693
 def _next(
-    store: Store,  # Where to look
-    worker: str,  # Who looks
-    lease_seconds: float,  # How long silence is forgiven
+    store: Store,  # Database to search
+    worker: str,  # Worker's name
+    lease_seconds: float,  # Seconds of silence allowed
 ) -> Claim | None:  # None when nothing waits, or the store does not answer
     try:
-        tend(store)
+        expire_leases(store)
         return claim(store, worker, lease_seconds)
     except AWAY as error:
         log.warning("the store does not answer: %s", error)
@@ -280,7 +280,7 @@ def _next(
 
 
 def _pause(
-    seconds: float,  # At most
+    seconds: float,  # Seconds at most
     stopping: Callable[[], bool],  # A reason to end it
 ) -> None:
     end = time.monotonic() + seconds
@@ -289,31 +289,31 @@ def _pause(
 
 # %% ../../nbs/jobs/40_worker.ipynb #df926b2b
 def work(
-    store: Store,  # Whose queue
+    store: Store,  # Queue's database
     *,
     worker: str | None = None,  # Its name; the host and process by default
     once: bool = False,  # Do one run at most, and do not wait for it
     until: Callable[[], bool] | None = None,  # Stop in good order when this says so
-    poll_seconds: float = 1.0,  # Between two looks at an empty queue, more or less
+    poll_seconds: float = 1.0,  # Seconds between two looks at an empty queue, roughly
     lease_seconds: float | None = None,  # That of the settings by default
-) -> int:  # How many runs it had its hands on
+) -> int:  # Number of runs it worked on
     """Take runs and execute them, until told to stop.
 
     Args:
-        store: Whose queue
+        store: Queue's database
         worker: Its name; the host and process by default
         once: Do one run at most, and do not wait for it
         until: Stop in good order when this says so
-        poll_seconds: Between two looks at an empty queue, more or less
+        poll_seconds: Seconds between two looks at an empty queue, roughly
         lease_seconds: That of the settings by default
 
     Returns:
-        How many runs it had its hands on
+        Number of runs it worked on
     """
     name = worker or f"{socket.gethostname()}:{os.getpid()}"
     lease, done = lease_seconds or settings().lease_seconds, 0
     log.info("%s takes runs from %s", name, store.name)
-    with listening() as asked:
+    with catch_signals() as asked:
 
         def stopping() -> bool:
             return bool(asked.by) or (until is not None and until())
@@ -322,7 +322,7 @@ def work(
             taken = _next(store, name, lease)
             if taken is not None:
                 log.info("%s %s: attempt %d", taken.run.pipeline, taken.run.id, taken.run.attempts)
-                serve(store, taken, stopping)
+                run_claim(store, taken, stopping)
                 done += 1
             if once:
                 break

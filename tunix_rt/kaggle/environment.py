@@ -27,7 +27,7 @@ __all__ = ['RUN_TYPE', 'DISK', 'WORKING_LIMIT', 'SESSION_HOURS', 'WEEK_HOURS', '
 
 # %% ../../nbs/kaggle/10_environment.ipynb #8c753e52
 RUN_TYPE = "KAGGLE_KERNEL_RUN_TYPE"  # Kaggle sets it: "Interactive", or "Batch" for a saved version
-DISK = "TUNIX_RT_KAGGLE_ROOT"  # What stands for / in tests
+DISK = "TUNIX_RT_KAGGLE_ROOT"  # Variable that replaces / in tests
 WORKING_LIMIT = 20 * 10**9  # Bytes that /kaggle/working may hold
 SESSION_HOURS = 9.0  # Longest session with an accelerator
 WEEK_HOURS = 20.0  # Accelerator time that Kaggle grants in seven days
@@ -39,14 +39,14 @@ class Place:
 
     Attributes:
         kind: "interactive" or "batch" on Kaggle, "" elsewhere
-        disk: What stands for the root of the disk
-        working: Where results go
+        disk: Root of the disk, or its stand-in
+        working: Folder for results
         accelerators: Such as ("tpu",) * 8; empty for a processor alone
     """
 
     kind: str  # "interactive" or "batch" on Kaggle, "" elsewhere
-    disk: Path  # What stands for the root of the disk
-    working: Path  # Where results go
+    disk: Path  # Root of the disk, or its stand-in
+    working: Path  # Folder for results
     accelerators: tuple[str, ...]  # Such as ("tpu",) * 8; empty for a processor alone
     internet: bool
 
@@ -87,17 +87,17 @@ def accelerators_of(
 
 
 def has_internet(
-    host: str = "www.kaggle.com",  # Who is asked
-    seconds: float = 3.0,  # How long the answer may take
-) -> bool:  # Whether somebody answered
+    host: str = "www.kaggle.com",  # Host to ask
+    seconds: float = 3.0,  # Seconds to wait for the answer
+) -> bool:  # True if the host answered
     """Find out whether anything outside can be reached.
 
     Args:
-        host: Who is asked
-        seconds: How long the answer may take
+        host: Host to ask
+        seconds: Seconds to wait for the answer
 
     Returns:
-        Whether somebody answered
+        True if the host answered
     """
     try:
         socket.create_connection((host, 443), timeout=seconds).close()
@@ -127,16 +127,16 @@ DEEPEST = 6  # Folders below the input that are searched
 
 
 def below(
-    folder: Path,  # Where to begin; need not exist
-    name: str,  # Of the file that is looked for
-    depth: int = DEEPEST,  # How many folders down
+    folder: Path,  # Folder to begin in; need not exist
+    name: str,  # Name of the file to look for
+    depth: int = DEEPEST,  # Number of levels down
 ) -> Iterator[Path]:  # Folders that hold such a file, in order of their names
     """Find folders by a file in them.
 
     Args:
-        folder: Where to begin; need not exist
-        name: Of the file that is looked for
-        depth: How many folders down
+        folder: Folder to begin in; need not exist
+        name: Name of the file to look for
+        depth: Number of levels down
 
     Returns:
         Folders that hold such a file, in order of their names
@@ -154,13 +154,13 @@ def _named(paths: Iterable[Path], top: Path) -> str:
 
 # %% ../../nbs/kaggle/10_environment.ipynb #d61b9285
 def find_dataset(
-    place: Place,  # Where this runs
+    place: Place,  # Current environment
     name: str,  # A key such as "golden-v2", or the path of a folder
 ) -> str:  # The same key, or the path where it is attached
     """Find a dataset among what is here and what is attached.
 
     Args:
-        place: Where this runs
+        place: Current environment
         name: A key such as "golden-v2", or the path of a folder
 
     Returns:
@@ -184,13 +184,13 @@ def _key(folder: Path) -> str:
 
 # %% ../../nbs/kaggle/10_environment.ipynb #ad91dcb8
 def find_attached_model(
-    place: Place,  # Where this runs
+    place: Place,  # Current environment
     name: str,  # Such as "google/gemma-2-2b"
 ) -> Path | None:  # Its folder; None when it is not attached
     """Find a model among what is attached.
 
     Args:
-        place: Where this runs
+        place: Current environment
         name: Such as "google/gemma-2-2b"
 
     Returns:
@@ -211,17 +211,17 @@ def _version(folder: Path) -> int:
 
 
 def find_base(
-    place: Place,  # Where this runs
+    place: Place,  # Current environment
     name: str,  # "tiny", "google/gemma-2-2b", or the path of a folder
-) -> str:  # What the pipelines take as their model
+) -> str:  # Model, as the pipelines take it
     """Find the model that is to learn.
 
     Args:
-        place: Where this runs
+        place: Current environment
         name: "tiny", "google/gemma-2-2b", or the path of a folder
 
     Returns:
-        What the pipelines take as their model
+        Model, as the pipelines take it
     """
     if name == "tiny" or (resolve(name) / "config.json").is_file():
         return name
@@ -236,12 +236,12 @@ def find_base(
 
 # %% ../../nbs/kaggle/10_environment.ipynb #1a546913
 def room_left(
-    place: Place,  # Where this runs
+    place: Place,  # Current environment
 ) -> int:  # Bytes
     """Say how much may still be written where results go.
 
     Args:
-        place: Where this runs
+        place: Current environment
 
     Returns:
         Bytes
@@ -254,13 +254,13 @@ def room_left(
 
 
 def need_room(
-    place: Place,  # Where this runs
+    place: Place,  # Current environment
     wanted: int,  # Bytes
 ) -> int:  # Bytes that are there
     """Refuse to begin what would not fit on the disk.
 
     Args:
-        place: Where this runs
+        place: Current environment
         wanted: Bytes
 
     Returns:
@@ -281,14 +281,14 @@ class Budget:
     """Minutes from the first cell to the end of the session.
 
     Attributes:
-        minutes: In all; 0 for no limit
-        keep: Of them for evaluation and export
-        began: By the clock that never jumps
+        minutes: Minutes in all; 0 for no limit
+        keep: Minutes kept for evaluation and export
+        began: Start in monotonic clock seconds
     """
 
-    minutes: float  # In all; 0 for no limit
-    keep: float  # Of them for evaluation and export
-    began: float = field(default_factory=time.monotonic)  # By the clock that never jumps
+    minutes: float  # Minutes in all; 0 for no limit
+    keep: float  # Minutes kept for evaluation and export
+    began: float = field(default_factory=time.monotonic)  # Start in monotonic clock seconds
 
     def __post_init__(self) -> None:
         if self.minutes and self.minutes <= self.keep:
@@ -319,14 +319,14 @@ class Budget:
 
 # %% ../../nbs/kaggle/10_environment.ipynb #b60c6f0b
 def clock_in(
-    run: Run,  # Of the submission
-    place: Place,  # Where it runs
+    run: Run,  # Run of the submission
+    place: Place,  # Current environment
 ) -> None:
     """Begin a session in a run's record.
 
     Args:
-        run: Of the submission
-        place: Where it runs
+        run: Run of the submission
+        place: Current environment
     """
     line = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -338,27 +338,27 @@ def clock_in(
 
 
 def clock(
-    run: Run,  # Of the submission
-    budget: Budget,  # Of this session
+    run: Run,  # Run of the submission
+    budget: Budget,  # Budget of this session
 ) -> None:
     """Write down how long the session has been so far.
 
     Args:
-        run: Of the submission
-        budget: Of this session
+        run: Run of the submission
+        budget: Budget of this session
     """
     *earlier, last = run.facts["sessions"]
     run.record(sessions=[*earlier, last | {"seconds": round(60 * budget.used, 1)}])
 
 
 def week_hours(
-    sessions: Iterable[Mapping[str, Any]],  # As run.json has them
+    sessions: Iterable[Mapping[str, Any]],  # Sessions from run.json
     now: datetime | None = None,  # The end of the week; this moment by default
 ) -> float:  # Hours with an accelerator in the last seven days
     """Add up what counts against the week.
 
     Args:
-        sessions: As run.json has them
+        sessions: Sessions from run.json
         now: The end of the week; this moment by default
 
     Returns:
@@ -374,13 +374,13 @@ def week_hours(
 
 
 def week_text(
-    sessions: Iterable[Mapping[str, Any]],  # As run.json has them
+    sessions: Iterable[Mapping[str, Any]],  # Sessions from run.json
     now: datetime | None = None,  # The end of the week; this moment by default
 ) -> str:  # A sentence
     """Say how the week stands.
 
     Args:
-        sessions: As run.json has them
+        sessions: Sessions from run.json
         now: The end of the week; this moment by default
 
     Returns:

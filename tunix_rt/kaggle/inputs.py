@@ -11,27 +11,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import tunix_rt
-from ..data.datasets import Dataset, freeze_recipe, load_dataset, refuse_overlap
-from ..data.generators import RECIPES
+from ..data.datasets import Dataset, check_no_overlap, freeze_recipe, load_dataset
+from ..data.generators import PRESETS
 from .environment import Place, find_dataset
 from .metadata import KaggleError
 
 # %% auto #0
-__all__ = ['KEYS', 'EXAM', 'FRESH', 'GEMMA', 'one_set', 'find_material', 'Choice', 'common', 'choose_recipe']
+__all__ = ['KEYS', 'EVALUATION_SET', 'FRESH', 'GEMMA', 'one_set', 'find_inputs', 'Choice', 'common', 'choose_config']
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #961829fb
 KEYS = re.compile(r"(golden|dev-reasoning)-(v\d+)")  # Small sets that any machine can make
-EXAM = "golden-v2"
+EVALUATION_SET = "golden-v2"
 
 
 def one_set(
-    place: Place,  # Where this runs
+    place: Place,  # Current environment
     name: str,  # A key, or the path of a folder
 ) -> Dataset:  # Proved to be what its manifest says
     """Find a dataset, or make it if it is one that any machine can make.
 
     Args:
-        place: Where this runs
+        place: Current environment
         name: A key, or the path of a folder
 
     Returns:
@@ -44,37 +44,39 @@ def one_set(
     return load_dataset(find_dataset(place, name))
 
 
-def find_material(
-    place: Place,  # Where this runs
+def find_inputs(
+    place: Place,  # Current environment
     dataset: str,  # A recipe, a key, or the path of a folder
     evaluation_set: str = "",  # A key or the path of a folder; "" for what suits
     *,
     train: int = 0,  # Examples to make from a recipe; 0 for its own number
     held_out: int = 0,  # Questions to hold out from a recipe; 0 for its own number
-    seed: int = 42,  # Of the recipe
-) -> tuple[Dataset, Dataset]:  # To learn from, and to be examined on; they share no question
+    seed: int = 42,  # Seed of the recipe
+) -> tuple[Dataset, Dataset]:  # Training and evaluation sets, which share no question
     """Find what is learnt and what is asked.
 
     Args:
-        place: Where this runs
+        place: Current environment
         dataset: A recipe, a key, or the path of a folder
         evaluation_set: A key or the path of a folder; "" for what suits
         train: Examples to make from a recipe; 0 for its own number
         held_out: Questions to hold out from a recipe; 0 for its own number
-        seed: Of the recipe
+        seed: Seed of the recipe
 
     Returns:
-        To learn from, and to be examined on; they share no question
+        Training and evaluation sets, which share no question
     """
-    if dataset in RECIPES:
-        train, held_out = train or RECIPES[dataset].train, held_out or RECIPES[dataset].held_out
+    if dataset in PRESETS:
+        train, held_out = train or PRESETS[dataset].train, held_out or PRESETS[dataset].held_out
         version = f"{tunix_rt.__version__}-t{train}-h{held_out}-s{seed}"
         made = freeze_recipe(dataset, version=version, train=train, held_out=held_out, seed=seed)
         learnt, held = made[0], made[1] if len(made) > 1 else None
     else:
         learnt, held = one_set(place, dataset), None
-    exam = one_set(place, evaluation_set) if evaluation_set else held or one_set(place, EXAM)
-    refuse_overlap(learnt, exam)
+    exam = (
+        one_set(place, evaluation_set) if evaluation_set else held or one_set(place, EVALUATION_SET)
+    )
+    check_no_overlap(learnt, exam)
     return learnt, exam
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #55f43831
@@ -87,59 +89,59 @@ class Choice:
 
 
 def common(
-    max_steps: int,  # Optimiser updates
-) -> dict[str, Choice]:  # By the name of the parameter
+    max_steps: int,  # Optimizer updates
+) -> dict[str, Choice]:  # Choices by parameter name
     """Choose what is the same for every model.
 
     Args:
-        max_steps: Optimiser updates
+        max_steps: Optimizer updates
 
     Returns:
-        By the name of the parameter
+        Choices by parameter name
     """
     warmup = max(1, min(20, max_steps // 10))
     return {
         "warmup_steps": Choice(warmup, "a tenth of the way, so that the first steps do no harm"),
-        "clip": Choice(1.0, "one odd batch cannot throw the weights far"),
-        "validation_traces": Choice(8, "held back, to see when learning turns into memorising"),
+        "grad_clip": Choice(1.0, "one odd batch cannot throw the weights far"),
+        "validation_traces": Choice(8, "held back, to see when learning turns into memorizing"),
     }
 
 
 FRESH = {
-    "optimiser": Choice("muon", "learns these tasks in half the steps of AdamW"),
+    "optimizer": Choice("muon", "learns these tasks in half the steps of AdamW"),
     "learning_rate": Choice(0.02, "Muon's scale; fresh weights have nothing to lose"),
-    "batch_rows": Choice(8, "eight packed rows are about fifty examples"),
-    "row_tokens": Choice(256, "the longest example has about two hundred tokens"),
+    "batch_size": Choice(8, "eight packed rows are about fifty examples"),
+    "seq_length": Choice(256, "the longest example has about two hundred tokens"),
 }
 GEMMA = {
-    "optimiser": Choice("adamw", "leaves what the model knows mostly where it is"),
-    "batch_rows": Choice(32, "four packed rows for each of eight chips"),
-    "row_tokens": Choice(1024, "the judges' answers end below a thousand tokens"),
+    "optimizer": Choice("adamw", "leaves what the model knows mostly where it is"),
+    "batch_size": Choice(32, "four packed rows for each of eight chips"),
+    "seq_length": Choice(1024, "the judges' answers end below a thousand tokens"),
     "base_dtype": Choice("bfloat16", "as published; half the memory and traffic"),
     "dtype": Choice("bfloat16", "what the chips multiply fastest"),
     "remat": Choice("full", "activations are computed twice, and fit"),
 }
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #7b9d603d
-def choose_recipe(
+def choose_config(
     model: str,  # "tiny", or a published Gemma
     method: str,  # "lora", "full", or "auto": adapters for a published Gemma, everything for tiny
     *,
     lora_rank: int = 64,  # Columns of the adapters, if there are any
-    max_steps: int = 100,  # Optimiser updates
+    max_steps: int = 100,  # Optimizer updates
     own: Mapping[str, Any] | None = None,  # Values that somebody insists on
-) -> dict[str, Choice]:  # By the name of the train notebook's parameter
+) -> dict[str, Choice]:  # Choices by name of the train notebook's parameter
     """Choose how to train, with reasons.
 
     Args:
         model: "tiny", or a published Gemma
         method: "lora", "full", or "auto": adapters for a published Gemma, everything for tiny
         lora_rank: Columns of the adapters, if there are any
-        max_steps: Optimiser updates
+        max_steps: Optimizer updates
         own: Values that somebody insists on
 
     Returns:
-        By the name of the train notebook's parameter
+        Choices by name of the train notebook's parameter
     """
     if method not in ("auto", "lora", "full"):
         raise KaggleError(f"method is {method!r}; choose lora, full or auto")

@@ -17,7 +17,7 @@ from ..core.errors import TunixError
 from ..core.files import read_json, write_json
 
 # %% auto #0
-__all__ = ['SLUG', 'OWNER', 'NAME', 'PART', 'KERNEL', 'DATASET_LICENCES', 'DATASET', 'FRAMEWORKS', 'MODEL_LICENCES', 'MODEL',
+__all__ = ['SLUG', 'OWNER', 'NAME', 'PART', 'KERNEL', 'DATASET_LICENSES', 'DATASET', 'FRAMEWORKS', 'MODEL_LICENSES', 'MODEL',
            'INSTANCE', 'KINDS', 'FILES', 'MACHINES', 'KaggleError', 'Rule', 'slug_of', 'text', 'one_of', 'yes_or_no',
            'formed', 'known_fields', 'faults', 'write_metadata', 'read_metadata', 'kernel_metadata', 'dataset_metadata',
            'model_metadata', 'instance_metadata']
@@ -33,13 +33,13 @@ class Rule:
 
     Attributes:
         name: Named in the refusal
-        because: What Kaggle does or says
-        fault: What is wrong with the metadata, or None
+        because: Reason: what Kaggle does or says
+        fault: Problem with the metadata, or None
     """
 
     name: str  # Named in the refusal
-    because: str  # What Kaggle does or says
-    fault: Callable[[Mapping[str, Any]], str | None]  # What is wrong with the metadata, or None
+    because: str  # Reason: what Kaggle does or says
+    fault: Callable[[Mapping[str, Any]], str | None]  # Problem with the metadata, or None
 
 # %% ../../nbs/kaggle/20_metadata.ipynb #57d5cb63
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
@@ -47,15 +47,15 @@ OWNER = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 
 
 def slug_of(
-    title: str,  # For people
-) -> str:  # For an address
+    title: str,  # Title for people
+) -> str:  # Slug for an address
     """Make a slug from a title.
 
     Args:
-        title: For people
+        title: Title for people
 
     Returns:
-        For an address
+        Slug for an address
     """
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
@@ -66,18 +66,18 @@ def text(
     least: int,  # Characters
     most: int,  # Characters
     *,
-    optional: bool = False,  # Whether it may be absent or empty
-) -> Rule:  # About the length of a text
+    optional: bool = False,  # True if it may be absent or empty
+) -> Rule:  # Rule about the length of a text
     """Ask for a text of some length.
 
     Args:
         field: Its name
         least: Characters
         most: Characters
-        optional: Whether it may be absent or empty
+        optional: True if it may be absent or empty
 
     Returns:
-        About the length of a text
+        Rule about the length of a text
     """
 
     def fault(given: Mapping[str, Any]) -> str | None:
@@ -94,16 +94,16 @@ def text(
 
 def one_of(
     field: str,  # Its name
-    *choices: str,  # What it may be
-) -> Rule:  # About a word
+    *choices: str,  # Allowed values
+) -> Rule:  # Rule about a word
     """Ask for one of some words.
 
     Args:
         field: Its name
-        *choices: What it may be
+        *choices: Allowed values
 
     Returns:
-        About a word
+        Rule about a word
     """
 
     def fault(given: Mapping[str, Any]) -> str | None:
@@ -115,14 +115,14 @@ def one_of(
 
 def yes_or_no(
     *fields: str,  # Their names
-) -> Rule:  # About booleans
+) -> Rule:  # Rule about booleans
     """Ask for booleans.
 
     Args:
         *fields: Their names
 
     Returns:
-        About booleans
+        Rule about booleans
     """
 
     def fault(given: Mapping[str, Any]) -> str | None:
@@ -134,18 +134,18 @@ def yes_or_no(
 # %% ../../nbs/kaggle/20_metadata.ipynb #79de77c9
 def formed(
     field: str,  # Its name; a text, or a list of texts
-    form: str,  # For people, such as "owner/dataset"
-    pattern: str,  # For the whole of each text
-) -> Rule:  # About the form of references
+    form: str,  # Form for people, such as "owner/dataset"
+    pattern: str,  # Regex for the whole of each text
+) -> Rule:  # Rule about the form of references
     """Ask for a form.
 
     Args:
         field: Its name; a text, or a list of texts
-        form: For people, such as "owner/dataset"
-        pattern: For the whole of each text
+        form: Form for people, such as "owner/dataset"
+        pattern: Regex for the whole of each text
 
     Returns:
-        About the form of references
+        Rule about the form of references
     """
 
     def fault(given: Mapping[str, Any]) -> str | None:
@@ -159,14 +159,14 @@ def formed(
 
 def known_fields(
     *names: str,  # All that Kaggle reads
-) -> Rule:  # About misspelling
+) -> Rule:  # Rule about misspelling
     """Ask for fields that are read.
 
     Args:
         *names: All that Kaggle reads
 
     Returns:
-        About misspelling
+        Rule about misspelling
     """
 
     def fault(given: Mapping[str, Any]) -> str | None:
@@ -213,7 +213,7 @@ KERNEL = (
 )  # fmt: skip
 
 # %% ../../nbs/kaggle/20_metadata.ipynb #8a93091f
-DATASET_LICENCES = (
+DATASET_LICENSES = (
     "CC0-1.0", "CC-BY-3.0", "CC-BY-3.0-IGO", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-ND-4.0",
     "CC-BY-NC-ND-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-SA-3.0-IGO", "CC-BY-NC-SA-4.0",
     "GPL-2.0", "GPL-3.0", "LGPL-3.0", "AGPL-3.0", "FDL-1.3", "ODbL-1.0", "DbCL-1.0", "ODC-BY-1.0",
@@ -222,13 +222,13 @@ DATASET_LICENCES = (
 )  # fmt: skip
 
 
-def _one_licence(given: Mapping[str, Any]) -> str | None:
+def _one_license(given: Mapping[str, Any]) -> str | None:
     found = given.get("licenses")
     if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], dict):
         count = len(found) if isinstance(found, list) else 0
-        return f"licenses holds {count} licences, not exactly one"
+        return f"licenses holds {count} licenses, not exactly one"
     name = found[0].get("name")
-    return None if name in DATASET_LICENCES else f"there is no licence {name!r} for datasets"
+    return None if name in DATASET_LICENSES else f"there is no license {name!r} for datasets"
 
 
 def _resources_once(given: Mapping[str, Any]) -> str | None:
@@ -245,7 +245,7 @@ DATASET = (
     text("title", 6, 50),
     text("subtitle", 20, 80, optional=True),
     formed("id", "owner/dataset (6-50 characters)", f"{NAME}/[A-Za-z0-9_-]{{6,50}}"),
-    Rule("one licence", "Kaggle asks for exactly one, from its list", _one_licence),
+    Rule("one license", "Kaggle asks for exactly one, from its list", _one_license),
     Rule("resources once", "a file has one description", _resources_once),
 )  # fmt: skip
 
@@ -255,7 +255,7 @@ FRAMEWORKS = (
     "gemmaCpp", "ggml", "gguf", "coral", "scikitLearn", "mxnet", "onnx", "keras", "transformers",
     "api", "other", "tensorRtLlm", "triton", "vllm",
 )  # fmt: skip
-MODEL_LICENCES = (
+MODEL_LICENSES = (
     "Apache 2.0", "MIT", "BSD-3-Clause", "CC0: Public Domain", "CC BY-SA 4.0", "CC BY-SA 3.0",
     "CC BY-NC-SA 4.0", "Attribution 4.0 International (CC BY 4.0)",
     "Attribution 3.0 Unported (CC BY 3.0)", "Attribution 3.0 IGO (CC BY 3.0 IGO)",
@@ -265,7 +265,7 @@ MODEL_LICENCES = (
     "Attribution-NonCommercial-ShareAlike 3.0 IGO (CC BY-NC-SA 3.0 IGO)", "GPL 2", "GPL 3",
     "GNU Lesser General Public License 3.0", "GNU Affero General Public License 3.0",
     "GNU Free Documentation License 1.3", "ODC Attribution License (ODC-By)",
-    "ODC Public Domain Dedication and Licence (PDDL)",
+    "ODC Public Domain Dedication and License (PDDL)",
     "Community Data License Agreement - Permissive - Version 1.0",
     "Community Data License Agreement - Sharing - Version 1.0",
 )  # fmt: skip
@@ -320,7 +320,7 @@ INSTANCE = (
     formed("modelSlug", "words in lower case with single dashes between", SLUG.pattern),
     formed("instanceSlug", "words in lower case with single dashes between", SLUG.pattern),
     one_of("framework", *FRAMEWORKS),
-    one_of("licenseName", *MODEL_LICENCES),
+    one_of("licenseName", *MODEL_LICENSES),
     yes_or_no("fineTunable"),
     Rule("training data", "Kaggle shows it as a list", _training_data_listed),
     one_of("modelInstanceType", "Unspecified", "BaseModel", "KaggleVariant", "ExternalVariant"),
@@ -338,15 +338,15 @@ KINDS = {
 
 def faults(
     kind: str,  # "kernel", "dataset", "model" or "instance"
-    metadata: Mapping[str, Any],  # What is to be written
-    folder: Path | None = None,  # Where the files lie that it names; None does not look
+    metadata: Mapping[str, Any],  # Metadata to write
+    folder: Path | None = None,  # Folder of the files that it names; None does not look
 ) -> Iterator[str]:  # "rule: finding (because)"
     """Find everything that Kaggle would not take.
 
     Args:
         kind: "kernel", "dataset", "model" or "instance"
-        metadata: What is to be written
-        folder: Where the files lie that it names; None does not look
+        metadata: Metadata to write
+        folder: Folder of the files that it names; None does not look
 
     Returns:
         "rule: finding (because)"
@@ -371,14 +371,14 @@ FILES = {
 def write_metadata(
     kind: str,  # "kernel", "dataset", "model" or "instance"
     folder: Path,  # An existing folder, in which the other files lie already
-    metadata: Mapping[str, Any],  # What is to be written
+    metadata: Mapping[str, Any],  # Metadata to write
 ) -> Path:  # The file
     """Check metadata against Kaggle's rules and write it.
 
     Args:
         kind: "kernel", "dataset", "model" or "instance"
         folder: An existing folder, in which the other files lie already
-        metadata: What is to be written
+        metadata: Metadata to write
 
     Returns:
         The file
@@ -393,13 +393,13 @@ def write_metadata(
 
 def read_metadata(
     kind: str,  # "kernel", "dataset", "model" or "instance"
-    folder: Path,  # Where it was written
+    folder: Path,  # Folder of the metadata file
 ) -> dict[str, Any]:  # Checked again
     """Read metadata, which somebody may have edited, and check it.
 
     Args:
         kind: "kernel", "dataset", "model" or "instance"
-        folder: Where it was written
+        folder: Folder of the metadata file
 
     Returns:
         Checked again
@@ -423,31 +423,31 @@ def kernel_metadata(
     owner: str,  # Kaggle's name of the user
     title: str,  # 5 to 50 characters; the address follows from it
     *,
-    code_file: str = "submission.ipynb",  # In the same folder
+    code_file: str = "submission.ipynb",  # File in the same folder
     accelerator: str = "tpu",  # "tpu", "gpu" or "none"
-    internet: bool = False,  # Whether the session may reach anything
-    private: bool = True,  # Whether only the owner sees it
+    internet: bool = False,  # True to allow internet access
+    private: bool = True,  # True if only the owner sees it
     datasets: list[str] | None = None,  # owner/dataset
     kernels: list[str] | None = None,  # owner/notebook, whose output is attached
     models: list[str] | None = None,  # owner/model/framework/variation/version
     competitions: list[str] | None = None,  # competition
-) -> dict[str, Any]:  # For kernel-metadata.json
+) -> dict[str, Any]:  # Content of kernel-metadata.json
     """Describe a notebook.
 
     Args:
         owner: Kaggle's name of the user
         title: 5 to 50 characters; the address follows from it
-        code_file: In the same folder
+        code_file: File in the same folder
         accelerator: "tpu", "gpu" or "none"
-        internet: Whether the session may reach anything
-        private: Whether only the owner sees it
+        internet: True to allow internet access
+        private: True if only the owner sees it
         datasets: owner/dataset
         kernels: owner/notebook, whose output is attached
         models: owner/model/framework/variation/version
         competitions: competition
 
     Returns:
-        For kernel-metadata.json
+        Content of kernel-metadata.json
     """
     if accelerator not in MACHINES:
         raise KaggleError(f"there is no accelerator {accelerator!r}; choose {', '.join(MACHINES)}")
@@ -475,8 +475,8 @@ def dataset_metadata(
     *,
     subtitle: str = "",  # 20 to 80 characters, or none
     description: str = "",  # Markdown
-    licence: str = "apache-2.0",  # From DATASET_LICENCES
-) -> dict[str, Any]:  # For dataset-metadata.json
+    license: str = "apache-2.0",  # Name from DATASET_LICENSES
+) -> dict[str, Any]:  # Content of dataset-metadata.json
     """Describe a dataset.
 
     Args:
@@ -484,15 +484,15 @@ def dataset_metadata(
         title: 6 to 50 characters; the address follows from it
         subtitle: 20 to 80 characters, or none
         description: Markdown
-        licence: From DATASET_LICENCES
+        license: Name from DATASET_LICENSES
 
     Returns:
-        For dataset-metadata.json
+        Content of dataset-metadata.json
     """
     found = {
         "title": title,
         "id": f"{owner}/{slug_of(title)}",
-        "licenses": [{"name": licence}],
+        "licenses": [{"name": license}],
         "subtitle": subtitle,
         "description": description,
     }
@@ -505,8 +505,8 @@ def model_metadata(
     *,
     subtitle: str = "",  # 20 to 80 characters, or none
     description: str = "",  # The card, Markdown
-    private: bool = True,  # Whether only the owner sees it
-) -> dict[str, Any]:  # For model-metadata.json
+    private: bool = True,  # True if only the owner sees it
+) -> dict[str, Any]:  # Content of model-metadata.json
     """Describe a model.
 
     Args:
@@ -514,10 +514,10 @@ def model_metadata(
         title: 6 to 50 characters; the address follows from it
         subtitle: 20 to 80 characters, or none
         description: The card, Markdown
-        private: Whether only the owner sees it
+        private: True if only the owner sees it
 
     Returns:
-        For model-metadata.json
+        Content of model-metadata.json
     """
     return {
         "ownerSlug": owner,
@@ -536,28 +536,28 @@ def instance_metadata(
     model: str,  # Slug of the model
     variation: str,  # Slug of this variation
     *,
-    framework: str = "jax",  # From FRAMEWORKS
-    licence: str = "Apache 2.0",  # From MODEL_LICENCES
+    framework: str = "jax",  # Name from FRAMEWORKS
+    license: str = "Apache 2.0",  # Name from MODEL_LICENSES
     overview: str = "",  # A sentence
     usage: str = "",  # Markdown
-    training_data: list[str] | None = None,  # What it was trained on
+    training_data: list[str] | None = None,  # Names of the training data
     base: str = "",  # owner/model/framework/variation on Kaggle; "" for none
-) -> dict[str, Any]:  # For model-instance-metadata.json
+) -> dict[str, Any]:  # Content of model-instance-metadata.json
     """Describe one variation of a model.
 
     Args:
         owner: Kaggle's name of the user
         model: Slug of the model
         variation: Slug of this variation
-        framework: From FRAMEWORKS
-        licence: From MODEL_LICENCES
+        framework: Name from FRAMEWORKS
+        license: Name from MODEL_LICENSES
         overview: A sentence
         usage: Markdown
-        training_data: What it was trained on
+        training_data: Names of the training data
         base: owner/model/framework/variation on Kaggle; "" for none
 
     Returns:
-        For model-instance-metadata.json
+        Content of model-instance-metadata.json
     """
     return {
         "ownerSlug": owner,
@@ -566,7 +566,7 @@ def instance_metadata(
         "framework": framework,
         "overview": overview,
         "usage": usage,
-        "licenseName": licence,
+        "licenseName": license,
         "fineTunable": True,
         "trainingData": training_data or [],
         "modelInstanceType": "KaggleVariant" if base else "Unspecified",

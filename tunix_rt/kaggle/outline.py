@@ -33,17 +33,17 @@ SHOTS = (
 
 
 def spoken(
-    name: str,  # Of a figure
-    value: Any,  # As run.json has it
-) -> str:  # As one would say it
+    name: str,  # Name of a figure
+    value: Any,  # Value from run.json
+) -> str:  # Text to read aloud
     """Write a figure for reading aloud.
 
     Args:
-        name: Of a figure
-        value: As run.json has it
+        name: Name of a figure
+        value: Value from run.json
 
     Returns:
-        As one would say it
+        Text to read aloud
     """
     if value is None:
         return f"[{name}]"
@@ -53,12 +53,12 @@ def spoken(
 
 
 def video_outline(
-    results: Mapping[str, Any],  # Of a completed submission
+    results: Mapping[str, Any],  # Results of a completed submission
 ) -> str:  # Markdown
     """Lay out the video of a submission.
 
     Args:
-        results: Of a completed submission
+        results: Results of a completed submission
 
     Returns:
         Markdown

@@ -53,12 +53,12 @@ def folders_of(
 
 
 def files_of(
-    folder: Path,  # Of a run
+    folder: Path,  # Folder of a run
 ) -> Iterator[Path]:  # Everything worth keeping
     """List the files of a run, without locks and half-written ones.
 
     Args:
-        folder: Of a run
+        folder: Folder of a run
 
     Returns:
         Everything worth keeping
@@ -73,7 +73,7 @@ def files_of(
 def save_session(
     run: Run,  # The submission; nobody may be at work in it
     into: Path,  # The folder to create; must not exist
-) -> dict[str, Any]:  # What session.json says
+) -> dict[str, Any]:  # Content of session.json
     """Pack a run for the next session.
 
     Args:
@@ -81,7 +81,7 @@ def save_session(
         into: The folder to create; must not exist
 
     Returns:
-        What session.json says
+        Content of session.json
     """
     if run.status in ("running", "cancel_requested"):
         raise RunError(f"{run.folder} is being written to; save it when it has stopped")
@@ -112,24 +112,24 @@ class Session:
 
     Attributes:
         folder: Holds session.json, or is the run folder itself
-        name: Of the run folder
+        name: Name of the run folder
         files: Name to sha256; None for a run folder without a list
     """
 
     folder: Path  # Holds session.json, or is the run folder itself
-    name: str  # Of the run folder
+    name: str  # Name of the run folder
     run_id: str
     parameters: Mapping[str, Any]
     files: Mapping[str, str] | None  # Name to sha256; None for a run folder without a list
 
 
 def find_sessions(
-    place: Place,  # Where this runs
+    place: Place,  # Current environment
 ) -> list[Session]:  # The one with the newest record first
     """Find the runs of a submission among what is attached.
 
     Args:
-        place: Where this runs
+        place: Current environment
 
     Returns:
         The one with the newest record first
@@ -151,14 +151,14 @@ def find_sessions(
 
 # %% ../../nbs/kaggle/50_session.ipynb #9bf74542
 def session_to_continue(
-    place: Place,  # Where this runs
-    parameters: Mapping[str, Any],  # What is asked for now
+    place: Place,  # Current environment
+    parameters: Mapping[str, Any],  # Parameters requested now
 ) -> Session | None:  # None when nothing is attached
     """Choose the attached run to go on with.
 
     Args:
-        place: Where this runs
-        parameters: What is asked for now
+        place: Current environment
+        parameters: Parameters requested now
 
     Returns:
         None when nothing is attached
@@ -203,17 +203,17 @@ def _copy(session: Session, name: str, archive: tarfile.TarFile | None, target: 
 
 # %% ../../nbs/kaggle/50_session.ipynb #32f35db9
 def restore_session(
-    session: Session,  # As it was found
+    session: Session,  # Session as it was found
     runs: Path,  # Folder of run folders, which can be written to
-) -> Run:  # To be gone on with
+) -> Run:  # Run to continue
     """Bring an attached run back to where runs live.
 
     Args:
-        session: As it was found
+        session: Session as it was found
         runs: Folder of run folders, which can be written to
 
     Returns:
-        To be gone on with
+        Run to continue
     """
     target = inside(runs, session.name)
     if (target / RECORD).is_file():
@@ -250,7 +250,7 @@ def restore_session(
 # %% ../../nbs/kaggle/50_session.ipynb #094eee62
 def part(
     run: Run,  # The submission
-    budget: Budget,  # Of this session
+    budget: Budget,  # Budget of this session
     label: str,  # Added to the name of the submission's folder
     pipeline: str,  # Verb of the notebook to execute, or its path
     /,
@@ -260,7 +260,7 @@ def part(
 
     Args:
         run: The submission
-        budget: Of this session
+        budget: Budget of this session
         label: Added to the name of the submission's folder
         pipeline: Verb of the notebook to execute, or its path
         **parameters: That differ from its defaults
@@ -316,14 +316,14 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 def write_image(
     path: Path,  # The file to write
-) -> int:  # How many packages are installed here
+) -> int:  # Number of packages installed here
     """Write down what is installed, as `pip freeze` would, for the next bundle.
 
     Args:
         path: The file to write
 
     Returns:
-        How many packages are installed here
+        Number of packages installed here
     """
     found = {d.name: d.version for d in metadata.distributions() if d.name}
     with replacing(path) as file:

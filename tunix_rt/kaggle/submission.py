@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.files import new_folder
 from ..data.datasets import load_dataset
-from ..data.generators import RECIPES
+from ..data.generators import PRESETS
 from .inputs import KEYS
 from tunix_rt.kaggle.metadata import (
     KaggleError,
@@ -79,8 +79,8 @@ class Submission:
 
     Attributes:
         owner: Kaggle's name of the user
-        title: Of the notebook, 5 to 50 characters
-        parameters: Of the notebook
+        title: Title of the notebook, 5 to 50 characters
+        parameters: Notebook parameters
         accelerator: "tpu", "gpu" or "none"
         bundle: Wheels, for a session without internet
         session: A run to go on with
@@ -90,8 +90,8 @@ class Submission:
     """
 
     owner: str  # Kaggle's name of the user
-    title: str  # Of the notebook, 5 to 50 characters
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # Of the notebook
+    title: str  # Title of the notebook, 5 to 50 characters
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # Notebook parameters
     accelerator: str = "tpu"  # "tpu", "gpu" or "none"
     internet: bool = False
     private: bool = True
@@ -118,12 +118,12 @@ class Upload:
 
 # %% ../../nbs/kaggle/70_submission.ipynb #e6cf8d3b
 def base_source(
-    model: str,  # As the notebook is asked for it
+    model: str,  # Model, as the notebook takes it
 ) -> list[str]:  # Its address on Kaggle, if it has to be attached
     """Find the address of a base model.
 
     Args:
-        model: As the notebook is asked for it
+        model: Model, as the notebook takes it
 
     Returns:
         Its address on Kaggle, if it has to be attached
@@ -139,17 +139,17 @@ def base_source(
 
 
 def dataset_upload(
-    folder: Path,  # To be made
-    submission: Submission,  # For whom
-    label: str,  # What it is, such as "wheels"
+    folder: Path,  # Folder to upload
+    submission: Submission,  # Its submission
+    label: str,  # Kind of files, such as "wheels"
     subtitle: str,  # 20 to 80 characters
 ) -> Upload:  # Its metadata is written; the files are there already
     """Describe a folder as a dataset of the user.
 
     Args:
-        folder: To be made
-        submission: For whom
-        label: What it is, such as "wheels"
+        folder: Folder to upload
+        submission: Its submission
+        label: Kind of files, such as "wheels"
         subtitle: 20 to 80 characters
 
     Returns:
@@ -170,7 +170,7 @@ def _datasets(submission: Submission, asked: Mapping[str, Any], folder: Path) ->
         uploads.append(dataset_upload(folder / "wheels", submission, "wheels", line))
     for name in ("dataset", "evaluation_set"):
         key = str(asked.get(name) or "")
-        if key and key not in RECIPES and not KEYS.fullmatch(key):
+        if key and key not in PRESETS and not KEYS.fullmatch(key):
             held = load_dataset(key)
             shutil.copytree(held.folder, folder / f"data-{name}")
             line = f"{held.key[:40]}: reasoning traces, frozen with their hashes"
@@ -200,26 +200,26 @@ Weights that contain Gemma are subject to the Gemma Terms of Use.
 def write_model(
     run: Run,  # A completed submission
     owner: str,  # Kaggle's name of the user
-    title: str,  # Of the model, 6 to 50 characters
+    title: str,  # Title of the model, 6 to 50 characters
     into: Path,  # The folder to create; must not exist
     *,
-    private: bool = True,  # Whether only the owner sees it
+    private: bool = True,  # True if only the owner sees it
     variation: str = "main",  # Slug of this variation
-    licence: str = "Apache 2.0",  # From MODEL_LICENCES
-) -> Upload:  # With the variation's files in `instance`
+    license: str = "Apache 2.0",  # Name from MODEL_LICENSES
+) -> Upload:  # Upload with the variation's files in `instance`
     """Write the result of a submission as a model for Kaggle.
 
     Args:
         run: A completed submission
         owner: Kaggle's name of the user
-        title: Of the model, 6 to 50 characters
+        title: Title of the model, 6 to 50 characters
         into: The folder to create; must not exist
-        private: Whether only the owner sees it
+        private: True if only the owner sees it
         variation: Slug of this variation
-        licence: From MODEL_LICENCES
+        license: Name from MODEL_LICENSES
 
     Returns:
-        With the variation's files in `instance`
+        Upload with the variation's files in `instance`
     """
     if not run.completed or not run.model.is_dir():
         raise KaggleError(f"{run.folder} is {run.status} and holds no model; publish a whole run")
@@ -237,7 +237,7 @@ def write_model(
             model["slug"],
             variation,
             framework="transformers",
-            licence=licence,
+            license=license,
             usage=USAGE,
             training_data=[learnt] if learnt else [],
             base=base,
@@ -248,17 +248,17 @@ def write_model(
 
 # %% ../../nbs/kaggle/70_submission.ipynb #91900f35
 def write_submission(
-    submission: Submission,  # What is to be pushed
+    submission: Submission,  # Submission to push
     into: Path,  # The folder to create; must not exist
-) -> list[Upload]:  # In the order in which they have to arrive
+) -> list[Upload]:  # Uploads in the order in which they must arrive
     """Write everything that goes to Kaggle, and nothing that breaks its rules.
 
     Args:
-        submission: What is to be pushed
+        submission: Submission to push
         into: The folder to create; must not exist
 
     Returns:
-        In the order in which they have to arrive
+        Uploads in the order in which they must arrive
     """
     notebook = find_pipeline(SUBMISSION)
     asked = with_defaults(notebook, check_parameters(notebook, submission.parameters))

@@ -23,7 +23,7 @@ from .metadata import KaggleError
 from ..models.config import GemmaConfig
 from ..models.gemma import PROJECTIONS, Gemma, hidden_states, logits
 from ..models.tokenizer import Tokenizer, encode_prompts
-from ..models.weights import load_model, model_config
+from ..models.weights import load_weights, model_config
 
 # %% auto #0
 __all__ = ['Pairs', 'MODULES', 'PARAMS', 'CLOSE', 'read_pairs', 'joined', 'widen', 'side_by_side', 'layer_state', 'nothing',
@@ -55,12 +55,12 @@ def read_pairs(
 
 
 def joined(
-    config: GemmaConfig,  # Of the base
+    config: GemmaConfig,  # Config of the base
 ) -> tuple[str, ...]:  # Projections that Tunix holds as one matrix
     """Say which of our projections are one of theirs.
 
     Args:
-        config: Of the base
+        config: Config of the base
 
     Returns:
         Projections that Tunix holds as one matrix
@@ -74,13 +74,13 @@ def joined(
 # %% ../../nbs/kaggle/60_tunix_export.ipynb #35345068
 def widen(
     pair: tuple[np.ndarray, np.ndarray],  # a [in, R], b [R, out]
-    rank: int,  # Of the result, at least R
+    rank: int,  # Rank of the result, at least R
 ) -> tuple[np.ndarray, np.ndarray]:  # The same product
     """Add columns and rows of zeros to a pair.
 
     Args:
         pair: a [in, R], b [R, out]
-        rank: Of the result, at least R
+        rank: Rank of the result, at least R
 
     Returns:
         The same product
@@ -109,13 +109,13 @@ def side_by_side(
 # %% ../../nbs/kaggle/60_tunix_export.ipynb #b5193c3f
 def layer_state(
     pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],  # All seven projections of one layer
-    config: GemmaConfig,  # Of the base
+    config: GemmaConfig,  # Config of the base
 ) -> dict[str, Any]:  # Nested as Tunix's layer is
     """Write the adapters of one layer in the names and shapes of Tunix.
 
     Args:
         pairs: All seven projections of one layer
-        config: Of the base
+        config: Config of the base
 
     Returns:
         Nested as Tunix's layer is
@@ -141,14 +141,14 @@ def layer_state(
 
 # %% ../../nbs/kaggle/60_tunix_export.ipynb #663ded6f
 def nothing(
-    config: GemmaConfig,  # Of the base
+    config: GemmaConfig,  # Config of the base
     name: str,  # Projection
     rank: int,  # R
 ) -> tuple[np.ndarray, np.ndarray]:  # a [in, R], b [R, out]
     """Make a pair that adds nothing, for a projection without an adapter.
 
     Args:
-        config: Of the base
+        config: Config of the base
         name: Projection
         rank: R
 
@@ -162,17 +162,17 @@ def nothing(
 
 
 def actor_state(
-    pairs: Pairs,  # As training made them
-    config: GemmaConfig,  # Of the base
-) -> nnx.State:  # What `nnx.state(model, nnx.LoRAParam)` is in Tunix
+    pairs: Pairs,  # Adapters from training
+    config: GemmaConfig,  # Config of the base
+) -> nnx.State:  # Tunix's `nnx.state(model, nnx.LoRAParam)`
     """Write all adapters in the names and shapes of Tunix.
 
     Args:
-        pairs: As training made them
-        config: Of the base
+        pairs: Adapters from training
+        config: Config of the base
 
     Returns:
-        What `nnx.state(model, nnx.LoRAParam)` is in Tunix
+        Tunix's `nnx.state(model, nnx.LoRAParam)`
     """
     rank = next(iter(pairs.values()))[0].shape[1]
     layers = {}
@@ -192,7 +192,7 @@ def write_actor(
     model: Path,  # A folder with the config.json of the base
     into: Path,  # A folder that does not exist; gets actor/<step>/model_params
     *,
-    step: int,  # Optimiser updates that led here
+    step: int,  # Optimizer updates that led here
 ) -> Path:  # The folder that is restored
     """Write adapters in the layout of the hackathon.
 
@@ -200,7 +200,7 @@ def write_actor(
         adapter: An adapter folder, as training left it
         model: A folder with the config.json of the base
         into: A folder that does not exist; gets actor/<step>/model_params
-        step: Optimiser updates that led here
+        step: Optimizer updates that led here
 
     Returns:
         The folder that is restored
@@ -228,14 +228,14 @@ def write_actor(
 
 # %% ../../nbs/kaggle/60_tunix_export.ipynb #81168fbf
 def abstract_state(
-    config: GemmaConfig,  # Of the base
-    rank: int,  # As the judges are told
+    config: GemmaConfig,  # Config of the base
+    rank: int,  # Rank given to the judges
 ) -> nnx.State:  # Shapes and types, without numbers
     """Describe the adapters that Tunix lays beside a base.
 
     Args:
-        config: Of the base
-        rank: As the judges are told
+        config: Config of the base
+        rank: Rank given to the judges
 
     Returns:
         Shapes and types, without numbers
@@ -263,15 +263,15 @@ def abstract_state(
 # %% ../../nbs/kaggle/60_tunix_export.ipynb #3668c1df
 def restore_actor(
     folder: Path,  # actor/<step>/model_params
-    config: GemmaConfig,  # Of the base
-    rank: int,  # As the judges are told
+    config: GemmaConfig,  # Config of the base
+    rank: int,  # Rank given to the judges
 ) -> nnx.State:  # Adapters in Tunix's names
     """Restore the adapters as the judges do.
 
     Args:
         folder: actor/<step>/model_params
-        config: Of the base
-        rank: As the judges are told
+        config: Config of the base
+        rank: Rank given to the judges
 
     Returns:
         Adapters in Tunix's names
@@ -421,6 +421,6 @@ def compare_with_transformers(
     """
     if find_spec("torch") is None:
         return "PyTorch is not installed here, so transformers was not asked"
-    ours = our_logits(*load_model(folder), prompt)
+    ours = our_logits(*load_weights(folder), prompt)
     refuse_unlike(folder, ours, their_logits(folder, prompt))
     return f"transformers computes the same logits, to within {CLOSE:.1%} of their spread"

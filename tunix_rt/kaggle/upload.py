@@ -72,18 +72,18 @@ def asking(
         raise KaggleError(f"Kaggle did not {what}: {error} {told}".strip()) from None
 
 # %% ../../nbs/kaggle/80_upload.ipynb #67b5c176
-UNSENT = ("Upload unsuccessful", "Skipping")  # How the client says that it left something out
+UNSENT = ("Upload unsuccessful", "Skipping")  # Client's phrases for what it left out
 
 
 def refuse_unsent(
-    ref: str,  # What was uploaded
-    said: str,  # What the client printed
+    ref: str,  # Reference of the upload
+    said: str,  # Output of the client
 ) -> None:
     """Refuse an upload of which something was left out.
 
     Args:
-        ref: What was uploaded
-        said: What the client printed
+        ref: Reference of the upload
+        said: Output of the client
     """
     lost = [line for line in said.splitlines() if line.startswith(UNSENT)]
     if lost:
@@ -96,7 +96,7 @@ def refuse_unsent(
 def is_there(
     call: Any,  # A method of the client that asks for something
     *words: str,  # Its arguments
-) -> bool:  # Whether Kaggle knows it
+) -> bool:  # True if Kaggle knows it
     """Ask Kaggle whether something exists.
 
     Args:
@@ -104,7 +104,7 @@ def is_there(
         *words: Its arguments
 
     Returns:
-        Whether Kaggle knows it
+        True if Kaggle knows it
     """
     try:
         call(*words)
@@ -121,7 +121,7 @@ def upload_dataset(
     upload: Upload,  # A folder with dataset-metadata.json
     *,
     patience: float = 900.0,  # Seconds that Kaggle may take to take it in
-) -> str:  # What was done
+) -> str:  # Summary of the upload
     """Make a dataset on Kaggle, or a new version of it.
 
     Args:
@@ -130,7 +130,7 @@ def upload_dataset(
         patience: Seconds that Kaggle may take to take it in
 
     Returns:
-        What was done
+        Summary of the upload
     """
     read_metadata("dataset", upload.folder)
     folder = str(upload.folder)
@@ -162,7 +162,7 @@ def upload_kernel(
     upload: Upload,  # A folder with kernel-metadata.json
     *,
     hours: float = 9.0,  # Longest time it may run
-) -> str:  # What was done
+) -> str:  # Summary of the upload
     """Push a notebook to Kaggle, which runs it at once.
 
     Args:
@@ -171,7 +171,7 @@ def upload_kernel(
         hours: Longest time it may run
 
     Returns:
-        What was done
+        Summary of the upload
     """
     shape = read_metadata("kernel", upload.folder).get("machine_shape") or None
     with asking(f"take the notebook {upload.ref}"):
@@ -192,7 +192,7 @@ def upload_kernel(
 def upload_model(
     api: Any,  # The client
     upload: Upload,  # A folder with model-metadata.json, and `instance` in it
-) -> str:  # What was done
+) -> str:  # Summary of the upload
     """Make a model on Kaggle with one variation, or a new version of that.
 
     Args:
@@ -200,7 +200,7 @@ def upload_model(
         upload: A folder with model-metadata.json, and `instance` in it
 
     Returns:
-        What was done
+        Summary of the upload
     """
     read_metadata("model", upload.folder)
     inner = upload.folder / "instance"
@@ -225,19 +225,19 @@ def upload_model(
 
 def upload_all(
     api: Any,  # The client
-    uploads: list[Upload],  # In the order in which they have to arrive
+    uploads: list[Upload],  # Uploads in the order in which they must arrive
     *,
     hours: float = 9.0,  # Longest time that a notebook may run
-) -> Iterator[str]:  # What was done, one line each
+) -> Iterator[str]:  # Summaries, one line each
     """Upload a submission.
 
     Args:
         api: The client
-        uploads: In the order in which they have to arrive
+        uploads: Uploads in the order in which they must arrive
         hours: Longest time that a notebook may run
 
     Returns:
-        What was done, one line each
+        Summaries, one line each
     """
     for upload in uploads:
         if upload.kind == "kernel":
@@ -273,7 +273,7 @@ def pull(
     ref: str,  # owner/notebook
     into: Path,  # Folder for the output; made if need be
     *,
-    checkpoints: bool = False,  # Whether those come along
+    checkpoints: bool = False,  # True to include checkpoints
 ) -> list[Path]:  # Run folders in it
     """Bring the output of a notebook home.
 
@@ -281,7 +281,7 @@ def pull(
         api: The client
         ref: owner/notebook
         into: Folder for the output; made if need be
-        checkpoints: Whether those come along
+        checkpoints: True to include checkpoints
 
     Returns:
         Run folders in it

@@ -39,25 +39,25 @@ class Wheel:
     """One distribution: what it is called, and what it needs.
 
     Attributes:
-        name: In the spelling of the package index: lower case, dashes
-        needs: As in its METADATA, markers included
+        name: Name as the package index spells it: lower case, dashes
+        needs: Requirements as in METADATA, with markers
     """
 
-    name: str  # In the spelling of the package index: lower case, dashes
+    name: str  # Name as the package index spells it: lower case, dashes
     version: str
-    needs: tuple[str, ...] = ()  # As in its METADATA, markers included
+    needs: tuple[str, ...] = ()  # Requirements as in METADATA, with markers
 
 
 def read_wheel(
     path: Path,  # A .whl file
-) -> Wheel:  # What its METADATA says
+) -> Wheel:  # Wheel from its METADATA
     """Read what a wheel is.
 
     Args:
         path: A .whl file
 
     Returns:
-        What its METADATA says
+        Wheel from its METADATA
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -71,14 +71,14 @@ def read_wheel(
 
 def read_wheels(
     folder: Path,  # Holds .whl files
-) -> list[Wheel]:  # In order of their file names
+) -> list[Wheel]:  # Wheels in order of file name
     """Read all wheels of a folder.
 
     Args:
         folder: Holds .whl files
 
     Returns:
-        In order of their file names
+        Wheels in order of file name
     """
     return [read_wheel(path) for path in sorted(folder.glob("*.whl"))]
 
@@ -87,12 +87,12 @@ Image = Mapping[str, str]  # Name to version; "" when it is not known
 
 
 def read_image(
-    path: Path,  # What `pip freeze` printed
+    path: Path,  # File with `pip freeze` output
 ) -> dict[str, str]:  # Names in the spelling of the package index
     """Read what an image holds.
 
     Args:
-        path: What `pip freeze` printed
+        path: File with `pip freeze` output
 
     Returns:
         Names in the spelling of the package index
@@ -104,14 +104,14 @@ def read_image(
 # %% ../../nbs/kaggle/30_wheels.ipynb #64967ed6
 def environment(
     python: str,  # Such as "3.12"
-) -> dict[str, str]:  # What markers are evaluated against
+) -> dict[str, str]:  # Values for evaluating markers
     """Describe a Linux machine with that Python.
 
     Args:
         python: Such as "3.12"
 
     Returns:
-        What markers are evaluated against
+        Values for evaluating markers
     """
     return {
         "python_version": python,
@@ -151,16 +151,16 @@ def needs_of(
 # %% ../../nbs/kaggle/30_wheels.ipynb #d94e6fc9
 def unmet(
     start: str,  # Name of the wheel to install
-    wheels: Iterable[Wheel],  # What is in the folder
-    image: Image,  # What is there already
+    wheels: Iterable[Wheel],  # Wheels in the folder
+    image: Image,  # Packages already installed
     python: str,  # Such as "3.12"
 ) -> list[str]:  # "optuna needs colorlog, which is nowhere" and the like; empty when all is well
     """Find needs that cannot be met.
 
     Args:
         start: Name of the wheel to install
-        wheels: What is in the folder
-        image: What is there already
+        wheels: Wheels in the folder
+        image: Packages already installed
         python: Such as "3.12"
 
     Returns:
@@ -189,14 +189,14 @@ def unmet(
 # %% ../../nbs/kaggle/30_wheels.ipynb #8e7faa53
 def closure(
     names: Iterable[str],  # Names in the spelling of the package index
-    wheels: Iterable[Wheel],  # Among these
+    wheels: Iterable[Wheel],  # Wheels to search
     python: str,  # Such as "3.12"
 ) -> set[str]:  # The names and all that they need, directly or not
     """Follow needs to their end.
 
     Args:
         names: Names in the spelling of the package index
-        wheels: Among these
+        wheels: Wheels to search
         python: Such as "3.12"
 
     Returns:
@@ -214,12 +214,12 @@ def closure(
 
 
 def refuse_replacements(
-    wheels: Iterable[Wheel],  # What is to be attached
+    wheels: Iterable[Wheel],  # Wheels to attach
 ) -> None:
     """Refuse a folder that would replace the image's JAX.
 
     Args:
-        wheels: What is to be attached
+        wheels: Wheels to attach
     """
     odd = [f"{wheel.name} {wheel.version}" for wheel in wheels if PROTECTED.fullmatch(wheel.name)]
     if odd:
@@ -248,15 +248,15 @@ SOURCES = (
 
 
 def pip(
-    *words: str,  # What would be typed after `pip`
-) -> str:  # What it printed
+    *words: str,  # Arguments of `pip`
+) -> str:  # Output of pip
     """Call pip, and pass its refusal on.
 
     Args:
-        *words: What would be typed after `pip`
+        *words: Arguments of `pip`
 
     Returns:
-        What it printed
+        Output of pip
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
     said = subprocess.run(command, capture_output=True, text=True)
@@ -308,14 +308,14 @@ def resolve_wheels(
     wanted: Iterable[str],  # Requirements, or paths of wheels
     *,
     python: str,  # Such as "3.12"
-    image: Image,  # Whose versions have to be kept
+    image: Image,  # Packages whose versions must be kept
 ) -> list[Wheel]:  # Everything that would be installed on an empty machine
     """Ask pip what is needed.
 
     Args:
         wanted: Requirements, or paths of wheels
         python: Such as "3.12"
-        image: Whose versions have to be kept
+        image: Packages whose versions must be kept
 
     Returns:
         Everything that would be installed on an empty machine
@@ -341,14 +341,14 @@ def resolve_beside(
     wanted: list[str],  # Requirements, or paths of wheels
     *,
     python: str,  # Such as "3.12"
-    image: Image,  # What is there already
+    image: Image,  # Packages already installed
 ) -> list[Wheel]:  # Everything that would be installed on an empty machine
     """Ask pip what is needed beside an image, disturbing it as little as can be.
 
     Args:
         wanted: Requirements, or paths of wheels
         python: Such as "3.12"
-        image: What is there already
+        image: Packages already installed
 
     Returns:
         Everything that would be installed on an empty machine
@@ -383,14 +383,14 @@ class Bundle:
 
 def with_needs(
     image: Image,  # Versions, or "" where they are not known
-    needed: list[Wheel],  # As pip resolved them
+    needed: list[Wheel],  # Wheels as pip resolved them
     python: str,  # Such as "3.12"
 ) -> dict[str, str]:  # The same, and all that those without a version need
     """Conclude from what an image has to what it must have as well.
 
     Args:
         image: Versions, or "" where they are not known
-        needed: As pip resolved them
+        needed: Wheels as pip resolved them
         python: Such as "3.12"
 
     Returns:
@@ -401,17 +401,17 @@ def with_needs(
 
 
 def lacking(
-    needed: list[Wheel],  # As pip resolved them
-    image: Image,  # What is there already
-) -> list[Wheel]:  # What has to be carried
+    needed: list[Wheel],  # Wheels as pip resolved them
+    image: Image,  # Packages already installed
+) -> list[Wheel]:  # Wheels to carry
     """Take away what the image has.
 
     Args:
-        needed: As pip resolved them
-        image: What is there already
+        needed: Wheels as pip resolved them
+        image: Packages already installed
 
     Returns:
-        What has to be carried
+        Wheels to carry
     """
     return [
         wheel
@@ -425,8 +425,8 @@ def make_bundle(
     into: Path,  # The folder to create; must not exist
     *,
     python: str = "3.12",  # The image's
-    accelerator: str = "tpu",  # Which image: "tpu" or "gpu"
-    image: Path | None = None,  # What `pip freeze` said there; a short list otherwise
+    accelerator: str = "tpu",  # Image, "tpu" or "gpu"
+    image: Path | None = None,  # File with `pip freeze` output; a short list otherwise
     wheel: Path | None = None,  # Our own wheel; built otherwise
     extras: Iterable[str] = (),  # Further requirements to carry
 ) -> Bundle:  # Whole and checked
@@ -435,8 +435,8 @@ def make_bundle(
     Args:
         into: The folder to create; must not exist
         python: The image's
-        accelerator: Which image: "tpu" or "gpu"
-        image: What `pip freeze` said there; a short list otherwise
+        accelerator: Image, "tpu" or "gpu"
+        image: File with `pip freeze` output; a short list otherwise
         wheel: Our own wheel; built otherwise
         extras: Further requirements to carry
 
@@ -479,14 +479,14 @@ def _fetch(wheels: list[Wheel], folder: Path, python: str) -> None:
 # %% ../../nbs/kaggle/30_wheels.ipynb #e484ad83
 def check_bundle(
     folder: Path,  # A bundle, as it arrived
-) -> Bundle:  # As it was made
+) -> Bundle:  # Bundle as it was made
     """Check that a bundle is whole, and that nobody has put a JAX into it.
 
     Args:
         folder: A bundle, as it arrived
 
     Returns:
-        As it was made
+        Bundle as it was made
     """
     if not (folder / WHOLE).is_file():
         raise KaggleError(f"{folder} holds no {WHOLE}; make a bundle with `tunix-rt kaggle bundle`")

@@ -16,21 +16,21 @@ from .linear import transposed_product
 
 # %% auto #0
 __all__ = ['BLOCK', 'BLOCKS', 'SAFE_CAP', 'rotary_angles', 'rotate', 'first_visible', 'spans', 'fold', 'wide_product',
-           'wide_transposed', 'unnormalised', 'packed_attention']
+           'wide_transposed', 'unnormalized', 'packed_attention']
 
 # %% ../../nbs/models/30_attention.ipynb #3c12cda7
 def rotary_angles(
     config: GemmaConfig,  # Bases and head width
     positions: jax.Array,  # Place of each token in its own sequence, [B, T]
     *,
-    sliding: bool,  # Whether the angles are for sliding layers
+    sliding: bool,  # True for angles of sliding layers
 ) -> tuple[jax.Array, jax.Array]:  # Sine and cosine, [B, 1, T, H/2], float32
     """Work out how far each pair of features turns at each position.
 
     Args:
         config: Bases and head width
         positions: Place of each token in its own sequence, [B, T]
-        sliding: Whether the angles are for sliding layers
+        sliding: True for angles of sliding layers
 
     Returns:
         Sine and cosine, [B, 1, T, H/2], float32
@@ -44,13 +44,13 @@ def rotary_angles(
 
 def rotate(
     x: jax.Array,  # Queries or keys, [B, heads, T, H]
-    angles: tuple[jax.Array, jax.Array],  # From `rotary_angles`
+    angles: tuple[jax.Array, jax.Array],  # Angles from `rotary_angles`
 ) -> jax.Array:  # The same shape and dtype
     """Turn feature i together with feature i + H/2, as Gemma's files expect.
 
     Args:
         x: Queries or keys, [B, heads, T, H]
-        angles: From `rotary_angles`
+        angles: Angles from `rotary_angles`
 
     Returns:
         The same shape and dtype
@@ -62,26 +62,28 @@ def rotate(
 
 # %% ../../nbs/models/30_attention.ipynb #8662f96b
 def first_visible(
-    segments: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
+    segment_ids: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
     window: int | None,  # Tokens a query may see, itself included; None for all
 ) -> jax.Array:  # Index of the first key that each query sees, [B, T]
     """Find where the interval of keys begins that each query may look at.
 
     Args:
-        segments: Sequence number of each token, each sequence in one piece, [B, T]
+        segment_ids: Sequence number of each token, each sequence in one piece, [B, T]
         window: Tokens a query may see, itself included; None for all
 
     Returns:
         Index of the first key that each query sees, [B, T]
     """
-    index = jnp.arange(segments.shape[1])
-    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    index = jnp.arange(segment_ids.shape[1])
+    begins = jnp.pad(
+        segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True
+    )
     start = jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
     return start if window is None else jnp.maximum(start, index - window + 1)
 
 # %% ../../nbs/models/30_attention.ipynb #6f02d7b0
 BLOCK = 128  # Queries handled together: small enough to skip keys, large enough to multiply fast
-BLOCKS = 16  # At most so many to a row, or compiling would take as long as training
+BLOCKS = 16  # Maximum per row; with more, compiling would take as long as training
 
 
 def spans(
@@ -158,11 +160,11 @@ def wide_transposed(
 SAFE_CAP = 64.0  # exp of it, added up over any row, still fits into float32
 
 
-def unnormalised(
+def unnormalized(
     query: jax.Array,  # One folded block, scaled, [B, K, G*t, H]
     key: jax.Array,  # The keys it could see, [B, K, s, H]
     first: jax.Array,  # First visible key of each query of the block, [B, t]
-    block: tuple[int, int, int],  # From `spans`
+    block: tuple[int, int, int],  # Block from `spans`
     cap: float | None,  # Soft cap; the query is then scaled by 1 / cap as well
 ) -> tuple[jax.Array, jax.Array | None]:  # exp(score), 0 where hidden; tanh of it before the cap
     """Weigh every key that a block of queries may see, up to a factor of each query.
@@ -171,7 +173,7 @@ def unnormalised(
         query: One folded block, scaled, [B, K, G*t, H]
         key: The keys it could see, [B, K, s, H]
         first: First visible key of each query of the block, [B, t]
-        block: From `spans`
+        block: Block from `spans`
         cap: Soft cap; the query is then scaled by 1 / cap as well
 
     Returns:
@@ -199,7 +201,7 @@ def _forward(query, key, value, first, cap, window):
     for block in spans(query.shape[2], window):
         start, stop, low = block
         part = query[:, :, start:stop]
-        weights, _ = unnormalised(fold(part, key.shape[1]), key[:, :, low:stop], first, block, cap)
+        weights, _ = unnormalized(fold(part, key.shape[1]), key[:, :, low:stop], first, block, cap)
         sums.append(weights.sum(axis=-1, keepdims=True))
         found = wide_product(weights.astype(value.dtype), value[:, :, low:stop])
         read.append((found / sums[-1]).astype(value.dtype).reshape(part.shape))
@@ -217,7 +219,7 @@ def _backward(cap, window, saved, received):
         start, stop, low = block
         part = query[:, :, start:stop]
         folded = fold(part, heads)
-        weights, bent = unnormalised(folded, key[:, :, low:stop], first, block, cap)
+        weights, bent = unnormalized(folded, key[:, :, low:stop], first, block, cap)
         sent = (fold(received[:, :, start:stop], heads) / total).astype(value.dtype)
         found = fold(read[:, :, start:stop], heads).astype(jnp.float32)
         common = (sent.astype(jnp.float32) * found).sum(axis=-1, keepdims=True)
@@ -225,8 +227,8 @@ def _backward(cap, window, saved, received):
         if bent is not None:
             slope = slope * (cap * (1 - jnp.square(bent)))
         slope = slope.astype(query.dtype)
-        towards = wide_product(slope, key[:, :, low:stop]).astype(query.dtype)
-        for_query.append(towards.reshape(part.shape))
+        toward = wide_product(slope, key[:, :, low:stop]).astype(query.dtype)
+        for_query.append(toward.reshape(part.shape))
         here = (slice(None), slice(None), slice(low, stop))
         for_key = for_key.at[here].add(wide_transposed(slope, folded))
         for_value = for_value.at[here].add(wide_transposed(weights.astype(sent.dtype), sent))
@@ -246,26 +248,26 @@ def packed_attention(
     query: jax.Array,  # [B, N, T, H]
     key: jax.Array,  # [B, K, T, H]
     value: jax.Array,  # [B, K, T, H]
-    segments: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
+    segment_ids: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
     *,
     scale: float,  # Scores are multiplied by this
     soft_cap: float | None = None,  # Bound on the scores
     window: int | None = None,  # Tokens a query may see, itself included
-) -> jax.Array:  # What each query read, [B, N, T, H]
+) -> jax.Array:  # Attention output, [B, N, T, H]
     """Let every token read from the tokens of its own sequence that came before it.
 
     Args:
         query: [B, N, T, H]
         key: [B, K, T, H]
         value: [B, K, T, H]
-        segments: Sequence number of each token, each sequence in one piece, [B, T]
+        segment_ids: Sequence number of each token, each sequence in one piece, [B, T]
         scale: Scores are multiplied by this
         soft_cap: Bound on the scores
         window: Tokens a query may see, itself included
 
     Returns:
-        What each query read, [B, N, T, H]
+        Attention output, [B, N, T, H]
     """
     window = None if window is None or window >= query.shape[2] else window
     scaled = query * jnp.asarray(scale / (soft_cap or 1.0), query.dtype)
-    return _attend(scaled, key, value, first_visible(segments, window), soft_cap, window)
+    return _attend(scaled, key, value, first_visible(segment_ids, window), soft_cap, window)

@@ -24,43 +24,44 @@ from .devices import platform
 from .sharding import ROWS, active_mesh
 
 # %% auto #0
-__all__ = ['TILE', 'TILES', 'Reader', 'KERNELS', 'ALLOWED', 'cudnn_attention', 'splash_kernel', 'splash_attention', 'splits',
-           'over_mesh', 'attend', 'Chosen', 'card_generation', 'obstacle', 'trial', 'choose_attention']
+__all__ = ['TILE', 'TILES', 'Reader', 'BACKENDS', 'ALLOWED', 'cudnn_attention', 'splash_kernel', 'splash_attention', 'splits',
+           'shard_attention', 'attend', 'AttentionChoice', 'card_generation', 'unsupported_reason', 'check_numerics',
+           'choose_attention']
 
 # %% ../../nbs/models/35_attention_backends.ipynb #4be91199
 def cudnn_attention(
     query: jax.Array,  # [B, N, T, H]
     key: jax.Array,  # [B, K, T, H]
     value: jax.Array,  # [B, K, T, H]
-    segments: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
+    segment_ids: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
     *,
     scale: float,  # Scores are multiplied by this
     soft_cap: float | None = None,  # Must be None
     window: int | None = None,  # Tokens a query may see, itself included
     program: Any = "cudnn",  # "xla" computes the same call without cuDNN, for comparison
-) -> jax.Array:  # What each query read, [B, N, T, H]
+) -> jax.Array:  # Attention output, [B, N, T, H]
     """Attend through cuDNN's flash attention.
 
     Args:
         query: [B, N, T, H]
         key: [B, K, T, H]
         value: [B, K, T, H]
-        segments: Sequence number of each token, each sequence in one piece, [B, T]
+        segment_ids: Sequence number of each token, each sequence in one piece, [B, T]
         scale: Scores are multiplied by this
         soft_cap: Must be None
         window: Tokens a query may see, itself included
         program: "xla" computes the same call without cuDNN, for comparison
 
     Returns:
-        What each query read, [B, N, T, H]
+        Attention output, [B, N, T, H]
     """
     if soft_cap is not None:
         raise ModelError(
             f"cuDNN's attention cannot cap scores at {soft_cap:g}, and without the cap this would "
             f"be another model; use the implementation 'xla'"
         )
-    index = jnp.arange(segments.shape[1])
-    seen = (index >= first_visible(segments, window)[..., None]) & (index <= index[:, None])
+    index = jnp.arange(segment_ids.shape[1])
+    seen = (index >= first_visible(segment_ids, window)[..., None]) & (index <= index[:, None])
     read = jax.nn.dot_product_attention(
         query.swapaxes(1, 2),
         key.swapaxes(1, 2),
@@ -84,8 +85,8 @@ def splash_kernel(
     *,
     window: int | None,  # Tokens a query may see, itself included
     soft_cap: float | None,  # Bound on the scores
-    interpret: bool,  # Whether to imitate the TPU step by step, for tests on a processor
-) -> Any:  # From q [N, T, H], k [K, T, H], v and sequence numbers to [N, T, H]
+    interpret: bool,  # True to emulate the TPU step by step, for tests on a CPU
+) -> Any:  # Kernel: q [N, T, H], k [K, T, H], v, sequence numbers -> [N, T, H]
     """Prepare the kernel for one shape of row.
 
     Args:
@@ -93,10 +94,10 @@ def splash_kernel(
         time: T
         window: Tokens a query may see, itself included
         soft_cap: Bound on the scores
-        interpret: Whether to imitate the TPU step by step, for tests on a processor
+        interpret: True to emulate the TPU step by step, for tests on a CPU
 
     Returns:
-        From q [N, T, H], k [K, T, H], v and sequence numbers to [N, T, H]
+        Kernel: q [N, T, H], k [K, T, H], v, sequence numbers -> [N, T, H]
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -104,7 +105,7 @@ def splash_kernel(
     if time % TILE:
         raise ModelError(
             f"splash attention works on tiles of {TILE} tokens, and a row has {time}; "
-            f"make row_tokens a multiple of {TILE}, or use the implementation 'xla'"
+            f"make seq_length a multiple of {TILE}, or use the implementation 'xla'"
         )
     side = next(size for size in TILES if time % size == 0)
     names = ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")
@@ -127,25 +128,25 @@ def splash_attention(
     query: jax.Array,  # [B, N, T, H]
     key: jax.Array,  # [B, K, T, H]
     value: jax.Array,  # [B, K, T, H]
-    segments: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
+    segment_ids: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
     *,
     scale: float,  # Scores are multiplied by this
     soft_cap: float | None = None,  # Bound on the scores
     window: int | None = None,  # Tokens a query may see, itself included
-) -> jax.Array:  # What each query read, [B, N, T, H]
+) -> jax.Array:  # Attention output, [B, N, T, H]
     """Attend through splash, imitating a TPU where there is none.
 
     Args:
         query: [B, N, T, H]
         key: [B, K, T, H]
         value: [B, K, T, H]
-        segments: Sequence number of each token, each sequence in one piece, [B, T]
+        segment_ids: Sequence number of each token, each sequence in one piece, [B, T]
         scale: Scores are multiplied by this
         soft_cap: Bound on the scores
         window: Tokens a query may see, itself included
 
     Returns:
-        What each query read, [B, N, T, H]
+        Attention output, [B, N, T, H]
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
@@ -157,10 +158,10 @@ def splash_attention(
         interpret=platform() == "cpu",
     )
 
-    def row(query: Any, key: Any, value: Any, segments: Any) -> Any:
-        return made(query, key, value, segment_ids=SegmentIds(q=segments, kv=segments))
+    def row(query: Any, key: Any, value: Any, segment_ids: Any) -> Any:
+        return made(query, key, value, segment_ids=SegmentIds(q=segment_ids, kv=segment_ids))
 
-    return jax.vmap(row)(query * jnp.asarray(scale, query.dtype), key, value, segments)
+    return jax.vmap(row)(query * jnp.asarray(scale, query.dtype), key, value, segment_ids)
 
 # %% ../../nbs/models/35_attention_backends.ipynb #9dc9817b
 Reader = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -194,12 +195,12 @@ def splits(
     return over, "tensor", "tensor" if key_heads % parts == 0 else None
 
 
-def over_mesh(
+def shard_attention(
     read: Reader,  # (query, key, value, segments) -> what was read, on one device
     query: jax.Array,  # [B, N, T, H]
     key: jax.Array,  # [B, K, T, H]
     value: jax.Array,  # [B, K, T, H]
-    segments: jax.Array,  # [B, T]
+    segment_ids: jax.Array,  # [B, T]
 ) -> jax.Array:  # [B, N, T, H]
     """Give each device of the mesh in use its rows and heads to read.
 
@@ -208,14 +209,14 @@ def over_mesh(
         query: [B, N, T, H]
         key: [B, K, T, H]
         value: [B, K, T, H]
-        segments: [B, T]
+        segment_ids: [B, T]
 
     Returns:
         [B, N, T, H]
     """
     mesh = active_mesh()
     if mesh is None or mesh.size == 1 or mesh.manual_axes:
-        return read(query, key, value, segments)
+        return read(query, key, value, segment_ids)
     batch, heads, length, _ = query.shape
     over, for_query, for_key = splits(mesh, rows=batch, query_heads=heads, key_heads=key.shape[1])
     rows = over or None
@@ -225,61 +226,61 @@ def over_mesh(
         in_specs=(own, shared, shared, PartitionSpec(rows)),
         out_specs=own,
         check_vma=False,
-    )(query, key, value, segments)
+    )(query, key, value, segment_ids)
 
 # %% ../../nbs/models/35_attention_backends.ipynb #f6b2daf2
-KERNELS = ("xla", "cudnn", "splash")
+BACKENDS = ("xla", "cudnn", "splash")
 
 
 def attend(
     query: jax.Array,  # [B, N, T, H]
     key: jax.Array,  # [B, K, T, H]
     value: jax.Array,  # [B, K, T, H]
-    segments: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
+    segment_ids: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
     *,
     scale: float,  # Scores are multiplied by this
     soft_cap: float | None = None,  # Bound on the scores
     window: int | None = None,  # Tokens a query may see, itself included
     implementation: str = "xla",  # One of KERNELS
-) -> jax.Array:  # What each query read, [B, N, T, H]
+) -> jax.Array:  # Attention output, [B, N, T, H]
     """Let every token read from its own sequence, through the program that was chosen.
 
     Args:
         query: [B, N, T, H]
         key: [B, K, T, H]
         value: [B, K, T, H]
-        segments: Sequence number of each token, each sequence in one piece, [B, T]
+        segment_ids: Sequence number of each token, each sequence in one piece, [B, T]
         scale: Scores are multiplied by this
         soft_cap: Bound on the scores
         window: Tokens a query may see, itself included
         implementation: One of KERNELS
 
     Returns:
-        What each query read, [B, N, T, H]
+        Attention output, [B, N, T, H]
     """
-    if implementation not in KERNELS:
+    if implementation not in BACKENDS:
         raise ModelError(
-            f"no attention is called {implementation!r}; choose one of {', '.join(KERNELS)}"
+            f"no attention is called {implementation!r}; choose one of {', '.join(BACKENDS)}"
         )
     window = None if window is None or window >= query.shape[2] else window
     given: dict[str, Any] = dict(scale=scale, soft_cap=soft_cap, window=window)
     if implementation == "xla":
-        return packed_attention(query, key, value, segments, **given)
+        return packed_attention(query, key, value, segment_ids, **given)
     kernel = cudnn_attention if implementation == "cudnn" else splash_attention
-    return over_mesh(partial(kernel, **given), query, key, value, segments)
+    return shard_attention(partial(kernel, **given), query, key, value, segment_ids)
 
 # %% ../../nbs/models/35_attention_backends.ipynb #3e4000c7
 @dataclass(frozen=True)
-class Chosen:
+class AttentionChoice:
     """Which program computes attention, and why that one.
 
     Attributes:
         name: One of KERNELS
-        why: In words, for the log and the run folder
+        why: Reason in words, for the log and the run folder
     """
 
     name: str  # One of KERNELS
-    why: str  # In words, for the log and the run folder
+    why: str  # Reason in words, for the log and the run folder
 
 
 def card_generation() -> float:
@@ -287,12 +288,12 @@ def card_generation() -> float:
     return float(getattr(jax.devices()[0], "compute_capability", 9.0))
 
 
-def obstacle(
+def unsupported_reason(
     name: str,  # "cudnn" or "splash"
     config: GemmaConfig,  # The model's shape
     *,
-    row_tokens: int,  # T, tokens in a row
-    dtype: Any,  # What is computed in
+    seq_length: int,  # T, tokens in a row
+    dtype: Any,  # Type to compute in
     kind: str,  # "cpu", "gpu" or "tpu"
     generation: float | None = None,  # Compute capability of the NVIDIA card; None asks it
 ) -> str:  # Why this program cannot serve; empty when it can
@@ -301,8 +302,8 @@ def obstacle(
     Args:
         name: "cudnn" or "splash"
         config: The model's shape
-        row_tokens: T, tokens in a row
-        dtype: What is computed in
+        seq_length: T, tokens in a row
+        dtype: Type to compute in
         kind: "cpu", "gpu" or "tpu"
         generation: Compute capability of the NVIDIA card; None asks it
 
@@ -313,8 +314,8 @@ def obstacle(
     if kind != home:
         return f"{name} runs on a {home}, and this is a {kind}"
     if name == "splash":
-        if row_tokens % TILE:
-            return f"splash needs rows of a multiple of {TILE} tokens, and these have {row_tokens}"
+        if seq_length % TILE:
+            return f"splash needs rows of a multiple of {TILE} tokens, and these have {seq_length}"
         return ""
     card = card_generation() if generation is None else generation
     widest = 256 if 9 <= card < 10 else 128
@@ -326,39 +327,39 @@ def obstacle(
         return f"cudnn needs an NVIDIA card of generation 8.0 (Ampere), and this one is {card}"
     if config.head_width > widest or config.head_width % 8:
         return f"heads are {config.head_width} wide, and cudnn trains up to {widest} on this card"
-    if row_tokens % 2:
-        return f"cudnn needs rows of even length, and these have {row_tokens} tokens"
+    if seq_length % 2:
+        return f"cudnn needs rows of even length, and these have {seq_length} tokens"
     return ""
 
 # %% ../../nbs/models/35_attention_backends.ipynb #2ef57394
 ALLOWED = 0.05  # Share of the largest value; a wrong mask errs by far more, bfloat16 by less
 
 
-def trial(
+def check_numerics(
     name: str,  # One of KERNELS
     config: GemmaConfig,  # Heads, their width, cap
-    dtype: Any,  # What is computed in
-) -> str:  # What went wrong; empty when nothing did
+    dtype: Any,  # Type to compute in
+) -> str:  # Description of the failure; empty if none
     """Compute one small packed row by a fast program and compare it with the plain path.
 
     Args:
         name: One of KERNELS
         config: Heads, their width, cap
-        dtype: What is computed in
+        dtype: Type to compute in
 
     Returns:
-        What went wrong; empty when nothing did
+        Description of the failure; empty if none
     """
-    segments = jnp.array([[1] * 100 + [2] * 130 + [0] * 26])
+    segment_ids = jnp.array([[1] * 100 + [2] * 130 + [0] * 26])
     heads = (config.query_heads, config.key_heads, config.key_heads, config.query_heads)
-    shapes = [(1, count, segments.shape[1], config.head_width) for count in heads]
+    shapes = [(1, count, segment_ids.shape[1], config.head_width) for count in heads]
     keys = jax.random.split(jax.random.key(0), len(shapes))
     given = [jax.random.normal(*pair, dtype) for pair in zip(keys, shapes, strict=True)]
 
     def both(implementation: str) -> Any:
         read = partial(
             attend,
-            segments=segments,
+            segment_ids=segment_ids,
             scale=config.query_scale**-0.5,
             soft_cap=config.attention_soft_cap,
             window=90,
@@ -385,37 +386,39 @@ def choose_attention(
     wanted: str,  # "auto", or one of KERNELS
     config: GemmaConfig,  # The model's shape
     *,
-    row_tokens: int,  # T, tokens in a row
-    dtype: Any,  # What is computed in
+    seq_length: int,  # T, tokens in a row
+    dtype: Any,  # Type to compute in
     kind: str,  # "cpu", "gpu" or "tpu"
     generation: float | None = None,  # Compute capability of the NVIDIA card; None asks it
-) -> Chosen:  # The program and the reason
+) -> AttentionChoice:  # The program and the reason
     """Choose the fastest program that computes this model's attention exactly.
 
     Args:
         wanted: "auto", or one of KERNELS
         config: The model's shape
-        row_tokens: T, tokens in a row
-        dtype: What is computed in
+        seq_length: T, tokens in a row
+        dtype: Type to compute in
         kind: "cpu", "gpu" or "tpu"
         generation: Compute capability of the NVIDIA card; None asks it
 
     Returns:
         The program and the reason
     """
-    if wanted not in ("auto", *KERNELS):
+    if wanted not in ("auto", *BACKENDS):
         raise ModelError(
-            f"no attention is called {wanted!r}; choose one of auto, {', '.join(KERNELS)}"
+            f"no attention is called {wanted!r}; choose one of auto, {', '.join(BACKENDS)}"
         )
     fast = {"gpu": "cudnn", "tpu": "splash"}.get(kind, "xla") if wanted == "auto" else wanted
     if fast == "xla":
-        return Chosen("xla", "asked for" if wanted == "xla" else f"the fastest on a {kind}")
-    facts: dict[str, Any] = dict(row_tokens=row_tokens, dtype=dtype, kind=kind)
-    reason = obstacle(fast, config, generation=generation, **facts)
+        return AttentionChoice(
+            "xla", "asked for" if wanted == "xla" else f"the fastest on a {kind}"
+        )
+    facts: dict[str, Any] = dict(seq_length=seq_length, dtype=dtype, kind=kind)
+    reason = unsupported_reason(fast, config, generation=generation, **facts)
     if not reason and kind == jax.default_backend():
-        reason = trial(fast, config, dtype)
+        reason = check_numerics(fast, config, dtype)
     if reason and wanted != "auto":
         raise ModelError(f"{wanted} attention cannot serve: {reason}. Choose auto or xla.")
     if reason:
-        return Chosen("xla", reason)
-    return Chosen(fast, "asked for" if wanted == fast else f"the fastest on a {kind}")
+        return AttentionChoice("xla", reason)
+    return AttentionChoice(fast, "asked for" if wanted == fast else f"the fastest on a {kind}")

@@ -54,13 +54,13 @@ class GemmaConfig:
         query_scale: Scores are divided by the square root of this
         window: Tokens a sliding layer sees, itself included
         sliding_every: One layer in so many is global, the last of each group
-        pattern: Whether each layer slides, where that has no such rhythm
+        pattern: Sliding flag of each layer, for layers without such a rhythm
         rope_base: Longest wavelength of positions, global layers
         rope_base_sliding: The same for sliding layers
         rope_factor: Positions of global layers are divided by this
         attention_soft_cap: Scores are squashed into +- this
         logit_soft_cap: So are the logits
-        query_key_norm: Normalise queries and keys, as Gemma 3 does
+        query_key_norm: Normalize queries and keys, as Gemma 3 does
         epsilon: Inside every RMSNorm
         positions: Longest sequence the model was made for
         family: "gemma2" or "gemma3_text", as in config.json
@@ -76,13 +76,13 @@ class GemmaConfig:
     query_scale: float  # Scores are divided by the square root of this
     window: int  # Tokens a sliding layer sees, itself included
     sliding_every: int = 2  # One layer in so many is global, the last of each group
-    pattern: tuple[bool, ...] = ()  # Whether each layer slides, where that has no such rhythm
+    pattern: tuple[bool, ...] = ()  # Sliding flag of each layer, for layers without such a rhythm
     rope_base: float = 10_000.0  # Longest wavelength of positions, global layers
     rope_base_sliding: float = 10_000.0  # The same for sliding layers
     rope_factor: float = 1.0  # Positions of global layers are divided by this
     attention_soft_cap: float | None = None  # Scores are squashed into +- this
     logit_soft_cap: float | None = None  # So are the logits
-    query_key_norm: bool = False  # Normalise queries and keys, as Gemma 3 does
+    query_key_norm: bool = False  # Normalize queries and keys, as Gemma 3 does
     epsilon: float = 1e-6  # Inside every RMSNorm
     positions: int = 8192  # Longest sequence the model was made for
     family: str = "gemma2"  # "gemma2" or "gemma3_text", as in config.json
@@ -93,14 +93,14 @@ class GemmaConfig:
     def is_sliding(
         self,
         layer: int,  # Index from 0
-    ) -> bool:  # Whether that layer sees only its window
+    ) -> bool:  # True if that layer sees only its window
         """Tell sliding layers from global ones.
 
         Args:
             layer: Index from 0
 
         Returns:
-            Whether that layer sees only its window
+            True if that layer sees only its window
         """
         return self.pattern[layer] if self.pattern else (layer + 1) % self.sliding_every != 0
 
@@ -227,12 +227,12 @@ LEFT_OUT["gemma3_text"] = LEFT_OUT["gemma2"] | {
 
 # %% ../../nbs/models/20_config.ipynb #94d8a817
 def rope_settings(
-    given: dict[str, Any],  # What config.json holds
+    given: dict[str, Any],  # Contents of config.json
 ) -> dict[str, float]:  # The bases of global and of sliding layers, and the factor
     """Find how positions turn, in either generation of config.json.
 
     Args:
-        given: What config.json holds
+        given: Contents of config.json
 
     Returns:
         The bases of global and of sliding layers, and the factor
@@ -256,12 +256,12 @@ def rope_settings(
 
 
 def layer_rhythm(
-    given: dict[str, Any],  # What config.json holds
+    given: dict[str, Any],  # Contents of config.json
 ) -> tuple[int, tuple[bool, ...]]:  # One layer in so many is global; or else, which ones slide
     """Read which layers slide from either generation of config.json.
 
     Args:
-        given: What config.json holds
+        given: Contents of config.json
 
     Returns:
         One layer in so many is global; or else, which ones slide
@@ -284,12 +284,12 @@ GRANTED: dict[str, Any] = {
 
 
 def check_family(
-    given: dict[str, Any],  # What config.json holds
+    given: dict[str, Any],  # Contents of config.json
 ) -> str:  # "gemma2" or "gemma3_text"
     """Refuse models that are no Gemma 2 or 3, or differ in what is taken for granted.
 
     Args:
-        given: What config.json holds
+        given: Contents of config.json
 
     Returns:
         "gemma2" or "gemma3_text"
@@ -310,12 +310,12 @@ def check_family(
 
 # %% ../../nbs/models/20_config.ipynb #6c667f3d
 def from_hugging_face(
-    given: dict[str, Any],  # What config.json holds
+    given: dict[str, Any],  # Contents of config.json
 ) -> GemmaConfig:  # The same shape in our words
     """Read the shape of a downloaded model.
 
     Args:
-        given: What config.json holds
+        given: Contents of config.json
 
     Returns:
         The same shape in our words
@@ -362,7 +362,7 @@ def _whole(
 def to_hugging_face(
     config: GemmaConfig,  # Our words
     **more: Any,  # Further keys, such as bos_token_id
-) -> dict[str, Any]:  # What config.json should hold
+) -> dict[str, Any]:  # Contents for config.json
     """Describe a shape so that `transformers` and everything around it understands.
 
     Args:
@@ -370,7 +370,7 @@ def to_hugging_face(
         **more: Further keys, such as bos_token_id
 
     Returns:
-        What config.json should hold
+        Contents for config.json
     """
     third = config.family == "gemma3_text"
     kinds = ["sliding_attention", "full_attention"]

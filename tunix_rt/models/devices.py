@@ -25,34 +25,34 @@ class Device:
 
     Attributes:
         kind: "cpu", "gpu" or "tpu"
-        name: As the maker calls it
-        count: How many of them
+        name: Manufacturer's name for it
+        count: Number of devices
         why: Asked for, or found
     """
 
     kind: str  # "cpu", "gpu" or "tpu"
-    name: str  # As the maker calls it
-    count: int  # How many of them
+    name: str  # Manufacturer's name for it
+    count: int  # Number of devices
     why: str  # Asked for, or found
 
-    def slice_rows(
+    def micro_batch_size(
         self,
-        batch_rows: int,  # B, rows in one update
-        row_tokens: int,  # T, tokens in a row
+        batch_size: int,  # B, rows in one update
+        seq_length: int,  # T, tokens in a row
     ) -> int:  # Rows to compute at a time; 0 for all at once
         """Keep a slice small enough for a processor's cache; an accelerator wants all at once.
 
         Args:
-            batch_rows: B, rows in one update
-            row_tokens: T, tokens in a row
+            batch_size: B, rows in one update
+            seq_length: T, tokens in a row
 
         Returns:
             Rows to compute at a time; 0 for all at once
         """
         if self.kind != "cpu":
             return 0
-        most = max(1, CACHED_TOKENS // row_tokens)
-        return max(rows for rows in range(1, most + 1) if batch_rows % rows == 0)
+        most = max(1, CACHED_TOKENS // seq_length)
+        return max(rows for rows in range(1, most + 1) if batch_size % rows == 0)
 
     def __str__(self) -> str:
         return f"{self.count} x {self.name} ({self.kind}): {self.why}"
@@ -89,12 +89,12 @@ def choose_device(
 
 # %% ../../nbs/models/10_devices.ipynb #aeb31a7a
 def platform(
-    mesh: Any = None,  # Of devices, there or described; that which is active by default
+    mesh: Any = None,  # Device mesh, real or abstract; the active one by default
 ) -> str:
     """Tell what code that is traced now will run on: `cpu`, `gpu` or `tpu`.
 
     Args:
-        mesh: Of devices, there or described; that which is active by default
+        mesh: Device mesh, real or abstract; the active one by default
     """
     active = jax.sharding.get_abstract_mesh() if mesh is None else mesh.abstract_mesh
     described = getattr(active, "abstract_device", None)

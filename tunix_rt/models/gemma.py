@@ -22,10 +22,10 @@ from .linear import gated_gelu, linear, scaled_linear
 from .sharding import ROWS, constrain, look_up
 
 # %% auto #0
-__all__ = ['PROJECTIONS', 'Attend', 'rms_norm', 'kernel_shapes', 'norm_sizes', 'first_kernel', 'Block', 'Gemma', 'layer_at',
+__all__ = ['PROJECTIONS', 'Attend', 'rms_norm', 'kernel_shapes', 'norm_sizes', 'init_kernel', 'Block', 'Gemma', 'layer_at',
            'Adapter', 'LowRank', 'low_rank', 'project', 'split_heads', 'attention_block', 'feed_forward_block',
-           'run_layer', 'embed', 'Sight', 'sight_of', 'forgetting', 'run_list', 'either_sight', 'run_stack',
-           'hidden_states', 'soft_cap', 'logits']
+           'run_layer', 'embed', 'AttentionContext', 'attention_context', 'with_remat', 'run_layers', 'either_context',
+           'run_scanned_layers', 'hidden_states', 'soft_cap', 'logits']
 
 # %% ../../nbs/models/40_gemma.ipynb #f4969623
 def rms_norm(
@@ -93,17 +93,17 @@ def norm_sizes(
     return around | (heads if config.query_key_norm else {})
 
 # %% ../../nbs/models/40_gemma.ipynb #555a4532
-def first_kernel(
-    key: jax.Array,  # To draw with
+def init_kernel(
+    key: jax.Array,  # Random key
     shape: tuple[int, int],  # [D, F]
-    dtype: Any,  # Of the stored parameter
+    dtype: Any,  # Type of the stored parameter
 ) -> jax.Array:  # [D, F]
     """Draw the first values of a projection.
 
     Args:
-        key: To draw with
+        key: Random key
         shape: [D, F]
-        dtype: Of the stored parameter
+        dtype: Type of the stored parameter
 
     Returns:
         [D, F]
@@ -118,7 +118,7 @@ class Block(nnx.Module):
     post_attention_layernorm: Any
     pre_feedforward_layernorm: Any
     post_feedforward_layernorm: Any
-    q_norm: Any  # [H], only where queries and keys are normalised
+    q_norm: Any  # [H], only where queries and keys are normalized
     k_norm: Any
     adapters: Any  # Name of a projection -> `LowRank`, where `models.lora` laid one beside it
     scales: Any  # Name of a projection -> [F], where its kernel is held in eight bits
@@ -126,22 +126,22 @@ class Block(nnx.Module):
     def __init__(
         self,
         config: GemmaConfig,  # The shape
-        rngs: nnx.Rngs,  # Where the first weights come from
-        dtype: Any = jnp.float32,  # Of the stored parameters
+        rngs: nnx.Rngs,  # Random source of the initial weights
+        dtype: Any = jnp.float32,  # Type of the stored parameters
         *,
         stack: int | None = None,  # L, layers held one behind the other; None for a single one
     ):
         """
         Args:
             config: The shape
-            rngs: Where the first weights come from
-            dtype: Of the stored parameters
+            rngs: Random source of the initial weights
+            dtype: Type of the stored parameters
             stack: L, layers held one behind the other; None for a single one
         """
         shapes = kernel_shapes(config)
         keys = [[rngs.params() for _ in shapes] for _ in range(stack or 1)]
         for (name, shape), drawn in zip(shapes.items(), zip(*keys, strict=True), strict=True):
-            draw = partial(first_kernel, shape=shape, dtype=dtype)
+            draw = partial(init_kernel, shape=shape, dtype=dtype)
             first = draw(drawn[0]) if stack is None else jax.lax.map(draw, jnp.stack(drawn))
             setattr(self, name, nnx.Param(first))
         front = () if stack is None else (stack,)
@@ -154,28 +154,28 @@ class Gemma(nnx.Module):
     "A whole decoder: the embedding, the layers and the last norm."
 
     layers: Any  # A list of blocks, or one block that holds a stack
-    lora: Any  # What was adapted and how, from `models.lora`; None where nothing was
+    lora: Any  # Adapter settings from `models.lora`; None without adapters
 
     def __init__(
         self,
         config: GemmaConfig,  # The shape
-        rngs: nnx.Rngs,  # Where the first weights come from
-        dtype: Any = jnp.float32,  # Of the stored parameters
+        rngs: nnx.Rngs,  # Random source of the initial weights
+        dtype: Any = jnp.float32,  # Type of the stored parameters
         *,
-        stacked: bool = False,  # Hold all layers as one stack rather than as a list
+        scan_layers: bool = False,  # Hold all layers as one stack rather than as a list
     ):
         """
         Args:
             config: The shape
-            rngs: Where the first weights come from
-            dtype: Of the stored parameters
-            stacked: Hold all layers as one stack rather than as a list
+            rngs: Random source of the initial weights
+            dtype: Type of the stored parameters
+            scan_layers: Hold all layers as one stack rather than as a list
         """
-        self.config, self.stacked, self.lora = config, stacked, None
+        self.config, self.scan_layers, self.lora = config, scan_layers, None
         size = (config.vocabulary, config.width)
         start = jax.random.normal(rngs.params(), size) * config.width**-0.5
         self.embedding = nnx.Param(start.astype(dtype))
-        if stacked:
+        if scan_layers:
             self.layers = Block(config, rngs, dtype, stack=config.layers)
         else:
             blocks = [Block(config, rngs, dtype) for _ in range(config.layers)]
@@ -185,18 +185,18 @@ class Gemma(nnx.Module):
 
 def layer_at(
     model: Gemma,  # Stacked or not
-    index: int,  # From 0
+    index: int,  # Index, from 0
 ) -> Block:  # The parameters of that layer
     """Take one layer out of a model.
 
     Args:
         model: Stacked or not
-        index: From 0
+        index: Index, from 0
 
     Returns:
         The parameters of that layer
     """
-    if not model.stacked:
+    if not model.scan_layers:
         return model.layers[index]
     graph, stack = nnx.split(model.layers)
     return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], stack))
@@ -214,14 +214,14 @@ class LowRank(nnx.Module):
         a: jax.Array,  # [D, R]
         b: jax.Array,  # [R, F]
         *,
-        scale: float,  # What is added is multiplied by this
+        scale: float,  # Factor on the adapter's output
         dropout: float = 0.0,  # Share of inputs left out while training
     ):
         """
         Args:
             a: [D, R]
             b: [R, F]
-            scale: What is added is multiplied by this
+            scale: Factor on the adapter's output
             dropout: Share of inputs left out while training
         """
         self.a, self.b = Adapter(a), Adapter(b)
@@ -231,17 +231,17 @@ class LowRank(nnx.Module):
 def low_rank(
     low: LowRank,  # The two thin matrices
     x: jax.Array,  # [..., D]
-    key: jax.Array | None = None,  # For dropout; None for none
-) -> jax.Array:  # What to add, [..., F]
+    key: jax.Array | None = None,  # Dropout key; None for none
+) -> jax.Array:  # Value to add, [..., F]
     """Send a value through an adapter.
 
     Args:
         low: The two thin matrices
         x: [..., D]
-        key: For dropout; None for none
+        key: Dropout key; None for none
 
     Returns:
-        What to add, [..., F]
+        Value to add, [..., F]
     """
     if key is not None and low.dropout:
         kept = jax.random.bernoulli(key, 1 - low.dropout, x.shape)
@@ -254,7 +254,7 @@ def project(
     name: str,  # One of PROJECTIONS
     x: jax.Array,  # [..., D]
     *,
-    key: jax.Array | None = None,  # For dropout while training; None for none
+    key: jax.Array | None = None,  # Dropout key in training; None for none
 ) -> jax.Array:  # [..., F], in the type of `x`
     """Multiply by a kernel, with its scale and its adapter where it has them.
 
@@ -262,7 +262,7 @@ def project(
         layer: One layer, not a stack
         name: One of PROJECTIONS
         x: [..., D]
-        key: For dropout while training; None for none
+        key: Dropout key in training; None for none
 
     Returns:
         [..., F], in the type of `x`
@@ -304,8 +304,8 @@ def attention_block(
     x: jax.Array,  # The stream, [B, T, D]
     angles: tuple[jax.Array, jax.Array],  # Sine and cosine of every position, [B, 1, T, H/2]
     attend: Attend,  # (q [B, N, T, H], k [B, K, T, H], v) -> [B, N, T, H]
-    key: jax.Array | None = None,  # For dropout
-) -> jax.Array:  # What to add to the stream, [B, T, D]
+    key: jax.Array | None = None,  # Dropout key
+) -> jax.Array:  # Update of the stream, [B, T, D]
     """Read from other tokens.
 
     Args:
@@ -314,10 +314,10 @@ def attention_block(
         x: The stream, [B, T, D]
         angles: Sine and cosine of every position, [B, 1, T, H/2]
         attend: (q [B, N, T, H], k [B, K, T, H], v) -> [B, N, T, H]
-        key: For dropout
+        key: Dropout key
 
     Returns:
-        What to add to the stream, [B, T, D]
+        Update of the stream, [B, T, D]
     """
     normed = rms_norm(x, layer.input_layernorm[...], config.epsilon)
     queries, keys, values = (
@@ -338,18 +338,18 @@ def feed_forward_block(
     layer: Block,  # Parameters
     config: GemmaConfig,  # Shape
     x: jax.Array,  # The stream, [B, T, D]
-    key: jax.Array | None = None,  # For dropout
-) -> jax.Array:  # What to add to the stream, [B, T, D]
+    key: jax.Array | None = None,  # Dropout key
+) -> jax.Array:  # Update of the stream, [B, T, D]
     """Think about each token on its own, through a gate.
 
     Args:
         layer: Parameters
         config: Shape
         x: The stream, [B, T, D]
-        key: For dropout
+        key: Dropout key
 
     Returns:
-        What to add to the stream, [B, T, D]
+        Update of the stream, [B, T, D]
     """
     normed = rms_norm(x, layer.pre_feedforward_layernorm[...], config.epsilon)
     gate, up = (project(layer, name, normed, key=key) for name in ("gate_proj", "up_proj"))
@@ -363,8 +363,8 @@ def run_layer(
     *,
     config: GemmaConfig,  # Shape
     angles: tuple[jax.Array, jax.Array],  # Sine and cosine of every position
-    attend: Attend,  # How queries meet keys
-    key: jax.Array | None = None,  # For dropout in adapters while training; None for none
+    attend: Attend,  # Attention function
+    key: jax.Array | None = None,  # Key for adapter dropout in training; None for none
 ) -> jax.Array:  # The stream, amended twice, [B, T, D]
     """Run one layer.
 
@@ -373,8 +373,8 @@ def run_layer(
         x: The stream, [B, T, D]
         config: Shape
         angles: Sine and cosine of every position
-        attend: How queries meet keys
-        key: For dropout in adapters while training; None for none
+        attend: Attention function
+        key: Key for adapter dropout in training; None for none
 
     Returns:
         The stream, amended twice, [B, T, D]
@@ -387,14 +387,14 @@ def run_layer(
 def embed(
     model: Gemma,  # The decoder
     tokens: jax.Array,  # [B, T]
-    dtype: Any = jnp.float32,  # To compute in
+    dtype: Any = jnp.float32,  # Type to compute in
 ) -> jax.Array:  # [B, T, D]
     """Look tokens up, scaled by the square root of the width as Gemma does.
 
     Args:
         model: The decoder
         tokens: [B, T]
-        dtype: To compute in
+        dtype: Type to compute in
 
     Returns:
         [B, T, D]
@@ -403,60 +403,60 @@ def embed(
     return constrain(look_up(model.embedding[...], tokens, dtype) * scale, ROWS, None, None)
 
 # %% ../../nbs/models/40_gemma.ipynb #62263176
-class Sight(NamedTuple):
+class AttentionContext(NamedTuple):
     """How one kind of layer looks at packed rows.
 
     Attributes:
         angles: Sine and cosine of every position, [B, 1, T, H/2]
-        attend: How queries meet keys
+        attend: Attention function
     """
 
     angles: tuple[jax.Array, jax.Array]  # Sine and cosine of every position, [B, 1, T, H/2]
-    attend: Attend  # How queries meet keys
+    attend: Attend  # Attention function
 
 
-def sight_of(
+def attention_context(
     config: GemmaConfig,  # Bases, scale, soft cap and window
     positions: jax.Array,  # [B, T]
-    segments: jax.Array,  # [B, T]
+    segment_ids: jax.Array,  # [B, T]
     *,
-    sliding: bool,  # Which kind of layer it is for
+    sliding: bool,  # True for a sliding layer
     attention: str,  # The program that computes it, from `models.kernels`
-) -> Sight:  # What `run_layer` asks for
+) -> AttentionContext:  # Inputs for `run_layer`
     """Prepare how one kind of layer looks at packed rows.
 
     Args:
         config: Bases, scale, soft cap and window
         positions: [B, T]
-        segments: [B, T]
-        sliding: Which kind of layer it is for
+        segment_ids: [B, T]
+        sliding: True for a sliding layer
         attention: The program that computes it, from `models.kernels`
 
     Returns:
-        What `run_layer` asks for
+        Inputs for `run_layer`
     """
     read = partial(
         attend,
-        segments=segments,
+        segment_ids=segment_ids,
         scale=config.query_scale**-0.5,
         soft_cap=config.attention_soft_cap,
         window=config.window if sliding else None,
         implementation=attention,
     )
-    return Sight(rotary_angles(config, positions, sliding=sliding), read)
+    return AttentionContext(rotary_angles(config, positions, sliding=sliding), read)
 
 # %% ../../nbs/models/40_gemma.ipynb #a33a75cf
-def forgetting(
+def with_remat(
     remat: str,  # "none", "full" or "dots"
     function: Callable[..., Any],  # One layer
-    **more: Any,  # For `jax.checkpoint`
+    **more: Any,  # Options of `jax.checkpoint`
 ) -> Callable[..., Any]:  # The same function, which remembers less for its gradient
     """Decide what a layer remembers for its gradient.
 
     Args:
         remat: "none", "full" or "dots"
         function: One layer
-        **more: For `jax.checkpoint`
+        **more: Options of `jax.checkpoint`
 
     Returns:
         The same function, which remembers less for its gradient
@@ -472,22 +472,22 @@ def forgetting(
     raise ModelError(f"remat is {remat!r}; choose one of 'none', 'full', 'dots'")
 
 # %% ../../nbs/models/40_gemma.ipynb #0055de06
-def run_list(
+def run_layers(
     model: Gemma,  # A decoder that holds a list
     x: jax.Array,  # The stream, [B, T, D]
-    sights: dict[bool, Sight],  # Of global (False) and of sliding layers (True)
+    sights: dict[bool, AttentionContext],  # Contexts of global (False) and sliding layers (True)
     *,
-    remat: str = "none",  # What to remember
-    key: jax.Array | None = None,  # For dropout
+    remat: str = "none",  # Rematerialization policy
+    key: jax.Array | None = None,  # Dropout key
 ) -> jax.Array:  # The stream after the last layer, [B, T, D]
     """Run the layers of a list.
 
     Args:
         model: A decoder that holds a list
         x: The stream, [B, T, D]
-        sights: Of global (False) and of sliding layers (True)
-        remat: What to remember
-        key: For dropout
+        sights: Contexts of global (False) and sliding layers (True)
+        remat: Rematerialization policy
+        key: Dropout key
 
     Returns:
         The stream after the last layer, [B, T, D]
@@ -497,25 +497,25 @@ def run_list(
         angles, attend = sights[config.is_sliding(index)]
         own_key = None if key is None else jax.random.fold_in(key, index)
         amend = partial(run_layer, config=config, angles=angles, attend=attend, key=own_key)
-        x = forgetting(remat, amend)(layer, x)
+        x = with_remat(remat, amend)(layer, x)
     return x
 
 # %% ../../nbs/models/40_gemma.ipynb #c8422c6b
-def either_sight(
-    slides: jax.Array,  # Whether this layer is a sliding one, known only when it runs
-    sights: dict[bool, Sight],  # Of global (False) and of sliding layers (True)
+def either_context(
+    slides: jax.Array,  # True for a sliding layer; known only at run time
+    sights: dict[bool, AttentionContext],  # Contexts of global (False) and sliding layers (True)
     *,
-    alike: bool,  # Whether both attend to the same keys
-) -> Sight:  # Of this layer
+    alike: bool,  # True if both attend to the same keys
+) -> AttentionContext:  # Context of this layer
     """Choose how to look while running.
 
     Args:
-        slides: Whether this layer is a sliding one, known only when it runs
-        sights: Of global (False) and of sliding layers (True)
-        alike: Whether both attend to the same keys
+        slides: True for a sliding layer; known only at run time
+        sights: Contexts of global (False) and sliding layers (True)
+        alike: True if both attend to the same keys
 
     Returns:
-        Of this layer
+        Context of this layer
     """
     wide, near = sights[False], sights[True]
     angles = jax.tree.map(partial(jnp.where, slides), near.angles, wide.angles)
@@ -523,25 +523,25 @@ def either_sight(
     def attend(*heads: jax.Array) -> jax.Array:
         return jax.lax.cond(slides, near.attend, wide.attend, *heads)
 
-    return Sight(angles, wide.attend if alike else attend)
+    return AttentionContext(angles, wide.attend if alike else attend)
 
 
-def run_stack(
+def run_scanned_layers(
     model: Gemma,  # A decoder that holds a stack
     x: jax.Array,  # The stream, [B, T, D]
-    sights: dict[bool, Sight],  # Of global (False) and of sliding layers (True)
+    sights: dict[bool, AttentionContext],  # Contexts of global (False) and sliding layers (True)
     *,
-    remat: str = "none",  # What to remember
-    key: jax.Array | None = None,  # For dropout
+    remat: str = "none",  # Rematerialization policy
+    key: jax.Array | None = None,  # Dropout key
 ) -> jax.Array:  # The stream after the last layer, [B, T, D]
     """Loop over the layers of a stack.
 
     Args:
         model: A decoder that holds a stack
         x: The stream, [B, T, D]
-        sights: Of global (False) and of sliding layers (True)
-        remat: What to remember
-        key: For dropout
+        sights: Contexts of global (False) and sliding layers (True)
+        remat: Rematerialization policy
+        key: Dropout key
 
     Returns:
         The stream after the last layer, [B, T, D]
@@ -556,11 +556,11 @@ def run_stack(
         leaves, slides, own_key = given
         sight = sights[kinds[0]]
         if len(set(kinds)) > 1:
-            sight = either_sight(slides, sights, alike=config.window >= x.shape[1])
+            sight = either_context(slides, sights, alike=config.window >= x.shape[1])
         layer = nnx.merge(graph, leaves)
         return run_layer(layer, x, config=config, **sight._asdict(), key=own_key), None
 
-    body = forgetting(remat, one, prevent_cse=False)
+    body = with_remat(remat, one, prevent_cse=False)
     return jax.lax.scan(body, x, (stack, jnp.array(kinds), keys))[0]
 
 # %% ../../nbs/models/40_gemma.ipynb #568e41d2
@@ -568,31 +568,31 @@ def hidden_states(
     model: Gemma,  # The decoder
     tokens: jax.Array,  # [B, T]
     positions: jax.Array,  # Place of each token in its own sequence, [B, T]
-    segments: jax.Array,  # Which sequence of the row it belongs to, 0 for padding, [B, T]
+    segment_ids: jax.Array,  # Sequence number of each token in its row, 0 for padding, [B, T]
     *,
-    dtype: Any = jnp.float32,  # To compute in; parameters keep their own
-    remat: str = "none",  # What to compute again on the way back: "none", "dots" or "full"
+    dtype: Any = jnp.float32,  # Type to compute in; parameters keep their own
+    remat: str = "none",  # Values recomputed in the backward pass: "none", "dots" or "full"
     attention: str = "xla",  # The program that computes attention, from `models.kernels`
-    key: jax.Array | None = None,  # For dropout in adapters while training; None for none
-) -> jax.Array:  # After the last norm, [B, T, D]
+    key: jax.Array | None = None,  # Key for adapter dropout in training; None for none
+) -> jax.Array:  # Output of the last norm, [B, T, D]
     """Run packed rows through every layer.
 
     Args:
         model: The decoder
         tokens: [B, T]
         positions: Place of each token in its own sequence, [B, T]
-        segments: Which sequence of the row it belongs to, 0 for padding, [B, T]
-        dtype: To compute in; parameters keep their own
-        remat: What to compute again on the way back: "none", "dots" or "full"
+        segment_ids: Sequence number of each token in its row, 0 for padding, [B, T]
+        dtype: Type to compute in; parameters keep their own
+        remat: Values recomputed in the backward pass: "none", "dots" or "full"
         attention: The program that computes attention, from `models.kernels`
-        key: For dropout in adapters while training; None for none
+        key: Key for adapter dropout in training; None for none
 
     Returns:
-        After the last norm, [B, T, D]
+        Output of the last norm, [B, T, D]
     """
-    look = partial(sight_of, model.config, positions, segments, attention=attention)
+    look = partial(attention_context, model.config, positions, segment_ids, attention=attention)
     sights = {sliding: look(sliding=sliding) for sliding in (False, True)}
-    run = run_stack if model.stacked else run_list
+    run = run_scanned_layers if model.scan_layers else run_layers
     x = run(model, embed(model, tokens, dtype), sights, remat=remat, key=key)
     return rms_norm(x, model.norm[...], model.config.epsilon)
 

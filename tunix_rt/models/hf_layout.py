@@ -19,8 +19,8 @@ from .gemma import kernel_shapes, norm_sizes
 
 # %% auto #0
 __all__ = ['ATTENTION', 'FEED_FORWARD', 'INNER', 'EYES', 'HEADS', 'NUMBERS', 'published_name', 'is_kernel', 'plain_name',
-           'model_config', 'weight_files', 'Stored', 'stored_tensors', 'read_part', 'wanted_tensors',
-           'refuse_strangers', 'refuse_misfit', 'refuse_untied', 'match']
+           'model_config', 'weight_files', 'StoredTensor', 'stored_tensors', 'read_part', 'wanted_tensors',
+           'check_names', 'check_shapes', 'check_tied', 'map_tensors']
 
 # %% ../../nbs/models/55_hf_layout.ipynb #8dd6b486
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
@@ -28,12 +28,12 @@ FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
 def published_name(
-    path: tuple[Any, ...],  # Where a parameter sits in our tree, such as ("layers", 0, "q_proj")
+    path: tuple[Any, ...],  # Path of a parameter in our tree, such as ("layers", 0, "q_proj")
 ) -> str:  # Its name in the published files
     """Spell the name of a parameter as Gemma's files do.
 
     Args:
-        path: Where a parameter sits in our tree, such as ("layers", 0, "q_proj")
+        path: Path of a parameter in our tree, such as ("layers", 0, "q_proj")
 
     Returns:
         Its name in the published files
@@ -46,15 +46,15 @@ def published_name(
 
 
 def is_kernel(
-    name: str,  # As published
-) -> bool:  # Whether it is stored transposed
+    name: str,  # Published name
+) -> bool:  # True if it is stored transposed
     """Tell projection matrices, stored as [out, in], from everything else.
 
     Args:
-        name: As published
+        name: Published name
 
     Returns:
-        Whether it is stored transposed
+        True if it is stored transposed
     """
     return name.endswith("_proj.weight")
 
@@ -65,15 +65,15 @@ HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 
 
 def plain_name(
-    name: str,  # As some file spells it
-) -> str | None:  # As a file of the decoder alone would; None for a part that is passed over
+    name: str,  # Name of a tensor in a file
+) -> str | None:  # Name in a file of the decoder alone; None for a part that is skipped
     """Spell a tensor's name as if the decoder stood alone.
 
     Args:
-        name: As some file spells it
+        name: Name of a tensor in a file
 
     Returns:
-        As a file of the decoder alone would; None for a part that is passed over
+        Name in a file of the decoder alone; None for a part that is skipped
     """
     if name.removeprefix("model.").startswith(EYES) or name in HEADS:
         return None
@@ -143,25 +143,25 @@ def _indexed(index: Path) -> list[Path]:
     return [folder / name for name in names]
 
 # %% ../../nbs/models/55_hf_layout.ipynb #9052b860
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """One tensor in a file.
 
     Attributes:
         file: That holds it
-        name: As spelt there
-        shape: As it lies there
-        kind: Of numbers, such as "BF16"
+        name: Name in that file
+        shape: Shape in the file
+        kind: Number type, such as "BF16"
     """
 
     file: Path  # That holds it
-    name: str  # As spelt there
-    shape: tuple[int, ...]  # As it lies there
-    kind: str  # Of numbers, such as "BF16"
+    name: str  # Name in that file
+    shape: tuple[int, ...]  # Shape in the file
+    kind: str  # Number type, such as "BF16"
 
 
 def stored_tensors(
     files: list[Path],  # Safetensors files
-) -> list[Stored]:  # Everything in them
+) -> list[StoredTensor]:  # Everything in them
     """Read the heads of some files.
 
     Args:
@@ -176,21 +176,23 @@ def stored_tensors(
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():
                     head = tensors.get_slice(name)
-                    found.append(Stored(file, name, tuple(head.get_shape()), head.get_dtype()))
+                    found.append(
+                        StoredTensor(file, name, tuple(head.get_shape()), head.get_dtype())
+                    )
         except SafetensorError as error:
             raise ModelError(f"{file} is damaged ({error}); copy it again") from None
     return found
 
 
 def read_part(
-    stored: Stored,  # Where it lies
-    index: tuple[slice, ...],  # Which part of it
+    stored: StoredTensor,  # Tensor in a file
+    index: tuple[slice, ...],  # Slices to read
 ) -> np.ndarray:  # That part
     """Read a part of a tensor, and nothing but that part.
 
     Args:
-        stored: Where it lies
-        index: Which part of it
+        stored: Tensor in a file
+        index: Slices to read
 
     Returns:
         That part
@@ -225,7 +227,7 @@ def wanted_tensors(
     return wanted
 
 
-def refuse_strangers(
+def check_names(
     where: Path,  # A folder, for the refusal
     found: Iterable[str],  # Plain names of what is stored
     wanted: Iterable[str],  # Plain names of what should be
@@ -253,8 +255,8 @@ def refuse_strangers(
         )
 
 
-def refuse_misfit(
-    stored: Stored,  # A tensor
+def check_shapes(
+    stored: StoredTensor,  # A tensor
     wanted: tuple[int, ...],  # The shape it should have
 ) -> None:
     """Refuse a tensor of another shape, or of numbers that are not plain.
@@ -271,19 +273,19 @@ def refuse_misfit(
     if stored.kind not in NUMBERS:
         raise ModelError(
             f"{stored.file}: {stored.name} holds numbers of kind {stored.kind}, which are not "
-            f"plain weights; take the model as published, before it was quantised"
+            f"plain weights; take the model as published, before it was quantized"
         )
 
 # %% ../../nbs/models/55_hf_layout.ipynb #69680d6f
-def refuse_untied(
-    head: Stored,  # What claims to be the head
-    embedding: Stored,  # What it should be a copy of
+def check_tied(
+    head: StoredTensor,  # Tensor stored as the head
+    embedding: StoredTensor,  # Embedding it should match
 ) -> None:
     """Refuse a head that is not a copy of the embedding.
 
     Args:
-        head: What claims to be the head
-        embedding: What it should be a copy of
+        head: Tensor stored as the head
+        embedding: Embedding it should match
     """
     same = (head.shape, head.kind) == (embedding.shape, embedding.kind)
     for row in range(0, head.shape[0], 4096):
@@ -295,26 +297,26 @@ def refuse_untied(
             )
 
 
-def match(
+def map_tensors(
     folder: Path,  # A model folder
-    config: GemmaConfig,  # What it says it is
-) -> dict[str, Stored]:  # Published name of each parameter -> where it lies
+    config: GemmaConfig,  # Shape it should have
+) -> dict[str, StoredTensor]:  # Published name of each parameter -> where it lies
     """Find every tensor of a model in its files, refusing what does not fit by name.
 
     Args:
         folder: A model folder
-        config: What it says it is
+        config: Shape it should have
 
     Returns:
         Published name of each parameter -> where it lies
     """
     wanted, stored = wanted_tensors(config), stored_tensors(weight_files(folder))
     named = [(plain, one) for one in stored if (plain := plain_name(one.name)) is not None]
-    refuse_strangers(folder, [name for name, _ in named], wanted)
+    check_names(folder, [name for name, _ in named], wanted)
     held = dict(named)
     for name, one in held.items():
-        refuse_misfit(one, wanted[name])
+        check_shapes(one, wanted[name])
     for one in stored:
         if one.name in HEADS:
-            refuse_untied(one, held[published_name(("embedding",))])
+            check_tied(one, held[published_name(("embedding",))])
     return held

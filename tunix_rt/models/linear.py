@@ -69,16 +69,16 @@ def _linear_backward(saved, received):
 
 
 def kernel_gradient(
-    x: jax.Array,  # What went in, [M, D]
+    x: jax.Array,  # Input of the layer, [M, D]
     received: jax.Array,  # The gradient of what came out, [M, F]
-    dtype: Any,  # Of the kernel
+    dtype: Any,  # Type of the kernel
 ) -> jax.Array:  # [D, F]
     """Add up the gradient of a kernel in the type that the kernel has.
 
     Args:
-        x: What went in, [M, D]
+        x: Input of the layer, [M, D]
         received: The gradient of what came out, [M, F]
-        dtype: Of the kernel
+        dtype: Type of the kernel
 
     Returns:
         [D, F]
@@ -96,14 +96,14 @@ linear.defvjp(_linear_forward, _linear_backward)
 def scaled_linear(
     x: jax.Array,  # [..., D]
     kernel: jax.Array,  # Whole numbers, [D, F]
-    scale: jax.Array,  # What a step of one is worth in each column, [F]
+    scale: jax.Array,  # Value of one integer step in each column, [F]
 ) -> jax.Array:  # [..., F]
     """Multiply by a kernel that is held in eight bits.
 
     Args:
         x: [..., D]
         kernel: Whole numbers, [D, F]
-        scale: What a step of one is worth in each column, [F]
+        scale: Value of one integer step in each column, [F]
 
     Returns:
         [..., F]
@@ -124,7 +124,7 @@ def _scaled_backward(saved, received):
 scaled_linear.defvjp(_scaled_forward, _scaled_backward)
 
 # %% ../../nbs/models/25_linear.ipynb #5d270175
-SLOPE = math.sqrt(2 / math.pi)  # Of the tanh in the approximation of GELU
+SLOPE = math.sqrt(2 / math.pi)  # Slope of the tanh in the GELU approximation
 
 
 @jax.custom_vjp

@@ -22,29 +22,29 @@ from ..core.files import read_json
 from .config import PRESETS, GemmaConfig, parameter_count, preset
 from .gemma import PROJECTIONS, Gemma
 from .hf_layout import model_config
-from .lora import Lora, add_lora, quantise
+from .lora import LoraConfig, add_lora, quantize
 from .peft import load_any
 from .sharding import AXES, make_mesh, place
 from .tokenizer import Tokenizer
 from .weights import find_model, gathered
 
 # %% auto #0
-__all__ = ['KINDS', 'SHALLOW', 'GROUPS', 'Source', 'find_source', 'weight_bytes', 'choose_mesh', 'mesh_text', 'choose_stacked',
-           'open_model', 'fresh_model', 'lora_named', 'lay_adapters', 'weights_fingerprint']
+__all__ = ['KINDS', 'SHALLOW', 'GROUPS', 'ModelSource', 'resolve_source', 'weight_bytes', 'choose_mesh', 'mesh_text',
+           'choose_scan_layers', 'load_model', 'fresh_model', 'parse_lora', 'attach_lora', 'weights_fingerprint']
 
 # %% ../../nbs/models/70_loading.ipynb #d5dd3a7c
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where a model comes from.
 
     Attributes:
-        name: As it was typed
+        name: Name as typed
         config: Its shape; that of fresh weights still takes the size of a tokenizer
         folder: That holds it; None for fresh weights
         base: That holds what adapters lie on; None for fresh weights
     """
 
-    name: str  # As it was typed
+    name: str  # Name as typed
     config: GemmaConfig  # Its shape; that of fresh weights still takes the size of a tokenizer
     folder: Path | None = None  # That holds it; None for fresh weights
     base: Path | None = None  # That holds what adapters lie on; None for fresh weights
@@ -66,25 +66,25 @@ class Source:
         return f"{self.folder}, adapters on {self.base}" if self.adapted else str(self.folder)
 
 # %% ../../nbs/models/70_loading.ipynb #3e14fe7f
-def find_source(
+def resolve_source(
     name: str,  # A key of PRESETS, a folder, a run folder, or kaggle:owner/model/...
-    base: str = "",  # Where the base of an adapter is; "" for where it says
-) -> Source:  # Nothing but its shape has been read
+    base: str = "",  # Location of the adapter's base; "" for the recorded one
+) -> ModelSource:  # Source, with nothing but its shape read
     """Find out what a name stands for.
 
     Args:
         name: A key of PRESETS, a folder, a run folder, or kaggle:owner/model/...
-        base: Where the base of an adapter is; "" for where it says
+        base: Location of the adapter's base; "" for the recorded one
 
     Returns:
-        Nothing but its shape has been read
+        Source, with nothing but its shape read
     """
     if name in PRESETS:
-        return Source(name, preset(name))
+        return ModelSource(name, preset(name))
     folder = below = find_model(name)
     if (folder / "adapter_config.json").is_file():
         below = _base_of(folder, base)
-    return Source(name, model_config(below), folder, below)
+    return ModelSource(name, model_config(below), folder, below)
 
 
 def _base_of(folder: Path, base: str) -> Path:
@@ -105,7 +105,7 @@ KINDS = ("float32", "bfloat16", "int8")
 def weight_bytes(
     config: GemmaConfig,  # The shape
     kind: str,  # One of KINDS
-) -> int:  # As if every number were held in it
+) -> int:  # Bytes, with every number held in it
     """Work out what the weights of a model take.
 
     Args:
@@ -113,7 +113,7 @@ def weight_bytes(
         kind: One of KINDS
 
     Returns:
-        As if every number were held in it
+        Bytes, with every number held in it
     """
     return parameter_count(config) * _known(kind).itemsize
 
@@ -161,15 +161,15 @@ def _room(mesh: Mesh) -> float:
 
 # %% ../../nbs/models/70_loading.ipynb #76284798
 def mesh_text(
-    mesh: Mesh | None,  # From `choose_mesh`
-) -> str:  # For a log
+    mesh: Mesh | None,  # Mesh from `choose_mesh`
+) -> str:  # Text for a log
     """Put a mesh into words.
 
     Args:
-        mesh: From `choose_mesh`
+        mesh: Mesh from `choose_mesh`
 
     Returns:
-        For a log
+        Text for a log
     """
     if mesh is None:
         return "one device"
@@ -180,10 +180,10 @@ def mesh_text(
 SHALLOW = 8  # Layers up to which a list is compiled soon enough
 
 
-def choose_stacked(
+def choose_scan_layers(
     wanted: bool | None,  # None lets the depth decide
     config: GemmaConfig,  # The shape
-) -> bool:  # Whether to hold all layers as one stack
+) -> bool:  # True to hold all layers as one stack
     """Decide how layers are held.
 
     Args:
@@ -191,62 +191,64 @@ def choose_stacked(
         config: The shape
 
     Returns:
-        Whether to hold all layers as one stack
+        True to hold all layers as one stack
     """
     return config.layers > SHALLOW if wanted is None else wanted
 
 # %% ../../nbs/models/70_loading.ipynb #91c8d0e2
-def open_model(
-    source: Source,  # From `find_source`
+def load_model(
+    source: ModelSource,  # Source from `resolve_source`
     kind: str = "float32",  # One of KINDS, to hold the weights in
     *,
     mesh: Mesh | None = None,  # Devices to spread it over; None for the default one
-    stacked: bool = False,  # Hold all layers as one stack
-    tokenizer: Tokenizer | None = None,  # For fresh weights, which have none of their own
+    scan_layers: bool = False,  # Hold all layers as one stack
+    tokenizer: Tokenizer | None = None,  # Tokenizer for fresh weights, which have none of their own
     seed: int = 0,  # Fixes fresh weights
-) -> tuple[Gemma, Tokenizer]:  # With its adapters, if it has any
+) -> tuple[Gemma, Tokenizer]:  # Model, any adapters, and tokenizer
     """Load a model, or make one.
 
     Args:
-        source: From `find_source`
+        source: Source from `resolve_source`
         kind: One of KINDS, to hold the weights in
         mesh: Devices to spread it over; None for the default one
-        stacked: Hold all layers as one stack
-        tokenizer: For fresh weights, which have none of their own
+        scan_layers: Hold all layers as one stack
+        tokenizer: Tokenizer for fresh weights, which have none of their own
         seed: Fixes fresh weights
 
     Returns:
-        With its adapters, if it has any
+        Model, any adapters, and tokenizer
     """
     dtype = jnp.dtype("bfloat16") if _known(kind) == jnp.int8 else _known(kind)
     if source.folder is None:
         if tokenizer is None:
             raise ModelError(f"{source} come without a tokenizer; give one")
         config = source.config.resized(vocabulary=len(tokenizer))
-        model = fresh_model(config, dtype, mesh=mesh, stacked=stacked, seed=seed)
+        model = fresh_model(config, dtype, mesh=mesh, scan_layers=scan_layers, seed=seed)
     else:
         below = str(source.base) if source.adapted else None
-        model, tokenizer = load_any(source.folder, dtype, mesh=mesh, stacked=stacked, base=below)
+        model, tokenizer = load_any(
+            source.folder, dtype, mesh=mesh, scan_layers=scan_layers, base=below
+        )
     if kind == "int8":
-        quantise(model)
+        quantize(model)
     return model, tokenizer
 
 # %% ../../nbs/models/70_loading.ipynb #84bd46dc
 def fresh_model(
     config: GemmaConfig,  # The shape
-    dtype: Any = jnp.float32,  # To hold it in
+    dtype: Any = jnp.float32,  # Type to hold it in
     *,
     mesh: Mesh | None = None,  # Devices to spread it over
-    stacked: bool = False,  # Hold all layers as one stack
+    scan_layers: bool = False,  # Hold all layers as one stack
     seed: int = 0,  # Fixes every number
 ) -> Gemma:  # That has learnt nothing
     """Make a model with fresh weights where they will live.
 
     Args:
         config: The shape
-        dtype: To hold it in
+        dtype: Type to hold it in
         mesh: Devices to spread it over
-        stacked: Hold all layers as one stack
+        scan_layers: Hold all layers as one stack
         seed: Fixes every number
 
     Returns:
@@ -254,7 +256,7 @@ def fresh_model(
     """
 
     def build() -> Gemma:
-        return Gemma(config, nnx.Rngs(seed), dtype, stacked=stacked)
+        return Gemma(config, nnx.Rngs(seed), dtype, scan_layers=scan_layers)
 
     if mesh is None:
         return build()
@@ -269,17 +271,17 @@ def fresh_model(
 GROUPS = {"all": PROJECTIONS, "attention": PROJECTIONS[:4], "mlp": PROJECTIONS[4:]}
 
 
-def lora_named(
+def parse_lora(
     rank: int,  # 0 for none
-    alpha: float,  # What is added is scaled by alpha / rank
+    alpha: float,  # Numerator of the adapter scale, alpha / rank
     dropout: float,  # Share of an adapter's inputs left out while training
     targets: str,  # A key of GROUPS, or names of projections with commas between them
-) -> Lora | None:  # None where everything is trained
+) -> LoraConfig | None:  # None where everything is trained
     """Read what somebody typed about adapters.
 
     Args:
         rank: 0 for none
-        alpha: What is added is scaled by alpha / rank
+        alpha: Numerator of the adapter scale, alpha / rank
         dropout: Share of an adapter's inputs left out while training
         targets: A key of GROUPS, or names of projections with commas between them
 
@@ -289,22 +291,22 @@ def lora_named(
     if rank == 0:
         return None
     named = GROUPS.get(targets) or tuple(name.strip() for name in targets.split(","))
-    return Lora(rank=rank, alpha=alpha, dropout=dropout, targets=named)
+    return LoraConfig(rank=rank, alpha=alpha, dropout=dropout, targets=named)
 
 # %% ../../nbs/models/70_loading.ipynb #1ea4fad9
-def lay_adapters(
+def attach_lora(
     model: Gemma,  # Changed in place
-    wanted: Lora | None,  # From `lora_named`
+    wanted: LoraConfig | None,  # Settings from `parse_lora`
     *,
-    kind: str,  # What the weights are held in
+    kind: str,  # Type of the held weights
     seed: int = 0,  # Fixes the first values
 ) -> None:
     """Lay the adapters that are wanted beside a model, if it has none yet.
 
     Args:
         model: Changed in place
-        wanted: From `lora_named`
-        kind: What the weights are held in
+        wanted: Settings from `parse_lora`
+        kind: Type of the held weights
         seed: Fixes the first values
     """
     if model.lora is not None:
@@ -324,12 +326,12 @@ def lay_adapters(
 
 # %% ../../nbs/models/70_loading.ipynb #b38e2f42
 def weights_fingerprint(
-    model: Gemma,  # Before it is trained
+    model: Gemma,  # Model before training
 ) -> str:  # Sixteen hexadecimal digits
     """Hash a sample of a model's weights.
 
     Args:
-        model: Before it is trained
+        model: Model before training
 
     Returns:
         Sixteen hexadecimal digits

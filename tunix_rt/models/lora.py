@@ -16,22 +16,22 @@ from ..core.errors import ModelError
 from .gemma import PROJECTIONS, Adapter, Block, Gemma, LowRank, kernel_shapes
 
 # %% auto #0
-__all__ = ['Lora', 'add_lora', 'trainable', 'adapter_count', 'merged', 'full_kernel', 'quantise']
+__all__ = ['LoraConfig', 'add_lora', 'trainable_filter', 'adapter_count', 'merged', 'merged_kernel', 'quantize']
 
 # %% ../../nbs/models/45_lora.ipynb #bbf617e9
 @dataclass(frozen=True)
-class Lora:
+class LoraConfig:
     """What is laid beside a model's matrices.
 
     Attributes:
         rank: R, columns of the first thin matrix and rows of the second
-        alpha: What is added is scaled by alpha / rank
+        alpha: Numerator of the adapter scale, alpha / rank
         dropout: Share of an adapter's inputs left out while training
         targets: The projections that get one
     """
 
     rank: int = 16  # R, columns of the first thin matrix and rows of the second
-    alpha: float = 32.0  # What is added is scaled by alpha / rank
+    alpha: float = 32.0  # Numerator of the adapter scale, alpha / rank
     dropout: float = 0.0  # Share of an adapter's inputs left out while training
     targets: tuple[str, ...] = PROJECTIONS  # The projections that get one
 
@@ -50,23 +50,23 @@ class Lora:
 # %% ../../nbs/models/45_lora.ipynb #b79685ee
 def add_lora(
     model: Gemma,  # Changed in place
-    lora: Lora,  # What to add
-    rngs: nnx.Rngs,  # Where the first values come from
-    dtype: Any = jnp.float32,  # Of the adapters
+    lora: LoraConfig,  # Adapter settings
+    rngs: nnx.Rngs,  # Random source of the initial values
+    dtype: Any = jnp.float32,  # Type of the adapters
 ) -> None:
     """Lay adapters beside a model's matrices. They start as nothing.
 
     Args:
         model: Changed in place
-        lora: What to add
-        rngs: Where the first values come from
-        dtype: Of the adapters
+        lora: Adapter settings
+        rngs: Random source of the initial values
+        dtype: Type of the adapters
     """
     if model.lora is not None:
         raise ModelError("the model has adapters already; merge them first with `merged`")
     shapes = kernel_shapes(model.config)
-    layers = [model.layers] if model.stacked else model.layers
-    front = (model.config.layers,) if model.stacked else ()
+    layers = [model.layers] if model.scan_layers else model.layers
+    front = (model.config.layers,) if model.scan_layers else ()
     for layer in layers:
         for name in lora.targets:
             rows, columns = shapes[name]
@@ -78,13 +78,13 @@ def add_lora(
     model.lora = lora
 
 # %% ../../nbs/models/45_lora.ipynb #2bd41154
-def trainable(
-    model: Gemma,  # With adapters or without
+def trainable_filter(
+    model: Gemma,  # Model with or without adapters
 ) -> type[nnx.Variable]:  # A filter for `nnx.split` and `nnx.state`
     """Say what is trained: the adapters if there are any, else every parameter.
 
     Args:
-        model: With adapters or without
+        model: Model with or without adapters
 
     Returns:
         A filter for `nnx.split` and `nnx.state`
@@ -93,12 +93,12 @@ def trainable(
 
 
 def adapter_count(
-    model: Gemma,  # With adapters or without
+    model: Gemma,  # Model with or without adapters
 ) -> int:  # Trained numbers beside the model's own
     """Count the numbers in the adapters.
 
     Args:
-        model: With adapters or without
+        model: Model with or without adapters
 
     Returns:
         Trained numbers beside the model's own
@@ -107,36 +107,36 @@ def adapter_count(
 
 # %% ../../nbs/models/45_lora.ipynb #2e0be5cf
 def merged(
-    model: Gemma,  # With adapters or without; not changed
+    model: Gemma,  # Model with or without adapters; not changed
 ) -> Gemma:  # A new model without them, which computes the same
     """Add the adapters into the matrices they lie beside.
 
     Args:
-        model: With adapters or without; not changed
+        model: Model with or without adapters; not changed
 
     Returns:
         A new model without them, which computes the same
     """
     whole = nnx.clone(model)
-    for layer in [whole.layers] if whole.stacked else whole.layers:
+    for layer in [whole.layers] if whole.scan_layers else whole.layers:
         for name in PROJECTIONS:
-            setattr(layer, name, nnx.Param(full_kernel(layer, name, whole.embedding[...].dtype)))
+            setattr(layer, name, nnx.Param(merged_kernel(layer, name, whole.embedding[...].dtype)))
         layer.adapters, layer.scales = nnx.Dict(), nnx.Dict()
     whole.lora = None
     return whole
 
 
-def full_kernel(
+def merged_kernel(
     layer: Block,  # A layer or a stack
-    name: str,  # Of a projection
-    dtype: Any,  # Of the result
+    name: str,  # Name of a projection
+    dtype: Any,  # Type of the result
 ) -> jax.Array:  # [D, F]
     """Work out the one matrix that does what a projection does with scale and adapter.
 
     Args:
         layer: A layer or a stack
-        name: Of a projection
-        dtype: Of the result
+        name: Name of a projection
+        dtype: Type of the result
 
     Returns:
         [D, F]
@@ -151,7 +151,7 @@ def full_kernel(
     return kernel.astype(dtype)
 
 # %% ../../nbs/models/45_lora.ipynb #35514d3c
-def quantise(
+def quantize(
     model: Gemma,  # Changed in place
 ) -> None:
     """Hold the matrices of every layer in eight bits, with a scale for each column.
@@ -159,7 +159,7 @@ def quantise(
     Args:
         model: Changed in place
     """
-    for layer in [model.layers] if model.stacked else model.layers:
+    for layer in [model.layers] if model.scan_layers else model.layers:
         for name in PROJECTIONS:
             kernel = getattr(layer, name)[...].astype(jnp.float32)
             scale = jnp.maximum(jnp.abs(kernel).max(axis=-2) / 127, 1e-12)

@@ -21,18 +21,18 @@ from ..core.errors import ModelError, TunixError
 from ..core.files import new_folder, read_json, write_json
 from .gemma import PROJECTIONS, Adapter, Gemma, kernel_shapes
 from tunix_rt.models.hf_layout import (
-    Stored,
+    StoredTensor,
+    check_names,
+    check_shapes,
     plain_name,
     published_name,
     read_part,
-    refuse_misfit,
-    refuse_strangers,
     stored_tensors,
 )
-from .lora import Lora, add_lora
+from .lora import LoraConfig, add_lora
 from .sharding import place
 from .tokenizer import Tokenizer, load_tokenizer, save_tokenizer
-from .weights import find_model, gathered, load_model
+from .weights import find_model, gathered, load_weights
 
 # %% auto #0
 __all__ = ['WRAPPED', 'SIDES', 'PLAIN', 'EXOTIC', 'peft_name', 'adapter_names', 'peft_config', 'can_see', 'save_adapter',
@@ -44,21 +44,21 @@ SIDES = {"a": "lora_A", "b": "lora_B"}
 
 
 def peft_name(
-    layer: int,  # Which layer, from 0
-    name: str,  # Of the projection
+    layer: int,  # Layer index, from 0
+    name: str,  # Name of the projection
     side: str,  # "a" or "b"
-    inner: str = "model.",  # Where the decoder sits in the base
-) -> str:  # As PEFT spells it
+    inner: str = "model.",  # Prefix of the decoder in the base
+) -> str:  # Name as spelled by PEFT
     """Spell the name of an adapter as PEFT does.
 
     Args:
-        layer: Which layer, from 0
-        name: Of the projection
+        layer: Layer index, from 0
+        name: Name of the projection
         side: "a" or "b"
-        inner: Where the decoder sits in the base
+        inner: Prefix of the decoder in the base
 
     Returns:
-        As PEFT spells it
+        Name as spelled by PEFT
     """
     kernel = published_name(("layers", layer, name)).removeprefix("model.").removesuffix("weight")
     return f"{WRAPPED}{inner}{kernel}{SIDES[side]}.weight"
@@ -67,14 +67,14 @@ def peft_name(
 def adapter_names(
     layers: int,  # L
     targets: tuple[str, ...],  # Projections with adapters
-    inner: str = "model.",  # Where the decoder sits in the base
+    inner: str = "model.",  # Prefix of the decoder in the base
 ) -> dict[str, tuple[int, str, str]]:  # Name in the file -> layer, projection, side
     """List every tensor that an adapter of this shape is made of.
 
     Args:
         layers: L
         targets: Projections with adapters
-        inner: Where the decoder sits in the base
+        inner: Prefix of the decoder in the base
 
     Returns:
         Name in the file -> layer, projection, side
@@ -88,20 +88,20 @@ def adapter_names(
 
 # %% ../../nbs/models/65_peft.ipynb #8bcc4b70
 def peft_config(
-    lora: Lora,  # What was laid beside the model
-    base: str,  # What it was laid on: a folder, or the name of a published model
+    lora: LoraConfig,  # Settings of the model's adapters
+    base: str,  # Base of the adapters: a folder, or the name of a published model
     *,
-    eyes: bool = False,  # Whether the base can see
-) -> dict[str, Any]:  # For adapter_config.json
+    eyes: bool = False,  # True for a multimodal base
+) -> dict[str, Any]:  # Contents of adapter_config.json
     """Describe adapters in PEFT's words.
 
     Args:
-        lora: What was laid beside the model
-        base: What it was laid on: a folder, or the name of a published model
-        eyes: Whether the base can see
+        lora: Settings of the model's adapters
+        base: Base of the adapters: a folder, or the name of a published model
+        eyes: True for a multimodal base
 
     Returns:
-        For adapter_config.json
+        Contents of adapter_config.json
     """
     targets = [name for name in PROJECTIONS if name in lora.targets]
     return {
@@ -129,14 +129,14 @@ def _whole(number: float) -> float | int:
 
 def can_see(
     base: str,  # A folder, or any other name
-) -> bool:  # Whether it is the folder of a model with eyes
+) -> bool:  # True if it is the folder of a multimodal model
     """Look whether the base of an adapter has eyes.
 
     Args:
         base: A folder, or any other name
 
     Returns:
-        Whether it is the folder of a model with eyes
+        True if it is the folder of a multimodal model
     """
     file = Path(base) / "config.json"
     return file.is_file() and "text_config" in read_json(file)
@@ -144,19 +144,19 @@ def can_see(
 # %% ../../nbs/models/65_peft.ipynb #60c0c33c
 def save_adapter(
     folder: Path,  # Created; must not exist
-    model: Gemma,  # With adapters
-    tokenizer: Tokenizer,  # What it reads and writes with
+    model: Gemma,  # Model with adapters
+    tokenizer: Tokenizer,  # Tokenizer of the model
     *,
-    base: str,  # What the adapters lie on: a folder, or the name of a published model
+    base: str,  # Base of the adapters: a folder, or the name of a published model
     card: str = "",  # Text of README.md: data, recipe, figures, intended use
 ) -> None:
     """Write the adapters of a model in the format of PEFT.
 
     Args:
         folder: Created; must not exist
-        model: With adapters
-        tokenizer: What it reads and writes with
-        base: What the adapters lie on: a folder, or the name of a published model
+        model: Model with adapters
+        tokenizer: Tokenizer of the model
+        base: Base of the adapters: a folder, or the name of a published model
         card: Text of README.md: data, recipe, figures, intended use
     """
     if model.lora is None:
@@ -178,9 +178,9 @@ def save_adapter(
 
 def _side(model: Gemma, layer: int, name: str, side: str) -> np.ndarray:
     "Fetch one matrix of one adapter, turned as PEFT stores it."
-    stack = model.layers if model.stacked else model.layers[layer]
+    stack = model.layers if model.scan_layers else model.layers[layer]
     value = getattr(stack.adapters[name], side)[...]
-    return gathered(value[layer] if model.stacked else value).T
+    return gathered(value[layer] if model.scan_layers else value).T
 
 # %% ../../nbs/models/65_peft.ipynb #367d3382
 PLAIN: dict[str, tuple[Any, ...]] = {
@@ -198,7 +198,7 @@ EXOTIC = (
 def read_lora(
     folder: Path,  # An adapter folder
     targets: tuple[str, ...],  # Projections that have tensors in it
-) -> Lora:  # What its configuration says
+) -> LoraConfig:  # Settings in its configuration
     """Read the description of an adapter, refusing kinds that would compute something else.
 
     Args:
@@ -206,7 +206,7 @@ def read_lora(
         targets: Projections that have tensors in it
 
     Returns:
-        What its configuration says
+        Settings in its configuration
     """
     given = read_json(folder / "adapter_config.json")
     odd = [key for key, known in PLAIN.items() if given.get(key) not in known]
@@ -218,7 +218,7 @@ def read_lora(
         )
     rank = int(given["r"])
     stretch = math.sqrt(rank) if given.get("use_rslora") else 1.0
-    return Lora(
+    return LoraConfig(
         rank=rank,
         alpha=float(given["lora_alpha"]) * stretch,
         dropout=float(given.get("lora_dropout") or 0.0),
@@ -250,19 +250,19 @@ def load_adapter(
     targets = tuple(name for name in PROJECTIONS if any(f".{name}." in key for key in held))
     lora = read_lora(folder, targets)
     wanted = adapter_names(model.config.layers, targets)
-    refuse_strangers(folder, [name for name, _ in named], wanted)
+    check_names(folder, [name for name, _ in named], wanted)
     shapes = kernel_shapes(model.config)
-    for spelt, (_, name, side) in wanted.items():
+    for spelled, (_, name, side) in wanted.items():
         rows, columns = shapes[name]
-        refuse_misfit(held[spelt], (lora.rank, rows) if side == "a" else (columns, lora.rank))
+        check_shapes(held[spelled], (lora.rank, rows) if side == "a" else (columns, lora.rank))
     add_lora(model, lora, nnx.Rngs(0))
     state = nnx.to_pure_dict(nnx.state(model, Adapter))
 
     def fill(keys: Any, leaf: jax.Array) -> np.ndarray:
         *_, name, side = (key.key for key in keys)
-        layers = range(model.config.layers) if model.stacked else [keys[1].key]
+        layers = range(model.config.layers) if model.scan_layers else [keys[1].key]
         read = [_read(held[peft_name(layer, name, side)]) for layer in layers]
-        return np.stack(read) if model.stacked else read[0]
+        return np.stack(read) if model.scan_layers else read[0]
 
     read = jax.tree_util.tree_map_with_path(fill, state)
     nnx.update(model, jax.tree.map(jnp.asarray, read) if mesh is None else place(read, mesh))
@@ -274,7 +274,7 @@ def _plain(name: str) -> str:
     return WRAPPED + (plain_name(inner) or inner)
 
 
-def _read(stored: Stored) -> np.ndarray:
+def _read(stored: StoredTensor) -> np.ndarray:
     "Read one matrix of an adapter in our orientation."
     whole = read_part(stored, (slice(None), slice(None)))
     return np.ascontiguousarray(whole.T.astype(np.float32))
@@ -282,26 +282,26 @@ def _read(stored: Stored) -> np.ndarray:
 # %% ../../nbs/models/65_peft.ipynb #e425258b
 def load_any(
     folder: Path,  # A model folder or an adapter folder
-    dtype: Any = jnp.float32,  # To hold the model in; adapters stay in float32
+    dtype: Any = jnp.float32,  # Type to hold the model in; adapters stay in float32
     *,
     mesh: Mesh | None = None,  # Devices to spread it over
-    stacked: bool = False,  # Hold all layers as one stack
-    base: str | None = None,  # Where the base of an adapter is, if not where it says
+    scan_layers: bool = False,  # Hold all layers as one stack
+    base: str | None = None,  # Location of the adapter's base, if not the recorded one
 ) -> tuple[Gemma, Tokenizer]:  # The model, with adapters if there are any, and its tokenizer
     """Load a model folder, or an adapter folder together with its base.
 
     Args:
         folder: A model folder or an adapter folder
-        dtype: To hold the model in; adapters stay in float32
+        dtype: Type to hold the model in; adapters stay in float32
         mesh: Devices to spread it over
-        stacked: Hold all layers as one stack
-        base: Where the base of an adapter is, if not where it says
+        scan_layers: Hold all layers as one stack
+        base: Location of the adapter's base, if not the recorded one
 
     Returns:
         The model, with adapters if there are any, and its tokenizer
     """
     if not (folder / "adapter_config.json").is_file():
-        return load_model(folder, dtype, mesh=mesh, stacked=stacked)
+        return load_weights(folder, dtype, mesh=mesh, scan_layers=scan_layers)
     named = base or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     try:
         below = find_model(named or "")
@@ -310,7 +310,7 @@ def load_any(
             f"{folder} holds adapters that lie on {named!r}, which is not here ({error}). "
             f"Get that model, and say where it is with `base`"
         ) from None
-    model, tokenizer = load_model(below, dtype, mesh=mesh, stacked=stacked)
+    model, tokenizer = load_weights(below, dtype, mesh=mesh, scan_layers=scan_layers)
     load_adapter(folder, model, mesh=mesh)
     own = (folder / "tokenizer.json").is_file()
     return model, load_tokenizer(folder) if own else tokenizer

@@ -31,7 +31,7 @@ def make_mesh(
     tensor: int = 1,  # Devices that split every product; -1 on one side takes all that are left
     *,
     devices: list[Any] | None = None,  # All that there are, by default
-) -> Mesh:  # Of three sides, some of length 1
+) -> Mesh:  # Mesh with three axes, some of length 1
     """Lay the devices out as a block.
 
     Args:
@@ -41,7 +41,7 @@ def make_mesh(
         devices: All that there are, by default
 
     Returns:
-        Of three sides, some of length 1
+        Mesh with three axes, some of length 1
     """
     chosen = _devices() if devices is None else devices
     sides = dict(zip(AXES, (data, fsdp, tensor), strict=True))
@@ -63,18 +63,18 @@ def _devices() -> list[Any]:
     return jax.devices() if default is None else jax.devices(default.platform)
 
 # %% ../../nbs/models/15_sharding.ipynb #b1ed15fe
-READS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # From the stream, [D, F]
+READS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # Kernels reading the stream, [D, F]
 WRITES = ("o_proj", "down_proj")  # Back to the stream, [F, D]
-Axis = str | tuple[str, ...] | None  # How one axis of an array is cut
+Axis = str | tuple[str, ...] | None  # Mesh axes that split one array axis
 
 
 def plain_names(
-    path: tuple[Any, ...],  # From JAX, or written by hand
+    path: tuple[Any, ...],  # Path from JAX, or written by hand
 ) -> tuple[str, ...]:  # Words along the way
     """Read a path as names, leaving out what only says that a leaf is a variable.
 
     Args:
-        path: From JAX, or written by hand
+        path: Path from JAX, or written by hand
 
     Returns:
         Words along the way
@@ -103,19 +103,19 @@ def _even(axis: Axis, size: int, mesh: Mesh | AbstractMesh) -> Axis:
 
 
 def placement(
-    path: tuple[Any, ...],  # Names that lead to it; an optimiser's moment ends like its parameter
+    path: tuple[Any, ...],  # Names that lead to it; an optimizer's moment ends like its parameter
     shape: tuple[int, ...],  # Its shape, layers first if they are stacked
     mesh: Mesh | AbstractMesh,  # The devices
-) -> NamedSharding:  # Which device holds which piece
+) -> NamedSharding:  # Sharding of the array over the mesh
     """Decide where an array lives, from its name and its shape.
 
     Args:
-        path: Names that lead to it; an optimiser's moment ends like its parameter
+        path: Names that lead to it; an optimizer's moment ends like its parameter
         shape: Its shape, layers first if they are stacked
         mesh: The devices
 
     Returns:
-        Which device holds which piece
+        Sharding of the array over the mesh
     """
     cuts = _cuts(plain_names(path))
     if not 0 < len(cuts) <= len(shape):
@@ -159,17 +159,17 @@ def place(
 
 
 def put_array(
-    array: Any,  # From the host or any device, or a shape
-    where: NamedSharding,  # Which device gets which piece
-) -> Any:  # There
+    array: Any,  # Array on the host or any device, or a shape
+    where: NamedSharding,  # Sharding to place it with
+) -> Any:  # Placed array
     """Put one array where it belongs, from every process only the pieces of its own devices.
 
     Args:
-        array: From the host or any device, or a shape
-        where: Which device gets which piece
+        array: Array on the host or any device, or a shape
+        where: Sharding to place it with
 
     Returns:
-        There
+        Placed array
     """
     if isinstance(array, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
@@ -215,14 +215,14 @@ def row_shards(
 
 def batch_placement(
     mesh: Mesh,  # The devices
-) -> NamedSharding:  # For arrays [B, ...]
+) -> NamedSharding:  # Sharding for arrays [B, ...]
     """Say where the rows of a batch live.
 
     Args:
         mesh: The devices
 
     Returns:
-        For arrays [B, ...]
+        Sharding for arrays [B, ...]
     """
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
@@ -277,13 +277,13 @@ def active_mesh() -> AbstractMesh | None:  # None on a single device
 
 def constrain(
     x: jax.Array,  # A value on its way
-    *axes: Axis,  # How each of its axes is cut; None for whole
+    *axes: Axis,  # Mesh axes for each of its axes; None for whole
 ) -> jax.Array:  # The same value
     """Remind the compiler where a value is meant to live.
 
     Args:
         x: A value on its way
-        *axes: How each of its axes is cut; None for whole
+        *axes: Mesh axes for each of its axes; None for whole
 
     Returns:
         The same value
@@ -334,14 +334,14 @@ def vocabulary_sides(
 def look_up(
     table: jax.Array,  # [V, D]
     words: jax.Array,  # [B, T]
-    dtype: Any,  # Of the result
+    dtype: Any,  # Type of the result
 ) -> jax.Array:  # [B, T, D]
     """Take the rows of a table that words stand for.
 
     Args:
         table: [V, D]
         words: [B, T]
-        dtype: Of the result
+        dtype: Type of the result
 
     Returns:
         [B, T, D]
@@ -367,7 +367,7 @@ def gather_rows(
     x: jax.Array,  # The rows of one device, [b, ...]
     sides: tuple[str, ...],  # Along which a table is cut
 ) -> jax.Array:  # The rows of all devices that share the table
-    """Fetch the rows of the neighbours who ask the same table.
+    """Fetch the rows of the neighbors who ask the same table.
 
     Args:
         x: The rows of one device, [b, ...]
@@ -380,17 +380,17 @@ def gather_rows(
 
 
 def scatter_rows(
-    x: jax.Array,  # What this device's share of a table says to all of their rows
+    x: jax.Array,  # Embeddings of all their rows found in this device's share of a table
     sides: tuple[str, ...],  # Along which the table is cut
-) -> jax.Array:  # What all shares together say to the rows of this device
+) -> jax.Array:  # Complete embeddings of this device's rows
     """Add up the answers of all shares, and keep those to one's own rows.
 
     Args:
-        x: What this device's share of a table says to all of their rows
+        x: Embeddings of all their rows found in this device's share of a table
         sides: Along which the table is cut
 
     Returns:
-        What all shares together say to the rows of this device
+        Complete embeddings of this device's rows
     """
     if "fsdp" in sides:
         x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
@@ -398,16 +398,16 @@ def scatter_rows(
 
 # %% ../../nbs/models/15_sharding.ipynb #7c3e38cc
 def join_hosts(
-    coordinator: str | None = None,  # Where process 0 listens, "host:port"; None to be found out
-    processes: int | None = None,  # How many there are
-    index: int | None = None,  # Which of them this one is, from 0
+    coordinator: str | None = None,  # Address of process 0, "host:port"; None to detect it
+    processes: int | None = None,  # Number of processes
+    index: int | None = None,  # Index of this process, from 0
 ) -> str:  # One line for the log
     """Meet the other processes of this training, before anything is computed.
 
     Args:
-        coordinator: Where process 0 listens, "host:port"; None to be found out
-        processes: How many there are
-        index: Which of them this one is, from 0
+        coordinator: Address of process 0, "host:port"; None to detect it
+        processes: Number of processes
+        index: Index of this process, from 0
 
     Returns:
         One line for the log

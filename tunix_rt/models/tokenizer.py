@@ -30,7 +30,7 @@ from ..core.files import write_json
 
 # %% ../../nbs/models/50_tokenizer.ipynb #d7ad1ba5
 CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
-SPACE = "▁"  # How SentencePiece, and so Gemma, spells a space
+SPACE = "▁"  # Space as spelled by SentencePiece, and so by Gemma
 ASCII = [chr(code) for code in range(33, 127)] + ["\n", SPACE]
 
 CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages -%}
@@ -47,17 +47,17 @@ CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages -%}
 
 # %% ../../nbs/models/50_tokenizer.ipynb #04daf5e0
 def train_tokenizer(
-    texts: Iterable[str],  # What the model will read and write
+    texts: Iterable[str],  # Texts like those the model will process
     vocabulary: int = 512,  # Pieces in all, control tokens included
-) -> PreTrainedTokenizerFast:  # With Gemma's control tokens and chat template
+) -> PreTrainedTokenizerFast:  # Tokenizer with Gemma's control tokens and chat template
     """Learn a small byte-pair tokenizer; the same texts give the same tokenizer.
 
     Args:
-        texts: What the model will read and write
+        texts: Texts like those the model will process
         vocabulary: Pieces in all, control tokens included
 
     Returns:
-        With Gemma's control tokens and chat template
+        Tokenizer with Gemma's control tokens and chat template
     """
     least = len(CONTROL) + len(ASCII)
     if vocabulary < least:
@@ -130,13 +130,13 @@ OLDER = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 def save_tokenizer(
     folder: Path,  # An existing folder
-    tokenizer: Tokenizer,  # To be saved
+    tokenizer: Tokenizer,  # Tokenizer to save
 ) -> None:
     """Write the files of a tokenizer, in words that older readers know as well.
 
     Args:
         folder: An existing folder
-        tokenizer: To be saved
+        tokenizer: Tokenizer to save
     """
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -171,14 +171,14 @@ def end_of_turn(
 
 
 def encode_prompts(
-    tokenizer: Tokenizer,  # With a chat template
-    prompts: Sequence[str],  # What the user says
+    tokenizer: Tokenizer,  # Tokenizer with a chat template
+    prompts: Sequence[str],  # User messages
 ) -> list[list[int]]:  # Tokens up to where the model is to speak
     """Wrap each prompt in the chat template and encode it.
 
     Args:
-        tokenizer: With a chat template
-        prompts: What the user says
+        tokenizer: Tokenizer with a chat template
+        prompts: User messages
 
     Returns:
         Tokens up to where the model is to speak
@@ -191,14 +191,14 @@ def encode_prompts(
 
 
 def encode_responses(
-    tokenizer: Tokenizer,  # With <end_of_turn>
-    responses: Sequence[str],  # What the model should say
+    tokenizer: Tokenizer,  # Tokenizer with <end_of_turn>
+    responses: Sequence[str],  # Responses the model should give
 ) -> list[list[int]]:  # Tokens, each list closed by <end_of_turn>
     """Encode what the model is to say, and that it is then to stop.
 
     Args:
-        tokenizer: With <end_of_turn>
-        responses: What the model should say
+        tokenizer: Tokenizer with <end_of_turn>
+        responses: Responses the model should give
 
     Returns:
         Tokens, each list closed by <end_of_turn>

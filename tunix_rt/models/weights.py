@@ -27,20 +27,20 @@ from ..core.settings import resolve
 from .config import GemmaConfig, to_hugging_face
 from .gemma import PROJECTIONS, Gemma, layer_at, norm_sizes
 from tunix_rt.models.hf_layout import (
-    Stored,
+    StoredTensor,
     is_kernel,
-    match,
+    map_tensors,
     model_config,
     published_name,
     read_part,
 )
-from .lora import full_kernel
+from .lora import merged_kernel
 from .sharding import placement
 from .tokenizer import Tokenizer, end_of_turn, load_tokenizer, save_tokenizer
 
 # %% auto #0
 __all__ = ['KAGGLE', 'whole_tensors', 'as_published', 'gathered', 'write_tensors', 'save_model', 'token_ids', 'to_devices',
-           'remembering', 'arriving', 'stack_on_devices', 'filling', 'load_model', 'refuse_homeless', 'find_model']
+           'remembering', 'arriving', 'stack_on_devices', 'filling', 'load_weights', 'refuse_homeless', 'find_model']
 
 # %% ../../nbs/models/60_weights.ipynb #ebd054d4
 def whole_tensors(
@@ -60,25 +60,25 @@ def whole_tensors(
         layer = layer_at(model, index)
         for name in (*PROJECTIONS, *norm_sizes(model.config)):
             beside = name in layer.adapters or name in layer.scales
-            value = full_kernel(layer, name, dtype) if beside else getattr(layer, name)[...]
+            value = merged_kernel(layer, name, dtype) if beside else getattr(layer, name)[...]
             yield published_name(("layers", index, name)), value
     yield published_name(("norm",)), model.norm[...]
 
 
 def as_published(
     name: str,  # Published
-    value: jax.Array,  # In our orientation
-    dtype: Any,  # To write
-) -> np.ndarray:  # On this machine, in the orientation of the files
+    value: jax.Array,  # Tensor in our orientation
+    dtype: Any,  # Type to write
+) -> np.ndarray:  # Array on this machine, in the orientation of the files
     """Fetch one tensor from the devices, turned and in the dtype to write.
 
     Args:
         name: Published
-        value: In our orientation
-        dtype: To write
+        value: Tensor in our orientation
+        dtype: Type to write
 
     Returns:
-        On this machine, in the orientation of the files
+        Array on this machine, in the orientation of the files
     """
     whole = gathered(value.T if is_kernel(name) else value)
     return np.ascontiguousarray(whole.astype(dtype, copy=False))
@@ -86,14 +86,14 @@ def as_published(
 
 def gathered(
     value: jax.Array,  # Spread in any way; in a training of several processes, all must ask
-) -> np.ndarray:  # On this machine
+) -> np.ndarray:  # Array on this machine
     """Fetch an array from the devices, those of other machines included.
 
     Args:
         value: Spread in any way; in a training of several processes, all must ask
 
     Returns:
-        On this machine
+        Array on this machine
     """
     if value.is_fully_addressable or value.is_fully_replicated:
         return np.asarray(value)
@@ -139,21 +139,21 @@ def write_tensors(
 # %% ../../nbs/models/60_weights.ipynb #addbdc3a
 def save_model(
     folder: Path,  # Created; must not exist
-    model: Gemma,  # What was trained; adapters are merged
-    tokenizer: Tokenizer,  # What it reads and writes with
+    model: Gemma,  # Trained model; adapters are merged
+    tokenizer: Tokenizer,  # Tokenizer of the model
     *,
     card: str = "",  # Text of README.md: data, recipe, figures, intended use
-    dtype: Any = None,  # To write; that of the embedding by default
+    dtype: Any = None,  # Type to write; that of the embedding by default
     shard_bytes: int = 5_000_000_000,  # Largest file of weights
 ) -> None:
     """Write a model folder that `transformers` can load.
 
     Args:
         folder: Created; must not exist
-        model: What was trained; adapters are merged
-        tokenizer: What it reads and writes with
+        model: Trained model; adapters are merged
+        tokenizer: Tokenizer of the model
         card: Text of README.md: data, recipe, figures, intended use
-        dtype: To write; that of the embedding by default
+        dtype: Type to write; that of the embedding by default
         shard_bytes: Largest file of weights
     """
     written = jnp.dtype(dtype or model.embedding[...].dtype)
@@ -174,14 +174,14 @@ def save_model(
 
 def token_ids(
     tokenizer: Tokenizer,  # Any Gemma tokenizer
-) -> dict[str, Any]:  # For config.json and generation_config.json
+) -> dict[str, Any]:  # Entries of config.json and generation_config.json
     """Say which tokens begin a text, end a response and fill a row.
 
     Args:
         tokenizer: Any Gemma tokenizer
 
     Returns:
-        For config.json and generation_config.json
+        Entries of config.json and generation_config.json
     """
     ends = dict.fromkeys([tokenizer.eos_token_id, end_of_turn(tokenizer)])
     return {
@@ -192,21 +192,21 @@ def token_ids(
 
 # %% ../../nbs/models/60_weights.ipynb #18798c42
 def to_devices(
-    stored: Stored,  # Where it lies
+    stored: StoredTensor,  # Tensor in a file
     path: tuple[Any, ...],  # The parameter it is for, which says where it goes
-    dtype: Any,  # To hold it in
+    dtype: Any,  # Type to hold it in
     mesh: Mesh | None,  # The devices; None for the default one
-) -> jax.Array:  # In our orientation, spread as the rule says
+) -> jax.Array:  # Array in our orientation, sharded by our rule
     """Read one tensor, each device its own piece.
 
     Args:
-        stored: Where it lies
+        stored: Tensor in a file
         path: The parameter it is for, which says where it goes
-        dtype: To hold it in
+        dtype: Type to hold it in
         mesh: The devices; None for the default one
 
     Returns:
-        In our orientation, spread as the rule says
+        Array in our orientation, sharded by our rule
     """
     turn = is_kernel(published_name(path))
     if mesh is None:
@@ -246,19 +246,19 @@ def remembering(
 
 @cache
 def arriving(
-    where: NamedSharding | None,  # Where the result goes
-    turn: bool,  # Whether rows and columns change places
-    dtype: Any,  # Of the result
-) -> Callable[[jax.Array], jax.Array]:  # What happens to a tensor as it arrives
+    where: NamedSharding | None,  # Sharding of the result
+    turn: bool,  # True to transpose it
+    dtype: Any,  # Type of the result
+) -> Callable[[jax.Array], jax.Array]:  # Conversion of each tensor as it arrives
     """Compile the last steps once for every kind of tensor.
 
     Args:
-        where: Where the result goes
-        turn: Whether rows and columns change places
-        dtype: Of the result
+        where: Sharding of the result
+        turn: True to transpose it
+        dtype: Type of the result
 
     Returns:
-        What happens to a tensor as it arrives
+        Conversion of each tensor as it arrives
     """
 
     def arrive(value: jax.Array) -> jax.Array:
@@ -268,10 +268,10 @@ def arriving(
 
 # %% ../../nbs/models/60_weights.ipynb #2292f80e
 def stack_on_devices(
-    stored: list[Stored],  # One tensor of each layer
+    stored: list[StoredTensor],  # One tensor of each layer
     path: tuple[Any, ...],  # The parameter they are for, ("layers", name)
-    shape: tuple[int, ...],  # Of the stack, [L, ...]
-    dtype: Any,  # To hold it in
+    shape: tuple[int, ...],  # Shape of the stack, [L, ...]
+    dtype: Any,  # Type to hold it in
     mesh: Mesh | None,  # The devices
 ) -> jax.Array:  # [L, ...]
     """Read the same tensor of every layer into one stack.
@@ -279,8 +279,8 @@ def stack_on_devices(
     Args:
         stored: One tensor of each layer
         path: The parameter they are for, ("layers", name)
-        shape: Of the stack, [L, ...]
-        dtype: To hold it in
+        shape: Shape of the stack, [L, ...]
+        dtype: Type to hold it in
         mesh: The devices
 
     Returns:
@@ -296,12 +296,12 @@ def stack_on_devices(
 
 @cache
 def filling(
-    where: NamedSharding | None,  # Where the stack lies
+    where: NamedSharding | None,  # Sharding of the stack
 ) -> Callable[[jax.Array, jax.Array, int], jax.Array]:  # (stack, layer, index) -> stack
     """Compile the step that puts one layer into a stack without copying the rest.
 
     Args:
-        where: Where the stack lies
+        where: Sharding of the stack
 
     Returns:
         (stack, layer, index) -> stack
@@ -310,32 +310,32 @@ def filling(
     return jax.jit(partial(put, axis=0), donate_argnums=0, out_shardings=where)
 
 # %% ../../nbs/models/60_weights.ipynb #d1a9d480
-def load_model(
+def load_weights(
     folder: Path,  # A model folder: ours, or downloaded
-    dtype: Any = jnp.float32,  # To hold the parameters in
+    dtype: Any = jnp.float32,  # Type to hold the parameters in
     *,
     mesh: Mesh | None = None,  # Devices to spread it over; None for the default one
-    stacked: bool = False,  # Hold all layers as one stack
+    scan_layers: bool = False,  # Hold all layers as one stack
 ) -> tuple[Gemma, Tokenizer]:  # The model and its tokenizer
     """Load a model folder, refusing tensors that do not fit its configuration.
 
     Args:
         folder: A model folder: ours, or downloaded
-        dtype: To hold the parameters in
+        dtype: Type to hold the parameters in
         mesh: Devices to spread it over; None for the default one
-        stacked: Hold all layers as one stack
+        scan_layers: Hold all layers as one stack
 
     Returns:
         The model and its tokenizer
     """
     config, tokenizer = model_config(folder), load_tokenizer(folder)
     refuse_homeless(folder, tokenizer, config)
-    held = match(folder, config)
-    model = nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0), dtype, stacked=stacked))
+    held = map_tensors(folder, config)
+    model = nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0), dtype, scan_layers=scan_layers))
 
     def fill(keys: Any, leaf: Any) -> jax.Array:
         path = tuple(key.key for key in keys)
-        if not stacked or path[0] != "layers":
+        if not scan_layers or path[0] != "layers":
             return to_devices(held[published_name(path)], path, dtype, mesh)
         layers = range(config.layers)
         each = [held[published_name(("layers", index, path[-1]))] for index in layers]
@@ -413,8 +413,8 @@ def _from_kaggle(handle: str) -> Path:
             f'{KAGGLE}{handle} needs kagglehub: pip install "tunix_rt[kaggle]", or download the '
             f"model and name its folder"
         ) from None
-    except Exception as error:  # no network, no licence accepted, no such model
+    except Exception as error:  # no network, no license accepted, no such model
         raise ModelError(
             f"Kaggle did not hand over {handle} ({type(error).__name__}: {error}). Attach the "
-            f"model to the notebook, or accept its licence on its page and log in"
+            f"model to the notebook, or accept its license on its page and log in"
         ) from None

@@ -20,8 +20,8 @@ from ..core.errors import ModelError, PathError
 from ..core.files import sync_folder
 
 # %% auto #0
-__all__ = ['PIECE', 'DATE', 'list_files', 'FileNote', 'Content', 'read_content', 'Changes', 'compare_content', 'keep_content',
-           'zip_folder']
+__all__ = ['PIECE', 'DATE', 'list_files', 'FileDigest', 'ContentDigest', 'read_content', 'Changes', 'compare_content',
+           'store_content', 'zip_folder']
 
 # %% ../../nbs/registry/10_content_store.ipynb #3aa42c1a
 def _walk(
@@ -66,7 +66,7 @@ PIECE = 2**20  # Bytes in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
-class FileNote:
+class FileDigest:
     "One file of a folder: its path from there, its bytes, and their hash."
 
     path: str
@@ -75,12 +75,12 @@ class FileNote:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class ContentDigest:
     "What is in a folder: the hash of it all, the bytes of it all, and each file."
 
     sha256: str
     size: int
-    files: list[FileNote]
+    files: list[FileDigest]
 
 
 def _open_plain(
@@ -102,13 +102,13 @@ def _pieces(
 # %% ../../nbs/registry/10_content_store.ipynb #33968cf9
 def read_content(
     folder: Path,  # An existing folder
-    copy: Path | None = None,  # Where to copy the files to as they are read; None only reads
-) -> Content:
+    copy: Path | None = None,  # Folder to copy the files to while reading; None only reads
+) -> ContentDigest:
     """Hash what is in a folder, and copy it on the way.
 
     Args:
         folder: An existing folder
-        copy: Where to copy the files to as they are read; None only reads
+        copy: Folder to copy the files to while reading; None only reads
     """
     whole, notes = hashlib.sha256(), []
     for name, path in list_files(folder):
@@ -135,10 +135,10 @@ def read_content(
                     target.close()
         if seen != size:
             raise PathError(f"{path} changed while it was read; try again when it is at rest")
-        notes.append(FileNote(name, size, one.hexdigest()))
+        notes.append(FileDigest(name, size, one.hexdigest()))
     if not notes:
         raise PathError(f"{folder} holds no file")
-    return Content(whole.hexdigest(), sum(note.size for note in notes), notes)
+    return ContentDigest(whole.hexdigest(), sum(note.size for note in notes), notes)
 
 # %% ../../nbs/registry/10_content_store.ipynb #35839330
 @dataclass(frozen=True, slots=True)
@@ -155,13 +155,13 @@ class Changes:
 
 def compare_content(
     folder: Path,  # Need not exist
-    files: Sequence[FileNote],  # What it should hold
+    files: Sequence[FileDigest],  # Files it should hold
 ) -> Changes:  # False when there are none
     """Read every byte of a folder again, and name the files that are not as they should be.
 
     Args:
         folder: Need not exist
-        files: What it should hold
+        files: Files it should hold
 
     Returns:
         False when there are none
@@ -186,7 +186,7 @@ def compare_content(
 def _put(
     source: Path,  # A folder to copy
     home: Path,  # The folder of all contents
-) -> Content:
+) -> ContentDigest:
     home.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".arriving-", dir=home) as bench:
         copied = Path(bench) / "content"
@@ -211,10 +211,10 @@ def _put(
     return content
 
 
-def keep_content(
+def store_content(
     source: Path,  # A folder to copy
     home: Path,  # The folder of all contents
-) -> Content:  # Now in a folder of `home` that is named by its hash
+) -> ContentDigest:  # Now in a folder of `home` that is named by its hash
     """Copy a folder to where it is named by its content.
 
     Args:
@@ -258,14 +258,14 @@ DATE = (1980, 1, 1, 0, 0, 0)  # The first day of zips
 
 def zip_folder(
     folder: Path,  # Holds the files
-    files: Sequence[FileNote],  # Which to send, and what they must be
+    files: Sequence[FileDigest],  # Files to send, as they must be
     prefix: str,  # The folder that they unpack to
 ) -> Iterator[bytes]:  # The zip, in pieces of about a megabyte
     """Stream a folder as a zip.
 
     Args:
         folder: Holds the files
-        files: Which to send, and what they must be
+        files: Files to send, as they must be
         prefix: The folder that they unpack to
 
     Returns:

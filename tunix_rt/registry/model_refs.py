@@ -76,13 +76,13 @@ def pin_model(
 
 # %% ../../nbs/registry/40_model_refs.ipynb #0f06c41a
 def pin_parameters(
-    parameters: Mapping[str, Any],  # Of a run
+    parameters: Mapping[str, Any],  # Run parameters
     store: Store | None = None,  # That knows the versions; None opens the one in the settings
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # The same, pinned, and what run.json should say
     """Settle which version a run is to start from.
 
     Args:
-        parameters: Of a run
+        parameters: Run parameters
         store: That knows the versions; None opens the one in the settings
 
     Returns:

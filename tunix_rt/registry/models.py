@@ -61,7 +61,7 @@ class ModelView:
     """A family of versions.
 
     Attributes:
-        aliases: To the label of a version
+        aliases: Alias to version label
     """
 
     id: UUID
@@ -71,18 +71,18 @@ class ModelView:
     created_at: datetime
     updated_at: datetime
     latest_version: VersionView | None
-    aliases: dict[str, str]  # To the label of a version
+    aliases: dict[str, str]  # Alias to version label
 
 
 def version_view(
-    row: ModelVersion,  # As stored
-    model_name: str,  # Of its model
+    row: ModelVersion,  # Stored row
+    model_name: str,  # Name of its model
 ) -> VersionView:
     """Take a version out of the database's hands.
 
     Args:
-        row: As stored
-        model_name: Of its model
+        row: Stored row
+        model_name: Name of its model
     """
     names = [each.name for each in fields(VersionView) if each.name != "model_name"]
     return VersionView(model_name=model_name, **{name: getattr(row, name) for name in names})
@@ -94,7 +94,7 @@ COLUMNS = ("id", "name", "description", "task_type", "created_at", "updated_at")
 def _views(
     session: Session,  # Any
     rows: Sequence[ModelRow],  # A page
-) -> list[ModelView]:  # In the same order
+) -> list[ModelView]:  # Views in the same order
     ids = [row.id for row in rows]
     order = (ModelVersion.created_at.desc(), ModelVersion.id.desc())
     place = func.row_number().over(partition_by=ModelVersion.model_id, order_by=order)
@@ -127,14 +127,14 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def refuse_text(
-    name: str,  # What it is, such as "the description"
+    name: str,  # Name of the text, such as "the description"
     text: str | None,  # Given by somebody
     longest: int,  # Characters
 ) -> None:
     """Refuse a text that no database can keep, or that is too long.
 
     Args:
-        name: What it is, such as "the description"
+        name: Name of the text, such as "the description"
         text: Given by somebody
         longest: Characters
     """
@@ -171,18 +171,18 @@ def _found(
 
 
 def create_model(
-    store: Store,  # Where to
+    store: Store,  # Database to write to
     name: str,  # Letters, digits, ".", "_" and "-"; at most 256
     *,
-    description: str | None = None,  # For people, at most 10,000 characters
+    description: str | None = None,  # Text for people, at most 10,000 characters
     task_type: str | None = None,  # Such as "reasoning", at most 64 characters
 ) -> ModelView:  # Without versions
     """Found a family of models.
 
     Args:
-        store: Where to
+        store: Database to write to
         name: Letters, digits, ".", "_" and "-"; at most 256
-        description: For people, at most 10,000 characters
+        description: Text for people, at most 10,000 characters
         task_type: Such as "reasoning", at most 64 characters
 
     Returns:
@@ -219,7 +219,7 @@ def family_row(
 
 def model_row(
     session: Session,  # Any
-    model_id: UUID,  # Of a model
+    model_id: UUID,  # Id of a model
     *,
     locked: bool = False,  # Keep others from changing it until the session ends
 ) -> ModelRow:
@@ -227,7 +227,7 @@ def model_row(
 
     Args:
         session: Any
-        model_id: Of a model
+        model_id: Id of a model
         locked: Keep others from changing it until the session ends
     """
     query = select(ModelRow).where(ModelRow.id == model_id)
@@ -238,28 +238,28 @@ def model_row(
 
 # %% ../../nbs/registry/20_models.ipynb #61672a7c
 def get_model(
-    store: Store,  # Where from
-    model_id: UUID,  # Of a model
+    store: Store,  # Database to read from
+    model_id: UUID,  # Id of a model
 ) -> ModelView:
     """Read one model.
 
     Args:
-        store: Where from
-        model_id: Of a model
+        store: Database to read from
+        model_id: Id of a model
     """
     with store.reading() as session:
         return _views(session, [model_row(session, model_id)])[0]
 
 
 def find_model_named(
-    store: Store,  # Where from
-    name: str,  # As it was created
+    store: Store,  # Database to read from
+    name: str,  # Name given at creation
 ) -> ModelView:
     """Read one model by its name.
 
     Args:
-        store: Where from
-        name: As it was created
+        store: Database to read from
+        name: Name given at creation
     """
     with store.reading() as session:
         row = session.scalars(select(ModelRow).where(ModelRow.name == name)).first()
@@ -281,17 +281,17 @@ class ModelPage:
 
 
 def list_models(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     *,
-    limit: int = 20,  # At most this many
-    offset: int = 0,  # How many to skip
+    limit: int = 20,  # Maximum number of entries
+    offset: int = 0,  # Number of entries to skip
 ) -> ModelPage:  # The one that changed last comes first
     """List the models.
 
     Args:
-        store: Where from
-        limit: At most this many
-        offset: How many to skip
+        store: Database to read from
+        limit: Maximum number of entries
+        offset: Number of entries to skip
 
     Returns:
         The one that changed last comes first
@@ -316,14 +316,14 @@ class VersionPage:
 
 
 def get_version(
-    store: Store,  # Where from
-    version_id: UUID,  # Of a version
+    store: Store,  # Database to read from
+    version_id: UUID,  # Id of a version
 ) -> VersionView:
     """Read one version.
 
     Args:
-        store: Where from
-        version_id: Of a version
+        store: Database to read from
+        version_id: Id of a version
     """
     query = select(ModelVersion, ModelRow.name).join(ModelRow, ModelRow.id == ModelVersion.model_id)
     with store.reading() as session:
@@ -334,19 +334,19 @@ def get_version(
 
 
 def list_versions(
-    store: Store,  # Where from
-    model_id: UUID,  # Of a model
+    store: Store,  # Database to read from
+    model_id: UUID,  # Id of a model
     *,
-    limit: int = 20,  # At most this many
-    offset: int = 0,  # How many to skip
+    limit: int = 20,  # Maximum number of entries
+    offset: int = 0,  # Number of entries to skip
 ) -> VersionPage:  # The newest first
     """List the versions of a model.
 
     Args:
-        store: Where from
-        model_id: Of a model
-        limit: At most this many
-        offset: How many to skip
+        store: Database to read from
+        model_id: Id of a model
+        limit: Maximum number of entries
+        offset: Number of entries to skip
 
     Returns:
         The newest first
@@ -361,15 +361,15 @@ def list_versions(
 
 # %% ../../nbs/registry/20_models.ipynb #f03cdfa7
 def find_version(
-    store: Store,  # Where from
-    model_name: str,  # As it was created
+    store: Store,  # Database to read from
+    model_name: str,  # Name given at creation
     which: str,  # A label such as "v2", or an alias such as "champion"
 ) -> VersionView:
     """Read the version of a model that goes by a name.
 
     Args:
-        store: Where from
-        model_name: As it was created
+        store: Database to read from
+        model_name: Name given at creation
         which: A label such as "v2", or an alias such as "champion"
     """
     model = find_model_named(store, model_name)
@@ -387,14 +387,14 @@ def find_version(
 
 def version_folder(
     version: VersionView,  # Any
-) -> Path:  # In Hugging Face layout, to load from
+) -> Path:  # Folder in Hugging Face layout, ready to load
     """Find where a version lies.
 
     Args:
         version: Any
 
     Returns:
-        In Hugging Face layout, to load from
+        Folder in Hugging Face layout, ready to load
     """
     return inside(resolve(settings().models), version.sha256)
 
@@ -416,17 +416,17 @@ def refuse_alias(
 
 def point_alias(
     session: Session,  # A writing one that holds the model's row
-    model: ModelRow,  # Whose alias it is
+    model: ModelRow,  # Model that has the alias
     alias: str,  # That `refuse_alias` lets pass
-    version_id: UUID,  # Of a version of that model
+    version_id: UUID,  # Id of a version of that model
 ) -> None:
     """Point an alias to a version, in the transaction of somebody else.
 
     Args:
         session: A writing one that holds the model's row
-        model: Whose alias it is
+        model: Model that has the alias
         alias: That `refuse_alias` lets pass
-        version_id: Of a version of that model
+        version_id: Id of a version of that model
     """
     dialect = sqlite if session.connection().dialect.name == "sqlite" else postgresql
     mine = select(ModelVersion.id).where(ModelVersion.model_id == model.id)
@@ -443,21 +443,21 @@ def point_alias(
 
 # %% ../../nbs/registry/20_models.ipynb #b3993d89
 def set_alias(
-    store: Store,  # Where to
-    model_id: UUID,  # Of a model
+    store: Store,  # Database to write to
+    model_id: UUID,  # Id of a model
     alias: str,  # Such as "champion"
-    version_id: UUID,  # Of a version of that model
-) -> ModelView:  # With the alias
+    version_id: UUID,  # Id of a version of that model
+) -> ModelView:  # Model with the alias
     """Point an alias to a version.
 
     Args:
-        store: Where to
-        model_id: Of a model
+        store: Database to write to
+        model_id: Id of a model
         alias: Such as "champion"
-        version_id: Of a version of that model
+        version_id: Id of a version of that model
 
     Returns:
-        With the alias
+        Model with the alias
     """
     refuse_alias(alias)
     with store.writing() as session:
@@ -468,15 +468,15 @@ def set_alias(
 
 
 def remove_alias(
-    store: Store,  # Where to
-    model_id: UUID,  # Of a model
+    store: Store,  # Database to write to
+    model_id: UUID,  # Id of a model
     alias: str,  # One of its aliases
 ) -> ModelView:  # Without it
     """Forget an alias; the version stays.
 
     Args:
-        store: Where to
-        model_id: Of a model
+        store: Database to write to
+        model_id: Id of a model
         alias: One of its aliases
 
     Returns:

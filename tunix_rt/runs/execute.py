@@ -143,11 +143,11 @@ def _note_failure(run: Run, error: BaseException) -> None:
     elif error.ename == "KeyboardInterrupt":
         run.fail(KeyboardInterrupt())
     else:
-        colour = re.compile(r"\x1b\[[0-9;]*m")
+        color = re.compile(r"\x1b\[[0-9;]*m")
         found = {
             "name": error.ename,
-            "message": colour.sub("", error.evalue),
-            "traceback": colour.sub("", "\n".join(error.traceback)),
+            "message": color.sub("", error.evalue),
+            "traceback": color.sub("", "\n".join(error.traceback)),
             "refused": error.ename in _refusals(),
         }
         run.end("failed", error=found)
@@ -170,7 +170,7 @@ def executor() -> None:
         run.end("completed", error=None)
 
 # %% ../../nbs/runs/60_execute.ipynb #26b13a59
-COMPILED_BYTES = 2 * 2**30  # What compiled programs may take on the disk
+COMPILED_BYTES = 2 * 2**30  # Maximum size of compiled programs on disk
 
 
 def trim(
@@ -209,11 +209,11 @@ def compiled_before() -> dict[str, str]:  # Variables for a process that is to u
 
 # %% ../../nbs/runs/60_execute.ipynb #8a77177f
 @dataclass(eq=False)
-class _Audience:
+class _OutputSink:
     log: IO[str]
     echo: bool
-    on_text: Callable[[str, str], None] | None = None
-    patience: Callable[[], float | None] | None = None
+    on_output: Callable[[str, str], None] | None = None
+    grace_seconds: Callable[[], float | None] | None = None
     granted: float | None = None
 
     def hear(self, stream: str, text: str) -> None:
@@ -222,18 +222,18 @@ class _Audience:
         if self.echo:
             sys.stdout.write(text)
             sys.stdout.flush()
-        if self.on_text and text:
-            self.on_text(stream, text)
+        if self.on_output and text:
+            self.on_output(stream, text)
 
     def loses_patience(self) -> bool:
-        left = self.patience() if self.patience else None
+        left = self.grace_seconds() if self.grace_seconds else None
         if left is None or (self.granted is not None and left >= self.granted):
             return False
         self.granted = left
         return True
 
 # %% ../../nbs/runs/60_execute.ipynb #a40e0002
-def _relay(process: subprocess.Popen[bytes], audience: _Audience, deadline: float | None) -> None:
+def _relay(process: subprocess.Popen[bytes], audience: _OutputSink, deadline: float | None) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")
     pipes = {"stdout": process.stdout, "stderr": process.stderr}
     open_pipes = {pipe: (name, decoder("replace")) for name, pipe in pipes.items() if pipe}
@@ -272,7 +272,7 @@ def _sigterm_interrupts(wanted: bool) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/runs/60_execute.ipynb #5a205048
-def _stop(process: subprocess.Popen[bytes], audience: _Audience) -> None:
+def _stop(process: subprocess.Popen[bytes], audience: _OutputSink) -> None:
     if audience.echo:
         print(
             "\nstopping; what is at work may save first (Ctrl-C again ends it at once)", flush=True
@@ -286,7 +286,7 @@ def _stop(process: subprocess.Popen[bytes], audience: _Audience) -> None:
 
 # %% ../../nbs/runs/60_execute.ipynb #c6d2be7f
 def _supervise(
-    process: subprocess.Popen[bytes], audience: _Audience, max_seconds: float | None
+    process: subprocess.Popen[bytes], audience: _OutputSink, max_seconds: float | None
 ) -> str | None:
     assert process.stdin is not None
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
@@ -330,7 +330,7 @@ def _last_word(run: Run, code: int, stopped: str | None) -> Run:
             )
         )
     elif run.completed:
-        run.seal()
+        run.write_checksums()
     return read_run(run.folder)
 
 # %% ../../nbs/runs/60_execute.ipynb #b57fc4d8
@@ -385,32 +385,33 @@ def _start_executor(notebook: Path, run: Run, given: dict[str, Any]) -> subproce
 # %% ../../nbs/runs/60_execute.ipynb #720eabc7
 def execute(
     pipeline: str | os.PathLike[str],  # A verb such as "train", or the path of a notebook
-    parameters: Mapping[str, Any] | None = None,  # Only those that differ from the defaults
+    parameters: Mapping[str, Any] | None = None,  # Values that differ from the defaults
     run_dir: str | os.PathLike[str] | None = None,  # The run folder; None makes a fresh one
     *,
     reuse: bool = False,  # Hand back a completed run with the same parameters as it is
-    as_text: bool = False,  # Whether the values were typed on a command line
+    as_text: bool = False,  # True if the values were typed on a command line
     echo: bool = True,  # Pass on what the notebook prints
     max_seconds: float | None = None,  # Stop after this long; None is never
     run_id: str | None = None,  # The UUID that the run must have
-    on_text: Callable[[str, str], None] | None = None,  # Hears "stdout" or "stderr", and the text
-    patience: Callable[[], float | None] | None = None,  # Seconds it has to end; None is for ever
-    facts: Mapping[str, Any] | None = None,  # What else run.json is to say
+    on_output: Callable[[str, str], None] | None = None,  # Hears "stdout" or "stderr", and the text
+    grace_seconds: Callable[[], float | None]
+    | None = None,  # Seconds it has to end; None is for ever
+    facts: Mapping[str, Any] | None = None,  # Further facts for run.json
 ) -> Run:  # Completed; anything else raises
     """Execute a pipeline notebook in a process of its own.
 
     Args:
         pipeline: A verb such as "train", or the path of a notebook
-        parameters: Only those that differ from the defaults
+        parameters: Values that differ from the defaults
         run_dir: The run folder; None makes a fresh one
         reuse: Hand back a completed run with the same parameters as it is
-        as_text: Whether the values were typed on a command line
+        as_text: True if the values were typed on a command line
         echo: Pass on what the notebook prints
         max_seconds: Stop after this long; None is never
         run_id: The UUID that the run must have
-        on_text: Hears "stdout" or "stderr", and the text
-        patience: Seconds it has to end; None is for ever
-        facts: What else run.json is to say
+        on_output: Hears "stdout" or "stderr", and the text
+        grace_seconds: Seconds it has to end; None is for ever
+        facts: Further facts for run.json
 
     Returns:
         Completed; anything else raises
@@ -437,8 +438,10 @@ def execute(
         if "run_dir" in read_parameters(notebook):
             given["run_dir"] = str(run.folder)
         process = _start_executor(notebook, run, given)
-        with run.log.open("a", encoding="utf-8") as log, _sigterm_interrupts(patience is None):
-            stopped = _supervise(process, _Audience(log, echo, on_text, patience), max_seconds)
+        with run.log.open("a", encoding="utf-8") as log, _sigterm_interrupts(grace_seconds is None):
+            stopped = _supervise(
+                process, _OutputSink(log, echo, on_output, grace_seconds), max_seconds
+            )
         run = _last_word(run, process.returncode, stopped)
     finally:
         release(run.folder)

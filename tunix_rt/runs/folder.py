@@ -21,7 +21,7 @@ from uuid import uuid4
 from ..core.errors import RunError, TunixError
 from ..core.files import read_json, sha256_file, write_json
 from ..core.settings import resolve, settings
-from .lock import claim, held, join, release
+from .lock import acquire, held, join, release
 from .provenance import plain, surroundings
 
 # %% auto #0
@@ -34,15 +34,15 @@ LEFT = ("checkpoints", "__pycache__")  # Folders that are not part of the result
 
 
 def plain_files(
-    folder: Path,  # To look into, and further down
-) -> list[Path]:  # In no order
+    folder: Path,  # Folder to search recursively
+) -> list[Path]:  # Files in no order
     """List the files of a run that belong to its result.
 
     Args:
-        folder: To look into, and further down
+        folder: Folder to search recursively
 
     Returns:
-        In no order
+        Files in no order
     """
     found: list[Path] = []
     for entry in os.scandir(folder):
@@ -58,13 +58,13 @@ def plain_files(
 def inventory(
     folder: Path,  # A run folder
     *,
-    at_work: bool = False,  # Whether its process is still there, and its log grows
+    at_work: bool = False,  # True if its process is still alive and its log grows
 ) -> dict[str, str]:  # Name from the folder, with "/", to SHA-256; in order of the names
     """Hash the files that are the result of a run.
 
     Args:
         folder: A run folder
-        at_work: Whether its process is still there, and its log grows
+        at_work: True if its process is still alive and its log grows
 
     Returns:
         Name from the folder, with "/", to SHA-256; in order of the names
@@ -181,7 +181,7 @@ class RunRecord(RunFiles):
         return self.status == "completed"
 
     @property
-    def may_go_on(self) -> bool:
+    def resumable(self) -> bool:
         "Whether the same call goes on with it, because there is more to do."
         return self.facts["status"] != "completed" or bool(self.facts.get("stopped_early"))
 
@@ -223,7 +223,7 @@ class Run(RunRecord):
         self.end("completed", error=None, results=results, stopped_early=stopped_early, files=files)
         release(self.folder)
 
-    def seal(self) -> None:
+    def write_checksums(self) -> None:
         "Take the hashes of the files anew, after something was added."
         self.record(files=inventory(self.folder))
 
@@ -240,14 +240,14 @@ class Run(RunRecord):
 # %% ../../nbs/runs/30_folder.ipynb #7618f4b4
 def read_run(
     folder: Path,  # A run folder
-) -> Run:  # As it stands now
+) -> Run:  # Run in its current state
     """Read a run folder.
 
     Args:
         folder: A run folder
 
     Returns:
-        As it stands now
+        Run in its current state
     """
     if not (folder / RECORD).is_file():
         raise RunError(f"{folder} is not a run folder: it holds no {RECORD}")
@@ -287,14 +287,14 @@ def _asked(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(
-    recorded: Mapping[str, Any],  # What run.json says
-    asked: Mapping[str, Any],  # What is asked for now
+    recorded: Mapping[str, Any],  # Parameters in run.json
+    asked: Mapping[str, Any],  # Parameters requested now
 ) -> list[str]:  # "steps: 200 there, 300 asked" for each that differs
     """Compare the parameters that both sides name.
 
     Args:
-        recorded: What run.json says
-        asked: What is asked for now
+        recorded: Parameters in run.json
+        asked: Parameters requested now
 
     Returns:
         "steps: 200 there, 300 asked" for each that differs
@@ -323,7 +323,7 @@ def _check(run: Run, pipeline: str, asked: dict[str, Any], reuse: bool, run_id: 
             f"{run.folder} holds a run with other parameters ({'; '.join(found)}). Going on would "
             f"mix the two. Ask with the same ones, or choose another run_dir."
         )
-    if not run.may_go_on and not reuse:
+    if not run.resumable and not reuse:
         raise RunError(
             f"{run.folder} holds a completed run of {pipeline!r}, which is not overwritten. Choose "
             f"another run_dir, or delete that folder."
@@ -343,7 +343,7 @@ def _prepare(folder: Path) -> None:
 def start_run(
     pipeline: str,  # The verb, such as "train"
     run_dir: str | os.PathLike[str],  # The run folder; "" makes a fresh one
-    parameters: Mapping[str, Any],  # What was asked for, name by name
+    parameters: Mapping[str, Any],  # Requested parameters, by name
     *,
     reuse: bool = False,  # Hand back a completed run with the same parameters as it is
     parent_run_id: str | None = None,  # The run that started this one
@@ -354,7 +354,7 @@ def start_run(
     Args:
         pipeline: The verb, such as "train"
         run_dir: The run folder; "" makes a fresh one
-        parameters: What was asked for, name by name
+        parameters: Requested parameters, by name
         reuse: Hand back a completed run with the same parameters as it is
         parent_run_id: The run that started this one
         run_id: The UUID it must have; None makes one up
@@ -365,7 +365,7 @@ def start_run(
     asked, wanted, run_id = _asked(parameters), run_id, run_id or str(uuid4())
     folder = resolve(run_dir) if os.fspath(run_dir) else _fresh(pipeline, run_id)
     _prepare(folder)
-    claim(folder)
+    acquire(folder)
     try:
         if not (folder / RECORD).exists():
             facts = _first_facts(pipeline, run_id, asked) | {"parent_run_id": parent_run_id}
@@ -373,7 +373,7 @@ def start_run(
             return Run(folder=folder, facts=facts)
         run = read_run(folder)
         _check(run, pipeline, asked, reuse, wanted)
-        if run.may_go_on:
+        if run.resumable:
             _go_on(run, asked)
             return run
     except BaseException:
@@ -416,7 +416,7 @@ def _join_run(folder: Path, asked: dict[str, Any]) -> Run:
 def open_run(
     pipeline: str,  # The verb, such as "train"
     run_dir: str | os.PathLike[str],  # The run folder; "" makes a fresh one
-    parameters: Mapping[str, Any],  # What was asked for, name by name
+    parameters: Mapping[str, Any],  # Requested parameters, by name
     *,
     reuse: bool = False,  # Hand back a completed run with the same parameters as it is
 ) -> Run:  # Ready to be written to, and held by this process
@@ -425,7 +425,7 @@ def open_run(
     Args:
         pipeline: The verb, such as "train"
         run_dir: The run folder; "" makes a fresh one
-        parameters: What was asked for, name by name
+        parameters: Requested parameters, by name
         reuse: Hand back a completed run with the same parameters as it is
 
     Returns:

@@ -14,7 +14,7 @@ from typing import IO
 from ..core.errors import RunError
 
 # %% auto #0
-__all__ = ['LOCK', 'OWNER', 'DYING', 'owner', 'claim', 'join', 'release', 'held']
+__all__ = ['LOCK', 'OWNER', 'DYING', 'owner', 'acquire', 'join', 'release', 'held']
 
 # %% ../../nbs/runs/10_lock.ipynb #ea0baaee
 LOCK, OWNER = ".lock", ".owner"  # Hidden, so that a listing shows only what the run made
@@ -58,7 +58,7 @@ def owner(
         return int(text) if text.isdigit() and not _take(handle, fcntl.LOCK_SH) else None
 
 # %% ../../nbs/runs/10_lock.ipynb #aea2252a
-def claim(
+def acquire(
     folder: Path,  # An existing run folder
     *,
     patience: float = 15.0,  # Seconds to wait for the children of a process that was killed
@@ -128,14 +128,14 @@ def release(
 
 def held(
     folder: Path,  # A run folder, possibly on a disk that cannot be written
-) -> bool:  # Whether some living process works in it
+) -> bool:  # True if a live process is working in it
     """Ask whether anybody holds the folder.
 
     Args:
         folder: A run folder, possibly on a disk that cannot be written
 
     Returns:
-        Whether some living process works in it
+        True if a live process is working in it
     """
     if folder.resolve() in _held:
         return True

@@ -16,16 +16,16 @@ from .folder import RECORD, Run, differences, read_run
 from .provenance import code_version, plain
 
 # %% auto #0
-__all__ = ['list_runs', 'find_run', 'unfinished_run', 'ancestors', 'lessons']
+__all__ = ['list_runs', 'find_run', 'unfinished_run', 'ancestors', 'train_sets']
 
 # %% ../../nbs/runs/40_lookup.ipynb #211edef7
 def list_runs(
-    pipeline: str | None = None,  # Only runs of this verb
+    pipeline: str | None = None,  # Verb to filter by; None for all
 ) -> list[Run]:  # The newest first
     """List the runs in the folder of runs.
 
     Args:
-        pipeline: Only runs of this verb
+        pipeline: Verb to filter by; None for all
 
     Returns:
         The newest first
@@ -43,14 +43,14 @@ def list_runs(
 # %% ../../nbs/runs/40_lookup.ipynb #6bf6a526
 def find_run(
     name: str | os.PathLike[str],  # A folder, the name of one in the folder of runs, or an id
-) -> Run:  # As it stands now
+) -> Run:  # Run in its current state
     """Find one run by the name that a person gave it.
 
     Args:
         name: A folder, the name of one in the folder of runs, or an id
 
     Returns:
-        As it stands now
+        Run in its current state
     """
     text = os.fspath(name)
     for folder in (Path(text).expanduser(), resolve(text), resolve(settings().runs) / text):
@@ -74,13 +74,13 @@ def find_run(
 # %% ../../nbs/runs/40_lookup.ipynb #c90388f4
 def unfinished_run(
     pipeline: str,  # The verb
-    parameters: Mapping[str, Any],  # What is asked for now
+    parameters: Mapping[str, Any],  # Parameters requested now
 ) -> Run | None:  # The newest one to go on with
     """Find the newest run of this code that stopped before its end and was asked the same.
 
     Args:
         pipeline: The verb
-        parameters: What is asked for now
+        parameters: Parameters requested now
 
     Returns:
         The newest one to go on with
@@ -89,18 +89,18 @@ def unfinished_run(
     for run in list_runs(pipeline):
         code = run.facts.get("code") or {}
         same_code = all(code.get(name) == now[name] for name in ("version", "commit"))
-        if run.may_go_on and same_code and not differences(run.parameters, asked):
+        if run.resumable and same_code and not differences(run.parameters, asked):
             return run
     return None
 
 # %% ../../nbs/runs/40_lookup.ipynb #f288a343
 def ancestors(
-    folder: Path | None,  # Of a model; None for one without a past
+    folder: Path | None,  # Folder of a model; None for one without a past
 ) -> list[Run]:  # The newest first; empty for a model that no run has made
     """Follow a model back through the runs that trained it.
 
     Args:
-        folder: Of a model; None for one without a past
+        folder: Folder of a model; None for one without a past
 
     Returns:
         The newest first; empty for a model that no run has made
@@ -116,15 +116,15 @@ def ancestors(
     return found
 
 # %% ../../nbs/runs/40_lookup.ipynb #1e550a52
-def lessons(
-    folder: Path | None,  # Of a model; None for one without a past
-    version: Mapping[str, Any] | None = None,  # From `runs.pinning`, if it was promoted
+def train_sets(
+    folder: Path | None,  # Folder of a model; None for one without a past
+    version: Mapping[str, Any] | None = None,  # Version from `runs.pinning`, if it was promoted
 ) -> list[str]:  # Keys of datasets, those that were learnt last first
     """Name what a model and those it grew out of have learnt from.
 
     Args:
-        folder: Of a model; None for one without a past
-        version: From `runs.pinning`, if it was promoted
+        folder: Folder of a model; None for one without a past
+        version: Version from `runs.pinning`, if it was promoted
 
     Returns:
         Keys of datasets, those that were learnt last first

@@ -24,16 +24,16 @@ from ..core.files import INT_LIMIT
 __all__ = ['UNFIT', 'plain', 'code_version', 'package_versions', 'surroundings']
 
 # %% ../../nbs/runs/20_provenance.ipynb #22c0790b
-UNFIT = re.compile("[\0\ud800-\udfff]")  # What no database keeps, and no reader takes back
+UNFIT = re.compile("[\0\ud800-\udfff]")  # Characters that no database stores and no reader accepts
 
 
 def plain(
-    value: Any,  # What a notebook has at hand: numpy numbers, paths, tuples, times
+    value: Any,  # Value from a notebook: numpy numbers, paths, tuples, times
 ) -> Any:  # The same in dicts, lists, strings, finite numbers, booleans and None
     """Turn a value into what JSON can hold.
 
     Args:
-        value: What a notebook has at hand: numpy numbers, paths, tuples, times
+        value: Value from a notebook: numpy numbers, paths, tuples, times
 
     Returns:
         The same in dicts, lists, strings, finite numbers, booleans and None

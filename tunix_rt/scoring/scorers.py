@@ -18,7 +18,7 @@ from .verify import same_formula
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['SCORERS', 'unwrap', 'look_like_formulas', 'plain', 'same_text', 'same_answer', 'ballot', 'Scorer',
+__all__ = ['SCORERS', 'unwrap', 'look_like_formulas', 'normalize_text', 'same_text', 'answers_match', 'vote_key', 'Scorer',
            'answer_correctness', 'format_kept', 'step_validity', 'truncated', 'find_scorer', 'score']
 
 # %% ../../nbs/scoring/40_scorers.ipynb #edf5d00d
@@ -74,7 +74,7 @@ _quotes = "*_`\"'“”‘’ "
 _verdict = re.compile(r"(yes|no|true|false)(?:\s*[,.;:!—].*)?", re.DOTALL)
 
 
-def plain(
+def normalize_text(
     text: str,  # An answer
 ) -> str:  # For comparing only, never for showing
     """Fold away case, spacing, quotes, bold type, the full stop and the brackets of `(B)`.
@@ -103,13 +103,13 @@ def same_text(
     Returns:
         The same words; for yes or no, true or false, the same first word
     """
-    left, right = plain(expected), plain(given)
+    left, right = normalize_text(expected), normalize_text(given)
     if _verdict.fullmatch(left) and (verdict := _verdict.fullmatch(right)):
         right = verdict[1]
     return bool(left) and left == right
 
 # %% ../../nbs/scoring/40_scorers.ipynb #de24ff49
-def same_answer(
+def answers_match(
     expected: str,  # The right answer, from the trace
     given: str | None,  # The answer to judge; None is never right
     *,
@@ -136,7 +136,7 @@ def same_answer(
     return same_text(expected, given)
 
 # %% ../../nbs/scoring/40_scorers.ipynb #e8a3b2b9
-def ballot(
+def vote_key(
     answer: str,  # An answer
 ) -> str:  # Equal for answers that mean the same number or read the same
     """Name the heap that an answer is counted in.
@@ -148,7 +148,7 @@ def ballot(
         Equal for answers that mean the same number or read the same
     """
     quantity = read_quantity(unwrap(answer))
-    return f"= {quantity.value}" if quantity else plain(answer)
+    return f"= {quantity.value}" if quantity else normalize_text(answer)
 
 # %% ../../nbs/scoring/40_scorers.ipynb #db5c0052
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Scorer:
 def answer_correctness(trace: Trace, prediction: Prediction) -> float:
     "Judge the answer alone."
     exact = (trace.meta or {}).get("match") == "exact"
-    return float(same_answer(trace.final_answer, prediction.answer, exact=exact))
+    return float(answers_match(trace.final_answer, prediction.answer, exact=exact))
 
 
 def format_kept(trace: Trace, prediction: Prediction) -> float:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from .numbers import LONGEST, spelled_by_decimals
 
 # %% auto #0
-__all__ = ['SIGNS', 'MOST_TOKENS', 'CARRIES_ON', 'REMAINDERS', 'Unreadable', 'work_out', 'worth', 'Run', 'find_runs',
+__all__ = ['SIGNS', 'MOST_TOKENS', 'CARRIES_ON', 'REMAINDERS', 'Unreadable', 'work_out', 'worth', 'ArithmeticSpan', 'find_spans',
            'read_sides', 'holds', 'StepCheck', 'check_steps']
 
 # %% ../../nbs/scoring/20_steps.ipynb #fd91bfef
@@ -116,7 +116,7 @@ _token = re.compile(
 
 
 @dataclass(frozen=True)
-class Run:
+class ArithmeticSpan:
     """Arithmetic without a break in it, and what stands on either side.
 
     Attributes:
@@ -131,9 +131,9 @@ class Run:
     after: str  # The word or symbol behind, or nothing
 
 
-def find_runs(
+def find_spans(
     line: str,  # One line of working
-) -> list[Run]:  # Those that hold an equals sign
+) -> list[ArithmeticSpan]:  # Those that hold an equals sign
     """Cut a line into runs of arithmetic.
 
     Args:
@@ -142,7 +142,7 @@ def find_runs(
     Returns:
         Those that hold an equals sign
     """
-    runs: list[Run] = []
+    runs: list[ArithmeticSpan] = []
     tokens: list[re.Match[str]] = []
     before: re.Match[str] | None = None
     for token in [*_token.finditer(line), None]:
@@ -152,7 +152,7 @@ def find_runs(
         if any(found.lastgroup == "equals" for found in tokens):
             touching = before is not None and before.end() == tokens[0].start()
             after = token.group() if token else ""
-            runs.append(Run(tokens, before.group() if before else "", touching, after))
+            runs.append(ArithmeticSpan(tokens, before.group() if before else "", touching, after))
         tokens, before = [], token
     return runs
 
@@ -161,7 +161,7 @@ CARRIES_ON = frozenset("of by times plus minus mod over twice half double root l
 REMAINDERS = frozenset(("r", "rem", "remainder", "mod"))
 
 
-def _open_start(run: Run) -> bool:
+def _open_start(run: ArithmeticSpan) -> bool:
     word = run.before.lower()
     first, *others = run.tokens
     if word in CARRIES_ON or (run.touching and word not in set(",;:.([{\"'|>")):
@@ -173,12 +173,12 @@ def _open_start(run: Run) -> bool:
 
 
 def read_sides(
-    run: Run,  # From `find_runs`
+    run: ArithmeticSpan,  # From `find_spans`
 ) -> list[list[str]]:  # The tokens of each side; an unreadable side is an empty one
     """Split a run at its equals signs.
 
     Args:
-        run: From `find_runs`
+        run: From `find_spans`
 
     Returns:
         The tokens of each side; an unreadable side is an empty one
@@ -249,7 +249,7 @@ def check_steps(
     """
     verdicts: list[tuple[bool, str]] = []
     for line in (reasoning or "").translate(_spellings).splitlines():
-        for run in find_runs(_times.sub(" * ", _bullet.sub("", line, count=1))):
+        for run in find_spans(_times.sub(" * ", _bullet.sub("", line, count=1))):
             sides = read_sides(run)
             values = [worth(side) for side in sides]
             for left, right in zip(range(len(sides)), range(1, len(sides)), strict=False):

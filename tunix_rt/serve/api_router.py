@@ -19,7 +19,7 @@ from tunix_rt.serve.pages import (
 from .pages import models as model_pages
 from .pages import traces as trace_pages
 from .pages import tuning as tuning_pages
-from .pages.error_pages import Pages
+from .pages.error_pages import ErrorPageMiddleware
 from tunix_rt.serve.routers import (
     datasets,
     evaluation,
@@ -66,13 +66,13 @@ PAGES = (
 
 
 def add_routes(
-    app: FastAPI,  # With its other layers
+    app: FastAPI,  # App with its other layers
 ) -> None:
     """Give an app all endpoints, all pages, and the layer around them.
 
     Args:
-        app: With its other layers
+        app: App with its other layers
     """
     for module in (*ROUTERS, *PAGES):
         app.include_router(module.router)
-    app.add_middleware(Pages)
+    app.add_middleware(ErrorPageMiddleware)

@@ -15,12 +15,12 @@ from ..core.settings import Settings
 from ..core.settings import settings as current_settings
 from .api_router import add_routes
 from .auth import guard
-from .body_limits import Limits
-from .dependencies import running
-from .errors import RESPONSES, explain_refusals
-from .idempotency import Replies
-from .metrics import Measures
-from .request_log import Journal
+from .body_limits import BodyLimitMiddleware
+from .dependencies import lifespan_services
+from .errors import RESPONSES, add_exception_handlers
+from .idempotency import IdempotencyMiddleware
+from .metrics import Metrics
+from .request_log import RequestLogMiddleware
 from ..store.engine import Store
 
 # %% auto #0
@@ -40,11 +40,11 @@ def create_app(
     Returns:
         Ready to be served
     """
-    chosen, measures = settings or current_settings(), Measures()
+    chosen, measures = settings or current_settings(), Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(app, chosen, measures, store):
+        async with lifespan_services(app, chosen, measures, store):
             yield
 
     app = FastAPI(
@@ -57,10 +57,10 @@ def create_app(
         responses=RESPONSES,
         generate_unique_id_function=lambda route: route.name,
     )
-    explain_refusals(app)
-    app.add_middleware(Replies, store=lambda: app.state.services.store)
-    app.add_middleware(Limits, settings=chosen)
+    add_exception_handlers(app)
+    app.add_middleware(IdempotencyMiddleware, store=lambda: app.state.services.store)
+    app.add_middleware(BodyLimitMiddleware, settings=chosen)
     guard(app, chosen)
-    app.add_middleware(Journal, measures=measures)
+    app.add_middleware(RequestLogMiddleware, measures=measures)
     add_routes(app)
     return app

@@ -19,12 +19,12 @@ __all__ = ['run_files', 'list_files', 'open_file']
 
 # %% ../../nbs/serve/70_artifacts.ipynb #3331ffd7
 def run_files(
-    run: QueuedRun,  # From the store
+    run: QueuedRun,  # Run from the store
 ) -> Path | None:  # Absolute; None while it has none
     """Find the folder of a run.
 
     Args:
-        run: From the store
+        run: Run from the store
 
     Returns:
         Absolute; None while it has none
@@ -50,15 +50,15 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 # %% ../../nbs/serve/70_artifacts.ipynb #34ae7e6a
 def list_files(
-    folder: Path,  # Of a run
-) -> list[Artifact]:  # By name
+    folder: Path,  # Folder of a run
+) -> list[Artifact]:  # Artifacts by name
     """List the files of a run.
 
     Args:
-        folder: Of a run
+        folder: Folder of a run
 
     Returns:
-        By name
+        Artifacts by name
     """
     return [
         Artifact(
@@ -71,14 +71,14 @@ def list_files(
 
 # %% ../../nbs/serve/70_artifacts.ipynb #16932829
 def open_file(
-    folder: Path,  # Of a run
-    name: str,  # As listed, and not to be trusted
+    folder: Path,  # Folder of a run
+    name: str,  # Name as listed, not to be trusted
 ) -> Path:  # An existing file inside `folder`
     """Find one file of a run.
 
     Args:
-        folder: Of a run
-        name: As listed, and not to be trusted
+        folder: Folder of a run
+        name: Name as listed, not to be trusted
 
     Returns:
         An existing file inside `folder`

@@ -22,7 +22,7 @@ from .errors import problem
 
 # %% auto #0
 __all__ = ['COOKIE', 'OPEN', 'SAFE', 'SCHEME', 'AccessError', 'is_loopback', 'check_bind', 'host_in', 'is_ours', 'is_own_page',
-           'cookie_value', 'knows_token', 'is_open', 'why_not', 'Access', 'guard']
+           'cookie_value', 'knows_token', 'is_open', 'why_not', 'AuthMiddleware', 'guard']
 
 # %% ../../nbs/serve/25_auth.ipynb #0e3aefea
 class AccessError(TunixError):
@@ -48,14 +48,14 @@ def is_loopback(
 
 
 def check_bind(
-    host: str,  # To listen on
-    settings: Settings,  # With the token, if there is one
+    host: str,  # Address to listen on
+    settings: Settings,  # Settings with the token, if any
 ) -> None:
     """Refuse to listen where strangers are, unless they need a token.
 
     Args:
-        host: To listen on
-        settings: With the token, if there is one
+        host: Address to listen on
+        settings: Settings with the token, if any
     """
     if not is_loopback(host) and not settings.token:
         raise AccessError(
@@ -92,27 +92,27 @@ def host_in(
 
 def is_ours(
     host: str | None,  # Without the port
-    settings: Settings,  # With the allowed names
+    settings: Settings,  # Settings with the allowed names
 ) -> bool:
     """Tell whether this server answers to a name.
 
     Args:
         host: Without the port
-        settings: With the allowed names
+        settings: Settings with the allowed names
     """
     named = {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}
     return host is not None and (is_loopback(host) or host in named)
 
 # %% ../../nbs/serve/25_auth.ipynb #35950165
 def is_own_page(
-    headers: dict[bytes, bytes],  # Of the request
-    settings: Settings,  # With the allowed names
+    headers: dict[bytes, bytes],  # Headers of the request
+    settings: Settings,  # Settings with the allowed names
 ) -> bool:  # Also true when no page is involved
     """Tell whether a request that changes something may come from where it comes from.
 
     Args:
-        headers: Of the request
-        settings: With the allowed names
+        headers: Headers of the request
+        settings: Settings with the allowed names
 
     Returns:
         Also true when no page is involved
@@ -156,13 +156,13 @@ def _cookie(headers: dict[bytes, bytes]) -> str:
 
 
 def knows_token(
-    headers: dict[bytes, bytes],  # Of the request
+    headers: dict[bytes, bytes],  # Headers of the request
     token: str,  # The one in the settings
 ) -> bool:
     """Tell whether a request brings the token, or the cookie that stands for it.
 
     Args:
-        headers: Of the request
+        headers: Headers of the request
         token: The one in the settings
     """
     kind, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -176,12 +176,12 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 def is_open(
-    path: str,  # Of a request, or of an operation
+    path: str,  # Path of a request or an operation
 ) -> bool:  # Without a token, whoever asks
     """Tell whether a path is for everybody.
 
     Args:
-        path: Of a request, or of an operation
+        path: Path of a request or an operation
 
     Returns:
         Without a token, whoever asks
@@ -190,14 +190,14 @@ def is_open(
 
 
 def why_not(
-    scope: Scope,  # Of the request
-    settings: Settings,  # With token and names
+    scope: Scope,  # Scope of the request
+    settings: Settings,  # Settings with token and names
 ) -> tuple[int, str] | None:  # Status and reason; None lets it in
     """Say why a request is not let in.
 
     Args:
-        scope: Of the request
-        settings: With token and names
+        scope: Scope of the request
+        settings: Settings with token and names
 
     Returns:
         Status and reason; None lets it in
@@ -222,7 +222,7 @@ def why_not(
     return None
 
 # %% ../../nbs/serve/25_auth.ipynb #76f49d27
-class Access:
+class AuthMiddleware:
     "The layer that decides who comes in."
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -249,14 +249,14 @@ SCHEME = {
 
 
 def guard(
-    app: FastAPI,  # With all its routes
-    settings: Settings,  # With the token, if there is one
+    app: FastAPI,  # App with all its routes
+    settings: Settings,  # Settings with the token, if any
 ) -> None:
     """Put the layer around an app, and let its document say who needs a token.
 
     Args:
-        app: With all its routes
-        settings: With the token, if there is one
+        app: App with all its routes
+        settings: Settings with the token, if any
     """
     plain = app.openapi
     needed: list[dict[str, list[str]]] = [{"bearer": []}]
@@ -271,4 +271,4 @@ def guard(
         return app.openapi_schema or {}
 
     app.openapi = described  # type: ignore[method-assign]
-    app.add_middleware(Access, settings=settings)
+    app.add_middleware(AuthMiddleware, settings=settings)

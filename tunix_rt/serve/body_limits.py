@@ -12,20 +12,20 @@ from ..core.settings import Settings
 from .errors import problem
 
 # %% auto #0
-__all__ = ['UPLOAD', 'limit_of', 'Limits']
+__all__ = ['UPLOAD', 'limit_of', 'BodyLimitMiddleware']
 
 # %% ../../nbs/serve/20_body_limits.ipynb #ca5a471b
 UPLOAD = "/api/datasets/upload"
 
 
 def limit_of(
-    path: str,  # Of the request
+    path: str,  # Path of the request
     settings: Settings,  # That say how much
 ) -> tuple[int, str]:  # Bytes, and the variable that sets them
     """Look up how long a body may be.
 
     Args:
-        path: Of the request
+        path: Path of the request
         settings: That say how much
 
     Returns:
@@ -38,7 +38,7 @@ def limit_of(
     return settings.request_max_bytes, "TUNIX_RT_REQUEST_MAX_BYTES"
 
 # %% ../../nbs/serve/20_body_limits.ipynb #3721c2ef
-class Limits:
+class BodyLimitMiddleware:
     "The layer that counts bytes."
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:

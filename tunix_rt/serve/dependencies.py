@@ -21,17 +21,18 @@ from starlette.concurrency import run_in_threadpool
 from ..core.errors import MissingError
 from ..core.settings import Settings, resolve, settings
 from ..data.datasets import dataset_folder
-from .metrics import Measured, Measures, RunTallies
+from .metrics import Metrics, RunCountCollector, TimedStore
 from .rediai import RediAI
 from .sse import Watch
 from .strict_json import Key
-from .trace_writer import Arrivals
+from .trace_writer import TraceWriter
 from ..store.engine import Store, open_store
 from ..tuning.controller import advancing
 
 # %% auto #0
-__all__ = ['TIDY', 'THREADS', 'T', 'Everything', 'MadeId', 'Opened', 'Limit', 'Offset', 'DatasetKey', 'Services', 'running',
-           'patiently', 'get_services', 'get_store', 'get_made_id', 'say_next', 'existing_dataset', 'dataset_in_path']
+__all__ = ['HOUSEKEEPING_SECONDS', 'THREADS', 'T', 'ServicesDep', 'IdempotentId', 'StoreDep', 'LimitQuery', 'OffsetQuery',
+           'DatasetKey', 'Services', 'lifespan_services', 'run_in_slow_pool', 'get_services', 'get_store',
+           'get_made_id', 'say_next', 'existing_dataset', 'dataset_in_path']
 
 # %% ../../nbs/serve/60_dependencies.ipynb #e37d1eb5
 @dataclass
@@ -39,41 +40,41 @@ class Services:
     "What an app is made of."
 
     settings: Settings
-    measures: Measures
-    store: Measured
-    arrivals: Arrivals
+    measures: Metrics
+    store: TimedStore
+    arrivals: TraceWriter
     watch: Watch
     rediai: RediAI
     loop: asyncio.AbstractEventLoop
     patient: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
 
 # %% ../../nbs/serve/60_dependencies.ipynb #928d7aca
-TIDY = 10.0  # Seconds between two looks after runs that nobody works on any more
+HOUSEKEEPING_SECONDS = 10.0  # Seconds between two looks after runs that nobody works on any more
 
 
 @asynccontextmanager
-async def running(
-    app: FastAPI,  # Whose state gets the services
-    settings: Settings,  # Of this deployment
-    measures: Measures,  # That the journal writes to as well
+async def lifespan_services(
+    app: FastAPI,  # App whose state gets the services
+    settings: Settings,  # Deployment settings
+    measures: Metrics,  # That the journal writes to as well
     store: Store | None,  # An open one; None opens the one in the settings
-) -> AsyncIterator[Services]:  # For as long as the app runs
+) -> AsyncIterator[Services]:  # Services, for as long as the app runs
     """Start what an app needs, and stop it afterwards.
 
     Args:
-        app: Whose state gets the services
-        settings: Of this deployment
+        app: App whose state gets the services
+        settings: Deployment settings
         measures: That the journal writes to as well
         store: An open one; None opens the one in the settings
 
     Returns:
-        For as long as the app runs
+        Services, for as long as the app runs
     """
     opened = store if store else await run_in_threadpool(open_store, settings.database_url)
     assert opened is not None
-    measured = Measured(opened.engine, opened.turn, measures=measures)
-    measures.registry.register(RunTallies(measured))
-    arrivals, watch = Arrivals(measured), Watch(measured)
+    measured = TimedStore(opened.engine, opened.turn, measures=measures)
+    measures.registry.register(RunCountCollector(measured))
+    arrivals, watch = TraceWriter(measured), Watch(measured)
     app.state.services = Services(
         settings,
         measures,
@@ -86,7 +87,7 @@ async def running(
     arrivals.start()
     to_thread.current_default_thread_limiter().total_tokens = THREADS
     try:
-        with advancing(measured, TIDY):
+        with advancing(measured, HOUSEKEEPING_SECONDS):
             yield app.state.services
     finally:
         await watch.close()
@@ -95,24 +96,24 @@ async def running(
             opened.close()
 
 # %% ../../nbs/serve/60_dependencies.ipynb #583a2ffa
-THREADS = 32  # For what takes milliseconds
+THREADS = 32  # Threads for tasks of milliseconds
 T = TypeVar("T")
 
 
-async def patiently(
-    services: Services,  # Of the app
+async def run_in_slow_pool(
+    services: Services,  # Services of the app
     work: Callable[..., T],  # Something that takes seconds or minutes
     *words: Any,  # Its arguments
-) -> T:  # What it gives
+) -> T:  # Result of the work
     """Do long work without keeping short work waiting.
 
     Args:
-        services: Of the app
+        services: Services of the app
         work: Something that takes seconds or minutes
         *words: Its arguments
 
     Returns:
-        What it gives
+        Result of the work
     """
     return await to_thread.run_sync(work, *words, limiter=services.patient)
 
@@ -133,21 +134,21 @@ async def get_made_id(request: Request) -> UUID | None:
     return found if isinstance(found, UUID) else None
 
 
-Everything = Annotated[Services, Depends(get_services)]
-MadeId = Annotated[UUID | None, Depends(get_made_id)]
-Opened = Annotated[Store, Depends(get_store)]
-Limit = Annotated[int, Query(ge=1, le=100, description="At most so many")]
-Offset = Annotated[int, Query(ge=0, lt=2**31, description="How many to skip")]
+ServicesDep = Annotated[Services, Depends(get_services)]
+IdempotentId = Annotated[UUID | None, Depends(get_made_id)]
+StoreDep = Annotated[Store, Depends(get_store)]
+LimitQuery = Annotated[int, Query(ge=1, le=100, description="At most so many")]
+OffsetQuery = Annotated[int, Query(ge=0, lt=2**31, description="How many to skip")]
 
 
 def say_next(
-    response: Response,  # Of the framework, which adds its headers to the answer
+    response: Response,  # Framework's response; its headers are added to ours
     next_offset: int | None,  # None at the end
 ) -> None:
     """Say in a header where a list goes on, for lists that are nothing but a list.
 
     Args:
-        response: Of the framework, which adds its headers to the answer
+        response: Framework's response; its headers are added to ours
         next_offset: None at the end
     """
     if next_offset is not None:

@@ -31,8 +31,8 @@ from ..core.settings import resolve, settings
 from ..registry.models import NameTaken
 
 # %% auto #0
-__all__ = ['STATUS', 'log', 'COMMON', 'RESPONSES', 'Refusal', 'status_of', 'answering', 'Finding', 'Problem', 'from_root',
-           'problem', 'findings', 'sentence', 'explain_refusals']
+__all__ = ['STATUS', 'log', 'COMMON', 'RESPONSES', 'HTTPRefusal', 'status_of', 'with_status', 'FieldError', 'Problem',
+           'from_root', 'problem', 'field_errors', 'sentence', 'add_exception_handlers']
 
 # %% ../../nbs/serve/10_errors.ipynb #b813a0e4
 STATUS: tuple[tuple[type[TunixError], int], ...] = (
@@ -47,7 +47,7 @@ STATUS: tuple[tuple[type[TunixError], int], ...] = (
 )
 
 
-class Refusal(TunixError):
+class HTTPRefusal(TunixError):
     "A refusal that brings its own status code along."
 
     def __init__(self, status: int, message: str, *, after: int | None = None) -> None:
@@ -66,31 +66,31 @@ def status_of(
     Returns:
         Such as 404
     """
-    if isinstance(error, Refusal):
+    if isinstance(error, HTTPRefusal):
         return error.status
     return next(status for family, status in STATUS if isinstance(error, family))
 
 # %% ../../nbs/serve/10_errors.ipynb #58a7dbd4
 @contextmanager
-def answering(
+def with_status(
     status: int,  # That refusals of the block are to have
-    *families: type[TunixError],  # Which ones; a database in trouble is never among them by default
+    *families: type[TunixError],  # Error classes; database failures are excluded by default
 ) -> Iterator[None]:
     """Give the refusals of a block another status code.
 
     Args:
         status: That refusals of the block are to have
-        *families: Which ones; a database in trouble is never among them by default
+        *families: Error classes; database failures are excluded by default
     """
     try:
         yield
     except TunixError as error:
         if not isinstance(error, families or (DatasetError, PathError, TraceError)):
             raise
-        raise Refusal(status, str(error)) from error
+        raise HTTPRefusal(status, str(error)) from error
 
 # %% ../../nbs/serve/10_errors.ipynb #144128e3
-class Finding(BaseModel):
+class FieldError(BaseModel):
     "One thing that is wrong with a request."
 
     loc: list[str | int] = Field(description="Where: body, query or path, and on to the field")
@@ -102,7 +102,9 @@ class Problem(BaseModel):
     "Why a request was refused."
 
     detail: str = Field(description="What was found and what to do, for a person")
-    errors: list[Finding] | None = Field(None, description="Each finding, where there are several")
+    errors: list[FieldError] | None = Field(
+        None, description="Each finding, where there are several"
+    )
     request_id: str | None = Field(None, description="Under which the log of the server has it")
 
 # %% ../../nbs/serve/10_errors.ipynb #b64c1570
@@ -126,21 +128,21 @@ def from_root(
 
 # %% ../../nbs/serve/10_errors.ipynb #012669c7
 def problem(
-    status: int,  # Of the response
-    detail: str,  # For a person
+    status: int,  # Response status code
+    detail: str,  # Text for a person
     *,
-    scope: Mapping[str, Any],  # Of the request, which knows its id
-    errors: Sequence[Finding] | None = None,  # For a program
-    headers: Mapping[str, str] | None = None,  # To be sent along
+    scope: Mapping[str, Any],  # Scope of the request, which has its id
+    errors: Sequence[FieldError] | None = None,  # Details for a program
+    headers: Mapping[str, str] | None = None,  # Headers to send along
 ) -> Response:
     """Write a refusal down.
 
     Args:
-        status: Of the response
-        detail: For a person
-        scope: Of the request, which knows its id
-        errors: For a program
-        headers: To be sent along
+        status: Response status code
+        detail: Text for a person
+        scope: Scope of the request, which has its id
+        errors: Details for a program
+        headers: Headers to send along
     """
     id = scope.get("state", {}).get("request_id")
     found = None if errors is None else list(errors)
@@ -156,13 +158,13 @@ def problem(
     )
 
 # %% ../../nbs/serve/10_errors.ipynb #1cd34f97
-def findings(
-    errors: Sequence[Mapping[str, Any]],  # As pydantic tells them
-) -> list[Finding]:  # The first twenty
+def field_errors(
+    errors: Sequence[Mapping[str, Any]],  # Errors as reported by pydantic
+) -> list[FieldError]:  # The first twenty
     """Tell what is wrong with a request, place by place.
 
     Args:
-        errors: As pydantic tells them
+        errors: Errors as reported by pydantic
 
     Returns:
         The first twenty
@@ -173,17 +175,17 @@ def findings(
         if isinstance(error.get("input"), bytes):
             message = "the body is not declared as JSON; send Content-Type: application/json"
         places = [part if isinstance(part, int) else str(part)[:100] for part in error["loc"]]
-        told.append(Finding(loc=places, msg=message[:500], type=str(error["type"])))
+        told.append(FieldError(loc=places, msg=message[:500], type=str(error["type"])))
     return told
 
 
 def sentence(
-    found: Sequence[Finding],  # From `findings`
+    found: Sequence[FieldError],  # Result of `field_errors`
 ) -> str:  # "body.steps: Field required; ..."
     """Say findings in one line.
 
     Args:
-        found: From `findings`
+        found: Result of `field_errors`
 
     Returns:
         "body.steps: Field required; ..."
@@ -203,7 +205,7 @@ async def _refused(request: Request, error: Any) -> Response:
 
 
 async def _not_valid(request: Request, error: Any) -> Response:
-    found = findings(error.errors())
+    found = field_errors(error.errors())
     return problem(422, sentence(found), scope=request.scope, errors=found)
 
 
@@ -214,13 +216,13 @@ async def _framework(request: Request, error: Any) -> Response:
     return problem(error.status_code, str(detail), scope=request.scope, headers=error.headers)
 
 
-def explain_refusals(
-    app: FastAPI,  # Before it starts
+def add_exception_handlers(
+    app: FastAPI,  # App that has not started
 ) -> None:
     """Let an app tell refusals in our shape.
 
     Args:
-        app: Before it starts
+        app: App that has not started
     """
     app.add_exception_handler(TunixError, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)

@@ -22,13 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..core.errors import StoreError
 from .body_limits import UPLOAD
-from .errors import Refusal, problem
+from .errors import HTTPRefusal, problem
 from ..store.engine import Store
 from ..store.tables import IdempotentReply, now
 
 # %% auto #0
-__all__ = ['HEADER', 'KEPT', 'STALE', 'RENEWED', 'BUSY', 'CLAIMED', 'TOGETHER', 'STREAMED', 'Keep', 'digest_of', 'kept_reply',
-           'claim_key', 'renew_key', 'settle_key', 'Replies', 'keeping']
+__all__ = ['HEADER', 'KEPT', 'STALE', 'RENEWED', 'BUSY', 'CLAIMED', 'TOGETHER', 'STREAMED', 'SaveReply', 'request_digest',
+           'kept_reply', 'claim_key', 'renew_key', 'settle_key', 'IdempotencyMiddleware', 'reply_saver']
 
 # %% ../../nbs/serve/40_idempotency.ipynb #44479ed6
 HEADER = b"idempotency-key"
@@ -39,15 +39,15 @@ BUSY = "the first request with this Idempotency-Key is still at work; ask again 
 CLAIMED = 0  # Instead of a status code
 
 
-def digest_of(
-    scope: Scope,  # Of the request
-    body: bytes,  # As sent
+def request_digest(
+    scope: Scope,  # Scope of the request
+    body: bytes,  # Body as sent
 ) -> str:  # 64 hexadecimal digits
     """Tell one request from another.
 
     Args:
-        scope: Of the request
-        body: As sent
+        scope: Scope of the request
+        body: Body as sent
 
     Returns:
         64 hexadecimal digits
@@ -57,42 +57,44 @@ def digest_of(
 
 # %% ../../nbs/serve/40_idempotency.ipynb #28dce226
 def kept_reply(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     key: str,  # The client's
-    digest: str,  # Of the request
-) -> IdempotentReply | None:  # With an answer; None when the key is new
+    digest: str,  # Digest of the request
+) -> IdempotentReply | None:  # Finished reply; None when the key is new
     """Find the answer that was given to this request.
 
     Args:
-        store: Where from
+        store: Database to read from
         key: The client's
-        digest: Of the request
+        digest: Digest of the request
 
     Returns:
-        With an answer; None when the key is new
+        Finished reply; None when the key is new
     """
     with store.reading() as session:
         found = session.get(IdempotentReply, key)
     if found is None or (found.status_code == CLAIMED and found.created_at < now() - STALE):
         return None
     if found.digest != digest:
-        raise Refusal(422, "this Idempotency-Key was used for another request; make up a new one")
+        raise HTTPRefusal(
+            422, "this Idempotency-Key was used for another request; make up a new one"
+        )
     if found.status_code == CLAIMED:
-        raise Refusal(409, BUSY, after=1)
+        raise HTTPRefusal(409, BUSY, after=1)
     return found
 
 # %% ../../nbs/serve/40_idempotency.ipynb #8f65e5b6
 def claim_key(
-    store: Store,  # Where to
+    store: Store,  # Database to write to
     key: str,  # The client's
-    digest: str,  # Of the request
+    digest: str,  # Digest of the request
 ) -> None:
     """Note that a request is at work, or refuse if another server was quicker.
 
     Args:
-        store: Where to
+        store: Database to write to
         key: The client's
-        digest: Of the request
+        digest: Digest of the request
     """
     moment = now()
     try:
@@ -110,17 +112,17 @@ def claim_key(
                 )
             )
     except IntegrityError:
-        raise Refusal(409, BUSY, after=1) from None
+        raise HTTPRefusal(409, BUSY, after=1) from None
 
 
 def renew_key(
-    store: Store,  # Where to
+    store: Store,  # Database to write to
     key: str,  # Claimed
 ) -> None:
     """Note that a request is still at work.
 
     Args:
-        store: Where to
+        store: Database to write to
         key: Claimed
     """
     mine = (IdempotentReply.key == key, IdempotentReply.status_code == CLAIMED)
@@ -129,18 +131,18 @@ def renew_key(
 
 # %% ../../nbs/serve/40_idempotency.ipynb #ef3639bc
 def settle_key(
-    store: Store,  # Where to
+    store: Store,  # Database to write to
     key: str,  # Claimed
-    status: int,  # Of the answer
-    body: str,  # Of the answer
+    status: int,  # Response status code
+    body: str,  # Body of the response
 ) -> None:
     """Keep the answer of a success; forget the key of a refusal.
 
     Args:
-        store: Where to
+        store: Database to write to
         key: Claimed
-        status: Of the answer
-        body: Of the answer
+        status: Response status code
+        body: Body of the response
     """
     mine = IdempotentReply.key == key
     with store.writing() as session:
@@ -209,7 +211,7 @@ async def _remembered(
             await run_in_threadpool(settle_key, store, key, 500, "")
 
 # %% ../../nbs/serve/40_idempotency.ipynb #ebca15a8
-class Replies:
+class IdempotencyMiddleware:
     "The layer that remembers answers."
 
     def __init__(self, app: ASGIApp, store: Callable[[], Store]) -> None:
@@ -223,7 +225,7 @@ class Replies:
             return
         try:
             await self._once(given, scope, receive, send)
-        except Refusal as error:
+        except HTTPRefusal as error:
             again = None if error.after is None else {"Retry-After": str(error.after)}
             refusal = problem(error.status, str(error), scope=scope, headers=again)
             await refusal(scope, receive, send)
@@ -231,14 +233,14 @@ class Replies:
     async def _once(self, given: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         key = given.decode("latin-1")
         if not 1 <= len(key) <= 200 or not key.isascii() or not key.isprintable():
-            raise Refusal(422, "an Idempotency-Key has 1 to 200 printable ASCII characters")
+            raise HTTPRefusal(422, "an Idempotency-Key has 1 to 200 printable ASCII characters")
         uploading = scope["path"] == UPLOAD
         body = (
             dict(scope["headers"]).get(b"content-length", b"")
             if uploading
             else await _read(receive)
         )
-        digest, store = digest_of(scope, body), self.store()
+        digest, store = request_digest(scope, body), self.store()
         kept = await run_in_threadpool(kept_reply, store, key, digest)
         if kept is not None:
             replayed = {"Idempotent-Replayed": "true"}
@@ -253,7 +255,7 @@ class Replies:
             await self.app(scope, receive, send)
             return
         if key in self.at_work:
-            raise Refusal(409, BUSY, after=1)
+            raise HTTPRefusal(409, BUSY, after=1)
         self.at_work.add(key)
         try:
             await run_in_threadpool(claim_key, store, key, digest)
@@ -262,20 +264,20 @@ class Replies:
             self.at_work.discard(key)
 
 # %% ../../nbs/serve/40_idempotency.ipynb #a257c454
-Keep = Callable[[Any], IdempotentReply]  # From what was done to the row that remembers it
+SaveReply = Callable[[Any], IdempotentReply]  # Function from a result to the row that records it
 
 
-def keeping(
-    state: dict[str, Any],  # Of the request
-    status: int,  # Of the answer
-    write: Callable[[Any], str],  # From what was done to the body of the answer
-) -> Keep | None:  # None without a key
+def reply_saver(
+    state: dict[str, Any],  # State of the request
+    status: int,  # Response status code
+    write: Callable[[Any], str],  # Function from a result to the response body
+) -> SaveReply | None:  # None without a key
     """Prepare an endpoint to keep its answer in the transaction of its work.
 
     Args:
-        state: Of the request
-        status: Of the answer
-        write: From what was done to the body of the answer
+        state: State of the request
+        status: Response status code
+        write: Function from a result to the response body
 
     Returns:
         None without a key

@@ -27,14 +27,14 @@ from .strict_json import OPERATION
 from ..store.engine import Store
 
 # %% auto #0
-__all__ = ['MILLISECONDS', 'SECONDS', 'T', 'Measures', 'Measured', 'RunTallies']
+__all__ = ['MILLISECONDS', 'SECONDS', 'T', 'Metrics', 'TimedStore', 'RunCountCollector']
 
 # %% ../../nbs/serve/30_metrics.ipynb #5ab505d1
 MILLISECONDS = (1, 2, 3, 5, 8, 13, 20, 50, 100, 200, 500, 1000, 5000)
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 30)
 
 # %% ../../nbs/serve/30_metrics.ipynb #390bcf9d
-class Measures:
+class Metrics:
     "The figures of one app."
 
     def __init__(self) -> None:
@@ -69,10 +69,10 @@ T = TypeVar("T")
 
 
 @dataclass
-class Measured(Store):
+class TimedStore(Store):
     "An open database whose writes are timed."
 
-    measures: Measures = field(default_factory=Measures, repr=False)
+    measures: Metrics = field(default_factory=Metrics, repr=False)
 
     def writing(self) -> AbstractContextManager[Session]:
         "Open a session that commits when its block ends well, and note how long all of it took."
@@ -91,7 +91,7 @@ class Measured(Store):
         self.measures.writes.labels(OPERATION.get()).observe(took)
 
 # %% ../../nbs/serve/30_metrics.ipynb #7c71df1e
-class RunTallies(Collector):
+class RunCountCollector(Collector):
     "What the table of runs says, as figures."
 
     def __init__(self, store: Store) -> None:

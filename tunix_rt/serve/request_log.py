@@ -15,22 +15,22 @@ from uuid import uuid4
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import problem
-from .metrics import Measures
+from .metrics import Metrics
 
 # %% auto #0
-__all__ = ['POLICY', 'HEADERS', 'log', 'OURS', 'request_id', 'with_headers', 'line', 'Journal']
+__all__ = ['POLICY', 'HEADERS', 'log', 'OURS', 'request_id', 'with_headers', 'line', 'RequestLogMiddleware']
 
 # %% ../../nbs/serve/35_request_log.ipynb #00a4c90f
 _PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 def request_id(
-    given: bytes | None,  # What the header says
+    given: bytes | None,  # Value of the header
 ) -> str:  # Fit for a log
     """Take the id that a client gave, or make one.
 
     Args:
-        given: What the header says
+        given: Value of the header
 
     Returns:
         Fit for a log
@@ -52,17 +52,17 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
 
 
 def with_headers(
-    headers: list[tuple[bytes, bytes]],  # Of the answer
-    id: str,  # Of the request
-) -> list[tuple[bytes, bytes]]:  # What is there already stays
+    headers: list[tuple[bytes, bytes]],  # Response headers
+    id: str,  # Id of the request
+) -> list[tuple[bytes, bytes]]:  # Headers, with existing ones kept
     """Add what every answer has.
 
     Args:
-        headers: Of the answer
-        id: Of the request
+        headers: Response headers
+        id: Id of the request
 
     Returns:
-        What is there already stays
+        Headers, with existing ones kept
     """
     there = {name.lower() for name, _ in headers}
     added = [(name, value) for name, value in HEADERS if name not in there]
@@ -73,21 +73,21 @@ log = logging.getLogger("tunix_rt.serve.requests")
 
 
 def line(
-    scope: Scope,  # Of the request
+    scope: Scope,  # Scope of the request
     *,
-    id: str,  # Of the request
+    id: str,  # Id of the request
     operation: str,  # Name of the endpoint
-    status: int,  # Of the answer
-    seconds: float,  # From the first byte to the last
+    status: int,  # Response status code
+    seconds: float,  # Time from the first byte to the last
 ) -> str:  # JSON
     """Write the line of a request.
 
     Args:
-        scope: Of the request
-        id: Of the request
+        scope: Scope of the request
+        id: Id of the request
         operation: Name of the endpoint
-        status: Of the answer
-        seconds: From the first byte to the last
+        status: Response status code
+        seconds: Time from the first byte to the last
 
     Returns:
         JSON
@@ -107,10 +107,10 @@ def line(
 OURS = "something went wrong on our side; the log of the server has it under the id given here"
 
 
-class Journal:
+class RequestLogMiddleware:
     "The layer that every request passes first and last."
 
-    def __init__(self, app: ASGIApp, measures: Measures) -> None:
+    def __init__(self, app: ASGIApp, measures: Metrics) -> None:
         self.app, self.measures = app, measures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,31 +19,36 @@ from ..data.datasets import dataset_folder
 from ..jobs.queue import QueuedRun, enqueue, get_queued
 from ..jobs.worker import work
 from ..registry.model_refs import VERSIONED
-from .schemas.runs import ExamRequest, ManifestRequest, RunRequest, TrainingFields
+from tunix_rt.serve.schemas.runs import (
+    EvaluateModelRequest,
+    ManifestRequest,
+    RunRequest,
+    TrainingFields,
+)
 from .schemas.tuning import TuningRequest
 from ..store.engine import Store
 from ..tracking.evaluations import evaluate_parameters
 
 # %% auto #0
-__all__ = ['CHARACTERS', 'PLACES', 'updates', 'model_source', 'training_parameters', 'known_run', 'order', 'order_and_wait',
-           'examination', 'search_settings', 'training_manifest']
+__all__ = ['CHARACTERS', 'PATH_PARAMETERS', 'epochs_to_steps', 'model_source', 'training_parameters', 'find_existing_run',
+           'enqueue_training', 'enqueue_and_wait', 'enqueue_evaluation', 'search_settings', 'training_manifest']
 
 # %% ../../nbs/serve/65_run_requests.ipynb #204ccba6
-CHARACTERS = 3.0  # In a token, as a guess
+CHARACTERS = 3.0  # Characters per token, estimated
 
 
-def updates(
+def epochs_to_steps(
     asked: TrainingFields,  # Epochs, rows and their length
-    stats: Mapping[str, Any],  # Of the dataset's manifest
-) -> int:  # Optimiser updates, at least one
+    stats: Mapping[str, Any],  # Stats in the dataset's manifest
+) -> int:  # Optimizer updates, at least one
     """Guess how many updates so many epochs take.
 
     Args:
         asked: Epochs, rows and their length
-        stats: Of the dataset's manifest
+        stats: Stats in the dataset's manifest
 
     Returns:
-        Optimiser updates, at least one
+        Optimizer updates, at least one
     """
     traces = int(stats.get("trace_count", 1))
     tokens = float(stats.get("avg_total_chars", 0.0)) / CHARACTERS + 16
@@ -52,15 +57,15 @@ def updates(
 
 # %% ../../nbs/serve/65_run_requests.ipynb #e5346e7d
 def model_source(
-    model_id: str,  # As asked
-) -> str:  # As the notebook takes it
+    model_id: str,  # Requested model
+) -> str:  # Model as the notebook takes it
     """Find the model that is meant, without leaving the folders of models and runs.
 
     Args:
-        model_id: As asked
+        model_id: Requested model
 
     Returns:
-        As the notebook takes it
+        Model as the notebook takes it
     """
     if ".." in model_id.split("/") or not re.fullmatch(r"[A-Za-z0-9][\w .@:/+-]*", model_id):
         raise PathError(
@@ -76,15 +81,15 @@ def model_source(
 
 # %% ../../nbs/serve/65_run_requests.ipynb #653b55e9
 def training_parameters(
-    asked: TrainingFields,  # As sent
-) -> dict[str, Any]:  # As the notebook `train` takes them
+    asked: TrainingFields,  # Request as sent
+) -> dict[str, Any]:  # Parameters of the notebook `train`
     """Say a request in the words of the notebook.
 
     Args:
-        asked: As sent
+        asked: Request as sent
 
     Returns:
-        As the notebook `train` takes them
+        Parameters of the notebook `train`
     """
     manifest = read_json(
         dataset_folder(asked.dataset_key, resolve(settings().datasets)) / "manifest.json"
@@ -97,23 +102,23 @@ def training_parameters(
         "dataset": asked.dataset_key,
         "model": model_source(asked.model_id),
         "weight_decay": asked.weight_decay,
-        "max_steps": updates(asked, manifest.get("stats", {})),
-        "batch_rows": asked.batch_size,
-        "row_tokens": asked.max_seq_length,
+        "max_steps": epochs_to_steps(asked, manifest.get("stats", {})),
+        "batch_size": asked.batch_size,
+        "seq_length": asked.max_seq_length,
         "device": {"cuda": "gpu"}.get(asked.device, asked.device),
-        "optimiser": "muon" if fresh else "adamw",
+        "optimizer": "muon" if fresh else "adamw",
         **rate,
     }
 
 # %% ../../nbs/serve/65_run_requests.ipynb #b6ad6ed3
-def known_run(
-    store: Store,  # Where to look
+def find_existing_run(
+    store: Store,  # Database to search
     run_id: UUID | None,  # That a run is to have
 ) -> QueuedRun | None:  # None when there is none so far
     """Find the run that an earlier attempt at the same request has left.
 
     Args:
-        store: Where to look
+        store: Database to search
         run_id: That a run is to have
 
     Returns:
@@ -125,22 +130,22 @@ def known_run(
         return None
 
 
-def order(
-    store: Store,  # Where to
-    asked: RunRequest,  # As sent
+def enqueue_training(
+    store: Store,  # Database to write to
+    asked: RunRequest,  # Request as sent
     run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> QueuedRun:  # Waiting, or done if it was a dry run
     """Put a run into the queue, or rehearse it.
 
     Args:
-        store: Where to
-        asked: As sent
+        store: Database to write to
+        asked: Request as sent
         run_id: That the run is to have; made up by default
 
     Returns:
         Waiting, or done if it was a dry run
     """
-    return known_run(store, run_id) or enqueue(
+    return find_existing_run(store, run_id) or enqueue(
         store,
         "train",
         training_parameters(asked),
@@ -152,24 +157,24 @@ def order(
     )
 
 # %% ../../nbs/serve/65_run_requests.ipynb #e8cff9bf
-def order_and_wait(
-    store: Store,  # Where to
-    asked: RunRequest,  # As sent
+def enqueue_and_wait(
+    store: Store,  # Database to write to
+    asked: RunRequest,  # Request as sent
     stopping: Callable[[], bool],  # True when the server is to stop
     run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> QueuedRun:  # Ended, unless the server stops first
     """Put a run into the queue and work until it has ended.
 
     Args:
-        store: Where to
-        asked: As sent
+        store: Database to write to
+        asked: Request as sent
         stopping: True when the server is to stop
         run_id: That the run is to have; made up by default
 
     Returns:
         Ended, unless the server stops first
     """
-    run = order(store, asked, run_id)
+    run = enqueue_training(store, asked, run_id)
 
     def enough() -> bool:
         return stopping() or get_queued(store, run.id).ended
@@ -179,22 +184,22 @@ def order_and_wait(
     return get_queued(store, run.id)
 
 # %% ../../nbs/serve/65_run_requests.ipynb #cc443f2a
-def examination(
-    store: Store,  # Where to
-    asked: ExamRequest,  # As sent
+def enqueue_evaluation(
+    store: Store,  # Database to write to
+    asked: EvaluateModelRequest,  # Request as sent
     run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> QueuedRun:  # Waiting
     """Put the examination of a model into the queue.
 
     Args:
-        store: Where to
-        asked: As sent
+        store: Database to write to
+        asked: Request as sent
         run_id: That the run is to have; made up by default
 
     Returns:
         Waiting
     """
-    if found := known_run(store, run_id):
+    if found := find_existing_run(store, run_id):
         return found
     if asked.run_id is not None:
         given = evaluate_parameters(store, asked.run_id, asked.evaluation_set)
@@ -217,40 +222,48 @@ def examination(
     )
 
 # %% ../../nbs/serve/65_run_requests.ipynb #b887ece5
-PLACES = ("model", "base", "dataset", "evaluation_set", "continue_from", "coordinator", "run_dir")
+PATH_PARAMETERS = (
+    "model",
+    "base",
+    "dataset",
+    "evaluation_set",
+    "continue_from",
+    "coordinator",
+    "run_dir",
+)
 
 
 def search_settings(
-    asked: TuningRequest,  # As sent
-) -> dict[str, Any]:  # As `runs.tuning.create_job` takes them
+    asked: TuningRequest,  # Request as sent
+) -> dict[str, Any]:  # Arguments of `runs.tuning.create_job`
     """Say a search in the words of the notebook.
 
     Args:
-        asked: As sent
+        asked: Request as sent
 
     Returns:
-        As `runs.tuning.create_job` takes them
+        Arguments of `runs.tuning.create_job`
     """
-    if places := [name for name in asked.search_space if name in PLACES]:
+    if places := [name for name in asked.search_space if name in PATH_PARAMETERS]:
         raise RunError(
             f"a search over HTTP cannot vary {', '.join(places)}, which names a place on the "
             f"server; search numbers and choices of the training, such as learning_rate"
         )
     fixed = {
         "model": model_source(asked.base_model_id),
-        "optimiser": "muon" if asked.base_model_id == "tiny" else "adamw",
+        "optimizer": "muon" if asked.base_model_id == "tiny" else "adamw",
     }
     kept = {name: value for name, value in fixed.items() if name not in asked.search_space}
     return asked.model_dump() | {"parameters": kept}
 
 # %% ../../nbs/serve/65_run_requests.ipynb #e6681400
 def training_manifest(
-    asked: ManifestRequest,  # As sent
+    asked: ManifestRequest,  # Request as sent
 ) -> str:  # YAML
     """Write an order down as a manifest.
 
     Args:
-        asked: As sent
+        asked: Request as sent
 
     Returns:
         YAML

@@ -59,7 +59,7 @@ def log_to_stderr() -> None:
 
 
 def serve(
-    host: str = "127.0.0.1",  # To listen on
+    host: str = "127.0.0.1",  # Address to listen on
     port: int = 8000,  # 0 takes any free one
     *,
     settings: Settings | None = None,  # Those of this process by default
@@ -67,7 +67,7 @@ def serve(
     """Serve until told to stop.
 
     Args:
-        host: To listen on
+        host: Address to listen on
         port: 0 takes any free one
         settings: Those of this process by default
     """

@@ -32,29 +32,29 @@ __all__ = ['States', 'log', 'UNSEEN', 'BEAT', 'AT_ONCE', 'event', 'log_event', '
 def event(
     kind: str,  # "log", "heartbeat", "status" or "error"
     data: dict[str, Any],  # Anything JSON can hold
-    id: int | None = None,  # Where to go on after
-) -> str:  # With the empty line that ends it
+    id: int | None = None,  # Position to resume after
+) -> str:  # Event with its closing empty line
     """Spell an event.
 
     Args:
         kind: "log", "heartbeat", "status" or "error"
         data: Anything JSON can hold
-        id: Where to go on after
+        id: Position to resume after
 
     Returns:
-        With the empty line that ends it
+        Event with its closing empty line
     """
     start = "" if id is None else f"id: {id}\n"
     return f"{start}event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 # %% ../../nbs/serve/50_sse.ipynb #058a8ccb
 def log_event(
-    line: LogLine,  # From the store
+    line: LogLine,  # Line from the store
 ) -> str:
     """Spell a piece of a log.
 
     Args:
-        line: From the store
+        line: Line from the store
     """
     facts = {"seq": line.seq, "stream": line.stream, "chunk": line.chunk}
     return event("log", {**facts, "created_at": line.created_at.isoformat()}, line.seq)
@@ -64,14 +64,14 @@ States = dict[UUID, tuple[str, int]]  # Status and last seq of each run
 
 
 def run_states(
-    store: Store,  # Where from
-    ids: Sequence[UUID],  # Of runs
+    store: Store,  # Database to read from
+    ids: Sequence[UUID],  # Ids of runs
 ) -> States:
     """Ask how far some runs are.
 
     Args:
-        store: Where from
-        ids: Of runs
+        store: Database to read from
+        ids: Ids of runs
     """
     query = select(RunRow.id, RunRow.status, RunRow.last_seq).where(RunRow.id.in_(ids))
     with store.reading() as session:
@@ -154,15 +154,15 @@ AT_ONCE = 50  # Pieces that are read together; each has up to 16,384 characters
 
 # %% ../../nbs/serve/50_sse.ipynb #b52c18af
 async def follow(
-    watch: Watch,  # Of the app
-    run_id: UUID,  # Of a run that exists
+    watch: Watch,  # Watch of the app
+    run_id: UUID,  # Id of an existing run
     since_seq: int = 0,  # The last piece that the listener has
 ) -> AsyncIterator[str]:  # Events, as text
     """Send a run's log until the run has ended.
 
     Args:
-        watch: Of the app
-        run_id: Of a run that exists
+        watch: Watch of the app
+        run_id: Id of an existing run
         since_seq: The last piece that the listener has
 
     Returns:

@@ -24,20 +24,20 @@ from ..core.files import ADVICE, JSONRefused, json_fault, parse_json
 from ..data.datasets import disk_full_explained
 
 # %% auto #0
-__all__ = ['OPERATION', 'Handler', 'Said', 'Name', 'Key', 'Whole', 'Real', 'Flag', 'PIECE', 'strict_json', 'StrictRequest',
-           'RawJSON', 'RawRequest', 'StrictRoute', 'RawRoute', 'receive_file']
+__all__ = ['OPERATION', 'Handler', 'SafeStr', 'Name', 'Key', 'StrictInt', 'StrictFloat', 'StrictBool', 'PIECE', 'strict_json',
+           'StrictRequest', 'RawJSON', 'RawRequest', 'StrictRoute', 'RawRoute', 'receive_file']
 
 # %% ../../nbs/serve/15_strict_json.ipynb #33c2a7ba
 def strict_json(
-    body: bytes,  # As it came
-) -> Any:  # What it holds
+    body: bytes,  # Body as received
+) -> Any:  # Decoded content
     """Read a body, or refuse it with the reason.
 
     Args:
-        body: As it came
+        body: Body as received
 
     Returns:
-        What it holds
+        Decoded content
     """
     try:
         return parse_json(body, "the body")
@@ -98,12 +98,12 @@ def _storable(text: str) -> str:
     return text
 
 
-Said = Annotated[str, AfterValidator(_storable)]
-Name = Annotated[Said, Text(min_length=1, max_length=256)]
-Key = Annotated[Said, Text(min_length=1, max_length=200)]
-Whole = Annotated[int, Field(strict=True)]
-Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Flag = Annotated[bool, Field(strict=True)]
+SafeStr = Annotated[str, AfterValidator(_storable)]
+Name = Annotated[SafeStr, Text(min_length=1, max_length=256)]
+Key = Annotated[SafeStr, Text(min_length=1, max_length=200)]
+StrictInt = Annotated[int, Field(strict=True)]
+StrictFloat = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+StrictBool = Annotated[bool, Field(strict=True)]
 
 # %% ../../nbs/serve/15_strict_json.ipynb #63d6bdc7
 PIECE = 2**20  # Bytes that are gathered before they are written
@@ -111,14 +111,14 @@ PIECE = 2**20  # Bytes that are gathered before they are written
 
 @asynccontextmanager
 async def receive_file(
-    request: Request,  # Whose body is the file
-    name: str,  # For the record; ours, not the sender's
+    request: Request,  # Request whose body is the file
+    name: str,  # Name for the record; ours, not the sender's
 ) -> AsyncIterator[Path]:  # An existing file, for the length of the block
     """Write a body to the disk as it comes.
 
     Args:
-        request: Whose body is the file
-        name: For the record; ours, not the sender's
+        request: Request whose body is the file
+        name: Name for the record; ours, not the sender's
 
     Returns:
         An existing file, for the length of the block

@@ -16,8 +16,8 @@ from uuid import UUID
 from sqlalchemy.exc import IntegrityError
 
 from ..core.errors import StoreError
-from .errors import Refusal
-from .idempotency import BUSY, Keep
+from .errors import HTTPRefusal
+from .idempotency import BUSY, SaveReply
 from .strict_json import OPERATION
 from ..store.engine import Store
 from ..store.tables import now
@@ -30,17 +30,17 @@ from tunix_rt.store.traces import (
     moment_text,
     spell,
 )
-from ..traces.serialization import Written
+from ..traces.serialization import EncodedTrace
 
 # %% auto #0
-__all__ = ['MOST', 'Waiting', 'commit_together', 'Arrivals', 'arrive', 'add_batch']
+__all__ = ['MOST', 'PendingTrace', 'commit_group', 'TraceWriter', 'write_trace', 'add_batch']
 
 # %% ../../nbs/serve/45_trace_writer.ipynb #8f36e311
 MOST = 200  # Traces that share a commit; one of them may have a megabyte
 
 
 @dataclass
-class Waiting:
+class PendingTrace:
     """A trace that somebody waits for.
 
     Attributes:
@@ -52,14 +52,14 @@ class Waiting:
     version: str
     done: asyncio.Future[Stored]
     loop: asyncio.AbstractEventLoop
-    keep: Keep | None = None  # Makes the row that is to be there with the trace, or not at all
+    keep: SaveReply | None = None  # Makes the row that is to be there with the trace, or not at all
 
     def stored(self, id: UUID) -> Stored:
         "Say what the sender hears."
         return Stored(id, self.moment, self.version)
 
 # %% ../../nbs/serve/45_trace_writer.ipynb #58abf480
-def _tell(waiting: Waiting, outcome: UUID | BaseException) -> None:
+def _tell(waiting: PendingTrace, outcome: UUID | BaseException) -> None:
     def settle() -> None:
         if waiting.done.done():
             return
@@ -74,7 +74,7 @@ def _tell(waiting: Waiting, outcome: UUID | BaseException) -> None:
         pass
 
 # %% ../../nbs/serve/45_trace_writer.ipynb #b81d0b94
-def _insert(store: Store, group: Sequence[Waiting]) -> list[UUID]:
+def _insert(store: Store, group: Sequence[PendingTrace]) -> list[UUID]:
     rows = [each.row for each in group]
     if len(group) == 1 and group[0].keep is None:
         with store.inserting() as connection:
@@ -87,14 +87,14 @@ def _insert(store: Store, group: Sequence[Waiting]) -> list[UUID]:
     return ids
 
 # %% ../../nbs/serve/45_trace_writer.ipynb #fa18f171
-def commit_together(
-    store: Store,  # Where to
-    group: Sequence[Waiting],  # Some of those that wait
+def commit_group(
+    store: Store,  # Database to write to
+    group: Sequence[PendingTrace],  # Some of those that wait
 ) -> None:
     """Make a group of traces last, and tell each sender.
 
     Args:
-        store: Where to
+        store: Database to write to
         group: Some of those that wait
     """
     try:
@@ -102,18 +102,18 @@ def commit_together(
     except Exception as error:
         taken = isinstance(error, IntegrityError) and any(each.keep for each in group)
         for each in group:
-            _tell(each, Refusal(409, BUSY, after=1) if taken else error)
+            _tell(each, HTTPRefusal(409, BUSY, after=1) if taken else error)
         return
     for each, id in zip(group, ids, strict=True):
         _tell(each, id)
 
 # %% ../../nbs/serve/45_trace_writer.ipynb #6b539a05
 @dataclass
-class Arrivals:
+class TraceWriter:
     "The one who writes what comes one by one."
 
     store: Store
-    queue: SimpleQueue[Waiting | None] = field(default_factory=SimpleQueue, repr=False)
+    queue: SimpleQueue[PendingTrace | None] = field(default_factory=SimpleQueue, repr=False)
     thread: threading.Thread | None = field(default=None, repr=False)
     closed: bool = False
     door: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -123,7 +123,7 @@ class Arrivals:
         self.thread = threading.Thread(target=self._work, name="arrivals", daemon=True)
         self.thread.start()
 
-    def take(self, each: Waiting) -> None:
+    def take(self, each: PendingTrace) -> None:
         "Put a trace into the queue, or refuse it when nobody will look there any more."
         with self.door:
             if self.closed:
@@ -143,7 +143,7 @@ class Arrivals:
     def _work(self) -> None:
         OPERATION.set("create_trace")
         while (first := self.queue.get()) is not None:
-            group, alone, last = [first], list[Waiting](), False
+            group, alone, last = [first], list[PendingTrace](), False
             while len(group) < MOST and not last:
                 try:
                     each = self.queue.get_nowait()
@@ -154,17 +154,17 @@ class Arrivals:
                     group.append(each)
             alone = [each for each in group if each.keep is not None]
             if together := [each for each in group if each.keep is None]:
-                commit_together(self.store, together)
+                commit_group(self.store, together)
             for each in alone:
-                commit_together(self.store, [each])
+                commit_group(self.store, [each])
             if last:
                 return
 
 # %% ../../nbs/serve/45_trace_writer.ipynb #c5f0bed1
-async def arrive(
-    arrivals: Arrivals,  # Started
-    trace: Written,  # Checked
-    keep: Keep | None = None,  # Makes a row that is to be there with the trace
+async def write_trace(
+    arrivals: TraceWriter,  # Started
+    trace: EncodedTrace,  # Checked
+    keep: SaveReply | None = None,  # Makes a row that is to be there with the trace
 ) -> Stored:  # Once it is on the disk
     """Hand in one trace and wait until it is safe.
 
@@ -180,25 +180,25 @@ async def arrive(
     row = spell(trace, moment_text(arrivals.store.dialect, moment))
     loop = asyncio.get_running_loop()
     version = trace.record["trace_version"]
-    each = Waiting(row, moment, version, loop.create_future(), loop, keep)
+    each = PendingTrace(row, moment, version, loop.create_future(), loop, keep)
     arrivals.take(each)
     return await each.done
 
 # %% ../../nbs/serve/45_trace_writer.ipynb #3e5d64f7
 def add_batch(
-    store: Store,  # Where to
-    traces: Sequence[Written],  # Checked
-    keep: Keep | None = None,  # Makes a row that is to be there with the traces
-) -> list[Stored]:  # In the same order, safe on the disk
+    store: Store,  # Database to write to
+    traces: Sequence[EncodedTrace],  # Checked
+    keep: SaveReply | None = None,  # Makes a row that is to be there with the traces
+) -> list[Stored]:  # Traces in the same order, safe on disk
     """Store a batch of traces.
 
     Args:
-        store: Where to
+        store: Database to write to
         traces: Checked
         keep: Makes a row that is to be there with the traces
 
     Returns:
-        In the same order, safe on the disk
+        Traces in the same order, safe on disk
     """
     try:
         with store.writing() as session:
@@ -206,5 +206,5 @@ def add_batch(
             if keep is not None:
                 session.add(keep(stored))
     except IntegrityError:
-        raise Refusal(409, BUSY, after=1) from None
+        raise HTTPRefusal(409, BUSY, after=1) from None
     return stored

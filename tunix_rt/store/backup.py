@@ -45,17 +45,17 @@ def tables() -> list[Table]:  # Those that others refer to come first
 
 # %% ../../nbs/store/60_backup.ipynb #eab63b95
 def _plain(
-    value: Any,  # From a row
-) -> Any:  # As JSON takes it
+    value: Any,  # Value from a row
+) -> Any:  # Value that JSON can hold
     if isinstance(value, UUID):
         return value.hex
     return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _typed(
-    table: Table,  # Whose row
-    row: list[Any],  # As `_plain` left it
-) -> dict[str, Any]:  # As the table takes it
+    table: Table,  # Table of the row
+    row: list[Any],  # Row as left by `_plain`
+) -> dict[str, Any]:  # Values as the table takes them
     values: dict[str, Any] = {}
     for column, value in zip(table.columns, row, strict=True):
         if value is not None and isinstance(column.type, Uuid):
@@ -86,13 +86,13 @@ class Backup:
 
     Attributes:
         rows: Table to rows
-        table: Whose rows are going by
+        table: Table whose rows are being read
     """
 
     created_at: str = ""
     revision: str = ""
     rows: dict[str, int] = field(default_factory=dict)  # Table to rows
-    table: str = ""  # Whose rows are going by
+    table: str = ""  # Table whose rows are being read
 
     def note(self, line: Any) -> None:
         "Take notice of a line."
@@ -110,17 +110,17 @@ class Backup:
 
 # %% ../../nbs/store/60_backup.ipynb #867920b2
 def backup(
-    store: Store,  # What to save; it may be in use meanwhile
+    store: Store,  # Database to save; it may be in use meanwhile
     path: Path,  # File to create or to replace, by rename
-) -> Backup:  # What was saved
+) -> Backup:  # Summary of the backup
     """Save the whole database to a file.
 
     Args:
-        store: What to save; it may be in use meanwhile
+        store: Database to save; it may be in use meanwhile
         path: File to create or to replace, by rename
 
     Returns:
-        What was saved
+        Summary of the backup
     """
     digest, saved = hashlib.sha256(), Backup()
     with (
@@ -170,14 +170,14 @@ def read_backup(
 # %% ../../nbs/store/60_backup.ipynb #43c7a31d
 def check_backup(
     path: Path,  # A file from `backup`
-) -> Backup:  # What it holds
+) -> Backup:  # Summary of the file
     """Read a backup to its end and say what it holds.
 
     Args:
         path: A file from `backup`
 
     Returns:
-        What it holds
+        Summary of the file
     """
     held = Backup()
     for line in read_backup(path):
@@ -186,7 +186,7 @@ def check_backup(
 
 # %% ../../nbs/store/60_backup.ipynb #d3e7cd43
 def _refuse_unless_empty(
-    session: Session,  # Of the database to restore into
+    session: Session,  # Session on the database to restore into
 ) -> None:
     for table in tables():
         if session.scalar(select(func.count()).select_from(select(table).limit(1).subquery())):
@@ -198,7 +198,7 @@ def _refuse_unless_empty(
 # %% ../../nbs/store/60_backup.ipynb #b2e8bf35
 def _fill(
     session: Session,  # A writing one
-    lines: Iterable[Any],  # From `read_backup`
+    lines: Iterable[Any],  # Lines from `read_backup`
 ) -> None:
     by_name, waiting = {table.name: table for table in tables()}, iter(lines)
     table: Table | None = None
@@ -218,7 +218,7 @@ def _fill(
 def restore(
     store: Store,  # Empty, with the tables of this version
     path: Path,  # A file from `backup`
-) -> Backup:  # What was restored
+) -> Backup:  # Summary of the restore
     """Fill an empty database from a backup.
 
     Args:
@@ -226,7 +226,7 @@ def restore(
         path: A file from `backup`
 
     Returns:
-        What was restored
+        Summary of the restore
     """
     held = check_backup(path)
     if held.revision != HEAD:

@@ -18,14 +18,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..data.datasets import Dataset, build_dataset
-from ..data.importers import Intake, file_to_take, read_import
+from ..data.importers import IngestReport, file_to_take, iter_import
 from ..data.selection import matches
 from .engine import Store
 from .scan import AT_ONCE, conditions, walk
 from .tables import TraceRow, now
 from .traces import BATCH, Spelled, insert_rows, moment_text, saying, spell
 from ..traces.schema import Trace
-from ..traces.serialization import Written
+from ..traces.serialization import EncodedTrace
 
 # %% auto #0
 __all__ = ['LIGHT', 'ROOM', 'newest_numbers', 'build_from_store', 'Ingested', 'ingest_into_store']
@@ -36,7 +36,7 @@ LIGHT = (TraceRow.number, TraceRow.id, TraceRow.fingerprint, TraceRow.meta)
 
 def _passes(
     meta: dict[str, Any] | None,  # All of a trace that a filter looks at
-    filters: Mapping[str, Any],  # What it must agree with
+    filters: Mapping[str, Any],  # Filters that it must match
 ) -> bool:
     bare = Trace.model_construct(prompt="", steps=(), final_answer="", meta=meta)
     return matches(bare, filters)
@@ -44,8 +44,8 @@ def _passes(
 
 def _oldest_copy(
     session: Session,  # A reading one
-    fingerprint: str,  # Of the content
-    filters: Mapping[str, Any],  # What a copy must agree with
+    fingerprint: str,  # Content fingerprint
+    filters: Mapping[str, Any],  # Filters that a copy must match
 ) -> int | None:  # Its number in the store
     copies = select(*LIGHT).where(saying(fingerprint)).order_by(TraceRow.number)
     for row in session.execute(copies, execution_options={"yield_per": AT_ONCE}):
@@ -56,15 +56,15 @@ def _oldest_copy(
 # %% ../../nbs/store/50_datasets.ipynb #3d0d6a34
 def newest_numbers(
     session: Session,  # A reading one
-    filters: Mapping[str, Any],  # What a trace must agree with
-    limit: int,  # How many, at most
+    filters: Mapping[str, Any],  # Filters that a trace must match
+    limit: int,  # Maximum number of traces
 ) -> array[int]:  # Ascending: the oldest of them first
     """Find the newest traces that pass, each thought once.
 
     Args:
         session: A reading one
-        filters: What a trace must agree with
-        limit: How many, at most
+        filters: Filters that a trace must match
+        limit: Maximum number of traces
 
     Returns:
         Ascending: the oldest of them first
@@ -90,7 +90,7 @@ def _at(
     session: Session,  # A reading one
     numbers: array[int],  # Ascending
     filters: Mapping[str, Any],  # That they were found by
-) -> Iterator[Trace]:  # In the same order
+) -> Iterator[Trace]:  # Traces in the same order
     wanted = iter(numbers)
     next_one = next(wanted, None)
     for number, found in walk(session, filters, from_number=numbers[0] if numbers else 0):
@@ -102,10 +102,10 @@ def _at(
 
 # %% ../../nbs/store/50_datasets.ipynb #01bf16ca
 def _candidates(
-    store: Store,  # Where from
-    filters: Mapping[str, Any],  # What a trace must agree with
-    newest: int | None,  # Only the newest so many
-) -> Iterator[Trace]:  # From old to new
+    store: Store,  # Database to read from
+    filters: Mapping[str, Any],  # Filters that a trace must match
+    newest: int | None,  # Number of newest traces; None for all
+) -> Iterator[Trace]:  # Traces from old to new
     with store.reading() as session:
         if newest is None:
             yield from (found.trace for _, found in walk(session, filters))
@@ -114,27 +114,27 @@ def _candidates(
 
 
 def build_from_store(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     *,
     name: str,  # Such as "golden"
     version: str,  # Such as "v2"
     filters: Mapping[str, Any] | None = None,  # Field of `meta` to a value or a list of values
     selection_strategy: str = "latest",  # Or "random", which needs a seed
     seed: int | None = None,  # Fixes a random selection; noted in any case
-    limit: int | None = None,  # At most this many traces; None takes all
-    **rest: Any,  # As `data.datasets.build_dataset` takes it: home, splits, provenance ...
+    limit: int | None = None,  # Maximum number of traces; None takes all
+    **rest: Any,  # Options of `data.datasets.build_dataset`: home, splits, provenance ...
 ) -> Dataset:  # The new one, or the one that already held the same
     """Freeze a choice of stored traces into a dataset.
 
     Args:
-        store: Where from
+        store: Database to read from
         name: Such as "golden"
         version: Such as "v2"
         filters: Field of `meta` to a value or a list of values
         selection_strategy: Or "random", which needs a seed
         seed: Fixes a random selection; noted in any case
-        limit: At most this many traces; None takes all
-        **rest: As `data.datasets.build_dataset` takes it: home, splits, provenance ...
+        limit: Maximum number of traces; None takes all
+        **rest: Options of `data.datasets.build_dataset`: home, splits, provenance ...
 
     Returns:
         The new one, or the one that already held the same
@@ -161,7 +161,7 @@ class Ingested:
         packed_ids: 16 bytes each
     """
 
-    intake: Intake  # Counts, and the reasons of the first bad lines
+    intake: IngestReport  # Counts, and the reasons of the first bad lines
     packed_ids: bytearray = field(default_factory=bytearray, repr=False)  # 16 bytes each
 
     def __len__(self) -> int:
@@ -177,9 +177,9 @@ ROOM = 4 * 2**20  # Characters of a block; a trace may have a megabyte
 
 
 def _blocks(
-    traces: Iterable[Written],  # One in memory at a time
-    moment: str,  # When they arrived
-) -> Iterator[list[Spelled]]:  # As many rows as go to the database together
+    traces: Iterable[EncodedTrace],  # One in memory at a time
+    moment: str,  # Time of their arrival
+) -> Iterator[list[Spelled]]:  # Blocks of rows to send to the database together
     block: list[Spelled] = []
     size = 0
     for written in traces:
@@ -193,18 +193,18 @@ def _blocks(
 
 # %% ../../nbs/store/50_datasets.ipynb #22e16c3a
 def ingest_into_store(
-    store: Store,  # Where to
+    store: Store,  # Database to write to
     path: str | Path,  # JSONL, one trace a line
     *,
     source_name: str,  # Written to `meta.source`, 1 to 64 characters
     folder: Path | None = None,  # Read only below this folder; None reads anywhere
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
-) -> Ingested:  # What became of the lines
+) -> Ingested:  # Outcome for the lines
     """Take a file of traces into the store, all of it or nothing.
 
     Args:
-        store: Where to
+        store: Database to write to
         path: JSONL, one trace a line
         source_name: Written to `meta.source`, 1 to 64 characters
         folder: Read only below this folder; None reads anywhere
@@ -212,11 +212,11 @@ def ingest_into_store(
         evaluation: Traces whose prompts must not be taken in
 
     Returns:
-        What became of the lines
+        Outcome for the lines
     """
     file, name = file_to_take(path, source_name, folder)
-    done = Ingested(Intake(file=name, source=source_name))
-    traces = read_import(file, intake=done.intake, skip_invalid=skip_invalid, evaluation=evaluation)
+    done = Ingested(IngestReport(file=name, source=source_name))
+    traces = iter_import(file, intake=done.intake, skip_invalid=skip_invalid, evaluation=evaluation)
     count, moment = 0, moment_text(store.dialect, now())
     with SpooledTemporaryFile(max_size=ROOM) as spool:
         for count, block in enumerate(_blocks(traces, moment), start=1):  # noqa: B007

@@ -45,14 +45,14 @@ DEFAULT = "outputs/tunix_rt.db"
 def database_url(
     written: str
     | None = None,  # As a person or a hosting service wrote it; the default file if None
-) -> URL:  # With the driver that we use, and for SQLite an absolute path
+) -> URL:  # URL with our driver and, for SQLite, an absolute path
     """Work out which database is meant.
 
     Args:
         written: As a person or a hosting service wrote it; the default file if None
 
     Returns:
-        With the driver that we use, and for SQLite an absolute path
+        URL with our driver and, for SQLite, an absolute path
     """
     try:
         url = make_url(written or f"sqlite:///{resolve(DEFAULT)}")
@@ -90,7 +90,7 @@ WRITING = "tunix_rt_writing"  # The execution option that tells a writer from a 
 
 
 def _lower(
-    value: Any,  # Of a column
+    value: Any,  # Value of a column
 ) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -134,7 +134,7 @@ def _look_after_a_rest(
 
 # %% ../../nbs/store/20_engine.ipynb #1fb34d21
 def _engine(
-    url: URL,  # From `database_url`
+    url: URL,  # URL from `database_url`
 ) -> Engine:  # Connected to nothing yet
     common: dict[str, Any] = {"json_serializer": canonical_json}
     pool = {"pool_size": settings().database_pool, "max_overflow": 0, "pool_timeout": PATIENCE}
@@ -203,7 +203,7 @@ class Store:
         return inserting(self)
 
 # %% ../../nbs/store/20_engine.ipynb #b812e5c4
-GONE = (OperationalError, InterfaceError)  # What a driver says of a connection that is no more
+GONE = (OperationalError, InterfaceError)  # Driver errors that mean the connection is gone
 
 
 @contextmanager
@@ -249,12 +249,12 @@ def _turn(
 # %% ../../nbs/store/20_engine.ipynb #efea5c77
 @contextmanager
 def writing(
-    store: Store,  # Where to
+    store: Store,  # Database to write to
 ) -> Iterator[Session]:  # Everything done with it is kept together, or not at all
     """Open a session that commits when its block ends well.
 
     Args:
-        store: Where to
+        store: Database to write to
 
     Returns:
         Everything done with it is kept together, or not at all
@@ -267,15 +267,15 @@ def writing(
 
 @contextmanager
 def inserting(
-    store: Store,  # Where to
-) -> Iterator[Connection]:  # For one statement
+    store: Store,  # Database to write to
+) -> Iterator[Connection]:  # Connection for one statement
     """Open a connection for one statement that is kept at once.
 
     Args:
-        store: Where to
+        store: Database to write to
 
     Returns:
-        For one statement
+        Connection for one statement
     """
     with _trouble_explained(store), _turn(store), store.for_inserting.begin() as connection:
         yield connection
@@ -283,12 +283,12 @@ def inserting(
 
 @contextmanager
 def reading(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
 ) -> Iterator[Session]:  # Sees what was committed, and cannot change it
     """Open a session that only reads.
 
     Args:
-        store: Where from
+        store: Database to read from
 
     Returns:
         Sees what was committed, and cannot change it
@@ -299,12 +299,12 @@ def reading(
 
 # %% ../../nbs/store/20_engine.ipynb #6d0ab6d7
 def current(
-    store: Store,  # Whose tables
+    store: Store,  # Database with the tables
 ) -> str | None:  # Such as "0001"; None when there are none
     """Tell which version the tables have.
 
     Args:
-        store: Whose tables
+        store: Database with the tables
 
     Returns:
         Such as "0001"; None when there are none
@@ -317,7 +317,7 @@ def current(
 
 # %% ../../nbs/store/20_engine.ipynb #b49cb769
 def _migrate(
-    store: Store,  # Whose tables
+    store: Store,  # Database with the tables
     move: Callable[[Any], None],  # Given Alembic's configuration
 ) -> None:
     from alembic.config import Config
@@ -333,7 +333,7 @@ def _migrate(
 
 # %% ../../nbs/store/20_engine.ipynb #61ec6915
 def _refuse_unknown(
-    revision: str,  # As somebody typed it
+    revision: str,  # Revision as typed
 ) -> None:
     if revision not in ("head", "base", *migrations.KNOWN):
         raise StoreError(
@@ -343,13 +343,13 @@ def _refuse_unknown(
 
 
 def upgrade(
-    store: Store,  # Whose tables
+    store: Store,  # Database with the tables
     revision: str = "head",  # The version to reach; the newest by default
 ) -> None:
     """Bring the tables up to a version.
 
     Args:
-        store: Whose tables
+        store: Database with the tables
         revision: The version to reach; the newest by default
     """
     from alembic import command
@@ -359,13 +359,13 @@ def upgrade(
 
 
 def downgrade(
-    store: Store,  # Whose tables
+    store: Store,  # Database with the tables
     revision: str,  # The version to go back to; "base" removes the tables and all they hold
 ) -> None:
     """Take the tables back to an older version.
 
     Args:
-        store: Whose tables
+        store: Database with the tables
         revision: The version to go back to; "base" removes the tables and all they hold
     """
     from alembic import command

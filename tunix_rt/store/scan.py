@@ -27,7 +27,7 @@ __all__ = ['EXACT', 'AT_ONCE', 'conditions', 'walk', 'iterate_traces']
 def _field(
     dialect: str,  # "sqlite" or "postgresql"
     path: Sequence[str],  # Such as ["review", "score"]
-) -> ColumnElement[Any]:  # What stands there in `meta`
+) -> ColumnElement[Any]:  # Value at that path in `meta`
     if dialect == "sqlite":
         return func.json_extract(TraceRow.meta, "$" + "".join(f'."{part}"' for part in path))
     return func.jsonb_extract_path(cast(TraceRow.meta, JSONB), *path, type_=JSONB)
@@ -35,7 +35,7 @@ def _field(
 
 def _equals(
     dialect: str,  # "sqlite" or "postgresql"
-    field: ColumnElement[Any],  # From `_field`
+    field: ColumnElement[Any],  # Field from `_field`
     choice: Any,  # Text, number or truth value
 ) -> ColumnElement[bool]:
     if dialect == "sqlite":
@@ -43,7 +43,7 @@ def _equals(
     return field == cast(choice, JSONB)
 
 # %% ../../nbs/store/40_scan.ipynb #6ff7fedc
-EXACT = 2**53  # From here on databases differ in which numbers are the same
+EXACT = 2**53  # Size from which databases differ in which numbers are the same
 
 
 def _one_filter(
@@ -68,13 +68,13 @@ def _one_filter(
 # %% ../../nbs/store/40_scan.ipynb #d8857770
 def conditions(
     dialect: str,  # "sqlite" or "postgresql"
-    filters: Mapping[str, Any],  # As the manifest of a dataset keeps them
+    filters: Mapping[str, Any],  # Filters as kept in a dataset's manifest
 ) -> list[ColumnElement[bool]]:  # All of which hold for a trace that passes, and for some others
     """Say filters in the database's words.
 
     Args:
         dialect: "sqlite" or "postgresql"
-        filters: As the manifest of a dataset keeps them
+        filters: Filters as kept in a dataset's manifest
 
     Returns:
         All of which hold for a trace that passes, and for some others
@@ -95,21 +95,21 @@ AT_ONCE = 50  # Rows that are held in memory; a trace may have a megabyte
 
 def walk(
     session: Session,  # A reading one
-    filters: Mapping[str, Any],  # What a trace must agree with
+    filters: Mapping[str, Any],  # Filters that a trace must match
     *,
     newest_first: bool = False,  # Or from the oldest on
     from_number: int = 0,  # Leave out the numbers below
-) -> Iterator[tuple[int, Found]]:  # With its number in the store
+) -> Iterator[tuple[int, Found]]:  # Traces with their numbers in the store
     """Read traces within a transaction.
 
     Args:
         session: A reading one
-        filters: What a trace must agree with
+        filters: Filters that a trace must match
         newest_first: Or from the oldest on
         from_number: Leave out the numbers below
 
     Returns:
-        With its number in the store
+        Traces with their numbers in the store
     """
     query = EVERYTHING.where(*conditions(session.connection().dialect.name, filters))
     if from_number:
@@ -123,19 +123,19 @@ def walk(
 
 
 def iterate_traces(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     filters: Mapping[str, Any] | None = None,  # Field of `meta` to a value or a list of values
     *,
     newest_first: bool = False,  # Or from the oldest on
-    limit: int | None = None,  # At most this many; None reads all
+    limit: int | None = None,  # Maximum number of traces; None reads all
 ) -> Iterator[Found]:  # One in memory at a time
     """Read all traces that pass.
 
     Args:
-        store: Where from
+        store: Database to read from
         filters: Field of `meta` to a value or a list of values
         newest_first: Or from the oldest on
-        limit: At most this many; None reads all
+        limit: Maximum number of traces; None reads all
 
     Returns:
         One in memory at a time

@@ -160,7 +160,7 @@ MODES = ("dry-run", "local")
 
 def _one_of(
     column: str,  # Its name
-    words: tuple[str, ...],  # What it may hold
+    words: tuple[str, ...],  # Values it may hold
 ) -> CheckConstraint:  # Named after the column
     return CheckConstraint(f"{column} IN ({', '.join(map(repr, words))})", name=column)
 

@@ -23,7 +23,7 @@ from ..core.files import json_fault
 from .engine import Store
 from .tables import ScoreRow, TraceRow, TraceTally, copied, now
 from ..traces.schema import Trace
-from ..traces.serialization import Written, record_of, write_down
+from ..traces.serialization import EncodedTrace, encode_trace, record_of
 
 # %% auto #0
 __all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'Found', 'label', 'spell', 'storable',
@@ -53,14 +53,14 @@ LABEL = 200  # Characters of a source or a category that are indexed
 
 def label(
     value: Any,  # A field of `meta`
-) -> str | None:  # What stands in the column beside it
+) -> str | None:  # Value of the column beside it
     """Cut a source or a category to what an index can hold.
 
     Args:
         value: A field of `meta`
 
     Returns:
-        What stands in the column beside it
+        Value of the column beside it
     """
     return value[:LABEL] if isinstance(value, str) else None
 
@@ -81,14 +81,14 @@ Spelled = list[Any]  # One text for each of COLUMNS; a source and a meta may be 
 
 # %% ../../nbs/store/30_traces.ipynb #4995b591
 def spell(
-    written: Written,  # Checked
-    moment: str,  # When it arrived, as text
+    written: EncodedTrace,  # Checked
+    moment: str,  # Time of arrival, as text
 ) -> Spelled:  # The id is that of the content
     """Write a trace as a row of texts.
 
     Args:
         written: Checked
-        moment: When it arrived, as text
+        moment: Time of arrival, as text
 
     Returns:
         The id is that of the content
@@ -111,7 +111,7 @@ def spell(
 # %% ../../nbs/store/30_traces.ipynb #c910074c
 def storable(
     trace: Trace,  # Checked, but for its `meta`
-) -> Written:
+) -> EncodedTrace:
     """Write down a trace, or refuse one that no database could give back.
 
     Args:
@@ -119,7 +119,7 @@ def storable(
     """
     if trace.meta and (reason := json_fault(trace.meta)):
         raise TraceError(f"meta of trace {trace.id}: {reason}. Mend it, or leave it out.")
-    return write_down(record_of(trace))
+    return encode_trace(record_of(trace))
 
 # %% ../../nbs/store/30_traces.ipynb #117c89e7
 def _taken(
@@ -135,8 +135,8 @@ def _taken(
 
 def _free_ids(
     ids: Sequence[str],  # Those of the contents
-    taken: set[str],  # By others; added to
-) -> list[str]:  # In the same order; a random one for each that is taken
+    taken: set[str],  # Ids already taken; extended
+) -> list[str]:  # Ids in the same order; a random one for each that is taken
     given = []
     for id in ids:
         given.append(uuid4().hex if id in taken else id)
@@ -146,8 +146,8 @@ def _free_ids(
 # %% ../../nbs/store/30_traces.ipynb #7fe7f9a4
 def _insertion(
     connection: Connection,  # A writing one
-    count: int,  # Of rows
-) -> str:  # With a mark for each value
+    count: int,  # Number of rows
+) -> str:  # SQL with a mark for each value
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
     marks = f"({', '.join([mark] * len(COLUMNS))})"
     return f"INSERT INTO traces ({', '.join(COLUMNS)}) VALUES {', '.join([marks] * count)}"
@@ -155,7 +155,7 @@ def _insertion(
 
 def _send(
     connection: Connection,  # A writing one
-    rows: Sequence[Spelled],  # With their ids
+    rows: Sequence[Spelled],  # Rows with their ids
 ) -> None:
     if connection.dialect.name == "sqlite":
         values = tuple(chain.from_iterable(rows))
@@ -170,13 +170,13 @@ def _send(
 # %% ../../nbs/store/30_traces.ipynb #0b2562bb
 def insert_one(
     connection: Connection,  # A writing one, or an inserting one
-    row: Spelled,  # From `spell`; its id is changed in place
+    row: Spelled,  # Row from `spell`; its id is changed in place
 ) -> str:  # The id under which it is stored
     """Store a row under a free id.
 
     Args:
         connection: A writing one, or an inserting one
-        row: From `spell`; its id is changed in place
+        row: Row from `spell`; its id is changed in place
 
     Returns:
         The id under which it is stored
@@ -189,13 +189,13 @@ def insert_one(
 # %% ../../nbs/store/30_traces.ipynb #5fde0ad0
 def insert_rows(
     connection: Connection,  # A writing one
-    rows: Sequence[Spelled],  # From `spell`, a thousand at most; their ids are changed in place
+    rows: Sequence[Spelled],  # Rows from `spell`, a thousand at most; ids are changed in place
 ) -> list[str]:  # The ids under which they are stored, in the same order
     """Store rows under free ids.
 
     Args:
         connection: A writing one
-        rows: From `spell`, a thousand at most; their ids are changed in place
+        rows: Rows from `spell`, a thousand at most; ids are changed in place
 
     Returns:
         The ids under which they are stored, in the same order
@@ -222,16 +222,16 @@ BATCH = 1000  # Rows that go to the database together
 
 def moment_text(
     dialect: str,  # "sqlite" or "postgresql"
-    moment: datetime,  # In UTC
-) -> str:  # As the database spells it
+    moment: datetime,  # Time in UTC
+) -> str:  # Text in the database's format
     """Spell a moment for a row of texts.
 
     Args:
         dialect: "sqlite" or "postgresql"
-        moment: In UTC
+        moment: Time in UTC
 
     Returns:
-        As the database spells it
+        Text in the database's format
     """
     text = moment.isoformat(" ", "microseconds")
     return text[:26] if dialect == "sqlite" else text
@@ -239,8 +239,8 @@ def moment_text(
 # %% ../../nbs/store/30_traces.ipynb #4bfb9fe8
 def insert_written(
     session: Session,  # A writing one, opened by the caller
-    traces: Sequence[Written],  # Any number
-) -> list[Stored]:  # In the same order; safe when the session commits
+    traces: Sequence[EncodedTrace],  # Any number
+) -> list[Stored]:  # Traces in the same order; safe when the session commits
     """Add traces that are written down, in the transaction of somebody else.
 
     Args:
@@ -248,7 +248,7 @@ def insert_written(
         traces: Any number
 
     Returns:
-        In the same order; safe when the session commits
+        Traces in the same order; safe when the session commits
     """
     moment, ids = now(), list[str]()
     connection = session.connection()
@@ -264,7 +264,7 @@ def insert_written(
 def insert_traces(
     session: Session,  # A writing one, opened by the caller
     traces: Sequence[Trace],  # Any number
-) -> list[Stored]:  # In the same order; safe when the session commits
+) -> list[Stored]:  # Traces in the same order; safe when the session commits
     """Add traces in the transaction of somebody else.
 
     Args:
@@ -272,23 +272,23 @@ def insert_traces(
         traces: Any number
 
     Returns:
-        In the same order; safe when the session commits
+        Traces in the same order; safe when the session commits
     """
     return insert_written(session, [storable(trace) for trace in traces])
 
 
 def add_traces(
-    store: Store,  # Where to
+    store: Store,  # Database to write to
     traces: Sequence[Trace],  # All of them are kept, or none
-) -> list[Stored]:  # In the same order; safe on the disk
+) -> list[Stored]:  # Traces in the same order; safe on disk
     """Add traces.
 
     Args:
-        store: Where to
+        store: Database to write to
         traces: All of them are kept, or none
 
     Returns:
-        In the same order; safe on the disk
+        Traces in the same order; safe on disk
     """
     with store.writing() as session:
         return insert_traces(session, traces)
@@ -299,12 +299,12 @@ PARTS = ("trace_version", "prompt", "steps", "final_answer", "meta")
 
 
 def found(
-    row: Row[Any],  # Of EVERYTHING
+    row: Row[Any],  # Row of EVERYTHING
 ) -> Found:  # Checked once more: a database can be edited by hand
     """Make a trace out of a row.
 
     Args:
-        row: Of EVERYTHING
+        row: Row of EVERYTHING
 
     Returns:
         Checked once more: a database can be edited by hand
@@ -314,17 +314,17 @@ def found(
 
 # %% ../../nbs/store/30_traces.ipynb #e2a691fb
 def get_traces(
-    store: Store,  # Where from
-    ids: Sequence[UUID],  # In any order
-) -> list[Found]:  # In the same order
+    store: Store,  # Database to read from
+    ids: Sequence[UUID],  # Ids in any order
+) -> list[Found]:  # Traces in the same order
     """Read the traces with these ids, refusing one that is not there.
 
     Args:
-        store: Where from
-        ids: In any order
+        store: Database to read from
+        ids: Ids in any order
 
     Returns:
-        In the same order
+        Traces in the same order
     """
     there: dict[UUID, Found] = {}
     with store.reading() as session:
@@ -341,14 +341,14 @@ def get_traces(
 
 
 def get_trace(
-    store: Store,  # Where from
-    id: UUID,  # As given when it was added
+    store: Store,  # Database to read from
+    id: UUID,  # Id returned when it was added
 ) -> Found:
     """Read one trace.
 
     Args:
-        store: Where from
-        id: As given when it was added
+        store: Database to read from
+        id: Id returned when it was added
     """
     return get_traces(store, [id])[0]
 
@@ -373,24 +373,24 @@ def _from_block(
 
 # %% ../../nbs/store/30_traces.ipynb #0c7dbeab
 def count_traces(
-    store: Store,  # Whose traces
+    store: Store,  # Database to read from
 ) -> int:
     """Count the traces, by the tally.
 
     Args:
-        store: Whose traces
+        store: Database to read from
     """
     with store.reading() as session:
         return int(session.scalar(select(func.sum(TraceTally.traces))) or 0)
 
 # %% ../../nbs/store/30_traces.ipynb #64b1bd72
 def saying(
-    fingerprint: str,  # Of the content; one that is no hash finds nothing
+    fingerprint: str,  # Hash of the content; one that is no hash finds nothing
 ) -> ColumnElement[bool]:
     """Choose the traces with this content.
 
     Args:
-        fingerprint: Of the content; one that is no hash finds nothing
+        fingerprint: Hash of the content; one that is no hash finds nothing
     """
     if not re.fullmatch("[0-9a-f]{64}", fingerprint):
         return false()
@@ -432,27 +432,27 @@ class Page:
 
 # %% ../../nbs/store/30_traces.ipynb #e770b5a2
 def list_traces(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     *,
-    limit: int = 20,  # At most this many
-    offset: int = 0,  # How many to skip
+    limit: int = 20,  # Maximum number of traces
+    offset: int = 0,  # Number of traces to skip
     after: int | None = None,  # Go on after the page whose `next_after` this is
-    source: str | None = None,  # Only those whose `meta.source` is this
-    category: str | None = None,  # Only those of this category
-    fingerprint: str | None = None,  # Only those with this content
-    text: str | None = None,  # Only those whose prompt or answer holds this, in either case
+    source: str | None = None,  # Value of `meta.source` to filter by
+    category: str | None = None,  # Category to filter by
+    fingerprint: str | None = None,  # Content fingerprint to filter by
+    text: str | None = None,  # Text to find in prompt or answer, in either case
 ) -> Page:  # Newest first
     """List traces.
 
     Args:
-        store: Where from
-        limit: At most this many
-        offset: How many to skip
+        store: Database to read from
+        limit: Maximum number of traces
+        offset: Number of traces to skip
         after: Go on after the page whose `next_after` this is
-        source: Only those whose `meta.source` is this
-        category: Only those of this category
-        fingerprint: Only those with this content
-        text: Only those whose prompt or answer holds this, in either case
+        source: Value of `meta.source` to filter by
+        category: Category to filter by
+        fingerprint: Content fingerprint to filter by
+        text: Text to find in prompt or answer, in either case
 
     Returns:
         Newest first
@@ -513,30 +513,30 @@ class Score:
 
 
 def _score(
-    row: ScoreRow,  # As stored
+    row: ScoreRow,  # Stored row
 ) -> Score:
     return Score(row.score, row.criteria, row.details, row.created_at)
 
 # %% ../../nbs/store/30_traces.ipynb #55cec5f9
 def add_score(
-    store: Store,  # Where to
-    trace_id: UUID,  # Of a stored trace
+    store: Store,  # Database to write to
+    trace_id: UUID,  # Id of a stored trace
     *,
     score: float,  # 0 to 100
     criteria: str,  # Such as "baseline"
-    details: Mapping[str, Any],  # How it came about
-) -> Score:  # As kept
+    details: Mapping[str, Any],  # Basis of the score
+) -> Score:  # Stored score
     """Keep a score of a trace.
 
     Args:
-        store: Where to
-        trace_id: Of a stored trace
+        store: Database to write to
+        trace_id: Id of a stored trace
         score: 0 to 100
         criteria: Such as "baseline"
-        details: How it came about
+        details: Basis of the score
 
     Returns:
-        As kept
+        Stored score
     """
     get_trace(store, trace_id)
     row = ScoreRow(trace_id=trace_id, score=score, criteria=criteria, details=dict(details))
@@ -546,16 +546,16 @@ def add_score(
 
 # %% ../../nbs/store/30_traces.ipynb #b64eb2f8
 def latest_score(
-    store: Store,  # Where from
-    trace_id: UUID,  # Of a stored trace
-    criteria: str = "baseline",  # Which kind
+    store: Store,  # Database to read from
+    trace_id: UUID,  # Id of a stored trace
+    criteria: str = "baseline",  # Kind of score
 ) -> Score | None:  # None when there is none
     """Read the newest score of a trace.
 
     Args:
-        store: Where from
-        trace_id: Of a stored trace
-        criteria: Which kind
+        store: Database to read from
+        trace_id: Id of a stored trace
+        criteria: Kind of score
 
     Returns:
         None when there is none

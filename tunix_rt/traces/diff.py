@@ -27,26 +27,26 @@ class Side:
     """One of the two things compared.
 
     Attributes:
-        steps: What each step says, in order
+        steps: Text of each step, in order
         answer: None where a model gave none
         prompt: None where the page shows it already
     """
 
-    steps: tuple[str, ...] = ()  # What each step says, in order
+    steps: tuple[str, ...] = ()  # Text of each step, in order
     answer: str | None = None  # None where a model gave none
     prompt: str | None = None  # None where the page shows it already
 
 
 def as_side(
     source: Trace | Side | Sequence[str],  # A trace, a side, steps, or reasoning as one text
-) -> Side:  # What is compared
+) -> Side:  # Side to compare
     """See anything with steps as one side of a comparison.
 
     Args:
         source: A trace, a side, steps, or reasoning as one text
 
     Returns:
-        What is compared
+        Side to compare
     """
     if isinstance(source, Side):
         return source
@@ -56,7 +56,7 @@ def as_side(
     return Side(steps=tuple(split_steps(source) if isinstance(source, str) else source))
 
 # %% ../../nbs/traces/50_diff.ipynb #51f23af9
-ALIKE = 0.5  # From this likeness on, two steps count as versions of one
+ALIKE = 0.5  # Minimum similarity for two steps to count as versions of one
 _word = re.compile(r"\s+|\w+|[^\w\s]")
 
 

@@ -44,7 +44,7 @@ class Html(str):
     def __new__(
         cls,
         html: str,  # Already escaped
-        plain: str = "",  # What a terminal shows
+        plain: str = "",  # Text for a terminal
     ) -> Html:  # A string, and more
         "Make HTML that knows its plain form."
         made = super().__new__(cls, html)

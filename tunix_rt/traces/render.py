@@ -21,12 +21,12 @@ ANSWER = ("<answer>", "</answer>")  # Opens and closes the answer
 
 # %% ../../nbs/traces/40_render.ipynb #efd1b970
 def join_steps(
-    steps: Iterable[str],  # What each step says; may hold several lines
+    steps: Iterable[str],  # Text of each step; may hold several lines
 ) -> str:  # One step a line, further lines of a step indented by two spaces
     """Write steps one to a line.
 
     Args:
-        steps: What each step says; may hold several lines
+        steps: Text of each step; may hold several lines
 
     Returns:
         One step a line, further lines of a step indented by two spaces
@@ -123,7 +123,7 @@ def render_response(
     trace: Trace,  # Refused when its text holds the tags themselves
     *,
     reasoning: bool = True,  # False leaves the steps out, to measure what they are worth
-) -> str:  # What the model should say, and nothing after it
+) -> str:  # Target response of the model, and nothing after it
     """Write the response a model should learn to give.
 
     Args:
@@ -131,7 +131,7 @@ def render_response(
         reasoning: False leaves the steps out, to measure what they are worth
 
     Returns:
-        What the model should say, and nothing after it
+        Target response of the model, and nothing after it
     """
     check_renderable(trace)
     answer = f"{ANSWER[0]}{trace.final_answer.strip()}{ANSWER[1]}"

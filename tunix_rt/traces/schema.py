@@ -40,7 +40,7 @@ from .display import trace_html
 # %% auto #0
 __all__ = ['LONG', 'CONTENT', 'LABEL', 'MOST_STEPS', 'Number', 'Long', 'Content', 'Label', 'Step', 'content_json', 'Trace',
            'describe', 'check_trace', 'parse_trace', 'trace_lines', 'read_traces', 'line_json', 'trace_json',
-           'write_traces', 'normalised_prompt']
+           'write_traces', 'normalized_prompt']
 
 # %% ../../nbs/traces/20_schema.ipynb #e8d41c74
 class _Storable:
@@ -80,19 +80,19 @@ class Step(BaseModel):
 
 # %% ../../nbs/traces/20_schema.ipynb #95b38481
 def content_json(
-    prompt: str,  # What is asked
+    prompt: str,  # Question asked
     steps: Sequence[Mapping[str, Any]],  # Each with content, i and type, in this order
-    final_answer: str,  # What comes out
-) -> str:  # As `canonical_json` would write it
+    final_answer: str,  # Resulting answer
+) -> str:  # JSON as `canonical_json` would write it
     """Spell what a trace says in the one way that its fingerprint relies on.
 
     Args:
-        prompt: What is asked
+        prompt: Question asked
         steps: Each with content, i and type, in this order
-        final_answer: What comes out
+        final_answer: Resulting answer
 
     Returns:
-        As `canonical_json` would write it
+        JSON as `canonical_json` would write it
     """
     return to_json({"final_answer": final_answer, "prompt": prompt, "steps": steps}).decode()
 
@@ -142,12 +142,12 @@ class Trace(BaseModel):
 
 # %% ../../nbs/traces/20_schema.ipynb #8646c432
 def describe(
-    error: ValidationError,  # What pydantic found
+    error: ValidationError,  # Error from pydantic
 ) -> str:  # "field: reason" for each finding, joined by "; "
     """Say in one line what a validation found, field by field.
 
     Args:
-        error: What pydantic found
+        error: Error from pydantic
 
     Returns:
         "field: reason" for each finding, joined by "; "
@@ -173,13 +173,13 @@ def describe(
 
 
 def check_trace(
-    value: Any,  # What a JSON document holds
+    value: Any,  # Content of a JSON document
     where: str = "this trace",  # Named in the refusal, such as "traces.jsonl:7"
 ) -> Trace:  # Checked and immutable
     """Make a trace of its parts, or say everything that is wrong with them.
 
     Args:
-        value: What a JSON document holds
+        value: Content of a JSON document
         where: Named in the refusal, such as "traces.jsonl:7"
 
     Returns:
@@ -244,30 +244,30 @@ def trace_lines(
 
 def read_traces(
     path: Path,  # A JSONL file, one trace a line
-) -> Iterator[Trace]:  # In file order, one in memory at a time
+) -> Iterator[Trace]:  # Traces in file order, one in memory at a time
     """Read traces from a file, refusing the first line that is not one.
 
     Args:
         path: A JSONL file, one trace a line
 
     Returns:
-        In file order, one in memory at a time
+        Traces in file order, one in memory at a time
     """
     for number, line in trace_lines(path):
         yield parse_trace(line, where=f"{path}:{number}")
 
 
 def line_json(
-    content: str,  # From `content_json`
+    content: str,  # Content from `content_json`
     meta: str,  # Canonical JSON
-    trace_version: str,  # As it is, not yet JSON
+    trace_version: str,  # Version as it is, not yet JSON
 ) -> str:  # One line, with its keys in order
     """Spell a whole trace, given what was spelled already.
 
     Args:
-        content: From `content_json`
+        content: Content from `content_json`
         meta: Canonical JSON
-        trace_version: As it is, not yet JSON
+        trace_version: Version as it is, not yet JSON
 
     Returns:
         One line, with its keys in order
@@ -295,7 +295,7 @@ def trace_json(
 def write_traces(
     path: Path,  # The file to create or to replace, by rename
     traces: Iterable[Trace],  # Any number of them
-) -> int:  # How many were written
+) -> int:  # Number of traces written
     """Write traces as JSONL: the same traces give the same bytes.
 
     Args:
@@ -303,7 +303,7 @@ def write_traces(
         traces: Any number of them
 
     Returns:
-        How many were written
+        Number of traces written
     """
     count = 0
     with replacing(path) as file:
@@ -312,16 +312,16 @@ def write_traces(
     return count
 
 # %% ../../nbs/traces/20_schema.ipynb #0395ccc7
-def normalised_prompt(
-    prompt: str,  # As written
-) -> str:  # For comparing only, never for showing
+def normalized_prompt(
+    prompt: str,  # Prompt as written
+) -> str:  # Text for comparing only, never for display
     """Fold away case, spacing and compatibility forms (Unicode NFKC).
 
     Args:
-        prompt: As written
+        prompt: Prompt as written
 
     Returns:
-        For comparing only, never for showing
+        Text for comparing only, never for display
     """
     folded = unicodedata.normalize("NFKC", prompt).casefold()
     return re.sub(r"\s+", " ", folded).strip()

@@ -28,7 +28,8 @@ from tunix_rt.traces.schema import (
 )
 
 # %% auto #0
-__all__ = ['StepRecord', 'TraceRecord', 'record_of', 'quick_record', 'quick_records', 'read_record', 'Written', 'write_down']
+__all__ = ['StepRecord', 'TraceRecord', 'record_of', 'quick_record', 'quick_records', 'read_record', 'EncodedTrace',
+           'encode_trace']
 
 # %% ../../nbs/traces/30_serialization.ipynb #b1473db1
 @with_config(ConfigDict(extra="forbid"))
@@ -87,9 +88,9 @@ def _plain(value: Any) -> bool:
 
 
 def _as_it_seems(
-    records: Sequence[TraceRecord],  # As the core read them
-    text: bytes,  # From which
-) -> bool:  # Whether a careful look would find the same
+    records: Sequence[TraceRecord],  # Records as the core read them
+    text: bytes,  # Source of the records
+) -> bool:  # True if a careful look would find the same
     if b"\\u0000" in text:
         return False
     keys = 0
@@ -109,14 +110,14 @@ def _whole(record: TraceRecord) -> TraceRecord:
 # %% ../../nbs/traces/30_serialization.ipynb #750dde93
 def quick_record(
     line: bytes,  # JSON
-) -> TraceRecord | None:  # With all its keys; None when it needs a careful look
+) -> TraceRecord | None:  # Record with all its keys; None when it needs a careful look
     """Read a record, if a quick look is enough.
 
     Args:
         line: JSON
 
     Returns:
-        With all its keys; None when it needs a careful look
+        Record with all its keys; None when it needs a careful look
     """
     try:
         record = _ONE.validate_json(line)
@@ -146,7 +147,7 @@ def quick_records(
 def read_record(
     line: bytes,  # JSON
     where: str = "this trace",  # Named in the refusal, such as "traces.jsonl:7"
-) -> TraceRecord:  # With all its keys
+) -> TraceRecord:  # Record with all its keys
     """Read one record as strictly as `parse_trace`.
 
     Args:
@@ -154,12 +155,12 @@ def read_record(
         where: Named in the refusal, such as "traces.jsonl:7"
 
     Returns:
-        With all its keys
+        Record with all its keys
     """
     return quick_record(line) or record_of(parse_trace(line, where))
 
 # %% ../../nbs/traces/30_serialization.ipynb #d96fa8f8
-class Written(NamedTuple):
+class EncodedTrace(NamedTuple):
     """A trace as it is written.
 
     Attributes:
@@ -195,7 +196,7 @@ class Written(NamedTuple):
         return line_json(self.content, self.meta or "null", self.record["trace_version"])
 
 
-_EXACT = {str, int, bool, type(None)}  # What both encoders spell alike
+_EXACT = {str, int, bool, type(None)}  # Types that both encoders spell alike
 
 
 def _meta_json(meta: dict[str, Any]) -> str:
@@ -204,9 +205,9 @@ def _meta_json(meta: dict[str, Any]) -> str:
     return canonical_json(meta)
 
 
-def write_down(
+def encode_trace(
     record: TraceRecord,  # Checked
-) -> Written:
+) -> EncodedTrace:
     """Spell a record, and hash it.
 
     Args:
@@ -214,4 +215,4 @@ def write_down(
     """
     content = content_json(record["prompt"], record["steps"], record["final_answer"])
     meta = None if record["meta"] is None else _meta_json(record["meta"])
-    return Written(record, content, meta, sha256_text(content))
+    return EncodedTrace(record, content, meta, sha256_text(content))

@@ -23,7 +23,7 @@ from ..store.tables import BaselineRow, EvaluationRow, RunRow, now
 from .run_predictions import finished_run
 
 # %% auto #0
-__all__ = ['RISES', 'FALLS', 'metrics_of', 'newest_evaluation', 'known_metrics', 'higher_is_better', 'Baseline', 'measure',
+__all__ = ['RISES', 'FALLS', 'metrics_of', 'newest_evaluation', 'known_metrics', 'higher_is_better', 'Baseline', 'measure_run',
            'set_baseline', 'BaselinePage', 'baseline_named', 'get_baseline', 'list_baselines']
 
 # %% ../../nbs/tracking/50_baselines.ipynb #b428cb41
@@ -39,13 +39,13 @@ def _numbers(
 
 def metrics_of(
     run: RunRow,  # Any
-    evaluation: EvaluationRow | None,  # Of it
+    evaluation: EvaluationRow | None,  # Its evaluation
 ) -> dict[str, float]:
     """Gather all that was measured of a run.
 
     Args:
         run: Any
-        evaluation: Of it
+        evaluation: Its evaluation
     """
     own = _numbers(run.metrics)
     if evaluation is None:
@@ -55,14 +55,14 @@ def metrics_of(
 
 def newest_evaluation(
     session: Session,  # Any
-    run_id: UUID,  # Whose
+    run_id: UUID,  # Id of the run
     *conditions: Any,  # That it must meet
 ) -> EvaluationRow | None:
     """Find the newest evaluation of a run.
 
     Args:
         session: Any
-        run_id: Whose
+        run_id: Id of the run
         *conditions: That it must meet
     """
     query = select(EvaluationRow).where(EvaluationRow.run_id == run_id, *conditions)
@@ -71,17 +71,17 @@ def newest_evaluation(
 
 
 def known_metrics(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     run_id: UUID,  # A completed run
-) -> dict[str, float]:  # By the names that a baseline may use
+) -> dict[str, float]:  # Metrics by the names that a baseline may use
     """List what can be measured of a run.
 
     Args:
-        store: Where from
+        store: Database to read from
         run_id: A completed run
 
     Returns:
-        By the names that a baseline may use
+        Metrics by the names that a baseline may use
     """
     with store.reading() as session:
         return metrics_of(finished_run(session, run_id), newest_evaluation(session, run_id))
@@ -128,7 +128,7 @@ class Baseline:
 
     Attributes:
         evaluation_id: None when the metric is the run's own
-        lower_is_better: As it was given; None leaves it to the metric
+        lower_is_better: Given direction; None leaves it to the metric
     """
 
     id: UUID
@@ -137,27 +137,27 @@ class Baseline:
     evaluation_id: UUID | None  # None when the metric is the run's own
     metric: str
     value: float
-    lower_is_better: bool | None  # As it was given; None leaves it to the metric
+    lower_is_better: bool | None  # Given direction; None leaves it to the metric
     created_at: datetime
     updated_at: datetime
 
 
 def _baseline(
-    row: BaselineRow,  # As stored
+    row: BaselineRow,  # Stored row
 ) -> Baseline:
     return Baseline(*(getattr(row, each.name) for each in fields(Baseline)))
 
 
-def measure(
+def measure_run(
     run: RunRow,  # A finished one
-    evaluation: EvaluationRow | None,  # Of it
+    evaluation: EvaluationRow | None,  # Its evaluation
     metric: str,  # Its name
 ) -> float:
     """Read one metric of a run.
 
     Args:
         run: A finished one
-        evaluation: Of it
+        evaluation: Its evaluation
         metric: Its name
     """
     found = metrics_of(run, evaluation)
@@ -171,10 +171,10 @@ def measure(
 
 # %% ../../nbs/tracking/50_baselines.ipynb #876ca004
 def _refuse_unclear(
-    name: str,  # Of the baseline
-    metric: str,  # What it measures
+    name: str,  # Name of the baseline
+    metric: str,  # Metric to measure
     evaluation: EvaluationRow | None,  # That measured it
-    lower_is_better: bool | None,  # As it was given
+    lower_is_better: bool | None,  # Given direction
 ) -> None:
     if not 1 <= len(name) <= 256 or not name.strip() or json_fault(name):
         raise RunError("a baseline has a name of 1 to 256 characters, not all of them spaces")
@@ -186,28 +186,28 @@ def _refuse_unclear(
 
 
 def set_baseline(
-    store: Store,  # Where to
+    store: Store,  # Database to write to
     name: str,  # 1 to 256 characters, such as "main"
     run_id: UUID,  # A completed run
     metric: str = "score",  # One of `known_metrics`
     *,
     lower_is_better: bool | None = None,  # None leaves it to the metric
-) -> Baseline:  # As kept
+) -> Baseline:  # Stored baseline
     """Hold later runs to what this one reached.
 
     Args:
-        store: Where to
+        store: Database to write to
         name: 1 to 256 characters, such as "main"
         run_id: A completed run
         metric: One of `known_metrics`
         lower_is_better: None leaves it to the metric
 
     Returns:
-        As kept
+        Stored baseline
     """
     with store.writing() as session:
         run, evaluation = finished_run(session, run_id), newest_evaluation(session, run_id)
-        value = measure(run, evaluation, metric)
+        value = measure_run(run, evaluation, metric)
         measured_here = evaluation is not None and metric in {**evaluation.metrics, "score": 0}
         if not measured_here:
             evaluation = None
@@ -243,13 +243,13 @@ class BaselinePage:
 
 def baseline_named(
     session: Session,  # Any
-    name: str,  # As it was set
+    name: str,  # Name of the baseline
 ) -> BaselineRow:
     """Find a baseline.
 
     Args:
         session: Any
-        name: As it was set
+        name: Name of the baseline
     """
     row = session.scalars(select(BaselineRow).where(BaselineRow.name == name)).first()
     if row is None:
@@ -258,34 +258,34 @@ def baseline_named(
 
 
 def get_baseline(
-    store: Store,  # Where from
-    name: str,  # As it was set
+    store: Store,  # Database to read from
+    name: str,  # Name of the baseline
 ) -> Baseline:
     """Read one baseline.
 
     Args:
-        store: Where from
-        name: As it was set
+        store: Database to read from
+        name: Name of the baseline
     """
     with store.reading() as session:
         return _baseline(baseline_named(session, name))
 
 
 def list_baselines(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     *,
-    limit: int = 50,  # At most this many
-    offset: int = 0,  # How many to skip
-) -> BaselinePage:  # By name
+    limit: int = 50,  # Maximum number of entries
+    offset: int = 0,  # Number of entries to skip
+) -> BaselinePage:  # Baselines by name
     """List the baselines.
 
     Args:
-        store: Where from
-        limit: At most this many
-        offset: How many to skip
+        store: Database to read from
+        limit: Maximum number of entries
+        offset: Number of entries to skip
 
     Returns:
-        By name
+        Baselines by name
     """
     name = BaselineRow.name  # in the order of its bytes, which is the same everywhere
     by_name = name if store.dialect == "sqlite" else collate(name, "C")

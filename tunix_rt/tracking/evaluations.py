@@ -16,17 +16,17 @@ from sqlalchemy import insert, select
 
 from ..core.errors import MissingError, RunError
 from ..evaluation.evaluate import Evaluation
-from ..evaluation.judges import ALIASES, Judge, Opinions, evaluate_with, find_judge
+from ..evaluation.judges import ALIASES, GradeFunction, Judge, evaluate_with, find_judge
 from ..runs.folder import Run, read_run
 from ..scoring.predictions import read_predictions
 from ..store.engine import Store
 from ..store.tables import EvaluationItem, EvaluationRow, RunRow
 from tunix_rt.tracking.run_predictions import (
-    asked_set,
+    check_not_trained_on,
+    evaluation_set_of,
     find_predictions,
     finished_run,
     questions_of,
-    refuse_learnt,
     run_folder,
     short_path,
     trained_row,
@@ -42,17 +42,17 @@ class EvaluationView:
     """An evaluation as it was kept; scores go from 0 to 100, metrics from 0 to 1.
 
     Attributes:
-        predictions_run_id: Whose predictions were judged; often the same
-        dataset_key: Of the run: for training, what was learnt from
+        predictions_run_id: Run whose predictions were judged; often the same
+        dataset_key: Dataset of the run: for training, what was trained on
         low: Lower end of the 95% interval of the score
         verdict: "pass", "fail" or "uncertain"
     """
 
     id: UUID
     run_id: UUID
-    predictions_run_id: UUID | None  # Whose predictions were judged; often the same
+    predictions_run_id: UUID | None  # Run whose predictions were judged; often the same
     model_id: str | None
-    dataset_key: str | None  # Of the run: for training, what was learnt from
+    dataset_key: str | None  # Dataset of the run: for training, what was trained on
     evaluation_set: str | None
     evaluation_fingerprint: str | None
     judge_name: str
@@ -70,30 +70,30 @@ class EvaluationView:
 
 
 def view(
-    row: EvaluationRow,  # As stored
+    row: EvaluationRow,  # Stored row
 ) -> EvaluationView:
     """Take an evaluation out of the database's hands.
 
     Args:
-        row: As stored
+        row: Stored row
     """
     return EvaluationView(*(getattr(row, each.name) for each in fields(EvaluationView)))
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #83052b92
-PASS_MARK = 50.0  # Of 100
+PASS_MARK = 50.0  # Score out of 100
 
 
 def verdict_of(
     low: float,  # Lower end of the score's interval
     high: float,  # Upper end
-    pass_mark: float = PASS_MARK,  # What has to be reached
+    pass_mark: float = PASS_MARK,  # Minimum score to pass
 ) -> str:  # "pass", "fail" or "uncertain"
     """Say whether a score is good enough, if that can be said.
 
     Args:
         low: Lower end of the score's interval
         high: Upper end
-        pass_mark: What has to be reached
+        pass_mark: Minimum score to pass
 
     Returns:
         "pass", "fail" or "uncertain"
@@ -105,7 +105,7 @@ def verdict_of(
 # %% ../../nbs/tracking/20_evaluations.ipynb #d40ff962
 def _metrics(
     evaluation: Evaluation,  # Computed
-) -> dict[str, float]:  # By name, 0 to 1, but for the tokens
+) -> dict[str, float]:  # Metrics by name, 0 to 1, but for the tokens
     figures = dict(evaluation.scores)
     figures |= {f"pass@{k}": figure for k, figure in evaluation.pass_at.items()}
     figures |= {f"majority@{k}": figure for k, figure in evaluation.majority_at.items()}
@@ -132,9 +132,9 @@ def _detailed(
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #6210ef17
 def _columns(
-    judge: Judge,  # Who decided
-    evaluation: Evaluation,  # What came out
-    pass_mark: float,  # For the verdict
+    judge: Judge,  # Judge that decided
+    evaluation: Evaluation,  # Evaluation result
+    pass_mark: float,  # Verdict threshold
 ) -> dict[str, Any]:  # All columns that do not depend on whose run it is
     figure = evaluation.scores[judge.name]
     mean, low, high = (100 * (value or 0.0) for value in (figure.mean, figure.low, figure.high))
@@ -158,9 +158,9 @@ def _columns(
 
 
 def _items(
-    judge: Judge,  # Who decided
-    evaluation: Evaluation,  # What came out
-    opinions: Opinions,  # Why
+    judge: Judge,  # Judge that decided
+    evaluation: Evaluation,  # Evaluation result
+    opinions: GradeFunction,  # Why
 ) -> list[dict[str, Any]]:  # Columns of the items, but for the evaluation they belong to
     return [
         {
@@ -179,10 +179,10 @@ def _items(
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #a6ab1970
 def _keep(
-    store: Store,  # Where to
-    owners: Mapping[str, RunRow],  # Where the score comes from, to the run that gets it
+    store: Store,  # Database to write to
+    owners: Mapping[str, RunRow],  # Source of the score, to the run that gets it
     common: dict[str, Any],  # Columns that they share
-    items: list[dict[str, Any]],  # From `_items`
+    items: list[dict[str, Any]],  # Items from `_items`
 ) -> EvaluationView:  # That of the first
     rows = [
         EvaluationRow(
@@ -204,8 +204,8 @@ def _keep(
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #a3bc3742
 def _name(
-    run: Run,  # With predictions
-) -> str:  # Of the model that made them
+    run: Run,  # Run with predictions
+) -> str:  # Name of the model that made them
     version = run.facts.get("model_version") or {}
     folder = Path(str(run.parameters.get("model") or run.folder)).name
     return str(run.parameters.get("name") or version.get("version") or folder)
@@ -215,8 +215,8 @@ def _source(
     row: RunRow,  # That is to be scored
     source: RunRow,  # That holds the predictions
     run: Run,  # Its folder
-    trained: RunRow | None,  # Whose model it asked, where that is known
-) -> str:  # For people
+    trained: RunRow | None,  # Run whose model it asked, where that is known
+) -> str:  # Text for people
     if source.id != row.id:
         return f"what its model said to the run {source.id}"
     if trained is not None:
@@ -229,22 +229,22 @@ def _source(
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #f010614d
 def evaluate_run(
-    store: Store,  # Where the run is, and the evaluation goes
+    store: Store,  # Database of the run, and for the evaluation
     run_id: UUID,  # A completed run
     *,
     judge: str | None = None,  # `answer_correctness` by default; see `evaluation.judges`
     pass_mark: float = PASS_MARK,  # Score out of 100 that has to be reached
-) -> EvaluationView:  # As kept
+) -> EvaluationView:  # Stored evaluation
     """Score what a run said, or what its model said when it was asked.
 
     Args:
-        store: Where the run is, and the evaluation goes
+        store: Database of the run, and for the evaluation
         run_id: A completed run
         judge: `answer_correctness` by default; see `evaluation.judges`
         pass_mark: Score out of 100 that has to be reached
 
     Returns:
-        As kept
+        Stored evaluation
     """
     deciding = find_judge(judge)
     with store.reading() as session:
@@ -252,8 +252,8 @@ def evaluate_run(
         source, run = find_predictions(session, row)
         trained = trained_row(session, run) if source.id == row.id else None
     questions = questions_of(run)
-    overlap = refuse_learnt(run, questions)
-    key, sha256 = asked_set(run)
+    overlap = check_not_trained_on(run, questions)
+    key, sha256 = evaluation_set_of(run)
     evaluation, opinions = evaluate_with(
         deciding,
         read_predictions(run.predictions),
@@ -281,13 +281,13 @@ def evaluate_run(
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #48878867
 def record_evaluation(
-    store: Store,  # Where the run is
+    store: Store,  # Database of the run
     run_id: UUID,  # A completed run
 ) -> EvaluationView | None:  # None when it made no predictions
     """Evaluate a run that has just been completed, if it said anything.
 
     Args:
-        store: Where the run is
+        store: Database of the run
         run_id: A completed run
 
     Returns:
@@ -299,19 +299,19 @@ def record_evaluation(
 
 
 def evaluate_parameters(
-    store: Store,  # Where the run is
+    store: Store,  # Database of the run
     run_id: UUID,  # A completed run with a model
     evaluation_set: str,  # Key of a dataset
-) -> dict[str, Any]:  # For the pipeline `evaluate`, with the run as its parent
+) -> dict[str, Any]:  # Parameters of the pipeline `evaluate`, with the run as parent
     """Say what to ask for, so that a trained model is examined on a whole set.
 
     Args:
-        store: Where the run is
+        store: Database of the run
         run_id: A completed run with a model
         evaluation_set: Key of a dataset
 
     Returns:
-        For the pipeline `evaluate`, with the run as its parent
+        Parameters of the pipeline `evaluate`, with the run as parent
     """
     with store.reading() as session:
         row = finished_run(session, run_id)
@@ -327,17 +327,17 @@ def evaluate_parameters(
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #99059f67
 def latest_evaluation(
-    store: Store,  # Where from
-    run_id: UUID,  # Of a run in the store
+    store: Store,  # Database to read from
+    run_id: UUID,  # Id of a run in the store
     *,
-    judge: str | None = None,  # Only by this one; any by default
+    judge: str | None = None,  # Judge to filter by; any by default
 ) -> EvaluationView:  # The newest
     """Read the newest evaluation of a run.
 
     Args:
-        store: Where from
-        run_id: Of a run in the store
-        judge: Only by this one; any by default
+        store: Database to read from
+        run_id: Id of a run in the store
+        judge: Judge to filter by; any by default
 
     Returns:
         The newest
@@ -359,14 +359,14 @@ def latest_evaluation(
 
 
 def get_evaluation(
-    store: Store,  # Where from
-    evaluation_id: UUID,  # Of an evaluation
+    store: Store,  # Database to read from
+    evaluation_id: UUID,  # Id of an evaluation
 ) -> EvaluationView:
     """Read one evaluation.
 
     Args:
-        store: Where from
-        evaluation_id: Of an evaluation
+        store: Database to read from
+        evaluation_id: Id of an evaluation
     """
     with store.reading() as session:
         row = session.get(EvaluationRow, evaluation_id)
@@ -400,22 +400,22 @@ class ItemPage:
 
 
 def list_items(
-    store: Store,  # Where from
-    evaluation_id: UUID,  # Of an evaluation
+    store: Store,  # Database to read from
+    evaluation_id: UUID,  # Id of an evaluation
     *,
-    limit: int = 100,  # At most this many
-    offset: int = 0,  # How many to skip
-) -> ItemPage:  # In the order of the set
+    limit: int = 100,  # Maximum number of items
+    offset: int = 0,  # Number of items to skip
+) -> ItemPage:  # Items in the order of the set
     """Read the scores of single answers.
 
     Args:
-        store: Where from
-        evaluation_id: Of an evaluation
-        limit: At most this many
-        offset: How many to skip
+        store: Database to read from
+        evaluation_id: Id of an evaluation
+        limit: Maximum number of items
+        offset: Number of items to skip
 
     Returns:
-        In the order of the set
+        Items in the order of the set
     """
     get_evaluation(store, evaluation_id)
     mine = select(EvaluationItem).where(

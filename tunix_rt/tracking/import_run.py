@@ -22,7 +22,7 @@ from ..core.files import new_folder, parse_json
 from ..core.settings import inside, resolve, settings
 from ..jobs.logs import TAIL, chunks
 from ..jobs.queue import QueuedRun, get_queued
-from ..jobs.worker import score
+from ..jobs.worker import score_completed
 from ..runs.folder import LEFT, RECORD, plain_files, read_run
 from ..runs.provenance import UNFIT
 from ..store.engine import Store
@@ -59,13 +59,13 @@ class Record(BaseModel):
 
 # %% ../../nbs/tracking/30_import_run.ipynb #fdc2e54d
 def read_record(
-    text: bytes,  # Of run.json
+    text: bytes,  # Content of run.json
     where: str,  # Named in the refusal
 ) -> Record:
     """Read the record of a run from elsewhere.
 
     Args:
-        text: Of run.json
+        text: Content of run.json
         where: Named in the refusal
     """
     facts = parse_json(text, where=f"{RECORD} in {where}")
@@ -94,7 +94,7 @@ def read_record(
 
 # %% ../../nbs/tracking/30_import_run.ipynb #06ab0daa
 def _is_plain(
-    name: str,  # From outside
+    name: str,  # Untrusted name
 ) -> bool:
     parts = name.split("/")
     odd = re.search(r'[\\:\x00-\x1f\x7f"*?<>|]', name)
@@ -132,9 +132,9 @@ SMALL = 64 * 2**20  # Bytes that are no danger in any proportion
 
 
 def _refuse_zip(
-    name: str,  # Of the zip
+    name: str,  # Name of the zip
     infos: list[zipfile.ZipInfo],  # Its contents
-    size: int,  # Of the zip, in bytes
+    size: int,  # Size of the zip, in bytes
 ) -> None:
     total, limit = sum(info.file_size for info in infos), settings().upload_max_bytes
     names = [info.filename for info in infos]
@@ -201,15 +201,15 @@ Source = FolderSource | ZipSource
 
 
 def open_source(
-    path: str | Path,  # As a person wrote it
-) -> Source:  # With nothing read yet
+    path: str | Path,  # Path as typed
+) -> Source:  # Source, with nothing read yet
     """Find out whether a path is a folder or a zip.
 
     Args:
-        path: As a person wrote it
+        path: Path as typed
 
     Returns:
-        With nothing read yet
+        Source, with nothing read yet
     """
     found = resolve(path)
     if found.is_dir() and not (found / RECORD).is_file():
@@ -222,7 +222,7 @@ def open_source(
 
 # %% ../../nbs/tracking/30_import_run.ipynb #1bd53e06
 def _copy(
-    source: IO[bytes],  # To be read once
+    source: IO[bytes],  # Stream to read once
     target: IO[bytes] | None,  # None only reads
 ) -> str:  # SHA-256 of what went by
     digest = hashlib.sha256()
@@ -234,15 +234,15 @@ def _copy(
 
 
 def take_files(
-    source: Source,  # Of the run
-    record: Record,  # Which names the files
+    source: Source,  # Source of the run
+    record: Record,  # Record that names the files
     folder: Path | None,  # Empty, to copy to; None only checks
 ) -> None:
     """Check the files of a run, and copy them.
 
     Args:
-        source: Of the run
-        record: Which names the files
+        source: Source of the run
+        record: Record that names the files
         folder: Empty, to copy to; None only checks
     """
     for name, expected in record.files.items():
@@ -267,10 +267,10 @@ def take_files(
 
 # %% ../../nbs/tracking/30_import_run.ipynb #2f2b68e6
 def _settle_in(
-    source: Source,  # Of the run
+    source: Source,  # Source of the run
     record: Record,  # Read from it
-    text: bytes,  # Of its run.json
-    folder: Path,  # Where it belongs
+    text: bytes,  # Content of its run.json
+    folder: Path,  # Destination folder
 ) -> None:
     if not (folder / RECORD).is_file():
         try:
@@ -298,9 +298,9 @@ LOG_KEPT = 2**20  # Bytes of log.txt that are taken into the store
 
 
 def _row(
-    record: Record,  # Of the run
-    folder: Path,  # In its place
-    message: str,  # For people
+    record: Record,  # Record of the run
+    folder: Path,  # Final run folder
+    message: str,  # Message for people
 ) -> RunRow:
     root, key = settings().root.resolve(), (record.dataset or {}).get("key")
     model = record.parameters.get("model")
@@ -317,9 +317,9 @@ def _row(
 
 
 def _register(
-    store: Store,  # Where to
-    row: RunRow,  # Of a run whose folder is in its place
-    folder: Path,  # With its log
+    store: Store,  # Database to write to
+    row: RunRow,  # Row of a run whose folder is in its place
+    folder: Path,  # Folder with its log
 ) -> None:
     text = ""
     if (folder / "log.txt").is_file():
@@ -342,8 +342,8 @@ def _register(
 
 # %% ../../nbs/tracking/30_import_run.ipynb #932c22ec
 def _known(
-    store: Store,  # Where to look
-    run_id: UUID,  # From the record
+    store: Store,  # Database to search
+    run_id: UUID,  # Id from the record
 ) -> QueuedRun | None:
     try:
         return get_queued(store, run_id)
@@ -352,17 +352,17 @@ def _known(
 
 
 def import_run(
-    store: Store,  # Where to
+    store: Store,  # Database to write to
     path: str | Path,  # A run folder, or a zip of one
-) -> QueuedRun:  # As it stands in the store now
+) -> QueuedRun:  # Run as it is in the store now
     """Take in a run that was executed elsewhere.
 
     Args:
-        store: Where to
+        store: Database to write to
         path: A run folder, or a zip of one
 
     Returns:
-        As it stands in the store now
+        Run as it is in the store now
     """
     source = open_source(path)
     with source.open(RECORD) as file:
@@ -382,5 +382,5 @@ def import_run(
         left = sorted(source.names() - set(record.files) - {RECORD})
         also = f"; not in its list, and left behind: {', '.join(left[:5])}" if left else ""
         _register(store, _row(record, folder, f"taken in from {source.name}{also}"), folder)
-    score(store, read_run(folder))
+    score_completed(store, read_run(folder))
     return get_queued(store, record.run_id)

@@ -29,13 +29,13 @@ Narrowed = dict[str, Any]  # Column to the value that it must have
 
 def _holds(
     table: Any,  # The evaluations, under any name
-    narrowed: Narrowed,  # What was asked for
+    narrowed: Narrowed,  # Requested filters
 ) -> list[ColumnElement[bool]]:
     return [getattr(table, column) == value for column, value in narrowed.items()]
 
 
 def _counting(
-    narrowed: Narrowed,  # What was asked for
+    narrowed: Narrowed,  # Requested filters
 ) -> Select[UUID]:  # Ids of the evaluations by which runs are ranked, one for each run
     this, borrowed = EvaluationRow, aliased(EvaluationRow)
     only_asked = exists().where(
@@ -50,9 +50,9 @@ def _counting(
 # %% ../../nbs/tracking/40_leaderboard.ipynb #ef4cd2b5
 def _page(
     session: Session,  # A reading one
-    narrowed: Narrowed,  # What was asked for
-    limit: int,  # At most this many
-    offset: int,  # How many to skip
+    narrowed: Narrowed,  # Requested filters
+    limit: int,  # Maximum number of entries
+    offset: int,  # Number of entries to skip
     after: UUID | None,  # The evaluation to go on after
 ) -> Sequence[EvaluationRow]:  # One more than the limit, where there are more
     counting = _counting(narrowed).subquery()
@@ -82,7 +82,7 @@ def _kind(
 
 def _best_of_kind(
     session: Session,  # A reading one
-    narrowed: Narrowed,  # What was asked for
+    narrowed: Narrowed,  # Requested filters
     rows: Sequence[EvaluationRow],  # A page
 ) -> dict[Kind, tuple[UUID, UUID]]:  # The evaluation and the run that lead
     this = EvaluationRow
@@ -103,7 +103,7 @@ def _best_of_kind(
 # %% ../../nbs/tracking/40_leaderboard.ipynb #5f7940e7
 def _by_question(
     session: Session,  # A reading one
-    evaluations: Iterable[UUID],  # Of a page, and of the best
+    evaluations: Iterable[UUID],  # Ids of a page, and of the best
 ) -> dict[UUID, dict[str, float]]:  # Mean score by fingerprint
     each = (EvaluationItem.evaluation_id, EvaluationItem.fingerprint)
     query = select(*each, func.avg(EvaluationItem.score)).group_by(*each)
@@ -115,13 +115,13 @@ def _by_question(
 
 def paired(
     before: dict[str, float],  # Mean score by fingerprint
-    after: dict[str, float],  # Of another evaluation of the same kind
+    after: dict[str, float],  # Scores of another evaluation of the same kind
 ) -> Difference | None:  # None where they share no question
     """Compare two evaluations on the questions that both have.
 
     Args:
         before: Mean score by fingerprint
-        after: Of another evaluation of the same kind
+        after: Scores of another evaluation of the same kind
 
     Returns:
         None where they share no question
@@ -140,12 +140,12 @@ class Standing:
     """One row of the board.
 
     Attributes:
-        place: From 1
+        place: Rank, from 1
         best_run_id: The best of its kind
         difference: This one less the best, in shares of 1
     """
 
-    place: int  # From 1
+    place: int  # Rank, from 1
     evaluation: EvaluationView
     best_run_id: UUID | None  # The best of its kind
     difference: Difference | None  # This one less the best, in shares of 1
@@ -183,9 +183,9 @@ def standing_of(
 # %% ../../nbs/tracking/40_leaderboard.ipynb #7084a461
 def _standings(
     session: Session,  # A reading one
-    narrowed: Narrowed,  # What was asked for
+    narrowed: Narrowed,  # Requested filters
     rows: Sequence[EvaluationRow],  # A page
-    before: int,  # How many stand above it
+    before: int,  # Number of rows above it
 ) -> list[Standing]:
     best = _best_of_kind(session, narrowed, rows)
     scores = _by_question(session, [row.id for row in rows] + [id for id, _ in best.values()])
@@ -203,28 +203,28 @@ def _standings(
 
 
 def leaderboard(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     *,
-    limit: int = 50,  # At most this many
-    offset: int = 0,  # How many to skip
+    limit: int = 50,  # Maximum number of entries
+    offset: int = 0,  # Number of entries to skip
     after: UUID | None = None,  # Go on after the page whose `next_after` this is
-    dataset_key: str | None = None,  # Only runs on this dataset
-    evaluation_set: str | None = None,  # Only scores on this set
-    model_id: str | None = None,  # Only this model
-    judge: str | None = None,  # Only this judge's scores
+    dataset_key: str | None = None,  # Dataset to filter runs by
+    evaluation_set: str | None = None,  # Evaluation set to filter by
+    model_id: str | None = None,  # Model to filter by
+    judge: str | None = None,  # Judge to filter by
     differences: bool = True,  # Compare each row with the best
 ) -> Board:  # The highest score first
     """List runs by score.
 
     Args:
-        store: Where from
-        limit: At most this many
-        offset: How many to skip
+        store: Database to read from
+        limit: Maximum number of entries
+        offset: Number of entries to skip
         after: Go on after the page whose `next_after` this is
-        dataset_key: Only runs on this dataset
-        evaluation_set: Only scores on this set
-        model_id: Only this model
-        judge: Only this judge's scores
+        dataset_key: Dataset to filter runs by
+        evaluation_set: Evaluation set to filter by
+        model_id: Model to filter by
+        judge: Judge to filter by
         differences: Compare each row with the best
 
     Returns:

@@ -20,7 +20,7 @@ from ..store.tables import EvaluationItem, EvaluationRow, RunRow
 from tunix_rt.tracking.baselines import (
     baseline_named,
     higher_is_better,
-    measure,
+    measure_run,
     newest_evaluation,
 )
 from .leaderboard import paired
@@ -33,7 +33,7 @@ __all__ = ['verdict_on', 'RegressionCheck', 'check_regression', 'in_words', 'gat
 def _version(
     evaluation: EvaluationRow,  # Any
     metric: str,  # Such as "format"
-) -> str:  # Of the scorer behind it; that of the judge where there is none
+) -> str:  # Version of its scorer; that of the judge where there is none
     for each in evaluation.detailed_metrics:
         if each["name"] == metric:
             return str(each["details"]["version"])
@@ -44,8 +44,8 @@ def _measured_alike(
     session: Session,  # Any
     run: RunRow,  # The one to check
     before: EvaluationRow,  # That of the baseline
-    metric: str,  # What is compared
-) -> EvaluationRow:  # Of the run
+    metric: str,  # Metric to compare
+) -> EvaluationRow:  # Evaluation of the run
     found = newest_evaluation(
         session,
         run.id,
@@ -69,7 +69,7 @@ def _measured_alike(
 # %% ../../nbs/tracking/60_regression.ipynb #0347561f
 def _by_question(
     session: Session,  # Any
-    evaluation: EvaluationRow,  # Whose items
+    evaluation: EvaluationRow,  # Evaluation to read
     metric: str,  # "score" or a scorer
 ) -> dict[str, float]:  # Mean by fingerprint; empty when single answers have no such score
     query = select(EvaluationItem.fingerprint, EvaluationItem.score, EvaluationItem.details)
@@ -86,14 +86,14 @@ def _by_question(
 def verdict_on(
     change: float,  # Gain, in the units of the metric; a loss is negative
     tolerance: float,  # Loss that nobody minds, from 0
-    real: bool | None,  # Whether the paired interval excludes zero; None without one
+    real: bool | None,  # True if the paired interval excludes zero; None without one
 ) -> str:  # "pass", "fail" or "uncertain"
     """Say whether a run may pass.
 
     Args:
         change: Gain, in the units of the metric; a loss is negative
         tolerance: Loss that nobody minds, from 0
-        real: Whether the paired interval excludes zero; None without one
+        real: True if the paired interval excludes zero; None without one
 
     Returns:
         "pass", "fail" or "uncertain"
@@ -109,7 +109,7 @@ class RegressionCheck:
 
     Attributes:
         delta: Current less baseline
-        delta_percent: Of the baseline; None when that is zero
+        delta_percent: Percent of the baseline; None when that is zero
         verdict: "pass", "fail" or "uncertain"
     """
 
@@ -120,7 +120,7 @@ class RegressionCheck:
     baseline_value: float
     current_value: float
     delta: float  # Current less baseline
-    delta_percent: float | None  # Of the baseline; None when that is zero
+    delta_percent: float | None  # Percent of the baseline; None when that is zero
     verdict: str  # "pass", "fail" or "uncertain"
     details: dict[str, Any]
 
@@ -128,8 +128,8 @@ class RegressionCheck:
 def _significance(
     difference: Difference | None,  # Current less baseline, in shares; None without single scores
     sign: float,  # -1 where lower is better
-    scale: float,  # From shares to the units of the metric
-) -> dict[str, Any]:  # With a gain positive
+    scale: float,  # Factor from shares to the units of the metric
+) -> dict[str, Any]:  # Details, with a gain positive
     if difference is None:
         return {"significant": None, "count": 0}
     ends = sorted(sign * scale * end for end in (difference.low, difference.high))
@@ -148,22 +148,22 @@ def _significance(
 
 # %% ../../nbs/tracking/60_regression.ipynb #de687819
 def check_regression(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     run_id: UUID,  # A completed run
-    baseline_name: str,  # As it was set
+    baseline_name: str,  # Name of the baseline
     *,
     tolerance: float = 0.0,  # Loss that nobody minds, in the units of the metric
-) -> RegressionCheck:  # With tolerance and significance side by side
+) -> RegressionCheck:  # Check with tolerance and significance side by side
     """Hold a run to a baseline.
 
     Args:
-        store: Where from
+        store: Database to read from
         run_id: A completed run
-        baseline_name: As it was set
+        baseline_name: Name of the baseline
         tolerance: Loss that nobody minds, in the units of the metric
 
     Returns:
-        With tolerance and significance side by side
+        Check with tolerance and significance side by side
     """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise RunError(f"the tolerance is {tolerance}; give how much may be lost, from 0 on")
@@ -172,7 +172,7 @@ def check_regression(
         run = finished_run(session, run_id)
         before = session.get(EvaluationRow, bar.evaluation_id) if bar.evaluation_id else None
         after = None if before is None else _measured_alike(session, run, before, bar.metric)
-        value = measure(run, after, bar.metric)
+        value = measure_run(run, after, bar.metric)
         difference = None
         if before is not None and after is not None:
             pair = [_by_question(session, one, bar.metric) for one in (before, after)]
@@ -233,21 +233,21 @@ def in_words(
 
 
 def gate(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     run_id: UUID,  # A completed run
-    baseline_name: str,  # As it was set
+    baseline_name: str,  # Name of the baseline
     *,
     tolerance: float = 0.0,  # Loss that nobody minds, in the units of the metric
-    strict: bool = False,  # Whether what is uncertain is shut out, too
+    strict: bool = False,  # True to reject uncertain results, too
 ) -> tuple[int, str]:  # Exit code, 0 or 1, and a line for people
     """Decide whether a run may go on.
 
     Args:
-        store: Where from
+        store: Database to read from
         run_id: A completed run
-        baseline_name: As it was set
+        baseline_name: Name of the baseline
         tolerance: Loss that nobody minds, in the units of the metric
-        strict: Whether what is uncertain is shut out, too
+        strict: True to reject uncertain results, too
 
     Returns:
         Exit code, 0 or 1, and a line for people

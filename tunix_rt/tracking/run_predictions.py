@@ -15,27 +15,27 @@ from sqlalchemy.orm import Session
 
 from ..core.errors import MissingError, PathError, RunError, TunixError
 from ..core.settings import resolve, settings
-from ..data.datasets import dataset_folder, load_dataset, refuse_overlap
+from ..data.datasets import check_no_overlap, dataset_folder, load_dataset
 from ..evaluation.evaluate import load_evaluation
 from ..runs.folder import RECORD, Run, read_run
-from ..runs.lookup import lessons
+from ..runs.lookup import train_sets
 from ..store.tables import EvaluationRow, RunRow
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['finished_run', 'run_folder', 'trained_folder', 'trained_row', 'short_path', 'find_predictions', 'asked_set',
-           'questions_of', 'refuse_learnt']
+__all__ = ['finished_run', 'run_folder', 'trained_folder', 'trained_row', 'short_path', 'find_predictions', 'evaluation_set_of',
+           'questions_of', 'check_not_trained_on']
 
 # %% ../../nbs/tracking/10_run_predictions.ipynb #ffbfe1bc
 def finished_run(
     session: Session,  # Any
-    run_id: UUID,  # Of a run in the store
+    run_id: UUID,  # Id of a run in the store
 ) -> RunRow:  # Completed, and not only rehearsed
     """Find a run that has something to show.
 
     Args:
         session: Any
-        run_id: Of a run in the store
+        run_id: Id of a run in the store
 
     Returns:
         Completed, and not only rehearsed
@@ -121,14 +121,14 @@ def trained_row(
 
 def short_path(
     folder: Path,  # Absolute
-) -> Path:  # From the root on, if it is below; as a command takes it
+) -> Path:  # Path from the root on, if it is below; as a command takes it
     """Say where something is in a way that holds on every machine that shares it.
 
     Args:
         folder: Absolute
 
     Returns:
-        From the root on, if it is below; as a command takes it
+        Path from the root on, if it is below; as a command takes it
     """
     root = resolve(settings().root)
     return folder.relative_to(root) if folder.is_relative_to(root) else folder
@@ -170,7 +170,7 @@ def find_predictions(
     )
 
 # %% ../../nbs/tracking/10_run_predictions.ipynb #3d2d8fee
-def asked_set(
+def evaluation_set_of(
     run: Run,  # One with predictions
 ) -> tuple[str, str]:  # Key of the evaluation set, and sha256 of its traces
     """Find which evaluation set was answered.
@@ -196,16 +196,16 @@ def asked_set(
 
 def questions_of(
     run: Run,  # One with predictions
-) -> list[Trace]:  # As many of the set as it was to ask
+) -> list[Trace]:  # Questions of the set, up to the run's limit
     """Read the questions that a run was to answer.
 
     Args:
         run: One with predictions
 
     Returns:
-        As many of the set as it was to ask
+        Questions of the set, up to the run's limit
     """
-    key, sha256 = asked_set(run)
+    key, sha256 = evaluation_set_of(run)
     data = load_dataset(key, home=resolve(settings().datasets))
     if data.fingerprint != sha256:
         raise RunError(
@@ -216,10 +216,10 @@ def questions_of(
     return list(islice(data, limit if isinstance(limit, int) and limit > 0 else None))
 
 # %% ../../nbs/tracking/10_run_predictions.ipynb #38c504f2
-def refuse_learnt(
+def check_not_trained_on(
     run: Run,  # One with predictions
     questions: Sequence[Trace],  # That it answered
-) -> str:  # What is known about the overlap with what the model learnt from
+) -> str:  # Findings on the overlap with the model's training data
     """Refuse an exam that the model has learnt from.
 
     Args:
@@ -227,19 +227,19 @@ def refuse_learnt(
         questions: That it answered
 
     Returns:
-        What is known about the overlap with what the model learnt from
+        Findings on the overlap with the model's training data
     """
     place = run.folder if run.model.is_dir() else trained_folder(run)
     if place is not None:
-        keys = lessons(place / "model")
+        keys = train_sets(place / "model")
     else:
-        keys = lessons(None, run.facts.get("model_version"))
+        keys = train_sets(None, run.facts.get("model_version"))
     if not keys:
         return "not checked: what the model learnt from is not known"
     home = resolve(settings().datasets)
     here = [key for key in keys if dataset_folder(key, home).is_dir()]
     for key in here:
-        refuse_overlap(load_dataset(key, home), questions)
+        check_no_overlap(load_dataset(key, home), questions)
     away = [f"{key} is not here" for key in keys if key not in here]
     checked = f"none with {', '.join(here)}" if here else ""
     return "; ".join(filter(None, [checked, f"not checked: {', '.join(away)}" if away else ""]))

@@ -17,7 +17,8 @@ from ..core.errors import TrainingError
 from ..core.files import canonical_json, read_log, replacing
 
 # %% auto #0
-__all__ = ['Checkpoints', 'save_state', 'check_identity', 'restore_state', 'find_checkpoints', 'Attached', 'take_over']
+__all__ = ['Checkpoints', 'save_state', 'check_identity', 'restore_state', 'find_checkpoints', 'ReadOnlyCheckpoints',
+           'resume_from']
 
 # %% ../../nbs/training/25_checkpoints.ipynb #8ae5b517
 def _loss(metrics: dict[str, float]) -> float:
@@ -29,13 +30,13 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,  # Where they live; made if need be
-        identity: dict[str, str],  # What must be the same for a state to fit: model, data, recipe
+        folder: Path,  # Checkpoint folder; created if missing
+        identity: dict[str, str],  # Identity that a state must match to fit: model, data, recipe
     ):
         """
         Args:
-            folder: Where they live; made if need be
-            identity: What must be the same for a state to fit: model, data, recipe
+            folder: Checkpoint folder; created if missing
+            identity: Identity that a state must match to fit: model, data, recipe
         """
         self.folder, self.identity = folder, identity
         keep = AnyPreservationPolicy([LatestN(n=2), BestN(n=1, get_metric_fn=_loss, reverse=True)])
@@ -62,20 +63,20 @@ class Checkpoints:
 
 # %% ../../nbs/training/25_checkpoints.ipynb #55d0ab5c
 def save_state(
-    checkpoints: Checkpoints,  # Where to
+    checkpoints: Checkpoints,  # Checkpoints to write to
     step: int,  # Steps taken so far
     state: Any,  # A tree of arrays
     *,
-    loss: float,  # By which the best is chosen, in nats
+    loss: float,  # Loss for choosing the best, in nats
     memory: dict[str, Any],  # Small facts to wake up with, as JSON
 ) -> None:
     """Hand a state over to be written; returns before it is on disk.
 
     Args:
-        checkpoints: Where to
+        checkpoints: Checkpoints to write to
         step: Steps taken so far
         state: A tree of arrays
-        loss: By which the best is chosen, in nats
+        loss: Loss for choosing the best, in nats
         memory: Small facts to wake up with, as JSON
     """
     note = {"identity": checkpoints.identity, "memory": memory}
@@ -84,16 +85,16 @@ def save_state(
 
 # %% ../../nbs/training/25_checkpoints.ipynb #63cd25d4
 def check_identity(
-    checkpoints: Checkpoints,  # With the identity that is wanted
-    step: int,  # Whose identity is compared
-    found: dict[str, str],  # What was saved with it
+    checkpoints: Checkpoints,  # Checkpoints with the expected identity
+    step: int,  # Step whose identity is compared
+    found: dict[str, str],  # Identity saved with it
 ) -> None:
     """Refuse a state that belongs to another training.
 
     Args:
-        checkpoints: With the identity that is wanted
-        step: Whose identity is compared
-        found: What was saved with it
+        checkpoints: Checkpoints with the expected identity
+        step: Step whose identity is compared
+        found: Identity saved with it
     """
     wanted = checkpoints.identity
     differ = [name for name in wanted if found.get(name) != wanted[name]]
@@ -109,14 +110,14 @@ def check_identity(
 
 # %% ../../nbs/training/25_checkpoints.ipynb #15559e52
 def restore_state(
-    checkpoints: Checkpoints,  # Where from
+    checkpoints: Checkpoints,  # Checkpoints to read from
     like: Any,  # A fresh state: same tree, shapes, types and placement
     step: int | None = None,  # Which; the newest that can be read by default
 ) -> tuple[int, Any, dict[str, Any]] | None:  # Step, state and memory; None if there is none
     """Read a state back, stepping over a newest one that the disk has damaged.
 
     Args:
-        checkpoints: Where from
+        checkpoints: Checkpoints to read from
         like: A fresh state: same tree, shapes, types and placement
         step: Which; the newest that can be read by default
 
@@ -177,18 +178,18 @@ def find_checkpoints(
     )
 
 # %% ../../nbs/training/25_checkpoints.ipynb #2c4b45f3
-class Attached(Checkpoints):
+class ReadOnlyCheckpoints(Checkpoints):
     "The checkpoints of another run, which are read and never written."
 
     def __init__(
         self,
         folder: Path,  # An existing folder of checkpoints
-        identity: dict[str, str],  # What must be the same for a state to fit
+        identity: dict[str, str],  # Identity that a state must match to fit
     ):
         """
         Args:
             folder: An existing folder of checkpoints
-            identity: What must be the same for a state to fit
+            identity: Identity that a state must match to fit
         """
         self.folder, self.identity = folder, identity
         options = ocp.CheckpointManagerOptions(read_only=True, create=False)
@@ -199,7 +200,7 @@ class Attached(Checkpoints):
         return float(self.manager.metrics(step)["loss"])  # type: ignore[index]
 
 # %% ../../nbs/training/25_checkpoints.ipynb #c6fb156b
-def take_over(
+def resume_from(
     source: Path,  # The attached run folder
     checkpoints: Checkpoints,  # One's own, still empty
     like: Any,  # A fresh state: same tree, shapes, types and placement
@@ -218,7 +219,7 @@ def take_over(
         Step, state and memory, as `restore_state` has them
     """
     folder = find_checkpoints(source)
-    attached = Attached(folder, checkpoints.identity)
+    attached = ReadOnlyCheckpoints(folder, checkpoints.identity)
     try:
         found = restore_state(attached, like)
         if found is None:

@@ -21,10 +21,10 @@ from ..models.tokenizer import Tokenizer
 from ..models.weights import save_model
 
 # %% auto #0
-__all__ = ['EXPORTS', 'check_export', 'replaced', 'write_outcome']
+__all__ = ['EXPORTS', 'check_export', 'replace_folder', 'export_model']
 
 # %% ../../nbs/training/75_export.ipynb #93dcca20
-EXPORTS = {  # What is written -> in which folder, and whether as an adapter
+EXPORTS = {  # Export -> folders to write, each True if it holds an adapter
     "merged": {"model": False},
     "adapter": {"model": True},
     "both": {"model": False, "adapter": True},
@@ -33,13 +33,13 @@ EXPORTS = {  # What is written -> in which folder, and whether as an adapter
 
 def check_export(
     export: str,  # A key of EXPORTS
-    model: Gemma,  # As it will be trained
+    model: Gemma,  # Model as it will be trained
 ) -> None:
     """Refuse to promise files that cannot be written.
 
     Args:
         export: A key of EXPORTS
-        model: As it will be trained
+        model: Model as it will be trained
     """
     if export not in EXPORTS:
         raise TrainingError(f"export is {export!r}; choose one of {', '.join(EXPORTS)}")
@@ -51,13 +51,13 @@ def check_export(
 
 # %% ../../nbs/training/75_export.ipynb #bf14b5b4
 @contextmanager
-def replaced(
-    folder: Path,  # To be written anew in the block, by process 0 if there are several
+def replace_folder(
+    folder: Path,  # Folder to rewrite in the block, by process 0 if there are several
 ) -> Iterator[None]:
     """Move a folder out of the way for a new one, and back if the block fails.
 
     Args:
-        folder: To be written anew in the block, by process 0 if there are several
+        folder: Folder to rewrite in the block, by process 0 if there are several
     """
     aside = folder.with_name(f".{folder.name}.old-{uuid4().hex[:8]}")
     moved = jax.process_index() == 0 and folder.is_dir()
@@ -72,16 +72,16 @@ def replaced(
     shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../../nbs/training/75_export.ipynb #79eb53bf
-def write_outcome(
+def export_model(
     folder: Path,  # The run folder
     model: Gemma,  # Trained
     tokenizer: Tokenizer,  # That belongs to it
     *,
     export: str,  # A key of EXPORTS
     card: Callable[[bool], str],  # Writes README.md, for an adapter or for a whole model
-    base: str = "",  # What the adapters lie on
-    dtype: Any = None,  # Of a merged model; that of its embedding by default
-) -> list[Path]:  # What was written
+    base: str = "",  # Base of the adapters
+    dtype: Any = None,  # Type of a merged model; that of its embedding by default
+) -> list[Path]:  # Folders written
     """Write what a training hands on.
 
     Args:
@@ -90,15 +90,15 @@ def write_outcome(
         tokenizer: That belongs to it
         export: A key of EXPORTS
         card: Writes README.md, for an adapter or for a whole model
-        base: What the adapters lie on
-        dtype: Of a merged model; that of its embedding by default
+        base: Base of the adapters
+        dtype: Type of a merged model; that of its embedding by default
 
     Returns:
-        What was written
+        Folders written
     """
     written = []
     for name, adapter in EXPORTS[export].items():
-        with replaced(folder / name):
+        with replace_folder(folder / name):
             if adapter:
                 save_adapter(folder / name, model, tokenizer, base=base, card=card(True))
             else:

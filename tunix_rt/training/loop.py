@@ -21,26 +21,34 @@ from tqdm import tqdm
 
 from ..core.errors import TrainingError
 from ..models.gemma import Gemma
-from .checkpoints import Checkpoints, restore_state, save_state, take_over
-from .config import Recipe, schedule
-from .metrics_log import Progress, wake, write_line
-from .multihost import agreed, lead_folder
-from .packing import Rows, batch_at, rows_at
-from .preemption import Asked, Clock, expected, listening, time_for, timing
-from .train_step import Objective, Step, TrainState, adopt, make_step
+from .checkpoints import Checkpoints, restore_state, resume_from, save_state
+from .config import TrainConfig, schedule
+from .metrics_log import MetricsLog, append, rewind
+from .multihost import agree_on_stop, leader_folder
+from .packing import PackedBatch, batch_indices, get_batch
+from tunix_rt.training.preemption import (
+    StopRequest,
+    TimeBudget,
+    catch_signals,
+    expected,
+    fits_budget,
+    timing,
+)
+from .train_step import Objective, Step, TrainState, make_step, update_model
 
 # %% auto #0
-__all__ = ['Namer', 'AHEAD', 'SLOW_DISK', 'Pace', 'Trained', 'Session', 'due', 'take_step', 'fetch', 'mean_loss', 'report',
-           'save', 'watch_saving', 'to_come', 'reason_to_stop', 'run_session', 'train']
+__all__ = ['Namer', 'AHEAD', 'SLOW_DISK', 'LoopConfig', 'TrainResult', 'LoopState', 'is_due', 'take_step', 'drain_metrics',
+           'mean_loss', 'validate_and_log', 'save', 'poll_save', 'next_step_seconds', 'reason_to_stop', 'run_loop',
+           'train']
 
 # %% ../../nbs/training/50_loop.ipynb #a8990f21
 @dataclass(frozen=True)
-class Pace:
+class LoopConfig:
     """When to stop, save, look and print; nothing that is learnt depends on it.
 
     Attributes:
         max_minutes: Be done, checkpoint included, after so long; None for never
-        spent_seconds: Of these minutes, gone before training began (loading, packing)
+        spent_seconds: Seconds of this time used before training (loading, packing)
         checkpoint_every: Steps between two checkpoints
         validate_every: Steps between two looks at the validation rows
         log_every: Steps between two lines of the log
@@ -48,7 +56,7 @@ class Pace:
     """
 
     max_minutes: float | None = None  # Be done, checkpoint included, after so long; None for never
-    spent_seconds: float = 0.0  # Of these minutes, gone before training began (loading, packing)
+    spent_seconds: float = 0.0  # Seconds of this time used before training (loading, packing)
     checkpoint_every: int = 50  # Steps between two checkpoints
     validate_every: int = 100  # Steps between two looks at the validation rows
     log_every: int = 10  # Steps between two lines of the log
@@ -56,7 +64,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """What a training ended with.
 
     Attributes:
@@ -66,7 +74,7 @@ class Trained:
         stopped_by: "steps" for done; "minutes" or "signal" if there is more to do
         tokens: Read in all
         seconds: Spent over all sessions, saving left out
-        folder: Where checkpoints and log are: one's own, or that of process 0
+        folder: Folder of checkpoints and log: one's own, or that of process 0
     """
 
     state: TrainState
@@ -76,148 +84,150 @@ class Trained:
     stopped_by: str  # "steps" for done; "minutes" or "signal" if there is more to do
     tokens: int  # Read in all
     seconds: float  # Spent over all sessions, saving left out
-    folder: Path  # Where checkpoints and log are: one's own, or that of process 0
+    folder: Path  # Folder of checkpoints and log: one's own, or that of process 0
 
 # %% ../../nbs/training/50_loop.ipynb #2b6c567b
 Namer = Callable[[list[int]], str]  # Numbers of rows -> what is in them, for a message
 
 
 @dataclass
-class Session:
+class LoopState:
     """A training at work.
 
     Attributes:
         state: Changes with every step
-        step: How it changes
-        rows: To learn from
-        recipe: What is learnt
-        pace: When to do what
+        step: Training step
+        rows: Rows to train on
+        train_config: Training recipe
+        loop_config: Schedule of the loop
         progress: The log
-        checkpoints: What is kept
-        clock: What things take, and the deadline
-        asked: Whether somebody wants an end
+        checkpoints: Saved checkpoints
+        clock: Durations so far, and the deadline
+        asked: Stop request, if there is one
         number: Updates so far
         saved: Updates in the newest checkpoint
         validation: Looked at, never learnt from
         name_rows: Says which traces are in a row
         waiting: Figures not looked at yet
         busy: Seconds since figures were last looked at, saving and looking left out
-        figures: Of the newest step looked at
+        figures: Figures of the newest step looked at
         loss: By which the next checkpoint is judged, in nats: validation if there is any
     """
 
     state: TrainState  # Changes with every step
-    step: Step  # How it changes
-    rows: Rows  # To learn from
-    recipe: Recipe  # What is learnt
-    pace: Pace  # When to do what
-    progress: Progress  # The log
-    checkpoints: Checkpoints  # What is kept
-    clock: Clock  # What things take, and the deadline
-    asked: Asked  # Whether somebody wants an end
+    step: Step  # Training step
+    rows: PackedBatch  # Rows to train on
+    train_config: TrainConfig  # Training recipe
+    loop_config: LoopConfig  # Schedule of the loop
+    progress: MetricsLog  # The log
+    checkpoints: Checkpoints  # Saved checkpoints
+    clock: TimeBudget  # Durations so far, and the deadline
+    asked: StopRequest  # Stop request, if there is one
     number: int  # Updates so far
     saved: int  # Updates in the newest checkpoint
-    validation: Rows | None = None  # Looked at, never learnt from
+    validation: PackedBatch | None = None  # Looked at, never learnt from
     name_rows: Namer | None = None  # Says which traces are in a row
     waiting: list[dict[str, jax.Array]] = field(default_factory=list)  # Figures not looked at yet
     busy: float = 0.0  # Seconds since figures were last looked at, saving and looking left out
-    figures: dict[str, float] = field(default_factory=dict)  # Of the newest step looked at
+    figures: dict[str, float] = field(default_factory=dict)  # Figures of the newest step looked at
     loss: float = (
         math.inf
     )  # By which the next checkpoint is judged, in nats: validation if there is any
 
 
-def due(
-    session: Session,  # Which knows its number of updates
+def is_due(
+    loop: LoopState,  # Session with its number of updates
     every: int,  # Steps between two of a kind
 ) -> bool:  # Always true at the very last step
     """Tell whether something that happens every so many steps happens now.
 
     Args:
-        session: Which knows its number of updates
+        loop: Session with its number of updates
         every: Steps between two of a kind
 
     Returns:
         Always true at the very last step
     """
-    return session.number % every == 0 or session.number == session.recipe.max_steps
+    return loop.number % every == 0 or loop.number == loop.train_config.max_steps
 
 # %% ../../nbs/training/50_loop.ipynb #fb2661a8
 AHEAD = 2  # Steps that may be handed over before an earlier one is done
 
 
 def take_step(
-    session: Session,  # One update further afterwards
+    loop: LoopState,  # One update further afterwards
 ) -> None:
     """Hand over one step, and fetch the figures of the last ones if they are due.
 
     Args:
-        session: One update further afterwards
+        loop: One update further afterwards
     """
-    pace, clock, recipe = session.pace, session.clock, session.recipe
-    batch = batch_at(session.rows, session.number, size=recipe.batch_rows, seed=recipe.seed)
+    loop_config, clock, train_config = loop.loop_config, loop.clock, loop.train_config
+    batch = get_batch(loop.rows, loop.number, size=train_config.batch_size, seed=train_config.seed)
     began = clock.now()
-    session.state, figures = session.step(session.state, batch)
-    session.number += 1
-    session.waiting.append(figures)
-    if len(session.waiting) > AHEAD:
-        jax.block_until_ready(session.waiting[-1 - AHEAD])
-    session.busy += clock.now() - began
+    loop.state, figures = loop.step(loop.state, batch)
+    loop.number += 1
+    loop.waiting.append(figures)
+    if len(loop.waiting) > AHEAD:
+        jax.block_until_ready(loop.waiting[-1 - AHEAD])
+    loop.busy += clock.now() - began
     if (
-        due(session, pace.log_every)
-        or due(session, pace.checkpoint_every)
+        is_due(loop, loop_config.log_every)
+        or is_due(loop, loop_config.checkpoint_every)
         or not clock.took["step"]
     ):
-        fetch(session)
+        drain_metrics(loop)
 
 # %% ../../nbs/training/50_loop.ipynb #8dc6bc7d
-def fetch(
-    session: Session,  # Whose waiting figures are taken in
+def drain_metrics(
+    loop: LoopState,  # Session whose waiting figures are taken in
 ) -> None:
     """Take in the figures of the steps since the last time, and stop if one is not a number.
 
     Args:
-        session: Whose waiting figures are taken in
+        loop: Session whose waiting figures are taken in
     """
     first, clock, began = (
-        session.number - len(session.waiting) + 1,
-        session.clock,
-        session.clock.now(),
+        loop.number - len(loop.waiting) + 1,
+        loop.clock,
+        loop.clock.now(),
     )
-    fetched, session.waiting = jax.device_get(session.waiting), []
-    seconds, session.busy = session.busy + clock.now() - began, 0.0
-    session.progress.seconds += seconds
+    fetched, loop.waiting = jax.device_get(loop.waiting), []
+    seconds, loop.busy = loop.busy + clock.now() - began, 0.0
+    loop.progress.seconds += seconds
     if fetched:
         clock.took["step" if clock.took["compile"] else "compile"].append(seconds / len(fetched))
     for number, found in enumerate(fetched, start=first):
-        session.figures = {name: float(value) for name, value in found.items()}
+        loop.figures = {name: float(value) for name, value in found.items()}
         for name, words in (("loss", "the loss"), ("gradient_norm", "the gradient")):
-            if not math.isfinite(session.figures[name]):
-                raise TrainingError(_not_a_number(session, number, words, session.figures[name]))
-        session.progress.pending.append(session.figures["loss"])
-        session.progress.tokens += int(found["tokens"])
-    if session.validation is None or session.loss == math.inf:
-        session.loss = session.figures["loss"]
+            if not math.isfinite(loop.figures[name]):
+                raise TrainingError(_not_a_number(loop, number, words, loop.figures[name]))
+        loop.progress.pending.append(loop.figures["loss"])
+        loop.progress.tokens += int(found["tokens"])
+    if loop.validation is None or loop.loss == math.inf:
+        loop.loss = loop.figures["loss"]
 
 # %% ../../nbs/training/50_loop.ipynb #1723a3c5
-def _not_a_number(session: Session, number: int, words: str, value: float) -> str:
-    recipe = session.recipe
-    batch = rows_at(len(session.rows.tokens), number - 1, size=recipe.batch_rows, seed=recipe.seed)
-    held = session.name_rows(batch) if session.name_rows else ""
+def _not_a_number(loop: LoopState, number: int, words: str, value: float) -> str:
+    train_config = loop.train_config
+    batch = batch_indices(
+        len(loop.rows.tokens), number - 1, size=train_config.batch_size, seed=train_config.seed
+    )
+    held = loop.name_rows(batch) if loop.name_rows else ""
     kept = "Nothing had been saved yet"
-    if session.saved:
+    if loop.saved:
         kept = (
-            f"The checkpoint of step {session.saved} is kept in {session.checkpoints.folder}, and "
+            f"The checkpoint of step {loop.saved} is kept in {loop.checkpoints.folder}, and "
             f"nothing was saved after it"
         )
     remedy = (
-        f"Lower the learning rate (now {recipe.learning_rate:g}) or lengthen the warm-up, in a new "
-        f"run folder; if it stays at this step, look at these rows"
+        f"Lower the learning rate (now {train_config.learning_rate:g}) or lengthen the warm-up, "
+        f"in a new run folder; if it stays at this step, look at these rows"
     )
     if number == 1:
         remedy = (
             f"No update had been made, so look at the weights it started from, at these rows, and "
-            f"at the type to compute in (now {recipe.dtype})"
+            f"at the type to compute in (now {train_config.dtype})"
         )
     return (
         f"{words} became {value} at step {number}, in the batch of rows "
@@ -226,141 +236,145 @@ def _not_a_number(session: Session, number: int, words: str, value: float) -> st
 
 # %% ../../nbs/training/50_loop.ipynb #c1e0488a
 def mean_loss(
-    look: Callable[[Any, Rows], jax.Array],  # Compiled: parameters and rows -> summed loss
+    eval_loss: Callable[
+        [Any, PackedBatch], jax.Array
+    ],  # Compiled: parameters and rows -> summed loss
     params: Any,  # Tree of parameters
-    rows: Rows,  # All of them are looked at
+    rows: PackedBatch,  # All of them are looked at
     size: int,  # Rows at a time
-) -> float:  # In nats a counted token
+) -> float:  # Loss in nats per counted token
     """Look at rows without learning from them.
 
     Args:
-        look: Compiled: parameters and rows -> summed loss
+        eval_loss: Compiled: parameters and rows -> summed loss
         params: Tree of parameters
         rows: All of them are looked at
         size: Rows at a time
 
     Returns:
-        In nats a counted token
+        Loss in nats per counted token
     """
     total = 0.0
     for first in range(0, len(rows.tokens), size):
-        part = Rows(*(x[first : first + size] for x in rows))
+        part = PackedBatch(*(x[first : first + size] for x in rows))
         spare = size - len(part.tokens)
-        part = Rows(*(np.pad(x, ((0, spare), (0, 0))) for x in part))
-        total += float(look(params, part))
-    return total / max(int(rows.counted.sum()), 1)
+        part = PackedBatch(*(np.pad(x, ((0, spare), (0, 0))) for x in part))
+        total += float(eval_loss(params, part))
+    return total / max(int(rows.loss_mask.sum()), 1)
 
 
-def report(
-    session: Session,  # After a step
+def validate_and_log(
+    loop: LoopState,  # Session after a step
     bar: tqdm,  # Shows the loss
 ) -> None:
     """Look at the validation rows and write a line, if either is due.
 
     Args:
-        session: After a step
+        loop: Session after a step
         bar: Shows the loss
     """
-    pace, more = session.pace, {}
-    looking = due(session, pace.validate_every) or due(session, pace.checkpoint_every)
-    if session.validation is not None and looking:
-        with timing(session.clock, "look"):
-            size = session.recipe.batch_rows
-            seen = mean_loss(session.step.look, session.state.params, session.validation, size)
-        more["validation_loss"] = session.loss = seen
-    if due(session, pace.log_every):
-        more["learning_rate"] = float(schedule(session.recipe)(session.number - 1))
-        more["gradient_norm"] = session.figures["gradient_norm"]
-        line = write_line(session.progress, session.number, **more)
+    loop_config, more = loop.loop_config, {}
+    looking = is_due(loop, loop_config.validate_every) or is_due(loop, loop_config.checkpoint_every)
+    if loop.validation is not None and looking:
+        with timing(loop.clock, "look"):
+            size = loop.train_config.batch_size
+            seen = mean_loss(loop.step.eval_loss, loop.state.params, loop.validation, size)
+        more["validation_loss"] = loop.loss = seen
+    if is_due(loop, loop_config.log_every):
+        more["learning_rate"] = float(schedule(loop.train_config)(loop.number - 1))
+        more["gradient_norm"] = loop.figures["gradient_norm"]
+        line = append(loop.progress, loop.number, **more)
         bar.set_postfix_str(f"loss {line['loss']:.3f}", refresh=False)
 
 # %% ../../nbs/training/50_loop.ipynb #eb2af3a6
 def save(
-    session: Session,  # Whose figures have been fetched
+    loop: LoopState,  # Session with its figures fetched
 ) -> None:
     """Hand the state over to be written.
 
     Args:
-        session: Whose figures have been fetched
+        loop: Session with its figures fetched
     """
-    memory = session.progress.memory()
-    session.saved, began = session.number, session.clock.now()
-    save_state(session.checkpoints, session.number, session.state, loss=session.loss, memory=memory)
-    session.clock.running["save"] = began
+    memory = loop.progress.memory()
+    loop.saved, began = loop.number, loop.clock.now()
+    save_state(loop.checkpoints, loop.number, loop.state, loss=loop.loss, memory=memory)
+    loop.clock.running["save"] = began
 
 
-def watch_saving(
-    session: Session,  # Which may be saving
+def poll_save(
+    loop: LoopState,  # Session that may be saving
 ) -> bool:  # True while it is
     """Take the duration of a save down once it is done.
 
     Args:
-        session: Which may be saving
+        loop: Session that may be saving
 
     Returns:
         True while it is
     """
-    if "save" in session.clock.running and not session.checkpoints.manager.is_saving_in_progress():
-        began = session.clock.running.pop("save")
-        session.clock.took["save"].append(session.clock.now() - began)
-    return "save" in session.clock.running
+    if "save" in loop.clock.running and not loop.checkpoints.manager.is_saving_in_progress():
+        began = loop.clock.running.pop("save")
+        loop.clock.took["save"].append(loop.clock.now() - began)
+    return "save" in loop.clock.running
 
 # %% ../../nbs/training/50_loop.ipynb #e251f4f6
 SLOW_DISK = 50e6  # Bytes a second, as long as nothing is known
 
 
-def to_come(
-    session: Session,  # After a step
+def next_step_seconds(
+    loop: LoopState,  # Session after a step
 ) -> float:  # Seconds
     """Tell how long one more step would take with all that has to follow it.
 
     Args:
-        session: After a step
+        loop: Session after a step
 
     Returns:
         Seconds
     """
-    clock, pace, following = session.clock, session.pace, session.number + 1
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(session.state))
+    clock, loop_config, following = loop.clock, loop.loop_config, loop.number + 1
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(loop.state))
     saving = expected(clock, "save", otherwise=1 + size / SLOW_DISK)
     step = expected(clock, "step", otherwise=expected(clock, "compile"))
     steps = 1 + AHEAD if clock.took["step"] else 1
     looking = 0.0
-    last = following == session.recipe.max_steps
-    if session.validation is not None and (
-        last or not following % pace.validate_every or not following % pace.checkpoint_every
+    last = following == loop.train_config.max_steps
+    if loop.validation is not None and (
+        last
+        or not following % loop_config.validate_every
+        or not following % loop_config.checkpoint_every
     ):
-        batches = math.ceil(len(session.validation.tokens) / session.recipe.batch_rows)
+        batches = math.ceil(len(loop.validation.tokens) / loop.train_config.batch_size)
         looking = expected(clock, "look", otherwise=expected(clock, "compile") + batches * step)
-    return steps * step + looking + saving * (1 + watch_saving(session))
+    return steps * step + looking + saving * (1 + poll_save(loop))
 
 
 def reason_to_stop(
-    session: Session,  # After a step
+    loop: LoopState,  # Session after a step
 ) -> str:  # "" if there is none
     """Tell whether to stop here although there is more to learn.
 
     Args:
-        session: After a step
+        loop: Session after a step
 
     Returns:
         "" if there is none
     """
     reason = ""
-    if session.asked.by:
+    if loop.asked.by:
         reason = "signal"
-    elif not time_for(session.clock, to_come(session)):
+    elif not fits_budget(loop.clock, next_step_seconds(loop)):
         reason = "minutes"
-    return agreed(reason, due(session, session.pace.log_every))
+    return agree_on_stop(reason, is_due(loop, loop.loop_config.log_every))
 
 # %% ../../nbs/training/50_loop.ipynb #ffc5d636
-def _bar(session: Session) -> tqdm:
+def _bar(loop: LoopState) -> tqdm:
     "Make a progress bar that a log file can bear: seldom, and one line each time."
     patient = not sys.stderr.isatty()
     return tqdm(
-        total=session.recipe.max_steps,
-        initial=session.number,
-        disable=session.pace.quiet,
+        total=loop.train_config.max_steps,
+        initial=loop.number,
+        disable=loop.loop_config.quiet,
         unit="step",
         mininterval=10 if patient else 0.5,
         ncols=90,
@@ -368,58 +382,58 @@ def _bar(session: Session) -> tqdm:
     )
 
 
-def run_session(
-    session: Session,  # Fresh, or woken up
+def run_loop(
+    loop: LoopState,  # Fresh, or woken up
 ) -> str:  # Why it ended: "steps", "minutes" or "signal"
     """Take steps until there are enough of them or there is a reason to stop.
 
     Args:
-        session: Fresh, or woken up
+        loop: Fresh, or woken up
 
     Returns:
         Why it ended: "steps", "minutes" or "signal"
     """
     reason = ""
-    with _bar(session) as bar:
-        while session.number < session.recipe.max_steps and not reason:
-            take_step(session)
-            report(session, bar)
+    with _bar(loop) as bar:
+        while loop.number < loop.train_config.max_steps and not reason:
+            take_step(loop)
+            validate_and_log(loop, bar)
             bar.update()
-            if due(session, session.pace.checkpoint_every):
-                save(session)
-            if session.number < session.recipe.max_steps:
-                reason = reason_to_stop(session)
-        if session.saved < session.number:
-            if not session.pace.quiet:
-                why = {"signal": session.asked.by, "minutes": "the time is nearly up"}.get(reason)
-                bar.write(f"{why or reason}: saving step {session.number}, then stopping")
-            fetch(session)
-            save(session)
+            if is_due(loop, loop.loop_config.checkpoint_every):
+                save(loop)
+            if loop.number < loop.train_config.max_steps:
+                reason = reason_to_stop(loop)
+        if loop.saved < loop.number:
+            if not loop.loop_config.quiet:
+                why = {"signal": loop.asked.by, "minutes": "the time is nearly up"}.get(reason)
+                bar.write(f"{why or reason}: saving step {loop.number}, then stopping")
+            drain_metrics(loop)
+            save(loop)
     return reason or "steps"
 
 # %% ../../nbs/training/50_loop.ipynb #a841e885
 def train(
     model: Gemma,  # Gives up what is trained, and takes the result in the end
-    rows: Rows,  # To learn from
-    recipe: Recipe,  # The numbers that decide what is learnt
-    objective: Objective,  # What is minimised
+    rows: PackedBatch,  # Rows to train on
+    train_config: TrainConfig,  # The numbers that decide what is learnt
+    objective: Objective,  # Objective to minimize
     *,
     folder: Path,  # The run folder, for checkpoints/ and metrics.jsonl; that of process 0 counts
     identity: dict[str, str],  # Fingerprints of model and data, kept with every checkpoint
-    pace: Pace = Pace(),  # noqa: B008 - it is frozen
-    validation: Rows | None = None,  # Looked at, never learnt from
+    loop_config: LoopConfig = LoopConfig(),  # noqa: B008 - it is frozen
+    validation: PackedBatch | None = None,  # Looked at, never learnt from
     mesh: Mesh | None = None,  # The devices; None for a single one
     continue_from: Path
     | None = None,  # Another run folder, only read, if this one has no checkpoint
     name_rows: Namer | None = None,  # Says which traces are in a row, should one go wrong
-) -> Trained:  # The final state and the story
+) -> TrainResult:  # The final state and the story
     """Train until enough steps or minutes have passed, going on from the last checkpoint.
 
     Args:
         model: Gives up what is trained, and takes the result in the end
-        rows: To learn from
-        recipe: The numbers that decide what is learnt
-        objective: What is minimised
+        rows: Rows to train on
+        train_config: The numbers that decide what is learnt
+        objective: Objective to minimize
         folder: The run folder, for checkpoints/ and metrics.jsonl; that of process 0 counts
         identity: Fingerprints of model and data, kept with every checkpoint
         validation: Looked at, never learnt from
@@ -430,32 +444,34 @@ def train(
     Returns:
         The final state and the story
     """
-    clock, folder = _clock(pace), lead_folder(folder)
-    with listening() as asked:
-        state, step = make_step(model, objective, recipe, mesh=mesh)
+    clock, folder = _clock(loop_config), leader_folder(folder)
+    with catch_signals() as asked:
+        state, step = make_step(model, objective, train_config, mesh=mesh)
         _give_up(model, state)
-        progress = Progress(folder / "metrics.jsonl")
-        checkpoints = Checkpoints(folder / "checkpoints", identity | {"recipe": _essence(recipe)})
+        progress = MetricsLog(folder / "metrics.jsonl")
+        checkpoints = Checkpoints(
+            folder / "checkpoints", identity | {"recipe": _essence(train_config)}
+        )
         try:
             if checkpoints.steps() or continue_from is not None:
                 state = _only_shape(state)
             found = restore_state(checkpoints, state)
             if found is None and continue_from is not None:
-                found = take_over(continue_from, checkpoints, state, log=progress.path)
+                found = resume_from(continue_from, checkpoints, state, log=progress.path)
             resumed, state, memory = found or (0, state, progress.memory())
-            wake(progress, resumed, memory)
-            session = Session(
-                state, step, rows, recipe, pace, progress, checkpoints, clock, asked,
+            rewind(progress, resumed, memory)
+            loop = LoopState(
+                state, step, rows, train_config, loop_config, progress, checkpoints, clock, asked,
                 number=resumed, saved=resumed, validation=validation, name_rows=name_rows,
             )  # fmt: skip
-            stopped_by = run_session(session)
+            stopped_by = run_loop(loop)
             checkpoints.wait()
             best = checkpoints.best()
         finally:
             checkpoints.close()
-    adopt(model, session.state)
+    update_model(model, loop.state)
     spent, tokens = progress.seconds, progress.tokens
-    return Trained(session.state, session.number, resumed, best, stopped_by, tokens, spent, folder)
+    return TrainResult(loop.state, loop.number, resumed, best, stopped_by, tokens, spent, folder)
 
 # %% ../../nbs/training/50_loop.ipynb #b51132b5
 def _give_up(model: Gemma, state: TrainState) -> None:
@@ -475,17 +491,17 @@ def _only_shape(state: TrainState) -> TrainState:
     return jax.tree.map(forget, state)
 
 # %% ../../nbs/training/50_loop.ipynb #aeda7771
-def _essence(recipe: Recipe) -> str:
-    return replace(recipe, slice_rows=0, remat="none").fingerprint
+def _essence(train_config: TrainConfig) -> str:
+    return replace(train_config, micro_batch_size=0, remat="none").fingerprint
 
 # %% ../../nbs/training/50_loop.ipynb #609dea12
-def _clock(pace: Pace) -> Clock:
-    if pace.max_minutes is None:
-        return Clock()
-    left = 60 * pace.max_minutes - pace.spent_seconds
+def _clock(loop_config: LoopConfig) -> TimeBudget:
+    if loop_config.max_minutes is None:
+        return TimeBudget()
+    left = 60 * loop_config.max_minutes - loop_config.spent_seconds
     if left <= 0:
         raise TrainingError(
-            f"max_minutes={pace.max_minutes:g} was over before the first step: loading and packing "
-            f"took {pace.spent_seconds:.0f} seconds. Allow more, or 0 for no limit"
+            f"max_minutes={loop_config.max_minutes:g} was over before the first step: loading and "
+            f"packing took {loop_config.spent_seconds:.0f} seconds. Allow more, or 0 for no limit"
         )
-    return Clock(deadline=time.monotonic() + left)
+    return TimeBudget(deadline=time.monotonic() + left)

@@ -29,7 +29,7 @@ __all__ = ['slice_slope', 'Wanted', 'summed_loss']
 def slice_slope(
     hidden: jax.Array,  # One slice, [M, D]
     table: jax.Array,  # The vocabulary, or this device's share of it, [V, D]
-    targets: jax.Array,  # What each token should have been followed by, counted from 0 in the share
+    targets: jax.Array,  # Correct next token of each, counted from 0 in the share, [M]
     counted: jax.Array,  # 1 where that is learnt, else 0, [M]
     cap: float | None,  # Soft cap on the scores
     sides: tuple[str, ...] = (),  # Sides of the mesh along which the vocabulary is cut
@@ -39,7 +39,7 @@ def slice_slope(
     Args:
         hidden: One slice, [M, D]
         table: The vocabulary, or this device's share of it, [V, D]
-        targets: What each token should have been followed by, counted from 0 in the share
+        targets: Correct next token of each, counted from 0 in the share, [M]
         counted: 1 where that is learnt, else 0, [M]
         cap: Soft cap on the scores
         sides: Sides of the mesh along which the vocabulary is cut
@@ -116,8 +116,8 @@ def _on_mesh(
     mesh: AbstractMesh,  # The devices
     *arrays: jax.Array,  # hidden, embedding, targets, counted
     size: int,  # Tokens of a slice, all devices that share a table together
-    **settings: Any,  # For `_in_turn`
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:  # As from `_in_turn`
+    **settings: Any,  # Options of `_in_turn`
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:  # Same results as `_in_turn`
     "Let every device do its rows against its share of the vocabulary."
     sides = vocabulary_sides(arrays[1], mesh)
     alike = tuple(side for side in ROWS if side not in sides)  # Rows differ, the table does not
@@ -166,9 +166,9 @@ _summed.defvjp(_forward, _backward, symbolic_zeros=True)
 
 # %% ../../nbs/training/15_loss.ipynb #972d5dcb
 def summed_loss(
-    hidden: jax.Array,  # After the last norm, [B, T, D]
+    hidden: jax.Array,  # Output of the last norm, [B, T, D]
     embedding: jax.Array,  # Tied table of tokens, [V, D]
-    targets: jax.Array,  # What each token should have been followed by, [B, T]
+    targets: jax.Array,  # Correct next token of each token, [B, T]
     counted: jax.Array,  # True where that is learnt, [B, T]
     *,
     cap: float | None = None,  # Soft cap on the scores
@@ -177,9 +177,9 @@ def summed_loss(
     """Add up what the counted tokens cost, never holding scores for more than one slice.
 
     Args:
-        hidden: After the last norm, [B, T, D]
+        hidden: Output of the last norm, [B, T, D]
         embedding: Tied table of tokens, [V, D]
-        targets: What each token should have been followed by, [B, T]
+        targets: Correct next token of each token, [B, T]
         counted: True where that is learnt, [B, T]
         cap: Soft cap on the scores
         slice_tokens: Tokens scored at a time; only memory and speed depend on it

@@ -19,9 +19,9 @@ from jax.sharding import AbstractMesh
 
 from ..core.errors import TrainingError
 from ..models.config import GemmaConfig
-from ..models.gemma import Gemma, forgetting, kernel_shapes, run_layer, sight_of
+from ..models.gemma import Gemma, attention_context, kernel_shapes, run_layer, with_remat
 from ..models.loading import KINDS
-from ..models.lora import Lora, add_lora, quantise, trainable
+from ..models.lora import LoraConfig, add_lora, quantize, trainable_filter
 from tunix_rt.models.sharding import (
     AXES,
     bytes_per_device,
@@ -31,44 +31,45 @@ from tunix_rt.models.sharding import (
     row_shards,
     vocabulary_sides,
 )
-from .config import Recipe
+from .config import TrainConfig
 from .loss import summed_loss
-from .packing import Rows
+from .packing import PackedBatch
 from .sft import sft_objective
-from .train_step import Step, first_state, make_step, take_apart
+from .train_step import Step, init_train_state, make_step, split_params
 
 # %% auto #0
-__all__ = ['SLICE', 'WHAT', 'Setup', 'setup_text', 'in_units', 'shape_of', 'held_bytes', 'own_share', 'kept_bytes', 'layer_bytes',
-           'scores_bytes', 'activation_bytes', 'parts_of', 'sum_of_parts', 'trace_step', 'Measured', 'measure']
+__all__ = ['SLICE', 'WHAT', 'TrainSetup', 'setup_text', 'in_units', 'shape_of', 'held_bytes', 'own_share', 'residual_bytes',
+           'layer_bytes', 'scores_bytes', 'activation_bytes', 'memory_breakdown', 'sum_of_parts', 'trace_step',
+           'MeasuredMemory', 'measure_memory']
 
 # %% ../../nbs/training/60_memory.ipynb #4365db94
 @dataclass(frozen=True)
-class Setup:
+class TrainSetup:
     """What is to be trained, how, and on what.
 
     Attributes:
         config: The shape of the model
-        recipe: Rows, types, optimiser, what layers forget
-        lora: What is laid beside the matrices; None to train all of them
-        base: What is only read is held in this: "float32", "bfloat16" or "int8"
+        train_config: Rows, types, optimizer, what layers forget
+        lora: Adapters beside the matrices; None to train all of them
+        base: Type to hold frozen weights in: "float32", "bfloat16" or "int8"
         data: Devices with rows of their own and all of the parameters
         fsdp: Devices with rows of their own and a share of the parameters
         tensor: Devices that split every product
-        stacked: Whether layers are held as one stack rather than as a list
-        kind: What it will run on: "cpu", "gpu" or "tpu"
-        name: For the title
+        scan_layers: True to hold layers as one stack rather than as a list
+        kind: Device kind to run on: "cpu", "gpu" or "tpu"
+        name: Name for the title
     """
 
     config: GemmaConfig  # The shape of the model
-    recipe: Recipe = Recipe()  # Rows, types, optimiser, what layers forget
-    lora: Lora | None = None  # What is laid beside the matrices; None to train all of them
-    base: str = "float32"  # What is only read is held in this: "float32", "bfloat16" or "int8"
+    train_config: TrainConfig = TrainConfig()  # Rows, types, optimizer, what layers forget
+    lora: LoraConfig | None = None  # Adapters beside the matrices; None to train all of them
+    base: str = "float32"  # Type to hold frozen weights in: "float32", "bfloat16" or "int8"
     data: int = 1  # Devices with rows of their own and all of the parameters
     fsdp: int = 1  # Devices with rows of their own and a share of the parameters
     tensor: int = 1  # Devices that split every product
-    stacked: bool = True  # Whether layers are held as one stack rather than as a list
-    kind: str = "tpu"  # What it will run on: "cpu", "gpu" or "tpu"
-    name: str = "a model"  # For the title
+    scan_layers: bool = True  # True to hold layers as one stack rather than as a list
+    kind: str = "tpu"  # Device kind to run on: "cpu", "gpu" or "tpu"
+    name: str = "a model"  # Name for the title
 
     def __post_init__(self) -> None:
         if self.base not in KINDS:
@@ -95,16 +96,16 @@ class Setup:
     @property
     def rows(self) -> int:
         "Rows that are computed at a time, on all devices together."
-        return self.recipe.slice_rows or self.recipe.batch_rows
+        return self.train_config.micro_batch_size or self.train_config.batch_size
 
     @property
     def tokens(self) -> int:
         "Tokens that one device computes at a time."
-        return self.rows // row_shards(self.mesh) * self.recipe.row_tokens
+        return self.rows // row_shards(self.mesh) * self.train_config.seq_length
 
 # %% ../../nbs/training/60_memory.ipynb #18443644
 def setup_text(
-    setup: Setup,  # Any
+    setup: TrainSetup,  # Any
 ) -> str:  # One line
     """Put a setup into words.
 
@@ -114,14 +115,15 @@ def setup_text(
     Returns:
         One line
     """
-    recipe, lora = setup.recipe, setup.lora
+    train_config, lora = setup.train_config, setup.lora
     how = f"LoRA of rank {lora.rank} on {setup.base}" if lora else "every parameter"
-    slices = f", {recipe.slice_rows} at a time" if recipe.slice_rows else ""
+    slices = f", {train_config.micro_batch_size} at a time" if train_config.micro_batch_size else ""
     sides = [f"{axis} {size}" for axis, size in setup.mesh.shape.items() if size > 1]
     parts = [
-        f"{setup.name}, {how}, {recipe.optimiser}",
-        f"{recipe.batch_rows} rows of {recipe.row_tokens:,} tokens{slices}",
-        f"{recipe.dtype}, remat {recipe.remat}, {'a stack' if setup.stacked else 'a list'}",
+        f"{setup.name}, {how}, {train_config.optimizer}",
+        f"{train_config.batch_size} rows of {train_config.seq_length:,} tokens{slices}",
+        f"{train_config.dtype}, remat {train_config.remat}, "
+        f"{'a stack' if setup.scan_layers else 'a list'}",
         " x ".join(sides) or "one device",
     ]
     return " · ".join(parts)
@@ -143,22 +145,22 @@ def in_units(
 
 # %% ../../nbs/training/60_memory.ipynb #cdb71268
 def shape_of(
-    setup: Setup,  # What is trained
-) -> Gemma:  # With a shape where every number would be
+    setup: TrainSetup,  # Training setup
+) -> Gemma:  # Model with a shape in place of every number
     """Describe the model without making it.
 
     Args:
-        setup: What is trained
+        setup: Training setup
 
     Returns:
-        With a shape where every number would be
+        Model with a shape in place of every number
     """
     dtype = jnp.bfloat16 if setup.base == "int8" else jnp.dtype(setup.base)
 
     def build() -> Gemma:
-        model = Gemma(setup.config, nnx.Rngs(0), dtype, stacked=setup.stacked)
+        model = Gemma(setup.config, nnx.Rngs(0), dtype, scan_layers=setup.scan_layers)
         if setup.base == "int8":
-            quantise(model)
+            quantize(model)
         if setup.lora:
             add_lora(model, setup.lora, nnx.Rngs(0))
         return model
@@ -167,27 +169,29 @@ def shape_of(
 
 
 @lru_cache(maxsize=256)
-def _held(setup: Setup) -> tuple[int, int, int]:
-    parts = take_apart(shape_of(setup))
-    state = first_state(parts.trained, setup.recipe, setup.mesh)  # type: ignore[arg-type]
+def _held(setup: TrainSetup) -> tuple[int, int, int]:
+    parts = split_params(shape_of(setup))
+    state = init_train_state(parts.trained, setup.train_config, setup.mesh)  # type: ignore[arg-type]
     frozen = place(parts.frozen, setup.mesh)
     frozen_bytes = bytes_per_device(frozen)
-    return frozen_bytes, bytes_per_device(state.params), bytes_per_device(state.optimiser)
+    return frozen_bytes, bytes_per_device(state.params), bytes_per_device(state.optimizer)
 
 
 def held_bytes(
-    setup: Setup,  # What is trained, on what
-) -> tuple[int, int, int]:  # Only read, trained, optimiser; on each device
+    setup: TrainSetup,  # Training setup, devices included
+) -> tuple[int, int, int]:  # Bytes on each device: frozen, trained, optimizer
     """Add up what a device holds between two steps.
 
     Args:
-        setup: What is trained, on what
+        setup: Training setup, devices included
 
     Returns:
-        Only read, trained, optimiser; on each device
+        Bytes on each device: frozen, trained, optimizer
     """
-    recipe = Recipe(optimiser=setup.recipe.optimiser, batch_rows=row_shards(setup.mesh))
-    return _held(replace(setup, recipe=recipe, stacked=True, name=""))
+    train_config = TrainConfig(
+        optimizer=setup.train_config.optimizer, batch_size=row_shards(setup.mesh)
+    )
+    return _held(replace(setup, train_config=train_config, scan_layers=True, name=""))
 
 # %% ../../nbs/training/60_memory.ipynb #b4c1f9d5
 def own_share(
@@ -213,21 +217,21 @@ def own_share(
 
 
 @lru_cache(maxsize=256)
-def _kept(setup: Setup) -> int:
-    config, recipe = setup.config, setup.recipe
+def _kept(setup: TrainSetup) -> int:
+    config, train_config = setup.config, setup.train_config
     model = shape_of(setup)
-    graph, *states = nnx.split(model.layers[0], trainable(model), ...)
-    numbers = jax.ShapeDtypeStruct((1, recipe.row_tokens), jnp.int32)
-    stream = jax.ShapeDtypeStruct((*numbers.shape, config.width), jnp.dtype(recipe.dtype))
-    look = partial(sight_of, config, sliding=False, attention="xla")
+    graph, *states = nnx.split(model.layers[0], trainable_filter(model), ...)
+    numbers = jax.ShapeDtypeStruct((1, train_config.seq_length), jnp.int32)
+    stream = jax.ShapeDtypeStruct((*numbers.shape, config.width), jnp.dtype(train_config.dtype))
+    look = partial(attention_context, config, sliding=False, attention="xla")
     angles = jax.eval_shape(lambda places: look(places, places).angles, numbers)
 
-    def way_back(stream: Any, trained: Any, frozen: Any, angles: Any, segments: Any) -> Any:
+    def way_back(stream: Any, trained: Any, frozen: Any, angles: Any, segment_ids: Any) -> Any:
         def layer(trained: Any, stream: Any) -> Any:
             whole = nnx.merge(graph, trained, frozen)
-            attend = look(segments, segments).attend
+            attend = look(segment_ids, segment_ids).attend
             run = partial(run_layer, config=config, angles=angles, attend=attend)
-            return forgetting(recipe.remat, run)(whole, stream)
+            return with_remat(train_config.remat, run)(whole, stream)
 
         return jax.vjp(layer, trained, stream)[1]
 
@@ -237,105 +241,111 @@ def _kept(setup: Setup) -> int:
     return sum(math.prod(each.shape) * each.dtype.itemsize for each in kept.values())  # type: ignore
 
 
-def kept_bytes(
-    setup: Setup,  # What is trained
-    remat: str = "",  # What layers forget; what the recipe says by default
-) -> int:  # For all tokens that one device computes at a time, in one layer
+def residual_bytes(
+    setup: TrainSetup,  # Training setup
+    remat: str = "",  # Rematerialization policy; that of the recipe by default
+) -> int:  # Bytes for one layer and all tokens that one device computes at a time
     """Find out what a layer keeps between the way forward and the way back.
 
     Args:
-        setup: What is trained
-        remat: What layers forget; what the recipe says by default
+        setup: Training setup
+        remat: Rematerialization policy; that of the recipe by default
 
     Returns:
-        For all tokens that one device computes at a time, in one layer
+        Bytes for one layer and all tokens that one device computes at a time
     """
-    recipe = setup.recipe
-    alike = Recipe(
-        batch_rows=1, row_tokens=recipe.row_tokens, dtype=recipe.dtype, remat=remat or recipe.remat
+    train_config = setup.train_config
+    alike = TrainConfig(
+        batch_size=1,
+        seq_length=train_config.seq_length,
+        dtype=train_config.dtype,
+        remat=remat or train_config.remat,
     )
     config = own_share(setup.config, setup.tensor)
-    one = Setup(config, alike, setup.lora, setup.base, stacked=False, name="")
-    return _kept(one) * (setup.tokens // recipe.row_tokens)
+    one = TrainSetup(config, alike, setup.lora, setup.base, scan_layers=False, name="")
+    return _kept(one) * (setup.tokens // train_config.seq_length)
 
 # %% ../../nbs/training/60_memory.ipynb #3a40171b
 SLICE = inspect.signature(summed_loss).parameters["slice_tokens"].default  # Tokens scored at a time
 
 
 def layer_bytes(
-    setup: Setup,  # What is trained, on what
-) -> int:  # On each device
+    setup: TrainSetup,  # Training setup, devices included
+) -> int:  # Bytes on each device
     """Estimate what one layer needs while it works its way back.
 
     Args:
-        setup: What is trained, on what
+        setup: Training setup, devices included
 
     Returns:
-        On each device
+        Bytes on each device
     """
-    size, share = jnp.dtype(setup.recipe.dtype).itemsize, own_share(setup.config, setup.tensor)
-    again = kept_bytes(setup, "none") - kept_bytes(setup, _forgets(setup))
+    size, share = (
+        jnp.dtype(setup.train_config.dtype).itemsize,
+        own_share(setup.config, setup.tensor),
+    )
+    again = residual_bytes(setup, "none") - residual_bytes(setup, _forgets(setup))
     gate = setup.tokens * share.hidden * size * (4 if setup.lora else 3)
     stream = setup.tokens * share.width * 4 * 4
     kernels = sum(math.prod(shape) for shape in kernel_shapes(share).values())
     fetched = kernels * 4 if setup.fsdp > 1 else 0
-    widened = kernels * size if setup.lora and setup.base != setup.recipe.dtype else 0
+    widened = kernels * size if setup.lora and setup.base != setup.train_config.dtype else 0
     return again + gate + stream + max(fetched, widened)
 
 
-def _forgets(setup: Setup) -> str:
+def _forgets(setup: TrainSetup) -> str:
     "Name what layers really forget: on a processor, XLA undoes it for a list."
-    return "none" if setup.kind == "cpu" and not setup.stacked else setup.recipe.remat
+    return "none" if setup.kind == "cpu" and not setup.scan_layers else setup.train_config.remat
 
 
 def scores_bytes(
-    setup: Setup,  # What is trained, on what
-) -> int:  # On each device
+    setup: TrainSetup,  # Training setup, devices included
+) -> int:  # Bytes on each device
     """Estimate what scoring one slice of tokens needs.
 
     Args:
-        setup: What is trained, on what
+        setup: Training setup, devices included
 
     Returns:
-        On each device
+        Bytes on each device
     """
-    config, size = setup.config, jnp.dtype(setup.recipe.dtype).itemsize
+    config, size = setup.config, jnp.dtype(setup.train_config.dtype).itemsize
     table = jax.ShapeDtypeStruct((config.vocabulary, config.width), jnp.float32)
     sharing = [setup.mesh.shape[side] for side in vocabulary_sides(table, setup.mesh)]
     words = config.vocabulary // math.prod(sharing)
     together = setup.fsdp if len(sharing) and setup.fsdp > 1 else 1
     scored = min(SLICE, setup.tokens * together)
     held_in = "float32" if setup.lora is None else setup.base.replace("int8", "bfloat16")
-    changed = words * config.width * size if held_in != setup.recipe.dtype else 0
+    changed = words * config.width * size if held_in != setup.train_config.dtype else 0
     return scored * words * (8 + (size if size < 4 else 0)) + changed
 
 # %% ../../nbs/training/60_memory.ipynb #ce15c462
 def activation_bytes(
-    setup: Setup,  # What is trained, on what
-) -> int:  # On each device, the batch included
+    setup: TrainSetup,  # Training setup, devices included
+) -> int:  # Bytes on each device, the batch included
     """Estimate what all layers together keep for the way back.
 
     Args:
-        setup: What is trained, on what
+        setup: Training setup, devices included
 
     Returns:
-        On each device, the batch included
+        Bytes on each device, the batch included
     """
-    remat, layers, recipe = _forgets(setup), setup.config.layers, setup.recipe
-    kept = kept_bytes(setup, remat)
-    if not setup.stacked and remat == "none":
+    remat, layers, train_config = _forgets(setup), setup.config.layers, setup.train_config
+    kept = residual_bytes(setup, remat)
+    if not setup.scan_layers and remat == "none":
         share, shapes = own_share(setup.config, setup.tensor), kernel_shapes
         adapted = setup.lora.targets if setup.lora else ()
         twice = share.hidden + sum(shapes(share)[name][1] for name in adapted)
-        kept += setup.tokens * twice * jnp.dtype(recipe.dtype).itemsize
-    batch = recipe.batch_rows // row_shards(setup.mesh) * recipe.row_tokens * 13
+        kept += setup.tokens * twice * jnp.dtype(train_config.dtype).itemsize
+    batch = train_config.batch_size // row_shards(setup.mesh) * train_config.seq_length * 13
     return layers * kept + batch
 
 # %% ../../nbs/training/60_memory.ipynb #e99bfd7b
 WHAT = {
     "parameters": "of the model",
     "adapters": "in float32",
-    "optimiser": "what it remembers",
+    "optimizer": "what it remembers",
     "gradients": "of what is trained",
     "activations": "kept for the way back",
     "layer": "one at work, on the way back",
@@ -343,24 +353,24 @@ WHAT = {
 }
 
 
-def parts_of(
-    setup: Setup,  # What is trained, on what
+def memory_breakdown(
+    setup: TrainSetup,  # Training setup, devices included
 ) -> dict[str, int]:  # Name, from WHAT -> bytes on each device
     """Estimate everything that a training takes.
 
     Args:
-        setup: What is trained, on what
+        setup: Training setup, devices included
 
     Returns:
         Name, from WHAT -> bytes on each device
     """
-    frozen, trained, optimiser = held_bytes(setup)
-    sliced = setup.recipe.slice_rows not in (0, setup.recipe.batch_rows)
+    frozen, trained, optimizer = held_bytes(setup)
+    sliced = setup.train_config.micro_batch_size not in (0, setup.train_config.batch_size)
     adapters = {"adapters": trained} if setup.lora else {}
     return {
         "parameters": frozen if setup.lora else frozen + trained,
         **adapters,
-        "optimiser": optimiser,
+        "optimizer": optimizer,
         "gradients": trained * (1 + sliced),
         "activations": activation_bytes(setup),
         "layer": layer_bytes(setup),
@@ -369,12 +379,12 @@ def parts_of(
 
 
 def sum_of_parts(
-    parts: dict[str, int],  # From `parts_of`
+    parts: dict[str, int],  # Parts from `memory_breakdown`
 ) -> int:  # Bytes at the fullest moment
     """Add up what is there together.
 
     Args:
-        parts: From `parts_of`
+        parts: Parts from `memory_breakdown`
 
     Returns:
         Bytes at the fullest moment
@@ -383,22 +393,22 @@ def sum_of_parts(
 
 # %% ../../nbs/training/60_memory.ipynb #85f7f689
 def trace_step(
-    setup: Setup,  # What is trained, on what
+    setup: TrainSetup,  # Training setup, devices included
     *,
     attention: str = "xla",  # The program for attention, from `choose_attention`
-    devices: list[Any] | None = None,  # To compile for; those that JAX sees by default
-) -> tuple[Any, Step]:  # What is to be compiled, and the step it belongs to
+    devices: list[Any] | None = None,  # Devices to compile for; those that JAX sees by default
+) -> tuple[Any, Step]:  # Traced program to compile, and the step it belongs to
     """Trace the step of a setup with shapes in place of numbers.
 
     Args:
-        setup: What is trained, on what
+        setup: Training setup, devices included
         attention: The program for attention, from `choose_attention`
-        devices: To compile for; those that JAX sees by default
+        devices: Devices to compile for; those that JAX sees by default
 
     Returns:
-        What is to be compiled, and the step it belongs to
+        Traced program to compile, and the step it belongs to
     """
-    count, recipe = setup.data * setup.fsdp * setup.tensor, setup.recipe
+    count, train_config = setup.data * setup.fsdp * setup.tensor, setup.train_config
     there = jax.devices() if devices is None else devices
     if len(there) < count:
         raise TrainingError(
@@ -409,15 +419,17 @@ def trace_step(
     mesh = None
     if count > 1 or devices is not None:
         mesh = make_mesh(setup.data, setup.fsdp, setup.tensor, devices=list(there[:count]))
-    objective = sft_objective(recipe, attention=attention)
-    state, step = make_step(shape_of(setup), objective, recipe, mesh=mesh)
-    numbers: Any = jax.ShapeDtypeStruct((recipe.batch_rows, recipe.row_tokens), jnp.int32)
-    counted: Any = jax.ShapeDtypeStruct(numbers.shape, jnp.bool_)
-    return step.lower(state, Rows(numbers, numbers, numbers, counted)), step
+    objective = sft_objective(train_config, attention=attention)
+    state, step = make_step(shape_of(setup), objective, train_config, mesh=mesh)
+    numbers: Any = jax.ShapeDtypeStruct(
+        (train_config.batch_size, train_config.seq_length), jnp.int32
+    )
+    loss_mask: Any = jax.ShapeDtypeStruct(numbers.shape, jnp.bool_)
+    return step.lower(state, PackedBatch(numbers, numbers, numbers, loss_mask)), step
 
 # %% ../../nbs/training/60_memory.ipynb #64ea1464
 @dataclass(frozen=True)
-class Measured:
+class MeasuredMemory:
     """What a compiled step takes of each device.
 
     Attributes:
@@ -425,8 +437,8 @@ class Measured:
         outputs: Bytes of the next state and the figures
         aliased: Bytes of outputs that are written over arguments
         temporaries: Bytes that come and go
-        trace_seconds: From Python to the compiler
-        compile_seconds: From there to a program
+        trace_seconds: Time from Python to the compiler
+        compile_seconds: Time from there to a program
         compiled: The program, to be looked into
     """
 
@@ -434,8 +446,8 @@ class Measured:
     outputs: int  # Bytes of the next state and the figures
     aliased: int  # Bytes of outputs that are written over arguments
     temporaries: int  # Bytes that come and go
-    trace_seconds: float = field(compare=False)  # From Python to the compiler
-    compile_seconds: float = field(compare=False)  # From there to a program
+    trace_seconds: float = field(compare=False)  # Time from Python to the compiler
+    compile_seconds: float = field(compare=False)  # Time from there to a program
     compiled: Any = field(repr=False, compare=False)  # The program, to be looked into
 
     @property
@@ -444,21 +456,21 @@ class Measured:
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
-def measure(
-    setup: Setup,  # What is trained, on what
+def measure_memory(
+    setup: TrainSetup,  # Training setup, devices included
     *,
     attention: str = "xla",  # The program for attention, from `choose_attention`
-    devices: list[Any] | None = None,  # To compile for; those that JAX sees by default
-) -> Measured:  # What the compiler says
+    devices: list[Any] | None = None,  # Devices to compile for; those that JAX sees by default
+) -> MeasuredMemory:  # Figures from the compiler
     """Compile the step of a setup, and read what it would take.
 
     Args:
-        setup: What is trained, on what
+        setup: Training setup, devices included
         attention: The program for attention, from `choose_attention`
-        devices: To compile for; those that JAX sees by default
+        devices: Devices to compile for; those that JAX sees by default
 
     Returns:
-        What the compiler says
+        Figures from the compiler
     """
     begun = time.perf_counter()
     lowered, step = trace_step(setup, attention=attention, devices=devices)
@@ -466,7 +478,7 @@ def measure(
     with step.active():
         compiled = lowered.compile()
     found = compiled.memory_analysis()
-    return Measured(
+    return MeasuredMemory(
         found.argument_size_in_bytes,
         found.output_size_in_bytes,
         found.alias_size_in_bytes,

@@ -18,22 +18,22 @@ import jax
 from ..core.settings import resolve
 from ..models.config import GemmaConfig, preset
 from ..models.devices import platform
-from ..models.loading import find_source
-from ..models.lora import Lora
+from ..models.loading import resolve_source
+from ..models.lora import LoraConfig
 from ..models.sharding import row_shards
-from .config import Recipe
+from .config import TrainConfig
 from tunix_rt.training.memory import (
     WHAT,
-    Setup,
+    TrainSetup,
     in_units,
-    parts_of,
+    memory_breakdown,
     setup_text,
     sum_of_parts,
 )
 
 # %% auto #0
-__all__ = ['ROOM', 'Way', 'WAYS', 'Suggestion', 'Plan', 'suggest', 'device_memory', 'shape_named', 'plan', 'verdict', 'plan_text',
-           'plan_html']
+__all__ = ['ROOM', 'Remedy', 'REMEDIES', 'Suggestion', 'MemoryPlan', 'suggest', 'device_memory', 'shape_named', 'plan_memory',
+           'verdict', 'plan_text', 'plan_html']
 
 # %% ../../nbs/training/65_memory_plan.ipynb #fae68cd7
 ROOM = 0.9  # Share of a device's memory that may be planned for
@@ -45,29 +45,29 @@ class Suggestion:
 
     Attributes:
         change: Parameters of the train notebook
-        cost: What it is paid with
-        setup: With it
+        cost: Cost of the change
+        setup: Changed setup
         total: Bytes on each device then
     """
 
     change: str  # Parameters of the train notebook
-    cost: str  # What it is paid with
-    setup: Setup  # With it
+    cost: str  # Cost of the change
+    setup: TrainSetup  # Changed setup
     total: int  # Bytes on each device then
 
 # %% ../../nbs/training/65_memory_plan.ipynb #f1beec18
 @dataclass(frozen=True, repr=False)
-class Plan:
+class MemoryPlan:
     """What a training takes of each device.
 
     Attributes:
-        setup: Of what
+        setup: Planned setup
         parts: Name, from WHAT -> bytes
         memory: Bytes of one device; None where nobody knows
         suggestions: The least painful first; none where it fits
     """
 
-    setup: Setup  # Of what
+    setup: TrainSetup  # Planned setup
     parts: dict[str, int]  # Name, from WHAT -> bytes
     memory: int | None = None  # Bytes of one device; None where nobody knows
     suggestions: tuple[Suggestion, ...] = ()  # The least painful first; none where it fits
@@ -89,63 +89,67 @@ class Plan:
         return plan_text(self)
 
 # %% ../../nbs/training/65_memory_plan.ipynb #aeb4d05a
-Way = Iterator[tuple[str, str, Setup]]  # What to change, what that costs, and what comes of it
+Remedy = Iterator[tuple[str, str, TrainSetup]]  # Change, its cost, and the setup that comes of it
 
 
-def _stacked(setup: Setup) -> Way:
-    if not setup.stacked:
-        yield "stacked=True", "nothing", replace(setup, stacked=True)
+def _stacked(setup: TrainSetup) -> Remedy:
+    if not setup.scan_layers:
+        yield "scan_layers=True", "nothing", replace(setup, scan_layers=True)
 
 
-def _shared(setup: Setup) -> Way:
+def _shared(setup: TrainSetup) -> Remedy:
     if setup.data > 1:
         size = setup.data * setup.fsdp
         shared = replace(setup, data=1, fsdp=size)
         yield f"mesh_data=1 mesh_fsdp={size}", "weights on the move", shared
 
 # %% ../../nbs/training/65_memory_plan.ipynb #fa533fc4
-def _coarse(setup: Setup) -> Way:
-    if setup.recipe.dtype == "float32" and setup.kind != "cpu":
-        recipe = replace(setup.recipe, dtype="bfloat16")
-        yield "dtype=bfloat16", "coarser arithmetic", replace(setup, recipe=recipe)
+def _coarse(setup: TrainSetup) -> Remedy:
+    if setup.train_config.dtype == "float32" and setup.kind != "cpu":
+        train_config = replace(setup.train_config, dtype="bfloat16")
+        yield "dtype=bfloat16", "coarser arithmetic", replace(setup, train_config=train_config)
 
 # %% ../../nbs/training/65_memory_plan.ipynb #2f6a5c16
-def _forgetful(setup: Setup) -> Way:
+def _forgetful(setup: TrainSetup) -> Remedy:
     costs = {"none": "", "dots": "a little time", "full": "up to a third more time"}
-    for remat in list(costs)[list(costs).index(setup.recipe.remat) + 1 :]:
-        recipe = replace(setup.recipe, remat=remat)
-        yield f"remat={remat}", costs[remat], replace(setup, recipe=recipe)
+    for remat in list(costs)[list(costs).index(setup.train_config.remat) + 1 :]:
+        train_config = replace(setup.train_config, remat=remat)
+        yield f"remat={remat}", costs[remat], replace(setup, train_config=train_config)
 
 
-def _in_turns(setup: Setup) -> Way:
-    shards, batch = row_shards(setup.mesh), setup.recipe.batch_rows
+def _in_turns(setup: TrainSetup) -> Remedy:
+    shards, batch = row_shards(setup.mesh), setup.train_config.batch_size
     for rows in range(setup.rows - shards, 0, -shards):
         if batch % rows == 0:
-            recipe = replace(setup.recipe, slice_rows=rows)
-            yield f"slice_rows={rows}", "some speed", replace(setup, recipe=recipe)
+            train_config = replace(setup.train_config, micro_batch_size=rows)
+            yield (
+                f"micro_batch_size={rows}",
+                "some speed",
+                replace(setup, train_config=train_config),
+            )
 
 # %% ../../nbs/training/65_memory_plan.ipynb #5aa79196
-def _adapted(setup: Setup) -> Way:
+def _adapted(setup: TrainSetup) -> Remedy:
     if setup.lora is None:
         base = "bfloat16" if setup.base == "float32" else setup.base
         change = f"lora_rank=16 base_dtype={base}"
-        yield change, "training adapters only", replace(setup, lora=Lora(rank=16), base=base)
+        yield change, "training adapters only", replace(setup, lora=LoraConfig(rank=16), base=base)
     elif setup.base == "float32":
         yield "base_dtype=bfloat16", "a coarser base", replace(setup, base="bfloat16")
 
 
-def _in_bytes(setup: Setup) -> Way:
+def _in_bytes(setup: TrainSetup) -> Remedy:
     if setup.lora and setup.base != "int8":
         yield "base_dtype=int8", "a base in eight bits", replace(setup, base="int8")
 
 # %% ../../nbs/training/65_memory_plan.ipynb #2e367bff
-WAYS: tuple[Callable[[Setup], Way], ...] = (
+REMEDIES: tuple[Callable[[TrainSetup], Remedy], ...] = (
     _stacked, _shared, _coarse, _forgetful, _in_turns, _adapted, _in_bytes
 )  # fmt: skip
 
 # %% ../../nbs/training/65_memory_plan.ipynb #00a72862
 def suggest(
-    setup: Setup,  # That does not fit
+    setup: TrainSetup,  # That does not fit
     memory: int,  # Bytes of one device
 ) -> tuple[Suggestion, ...]:  # The least painful first; none where nothing helps
     """Look for changes that make a training fit.
@@ -157,14 +161,14 @@ def suggest(
     Returns:
         The least painful first; none where nothing helps
     """
-    alone = (_follow((way,), setup, memory) for way in WAYS)
+    alone = (_follow((way,), setup, memory) for way in REMEDIES)
     found = tuple(each for each in alone if each.total <= ROOM * memory)
     if found:
         return found
-    taken = WAYS
+    taken = REMEDIES
     if _follow(taken, setup, memory).total > ROOM * memory:
         return ()
-    for way in reversed(WAYS):
+    for way in reversed(REMEDIES):
         fewer = tuple(other for other in taken if other is not way)
         if _follow(fewer, setup, memory).total <= ROOM * memory:
             taken = fewer
@@ -172,8 +176,8 @@ def suggest(
 
 # %% ../../nbs/training/65_memory_plan.ipynb #25b278fa
 def _follow(
-    ways: Iterable[Callable[[Setup], Way]],  # Some of WAYS
-    setup: Setup,  # To begin with
+    ways: Iterable[Callable[[TrainSetup], Remedy]],  # Some of WAYS
+    setup: TrainSetup,  # Initial setup
     memory: int,  # Bytes of one device
 ) -> Suggestion:  # All changes together
     "Take ways one after the other, each as far as it must be taken."
@@ -181,14 +185,14 @@ def _follow(
     for way in ways:
         taken = None
         for taken in way(setup):
-            if sum_of_parts(parts_of(taken[2])) <= ROOM * memory:
+            if sum_of_parts(memory_breakdown(taken[2])) <= ROOM * memory:
                 break
         if taken is not None:
             changes[taken[0]], setup = taken[1:]
     costs = ", ".join(dict.fromkeys(changes.values()))
     named = dict(word.split("=", 1) for change in changes for word in change.split())
     change = " ".join(f"{name}={value}" for name, value in named.items())
-    return Suggestion(change, costs, setup, sum_of_parts(parts_of(setup)))
+    return Suggestion(change, costs, setup, sum_of_parts(memory_breakdown(setup)))
 
 # %% ../../nbs/training/65_memory_plan.ipynb #3ad47d77
 def device_memory() -> int | None:  # Bytes; None where it does not say
@@ -215,24 +219,26 @@ def shape_named(
         Its shape
     """
     place = any(mark in name for mark in "/\\:") or resolve(name).exists()
-    return find_source(name).config if place else preset(name)
+    return resolve_source(name).config if place else preset(name)
 
 # %% ../../nbs/training/65_memory_plan.ipynb #f7f536ca
-def plan(
-    model: GemmaConfig | str | Path,  # A shape, a key of PRESETS, or whatever `find_source` knows
-    recipe: Recipe = Recipe(),  # noqa: B008 - it is frozen
-    lora: Lora | None = None,  # Adapters; None to train every parameter
+def plan_memory(
+    model: GemmaConfig
+    | str
+    | Path,  # A shape, a key of PRESETS, or whatever `resolve_source` knows
+    train_config: TrainConfig = TrainConfig(),  # noqa: B008 - it is frozen
+    lora: LoraConfig | None = None,  # Adapters; None to train every parameter
     *,
     memory: int | None = None,  # Bytes of one device; None asks the one that is there
-    **on: Any,  # The rest of `Setup`: base, data, fsdp, tensor, stacked, kind
-) -> Plan:  # Shows itself as a table
+    **on: Any,  # The rest of `TrainSetup`: base, data, fsdp, tensor, stacked, kind
+) -> MemoryPlan:  # Shows itself as a table
     """Say what a training will take of each device, and what to change if that is too much.
 
     Args:
-        model: A shape, a key of PRESETS, or whatever `find_source` knows
+        model: A shape, a key of PRESETS, or whatever `resolve_source` knows
         lora: Adapters; None to train every parameter
         memory: Bytes of one device; None asks the one that is there
-        **on: The rest of `Setup`: base, data, fsdp, tensor, stacked, kind
+        **on: The rest of `TrainSetup`: base, data, fsdp, tensor, stacked, kind
 
     Returns:
         Shows itself as a table
@@ -243,20 +249,20 @@ def plan(
         name, config = str(model), shape_named(str(model))
     kind = on.pop("kind", "") or platform()
     memory = device_memory() if memory is None else memory
-    setup = Setup(config, recipe, lora, kind=kind, name=name, **on)
-    made = Plan(setup, parts_of(setup), memory)
+    setup = TrainSetup(config, train_config, lora, kind=kind, name=name, **on)
+    made = MemoryPlan(setup, memory_breakdown(setup), memory)
     if made.fits is False and memory is not None:
         made = replace(made, suggestions=suggest(setup, memory))
     return made
 
 # %% ../../nbs/training/65_memory_plan.ipynb #ef01f3cc
 def verdict(
-    made: Plan,  # From `plan`
+    made: MemoryPlan,  # Plan from `plan_memory`
 ) -> str:  # One line
     """Say whether it fits.
 
     Args:
-        made: From `plan`
+        made: Plan from `plan_memory`
 
     Returns:
         One line
@@ -271,7 +277,7 @@ def verdict(
     return f"{of}: does not fit"
 
 # %% ../../nbs/training/65_memory_plan.ipynb #191f185d
-def _advice(made: Plan) -> list[str]:
+def _advice(made: MemoryPlan) -> list[str]:
     if made.fits is not False:
         return []
     if not made.suggestions:
@@ -279,24 +285,24 @@ def _advice(made: Plan) -> list[str]:
     return [f"{s.change}  {in_units(s.total)}, at the cost of {s.cost}" for s in made.suggestions]
 
 
-def _unseen(made: Plan) -> str:
+def _unseen(made: MemoryPlan) -> str:
     "Name the smaller of the two parts that are never there together."
     return min("layer", "scores", key=made.parts.__getitem__)
 
 # %% ../../nbs/training/65_memory_plan.ipynb #15760a2c
 def plan_text(
-    made: Plan,  # From `plan`
+    made: MemoryPlan,  # Plan from `plan_memory`
     *,
     width: int = 30,  # Characters of the longest bar
-) -> str:  # For a terminal
+) -> str:  # Text for a terminal
     """Draw a plan with letters.
 
     Args:
-        made: From `plan`
+        made: Plan from `plan_memory`
         width: Characters of the longest bar
 
     Returns:
-        For a terminal
+        Text for a terminal
     """
     scale = max(made.total, made.memory or 0)
     lines = [setup_text(made.setup), ""]
@@ -309,21 +315,21 @@ def plan_text(
 
 # %% ../../nbs/training/65_memory_plan.ipynb #a4158977
 def plan_html(
-    made: Plan,  # From `plan`
-) -> str:  # For a notebook or a page
+    made: MemoryPlan,  # Plan from `plan_memory`
+) -> str:  # HTML for a notebook or a page
     """Draw a plan as a table with bars.
 
     Args:
-        made: From `plan`
+        made: Plan from `plan_memory`
 
     Returns:
-        For a notebook or a page
+        HTML for a notebook or a page
     """
     scale = max(made.total, made.memory or 0)
     rows = []
     for name, size in made.parts.items():
-        colour = "rgba(127,127,127,.35)" if name == _unseen(made) else "rgba(66,133,244,.75)"
-        style = f"width:{100 * size / scale:.1f}%;min-width:1px;height:.8em;background:{colour}"
+        color = "rgba(127,127,127,.35)" if name == _unseen(made) else "rgba(66,133,244,.75)"
+        style = f"width:{100 * size / scale:.1f}%;min-width:1px;height:.8em;background:{color}"
         cells = (name, f'<td style="text-align:right">{in_units(size)}</td>', style, WHAT[name])
         rows.append(
             f'<tr><td style="text-align:left">{cells[0]}</td>{cells[1]}'

@@ -15,11 +15,11 @@ import numpy as np
 from ..core.files import append_json, canonical_json, read_log, replacing
 
 # %% auto #0
-__all__ = ['Progress', 'wake', 'write_line']
+__all__ = ['MetricsLog', 'rewind', 'append']
 
 # %% ../../nbs/training/30_metrics_log.ipynb #39a131c9
 @dataclass
-class Progress:
+class MetricsLog:
     """Where a training stands between two lines of its log.
 
     Attributes:
@@ -43,16 +43,16 @@ class Progress:
         return {"pending": list(self.pending), "tokens": self.tokens, "seconds": self.seconds}
 
 # %% ../../nbs/training/30_metrics_log.ipynb #39429791
-def wake(
-    progress: Progress,  # Changed in place
-    step: int,  # Of the checkpoint
+def rewind(
+    progress: MetricsLog,  # Changed in place
+    step: int,  # Step of the checkpoint
     memory: dict[str, Any],  # That was saved with it
 ) -> None:
     """Go back to what was known at a checkpoint, and drop the lines that came after it.
 
     Args:
         progress: Changed in place
-        step: Of the checkpoint
+        step: Step of the checkpoint
         memory: That was saved with it
     """
     progress.pending, progress.tokens = list(memory["pending"]), memory["tokens"]
@@ -64,11 +64,11 @@ def wake(
             file.writelines(canonical_json(line) + "\n" for line in lines)
 
 
-def write_line(
-    progress: Progress,  # Changed in place
+def append(
+    progress: MetricsLog,  # Changed in place
     step: int,  # Updates so far
     **figures: float,  # Besides the loss and the speed
-) -> dict[str, Any]:  # What was written
+) -> dict[str, Any]:  # Written line
     """Add a line to the log.
 
     Args:
@@ -77,7 +77,7 @@ def write_line(
         **figures: Besides the loss and the speed
 
     Returns:
-        What was written
+        Written line
     """
     seconds = progress.seconds - progress.last_seconds
     line = {

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..models.config import GemmaConfig, parameter_count
-from ..models.lora import Lora
-from .config import Recipe
+from ..models.lora import LoraConfig
+from .config import TrainConfig
 
 # %% auto #0
 __all__ = ['MERGED', 'BESIDE', 'ASK', 'PURPOSE', 'front_matter', 'table', 'shape_table', 'usage', 'model_card']
@@ -22,16 +22,16 @@ def front_matter(
     config: GemmaConfig,  # The shape
     *,
     dataset: str,  # Key of the dataset
-    base: str = "",  # What it was fine-tuned from; "" for fresh weights
-    adapter: bool = False,  # Whether the folder holds an adapter and not a whole model
+    base: str = "",  # Base model of the fine-tuning; "" for fresh weights
+    adapter: bool = False,  # True if the folder holds an adapter and not a whole model
 ) -> str:  # Lines between two fences
     """Write the lines at the top that a model hub reads.
 
     Args:
         config: The shape
         dataset: Key of the dataset
-        base: What it was fine-tuned from; "" for fresh weights
-        adapter: Whether the folder holds an adapter and not a whole model
+        base: Base model of the fine-tuning; "" for fresh weights
+        adapter: True if the folder holds an adapter and not a whole model
 
     Returns:
         Lines between two fences
@@ -77,14 +77,14 @@ def table(
 # %% ../../nbs/training/70_model_card.ipynb #c65ee252
 def shape_table(
     config: GemmaConfig,  # The shape
-    base: str,  # What it was fine-tuned from; "" for fresh weights
-    lora: Lora | None,  # The adapters that were trained, if only they were
+    base: str,  # Base model of the fine-tuning; "" for fresh weights
+    lora: LoraConfig | None,  # The adapters that were trained, if only they were
 ) -> str:  # A Markdown table
     """Lay out what was trained.
 
     Args:
         config: The shape
-        base: What it was fine-tuned from; "" for fresh weights
+        base: Base model of the fine-tuning; "" for fresh weights
         lora: The adapters that were trained, if only they were
 
     Returns:
@@ -123,12 +123,12 @@ print(tokenizer.decode(said[0, asked["input_ids"].shape[1] :]))"""
 
 
 def usage(
-    adapter: bool,  # Whether the folder holds an adapter and not a whole model
+    adapter: bool,  # True if the folder holds an adapter and not a whole model
 ) -> str:  # A block of Markdown
     """Show how to ask the model something.
 
     Args:
-        adapter: Whether the folder holds an adapter and not a whole model
+        adapter: True if the folder holds an adapter and not a whole model
 
     Returns:
         A block of Markdown
@@ -142,35 +142,35 @@ dataset asks. Outside of them its steps may read well and be wrong.
 
 It is not for decisions about people, nor for anything where a wrong answer costs more than asking
 again. The steps are what the model wrote, not a proof of how it got to its answer: check them. What
-its base may be used for, and under which licence, holds for it as well."""
+its base may be used for, and under which license, holds for it as well."""
 
 # %% ../../nbs/training/70_model_card.ipynb #bdefdbef
 def model_card(
     config: GemmaConfig,  # The shape
-    recipe: Recipe,  # How it was trained
+    train_config: TrainConfig,  # Recipe of the training
     *,
     dataset: str,  # Key of the dataset
     sha256: str,  # Its fingerprint
-    figures: Mapping[str, Any],  # What came out: losses, steps, tokens
-    base: str = "",  # What it was fine-tuned from; "" for fresh weights
-    lora: Lora | None = None,  # The adapters, if only they were trained
-    adapter: bool = False,  # Whether the folder holds an adapter and not a whole model
-    read: Mapping[str, Any] | None = None,  # What was read: traces, tokens, what was cut
-    where: Mapping[str, Any] | None = None,  # What it was computed on: devices, attention
+    figures: Mapping[str, Any],  # Results: losses, steps, tokens
+    base: str = "",  # Base model of the fine-tuning; "" for fresh weights
+    lora: LoraConfig | None = None,  # The adapters, if only they were trained
+    adapter: bool = False,  # True if the folder holds an adapter and not a whole model
+    read: Mapping[str, Any] | None = None,  # Data that was read: traces, tokens, what was cut
+    where: Mapping[str, Any] | None = None,  # Compute environment: devices, attention
 ) -> str:  # Markdown with a front matter
     """Write the card of a trained model.
 
     Args:
         config: The shape
-        recipe: How it was trained
+        train_config: Recipe of the training
         dataset: Key of the dataset
         sha256: Its fingerprint
-        figures: What came out: losses, steps, tokens
-        base: What it was fine-tuned from; "" for fresh weights
+        figures: Results: losses, steps, tokens
+        base: Base model of the fine-tuning; "" for fresh weights
         lora: The adapters, if only they were trained
-        adapter: Whether the folder holds an adapter and not a whole model
-        read: What was read: traces, tokens, what was cut
-        where: What it was computed on: devices, attention
+        adapter: True if the folder holds an adapter and not a whole model
+        read: Data that was read: traces, tokens, what was cut
+        where: Compute environment: devices, attention
 
     Returns:
         Markdown with a front matter
@@ -178,7 +178,7 @@ def model_card(
     sections = {
         "What it was made from": table({"dataset": dataset, "sha256": sha256, **(read or {})}),
         "What was trained": shape_table(config, base, lora),
-        "How": table({**vars(recipe), **(where or {})}),
+        "How": table({**vars(train_config), **(where or {})}),
         "What came out": (
             f"{table(figures)}\n\nThese are figures of the training. How many questions it answers "
             f"is found out with `tunix-rt evaluate -p model=FOLDER -p dataset=EVALUATION_SET`."

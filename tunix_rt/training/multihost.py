@@ -12,13 +12,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 # %% auto #0
-__all__ = ['LONGEST', 'REASONS', 'lead_folder', 'agreed']
+__all__ = ['LONGEST', 'REASONS', 'leader_folder', 'agree_on_stop']
 
 # %% ../../nbs/training/35_multihost.ipynb #e8e0527d
 LONGEST = 4096  # Bytes of a path that are told
 
 
-def lead_folder(
+def leader_folder(
     folder: Path,  # The run folder of this process
 ) -> Path:  # That of process 0
     """Learn where the first of several processes writes.
@@ -41,18 +41,18 @@ def lead_folder(
 REASONS = ("", "minutes", "signal")  # Why a training ends before its last step
 
 
-def agreed(
-    reason: str,  # Of this machine
-    now: bool,  # Whether this is a step to compare notes at
-) -> str:  # Of all machines; "" if none has any
+def agree_on_stop(
+    reason: str,  # Reason of this machine
+    now: bool,  # True if machines exchange reasons at this step
+) -> str:  # Reason of all machines; "" if none has any
     """Settle on one reason to stop among all machines that train together.
 
     Args:
-        reason: Of this machine
-        now: Whether this is a step to compare notes at
+        reason: Reason of this machine
+        now: True if machines exchange reasons at this step
 
     Returns:
-        Of all machines; "" if none has any
+        Reason of all machines; "" if none has any
     """
     if jax.process_count() == 1:
         return reason

@@ -19,43 +19,43 @@ from ..traces.render import render_response
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['Example', 'Encoded', 'encode_traces', 'show_learnt', 'best_fit', 'Rows', 'pack', 'fill', 'rows_at', 'batch_at',
-           'names_in', 'rows_fingerprint']
+__all__ = ['TokenizedExample', 'TokenizedTraces', 'tokenize_traces', 'show_loss_mask', 'best_fit', 'PackedBatch', 'pack',
+           'packing_efficiency', 'batch_indices', 'get_batch', 'names_in', 'batch_fingerprint']
 
 # %% ../../nbs/training/10_packing.ipynb #5b18bf9a
-class Example(NamedTuple):
+class TokenizedExample(NamedTuple):
     """One trace, ready to be packed.
 
     Attributes:
         tokens: Prompt and response, [T], int32
-        counted: True for the tokens to learn, [T]
+        loss_mask: True for the tokens to learn, [T]
     """
 
     tokens: np.ndarray  # Prompt and response, [T], int32
-    counted: np.ndarray  # True for the tokens to learn, [T]
+    loss_mask: np.ndarray  # True for the tokens to learn, [T]
 
 # %% ../../nbs/training/10_packing.ipynb #23201c84
 @dataclass(frozen=True)
-class Encoded:
+class TokenizedTraces:
     """Traces as tokens, and what was lost on the way.
 
     Attributes:
-        names: For each example, the first digits of its trace's fingerprint
-        traces: How many came in
+        names: First digits of each example's trace fingerprint
+        traces: Number of traces given
         cut: Lost the end of their response, because the row is shorter
         dropped: Had no room for any response at all
         longest: Tokens of the longest trace, before cutting
     """
 
-    examples: list[Example]
-    names: list[str]  # For each example, the first digits of its trace's fingerprint
-    traces: int  # How many came in
+    examples: list[TokenizedExample]
+    names: list[str]  # First digits of each example's trace fingerprint
+    traces: int  # Number of traces given
     cut: int  # Lost the end of their response, because the row is shorter
     dropped: int  # Had no room for any response at all
     longest: int  # Tokens of the longest trace, before cutting
 
     def __str__(self) -> str:
-        learnt = sum(int(example.counted.sum()) for example in self.examples)
+        learnt = sum(int(example.loss_mask.sum()) for example in self.examples)
         total = sum(len(example.tokens) for example in self.examples)
         return (
             f"{self.traces:,} traces, {total:,} tokens, {learnt:,} of them learnt; "
@@ -63,20 +63,20 @@ class Encoded:
         )
 
 # %% ../../nbs/training/10_packing.ipynb #46a21349
-def encode_traces(
+def tokenize_traces(
     tokenizer: Tokenizer,  # That of the model
-    traces: Iterable[Trace],  # What to learn
+    traces: Iterable[Trace],  # Traces to train on
     *,
-    row_tokens: int,  # T, the longest a trace may be
+    seq_length: int,  # T, the longest a trace may be
     reasoning: bool = True,  # False teaches the answer alone
     together: int = 1000,  # Traces encoded at a time
-) -> Encoded:  # Examples in the order of the traces
+) -> TokenizedTraces:  # Examples in the order of the traces
     """Encode traces with the chat template, marking what is to be learnt and counting what is lost.
 
     Args:
         tokenizer: That of the model
-        traces: What to learn
-        row_tokens: T, the longest a trace may be
+        traces: Traces to train on
+        seq_length: T, the longest a trace may be
         reasoning: False teaches the answer alone
         together: Traces encoded at a time
 
@@ -91,43 +91,43 @@ def encode_traces(
         responses = encode_responses(tokenizer, said)
         for trace, prompt, response in zip(some, prompts, responses, strict=True):
             whole = len(prompt) + len(response)
-            count, longest, cut = count + 1, max(longest, whole), cut + (whole > row_tokens)
-            if len(prompt) >= row_tokens:
+            count, longest, cut = count + 1, max(longest, whole), cut + (whole > seq_length)
+            if len(prompt) >= seq_length:
                 dropped += 1
                 continue
-            tokens = np.array([*prompt, *response][:row_tokens], np.int32)
-            examples.append(Example(tokens, np.arange(len(tokens)) >= len(prompt)))
+            tokens = np.array([*prompt, *response][:seq_length], np.int32)
+            examples.append(TokenizedExample(tokens, np.arange(len(tokens)) >= len(prompt)))
             names.append(trace.fingerprint[:12])
     if not examples:
         raise TrainingError(
-            f"of {count} traces none fits into rows of {row_tokens} tokens (the longest has "
-            f"{longest}); raise row_tokens, or shorten the prompts"
+            f"of {count} traces none fits into rows of {seq_length} tokens (the longest has "
+            f"{longest}); raise seq_length, or shorten the prompts"
         )
-    return Encoded(examples, names, count, cut - dropped, dropped, longest)
+    return TokenizedTraces(examples, names, count, cut - dropped, dropped, longest)
 
 # %% ../../nbs/training/10_packing.ipynb #01187b23
-def show_learnt(
+def show_loss_mask(
     tokenizer: Tokenizer,  # That encoded it
-    example: Example,  # From `encode_traces`
+    example: TokenizedExample,  # Example from `tokenize_traces`
 ) -> str:  # The text; what is not learnt stands in ⟦ ⟧
     """Spell out which part of an example is learnt.
 
     Args:
         tokenizer: That encoded it
-        example: From `encode_traces`
+        example: Example from `tokenize_traces`
 
     Returns:
         The text; what is not learnt stands in ⟦ ⟧
     """
-    given = tokenizer.decode(example.tokens[~example.counted])
-    learnt = tokenizer.decode(example.tokens[example.counted])
+    given = tokenizer.decode(example.tokens[~example.loss_mask])
+    learnt = tokenizer.decode(example.tokens[example.loss_mask])
     return f"⟦{given}⟧{learnt}"
 
 # %% ../../nbs/training/10_packing.ipynb #b414a9cc
 def best_fit(
     lengths: Sequence[int],  # Tokens of each example
     room: int,  # T, tokens in a row
-) -> list[list[int]]:  # For each row, the examples in it
+) -> list[list[int]]:  # Numbers of the examples in each row
     """Assign examples to rows, longest first, each to the fullest row that still has room.
 
     Args:
@@ -135,7 +135,7 @@ def best_fit(
         room: T, tokens in a row
 
     Returns:
-        For each row, the examples in it
+        Numbers of the examples in each row
     """
     rows: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(room + 1)]
@@ -152,64 +152,66 @@ def best_fit(
     return rows
 
 # %% ../../nbs/training/10_packing.ipynb #d40b3b1c
-class Rows(NamedTuple):
+class PackedBatch(NamedTuple):
     """Packed rows; also a batch of them.
 
     Attributes:
         tokens: [R, T], int32, 0 where nothing is
-        segments: Which example of the row, from 1; 0 where nothing is, [R, T]
+        segment_ids: Number of the example in its row, from 1; 0 for padding, [R, T]
         positions: Place in its example, from 0, [R, T]
-        counted: True for the tokens to learn, [R, T]
+        loss_mask: True for the tokens to learn, [R, T]
     """
 
     tokens: np.ndarray  # [R, T], int32, 0 where nothing is
-    segments: np.ndarray  # Which example of the row, from 1; 0 where nothing is, [R, T]
+    segment_ids: np.ndarray  # Number of the example in its row, from 1; 0 for padding, [R, T]
     positions: np.ndarray  # Place in its example, from 0, [R, T]
-    counted: np.ndarray  # True for the tokens to learn, [R, T]
+    loss_mask: np.ndarray  # True for the tokens to learn, [R, T]
 
 # %% ../../nbs/training/10_packing.ipynb #c3448891
 def pack(
-    examples: Sequence[Example],  # From `encode_traces`
-    row_tokens: int,  # T
-) -> Rows:  # As few rows as best-fit decreasing needs
+    examples: Sequence[TokenizedExample],  # Examples from `tokenize_traces`
+    seq_length: int,  # T
+) -> PackedBatch:  # Packed rows, as few as best-fit decreasing needs
     """Pack examples into rows.
 
     Args:
-        examples: From `encode_traces`
-        row_tokens: T
+        examples: Examples from `tokenize_traces`
+        seq_length: T
 
     Returns:
-        As few rows as best-fit decreasing needs
+        Packed rows, as few as best-fit decreasing needs
     """
-    assigned = best_fit([len(example.tokens) for example in examples], row_tokens)
-    rows = Rows(*(np.zeros((len(assigned), row_tokens), kind) for kind in ("i4", "i4", "i4", "?")))
+    assigned = best_fit([len(example.tokens) for example in examples], seq_length)
+    rows = PackedBatch(
+        *(np.zeros((len(assigned), seq_length), kind) for kind in ("i4", "i4", "i4", "?"))
+    )
     for row, members in enumerate(assigned):
         start = 0
         for segment, member in enumerate(members, start=1):
-            tokens, counted = examples[member]
+            tokens, loss_mask = examples[member]
             here = slice(start, start + len(tokens))
-            rows.tokens[row, here], rows.counted[row, here] = tokens, counted
-            rows.segments[row, here] = segment
+            rows.tokens[row, here], rows.loss_mask[row, here] = tokens, loss_mask
+            rows.segment_ids[row, here] = segment
             rows.positions[row, here] = np.arange(len(tokens))
             start += len(tokens)
     return rows
 
 # %% ../../nbs/training/10_packing.ipynb #1420bec6
-def fill(
-    rows: Rows,  # Packed
-) -> float:  # Between 0 and 1
+def packing_efficiency(
+    rows: PackedBatch,  # Packed
+) -> float:  # Share between 0 and 1
     """Work out the share of places that hold a token.
 
     Args:
         rows: Packed
 
     Returns:
-        Between 0 and 1
+        Share between 0 and 1
     """
-    return float((rows.segments > 0).mean())
+    return float((rows.segment_ids > 0).mean())
 
 # %% ../../nbs/training/10_packing.ipynb #ea5c13b3
-def rows_at(
+def batch_indices(
     count: int,  # R, rows in all
     step: int,  # Counting from 0
     *,
@@ -235,13 +237,13 @@ def rows_at(
     return [int(orders[place // count][place % count]) for place in places]
 
 
-def batch_at(
-    rows: Rows,  # All packed rows
+def get_batch(
+    rows: PackedBatch,  # All packed rows
     step: int,  # Counting from 0
     *,
     size: int,  # B, rows in a batch
     seed: int,  # Fixes the order of every epoch
-) -> Rows:  # `size` of the rows
+) -> PackedBatch:  # `size` of the rows
     """Take the batch of one step; the same step always has the same batch.
 
     Args:
@@ -253,31 +255,31 @@ def batch_at(
     Returns:
         `size` of the rows
     """
-    chosen = rows_at(len(rows.tokens), step, size=size, seed=seed)
-    return Rows(*(part[chosen] for part in rows))
+    chosen = batch_indices(len(rows.tokens), step, size=size, seed=seed)
+    return PackedBatch(*(part[chosen] for part in rows))
 
 # %% ../../nbs/training/10_packing.ipynb #5c610593
 def names_in(
-    encoded: Encoded,  # What was packed
-    row_tokens: int,  # T, as when it was packed
+    encoded: TokenizedTraces,  # Packed examples
+    seq_length: int,  # T, as when it was packed
     rows: Sequence[int],  # Numbers of rows
-) -> dict[int, list[str]]:  # For each row, the traces in it
+) -> dict[int, list[str]]:  # Traces in each row
     """Say which traces share a row, by the first digits of their fingerprints.
 
     Args:
-        encoded: What was packed
-        row_tokens: T, as when it was packed
+        encoded: Packed examples
+        seq_length: T, as when it was packed
         rows: Numbers of rows
 
     Returns:
-        For each row, the traces in it
+        Traces in each row
     """
-    assigned = best_fit([len(example.tokens) for example in encoded.examples], row_tokens)
+    assigned = best_fit([len(example.tokens) for example in encoded.examples], seq_length)
     return {row: [encoded.names[member] for member in assigned[row]] for row in rows}
 
 # %% ../../nbs/training/10_packing.ipynb #38eeab35
-def rows_fingerprint(
-    rows: Rows,  # Packed
+def batch_fingerprint(
+    rows: PackedBatch,  # Packed
 ) -> str:  # Sixteen hexadecimal digits
     """Hash what a training will read.
 

@@ -17,11 +17,11 @@ from types import FrameType
 from typing import Any
 
 # %% auto #0
-__all__ = ['RECENT', 'Asked', 'listening', 'Clock', 'expected', 'timing', 'time_for']
+__all__ = ['RECENT', 'StopRequest', 'catch_signals', 'TimeBudget', 'expected', 'timing', 'fits_budget']
 
 # %% ../../nbs/training/45_preemption.ipynb #c88923a3
 @dataclass
-class Asked:
+class StopRequest:
     """Whether somebody has asked for an end.
 
     Attributes:
@@ -32,9 +32,9 @@ class Asked:
 
 
 @contextmanager
-def listening() -> Iterator[Asked]:
+def catch_signals() -> Iterator[StopRequest]:
     "Note SIGTERM and SIGINT instead of dying of them, until the block ends."
-    asked = Asked()
+    asked = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -57,35 +57,35 @@ RECENT = 20  # Durations of each kind that are remembered
 
 
 @dataclass
-class Clock:
+class TimeBudget:
     """When everything must be over, and how long things have taken.
 
     Attributes:
-        deadline: By the clock below, in seconds
+        deadline: Deadline on the clock below, in seconds
         now: Seconds since some fixed moment
         took: The last durations of each kind
-        running: When what is not done yet was begun
+        running: Start times of what is not done yet
     """
 
-    deadline: float = math.inf  # By the clock below, in seconds
+    deadline: float = math.inf  # Deadline on the clock below, in seconds
     now: Callable[[], float] = time.monotonic  # Seconds since some fixed moment
     took: dict[str, deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=RECENT))
     )  # The last durations of each kind
-    running: dict[str, float] = field(default_factory=dict)  # When what is not done yet was begun
+    running: dict[str, float] = field(default_factory=dict)  # Start times of what is not done yet
 
 
 def expected(
-    clock: Clock,  # That has seen some
+    clock: TimeBudget,  # That has seen some
     kind: str,  # Such as "step" or "save"
-    otherwise: float = 0.0,  # In seconds, before the first was measured
+    otherwise: float = 0.0,  # Default in seconds, before the first was measured
 ) -> float:  # Seconds
     """Tell how long one of a kind should take at most, going by the last ones.
 
     Args:
         clock: That has seen some
         kind: Such as "step" or "save"
-        otherwise: In seconds, before the first was measured
+        otherwise: Default in seconds, before the first was measured
 
     Returns:
         Seconds
@@ -95,28 +95,28 @@ def expected(
 
 @contextmanager
 def timing(
-    clock: Clock,  # Takes the duration down
-    kind: str,  # Of what happens in the block
+    clock: TimeBudget,  # Takes the duration down
+    kind: str,  # Kind of work in the block
 ) -> Iterator[None]:
     """Measure a block.
 
     Args:
         clock: Takes the duration down
-        kind: Of what happens in the block
+        kind: Kind of work in the block
     """
     began = clock.now()
     yield
     clock.took[kind].append(clock.now() - began)
 
 # %% ../../nbs/training/45_preemption.ipynb #2424519a
-def time_for(
-    clock: Clock,  # With its deadline
+def fits_budget(
+    clock: TimeBudget,  # Clock with its deadline
     seconds: float,  # Expected to be needed
 ) -> bool:  # False when it is time to stop
     """Tell whether so much can be done before the deadline, with something to spare.
 
     Args:
-        clock: With its deadline
+        clock: Clock with its deadline
         seconds: Expected to be needed
 
     Returns:

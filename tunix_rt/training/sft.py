@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from ..models.gemma import Gemma, hidden_states
-from .config import Recipe
+from .config import TrainConfig
 from .loss import summed_loss
-from .packing import Rows
+from .packing import PackedBatch
 from .train_step import Objective
 
 # %% auto #0
-__all__ = ['shifted', 'sft_objective']
+__all__ = ['shift_targets', 'sft_objective']
 
 # %% ../../nbs/training/55_sft.ipynb #ff46dbe5
-def shifted(
-    batch: Rows,  # Packed rows, [B, T]
+def shift_targets(
+    batch: PackedBatch,  # Packed rows, [B, T]
 ) -> tuple[jax.Array, jax.Array]:  # Targets [B, T], and whether each is learnt [B, T]
     """Line each place up with the token that should follow it.
 
@@ -29,38 +29,38 @@ def shifted(
     Returns:
         Targets [B, T], and whether each is learnt [B, T]
     """
-    follows = jnp.pad(batch.segments[:, 1:] == batch.segments[:, :-1], ((0, 0), (0, 1)))
+    follows = jnp.pad(batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1], ((0, 0), (0, 1)))
     targets = jnp.pad(batch.tokens[:, 1:], ((0, 0), (0, 1)))
-    counted = jnp.pad(batch.counted[:, 1:], ((0, 0), (0, 1))) & follows
-    return targets, counted
+    loss_mask = jnp.pad(batch.loss_mask[:, 1:], ((0, 0), (0, 1))) & follows
+    return targets, loss_mask
 
 # %% ../../nbs/training/55_sft.ipynb #93c9e166
 def sft_objective(
-    recipe: Recipe,  # For the type to compute in, and what layers forget
+    train_config: TrainConfig,  # Recipe with the type to compute in and what is recomputed
     *,
     attention: str = "xla",  # The program for attention, from `choose_attention`
 ) -> Objective:  # Summed loss of a batch, in nats
     """Make the objective of supervised fine-tuning.
 
     Args:
-        recipe: For the type to compute in, and what layers forget
+        train_config: Recipe with the type to compute in and what is recomputed
         attention: The program for attention, from `choose_attention`
 
     Returns:
         Summed loss of a batch, in nats
     """
 
-    def objective(model: Gemma, batch: Rows, key: jax.Array | None = None) -> jax.Array:
+    def objective(model: Gemma, batch: PackedBatch, key: jax.Array | None = None) -> jax.Array:
         hidden = hidden_states(
             model,
-            *(jnp.asarray(part) for part in (batch.tokens, batch.positions, batch.segments)),
-            dtype=jnp.dtype(recipe.dtype),
-            remat=recipe.remat,
+            *(jnp.asarray(part) for part in (batch.tokens, batch.positions, batch.segment_ids)),
+            dtype=jnp.dtype(train_config.dtype),
+            remat=train_config.remat,
             attention=attention,
             key=key,
         )
-        targets, counted = shifted(batch)
+        targets, loss_mask = shift_targets(batch)
         cap = model.config.logit_soft_cap
-        return summed_loss(hidden, model.embedding[...], targets, counted, cap=cap)
+        return summed_loss(hidden, model.embedding[...], targets, loss_mask, cap=cap)
 
     return objective

@@ -19,17 +19,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..models.devices import platform
 from ..models.gemma import Gemma
-from ..models.lora import trainable
+from ..models.lora import trainable_filter
 from ..models.sharding import ROWS, check_rows, constrain, feed, place, row_shards, settle
-from .config import Recipe, build_optimiser
-from .packing import Rows
+from .config import TrainConfig, build_optimizer
+from .packing import PackedBatch
 
 # %% auto #0
-__all__ = ['Objective', 'TrainState', 'Parts', 'take_apart', 'put_together', 'first_state', 'slices_of', 'add_gradients',
-           'compiler_options', 'Step', 'make_step', 'adopt']
+__all__ = ['Objective', 'TrainState', 'SplitModel', 'split_params', 'merge_params', 'init_train_state', 'micro_batches',
+           'accumulate_gradients', 'compiler_options', 'Step', 'make_step', 'update_model']
 
 # %% ../../nbs/training/40_train_step.ipynb #4898ea60
-Objective = Callable[[Gemma, Rows, jax.Array | None], jax.Array]
+Objective = Callable[[Gemma, PackedBatch, jax.Array | None], jax.Array]
 # Model, batch, and a key for dropout (None for no dropout) -> summed loss in nats
 
 # %% ../../nbs/training/40_train_step.ipynb #fb11dfc8
@@ -38,51 +38,51 @@ class TrainState(NamedTuple):
 
     Attributes:
         params: Trained parameters, as a tree, in float32
-        optimiser: The optimiser's memory
+        optimizer: The optimizer's memory
         step: Updates so far
     """
 
     params: Any  # Trained parameters, as a tree, in float32
-    optimiser: Any  # The optimiser's memory
+    optimizer: Any  # The optimizer's memory
     step: jax.Array  # Updates so far
 
 # %% ../../nbs/training/40_train_step.ipynb #cf138023
-class Parts(NamedTuple):
+class SplitModel(NamedTuple):
     """A model, taken apart.
 
     Attributes:
         graph: Its structure, without a number in it
-        trained: What a step changes, as a tree
-        frozen: What a step only reads, as a tree
+        trained: Parameters a step changes, as a tree
+        frozen: Parameters a step only reads, as a tree
     """
 
     graph: Any  # Its structure, without a number in it
-    trained: Any  # What a step changes, as a tree
-    frozen: Any  # What a step only reads, as a tree
+    trained: Any  # Parameters a step changes, as a tree
+    frozen: Any  # Parameters a step only reads, as a tree
 
 
-def take_apart(
-    model: Gemma,  # With adapters or without; not changed
-) -> Parts:  # Structure, trained and frozen parameters
+def split_params(
+    model: Gemma,  # Model with or without adapters; not changed
+) -> SplitModel:  # Structure, trained and frozen parameters
     """Divide a model into what is trained and what is not.
 
     Args:
-        model: With adapters or without; not changed
+        model: Model with or without adapters; not changed
 
     Returns:
         Structure, trained and frozen parameters
     """
-    graph, *states = nnx.split(model, trainable(model), ...)
-    return Parts(graph, *(nnx.to_pure_dict(state) for state in states))
+    graph, *states = nnx.split(model, trainable_filter(model), ...)
+    return SplitModel(graph, *(nnx.to_pure_dict(state) for state in states))
 
 
-def put_together(
-    parts: Parts,  # From `take_apart`, perhaps with other numbers
+def merge_params(
+    parts: SplitModel,  # Parts from `split_params`, perhaps with other numbers
 ) -> Gemma:  # A model again
     """Make a model of its parts.
 
     Args:
-        parts: From `take_apart`, perhaps with other numbers
+        parts: Parts from `split_params`, perhaps with other numbers
 
     Returns:
         A model again
@@ -90,25 +90,25 @@ def put_together(
     return nnx.merge(parts.graph, nnx.State(parts.trained), nnx.State(parts.frozen))
 
 # %% ../../nbs/training/40_train_step.ipynb #7b88e35f
-def first_state(
+def init_train_state(
     trained: Any,  # Tree of parameters, or of shapes
-    recipe: Recipe,  # For its optimiser
+    train_config: TrainConfig,  # Recipe with its optimizer
     mesh: Mesh | None = None,  # The devices; None for a single one
-) -> TrainState:  # With copies of the parameters, or with shapes
-    """Begin a training: parameters in float32 and an optimiser that remembers nothing.
+) -> TrainState:  # State with copies of the parameters, or with shapes
+    """Begin a training: parameters in float32 and an optimizer that remembers nothing.
 
     Args:
         trained: Tree of parameters, or of shapes
-        recipe: For its optimiser
+        train_config: Recipe with its optimizer
         mesh: The devices; None for a single one
 
     Returns:
-        With copies of the parameters, or with shapes
+        State with copies of the parameters, or with shapes
     """
-    optimiser = build_optimiser(recipe)
+    optimizer = build_optimizer(train_config)
 
     def begin(params: Any) -> TrainState:
-        return TrainState(params, optimiser.init(params), jnp.zeros((), jnp.int32))
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     abstract = jax.eval_shape(lambda tree: begin(optax.tree.cast(tree, jnp.float32)), trained)
     planned = place(abstract, mesh)
@@ -117,21 +117,21 @@ def first_state(
     params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), place(trained, mesh))
     if mesh is None:
         return begin(params)
-    lands = jax.tree.map(lambda shape: shape.sharding, planned.optimiser)
-    memory = jax.jit(optimiser.init, out_shardings=lands)(params)
+    lands = jax.tree.map(lambda shape: shape.sharding, planned.optimizer)
+    memory = jax.jit(optimizer.init, out_shardings=lands)(params)
     return TrainState(params, memory, place(jnp.zeros((), jnp.int32), mesh))
 
 # %% ../../nbs/training/40_train_step.ipynb #c8e1b872
-def slices_of(
-    batch: Rows,  # [B, T]
-    slice_rows: int,  # Rows of a slice
+def micro_batches(
+    batch: PackedBatch,  # [B, T]
+    micro_batch_size: int,  # Rows of a slice
     shards: int = 1,  # Pieces that the rows are dealt to; a slice takes as many from each
-) -> Rows:  # [slices, rows of a slice, T]
+) -> PackedBatch:  # [slices, rows of a slice, T]
     """Cut a batch into slices without moving a row from one device to another.
 
     Args:
         batch: [B, T]
-        slice_rows: Rows of a slice
+        micro_batch_size: Rows of a slice
         shards: Pieces that the rows are dealt to; a slice takes as many from each
 
     Returns:
@@ -140,19 +140,19 @@ def slices_of(
 
     def cut(part: Any) -> Any:
         time = part.shape[1:]
-        dealt = part.reshape(shards, -1, slice_rows // shards, *time).swapaxes(0, 1)
-        return constrain(dealt.reshape(-1, slice_rows, *time), None, ROWS)
+        dealt = part.reshape(shards, -1, micro_batch_size // shards, *time).swapaxes(0, 1)
+        return constrain(dealt.reshape(-1, micro_batch_size, *time), None, ROWS)
 
-    return Rows(*(cut(part) for part in batch))
+    return PackedBatch(*(cut(part) for part in batch))
 
 # %% ../../nbs/training/40_train_step.ipynb #7e382364
-def add_gradients(
-    objective: Callable[[Any, Rows, Any], jax.Array],  # Parameters, rows, key -> summed loss
+def accumulate_gradients(
+    objective: Callable[[Any, PackedBatch, Any], jax.Array],  # Parameters, rows, key -> summed loss
     params: Any,  # Tree of parameters
-    batch: Rows,  # [B, T]
-    slice_rows: int,  # Rows computed at a time; 0 for all
+    batch: PackedBatch,  # [B, T]
+    micro_batch_size: int,  # Rows computed at a time; 0 for all
     *,
-    key: jax.Array | None = None,  # For dropout; every slice gets one of its own
+    key: jax.Array | None = None,  # Dropout key; every slice gets one of its own
     shards: int = 1,  # Pieces that the rows are dealt to
 ) -> tuple[jax.Array, Any]:  # Summed loss, and the gradient of it in float32
     """Add up loss and gradients over slices of a batch.
@@ -161,21 +161,21 @@ def add_gradients(
         objective: Parameters, rows, key -> summed loss
         params: Tree of parameters
         batch: [B, T]
-        slice_rows: Rows computed at a time; 0 for all
-        key: For dropout; every slice gets one of its own
+        micro_batch_size: Rows computed at a time; 0 for all
+        key: Dropout key; every slice gets one of its own
         shards: Pieces that the rows are dealt to
 
     Returns:
         Summed loss, and the gradient of it in float32
     """
 
-    def both(part: Rows, key: jax.Array | None) -> tuple[jax.Array, Any]:
+    def both(part: PackedBatch, key: jax.Array | None) -> tuple[jax.Array, Any]:
         loss, gradient = jax.value_and_grad(objective)(params, part, key)
         return loss, settle(optax.tree.cast(gradient, jnp.float32))
 
-    if slice_rows in (0, batch.tokens.shape[0]):
+    if micro_batch_size in (0, batch.tokens.shape[0]):
         return both(batch, key)
-    slices = slices_of(batch, slice_rows, shards)
+    slices = micro_batches(batch, micro_batch_size, shards)
     keys = None if key is None else jax.random.split(key, len(slices.tokens))
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
@@ -188,14 +188,14 @@ def add_gradients(
 @cache
 def compiler_options(
     kind: str,  # "cpu", "gpu" or "tpu"
-) -> dict[str, str] | None:  # For `jax.jit`; None where there is nothing to ask
+) -> dict[str, str] | None:  # Options for `jax.jit`; None where there are none
     """Say how a step should be compiled.
 
     Args:
         kind: "cpu", "gpu" or "tpu"
 
     Returns:
-        For `jax.jit`; None where there is nothing to ask
+        Options for `jax.jit`; None where there are none
     """
     if kind != "cpu":
         return None
@@ -223,17 +223,19 @@ class Step:
     frozen: Any  # Parameters that are only read
     mesh: Mesh | None  # The devices; None for a single one
 
-    def __call__(self, state: TrainState, batch: Rows) -> tuple[TrainState, dict[str, jax.Array]]:
+    def __call__(
+        self, state: TrainState, batch: PackedBatch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         "Turn a state, which is used up, and a batch into the next state and the step's figures."
         with self.active():
             return self.update(state, self.frozen, feed(batch, self.mesh))
 
-    def look(self, params: Any, batch: Rows) -> jax.Array:
+    def eval_loss(self, params: Any, batch: PackedBatch) -> jax.Array:
         "Add up the loss of a batch in nats without learning from it."
         with self.active():
             return self.loss(params, self.frozen, feed(batch, self.mesh))
 
-    def lower(self, state: TrainState, batch: Rows) -> Any:
+    def lower(self, state: TrainState, batch: PackedBatch) -> Any:
         "Trace an update for arrays or shapes, to be compiled and looked into."
         with self.active():
             return self.update.lower(state, self.frozen, feed(batch, self.mesh))
@@ -245,8 +247,8 @@ class Step:
 # %% ../../nbs/training/40_train_step.ipynb #e7011e3d
 def make_step(
     model: Gemma,  # Its parameters are copied; it may be one of shapes alone, from `nnx.eval_shape`
-    objective: Objective,  # What is minimised
-    recipe: Recipe,  # Optimiser, slices, seed of the dropout
+    objective: Objective,  # Objective to minimize
+    train_config: TrainConfig,  # Optimizer, slices, seed of the dropout
     *,
     mesh: Mesh | None = None,  # The devices; None for a single one
 ) -> tuple[TrainState, Step]:  # The first state, and the compiled step
@@ -254,45 +256,47 @@ def make_step(
 
     Args:
         model: Its parameters are copied; it may be one of shapes alone, from `nnx.eval_shape`
-        objective: What is minimised
-        recipe: Optimiser, slices, seed of the dropout
+        objective: Objective to minimize
+        train_config: Optimizer, slices, seed of the dropout
         mesh: The devices; None for a single one
 
     Returns:
         The first state, and the compiled step
     """
-    check_rows(recipe.slice_rows or recipe.batch_rows, mesh)
-    graph, trained, frozen = take_apart(model)
-    optimiser, shards = build_optimiser(recipe), row_shards(mesh)
+    check_rows(train_config.micro_batch_size or train_config.batch_size, mesh)
+    graph, trained, frozen = split_params(model)
+    optimizer, shards = build_optimizer(train_config), row_shards(mesh)
     dropout = model.lora is not None and model.lora.dropout > 0
 
-    def summed(trained: Any, frozen: Any, batch: Rows, key: jax.Array | None = None) -> jax.Array:
-        return objective(put_together(Parts(graph, trained, frozen)), batch, key)
+    def summed(
+        trained: Any, frozen: Any, batch: PackedBatch, key: jax.Array | None = None
+    ) -> jax.Array:
+        return objective(merge_params(SplitModel(graph, trained, frozen)), batch, key)
 
     def update(
-        state: TrainState, frozen: Any, batch: Rows
+        state: TrainState, frozen: Any, batch: PackedBatch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step) if dropout else None
-        total, gradient = add_gradients(
+        key = jax.random.fold_in(jax.random.key(train_config.seed), state.step) if dropout else None
+        total, gradient = accumulate_gradients(
             lambda params, part, key: summed(params, frozen, part, key),
             state.params,
             batch,
-            recipe.slice_rows,
+            train_config.micro_batch_size,
             key=key,
             shards=shards,
         )
-        count = jnp.maximum(batch.counted.sum(), 1)
+        count = jnp.maximum(batch.loss_mask.sum(), 1)
         gradient = jax.tree.map(lambda g: g / count, gradient)
-        change, memory = optimiser.update(gradient, state.optimiser, state.params)
+        change, memory = optimizer.update(gradient, state.optimizer, state.params)
         figures = {
             "loss": total / count,
             "gradient_norm": optax.global_norm(gradient),
-            "tokens": (batch.segments > 0).sum(),
+            "tokens": (batch.segment_ids > 0).sum(),
         }
         params = optax.apply_updates(state.params, change)
         return TrainState(params, memory, state.step + 1), figures
 
-    state, frozen = first_state(trained, recipe, mesh), place(frozen, mesh)
+    state, frozen = init_train_state(trained, train_config, mesh), place(frozen, mesh)
     compiled = partial(jax.jit, compiler_options=compiler_options(platform(mesh)))
     if mesh is None:
         return state, Step(compiled(update, donate_argnums=0), compiled(summed), frozen, mesh)
@@ -302,15 +306,15 @@ def make_step(
     return state, Step(update_there, compiled(summed, out_shardings=everywhere), frozen, mesh)
 
 # %% ../../nbs/training/40_train_step.ipynb #e6412abd
-def adopt(
+def update_model(
     model: Gemma,  # Changed in place
-    state: TrainState,  # Whose parameters it takes
+    state: TrainState,  # State whose parameters it takes
 ) -> Gemma:  # The same model
     """Give a model the parameters of a training state.
 
     Args:
         model: Changed in place
-        state: Whose parameters it takes
+        state: State whose parameters it takes
 
     Returns:
         The same model

@@ -15,11 +15,11 @@ from uuid import UUID, uuid4
 from sqlalchemy import select
 
 from ..core.errors import TunixError
-from ..jobs.leases import tend
+from ..jobs.leases import expire_leases
 from ..jobs.queue import moment
 from ..store.engine import Store
 from ..store.tables import Trial, TuningJob
-from .jobs import ACTIVE, TrialView, TuningJobView, get_job, plan_of
+from .jobs import ACTIVE, TrialView, TuningJobView, get_job, spec_of
 from .search_space import draw
 from .study import importances, log, open_study, sampler_for, space_of, study_storage
 from .trials import collect, run_id_of, run_of, trial_id
@@ -35,8 +35,8 @@ TURN = 120.0  # Seconds after which a caller counts as lost
 
 
 def _take_turn(
-    store: Store,  # Where the job is
-    job_id: UUID,  # Which
+    store: Store,  # Database of the job
+    job_id: UUID,  # Id of the job
 ) -> str | None:  # A token; None when it is somebody else's turn, or nobody's any more
     with store.writing() as session:
         at = moment(session)
@@ -49,9 +49,9 @@ def _take_turn(
 
 
 def _end_turn(
-    store: Store,  # Where the job is
-    job_id: UUID,  # Which
-    token: str,  # From `_take_turn`
+    store: Store,  # Database of the job
+    job_id: UUID,  # Id of the job
+    token: str,  # Token from `_take_turn`
 ) -> None:
     with store.writing() as session:
         row = session.get(TuningJob, job_id, with_for_update=True)
@@ -60,9 +60,9 @@ def _end_turn(
 
 # %% ../../nbs/tuning/50_controller.ipynb #477463f6
 def _ask(
-    store: Store,  # Where the row goes
-    study: Study,  # Of the job
-    job: TuningJobView,  # With all its trials
+    store: Store,  # Database to write to
+    study: Study,  # Study of the job
+    job: TuningJobView,  # Job with all its trials
 ) -> TrialView | None:  # Without a run so far; None when the job was called off
     from optuna.trial import Trial as OptunaTrial
 
@@ -87,16 +87,16 @@ GIVE_UP = 5  # Failures at the beginning after which a job has failed
 
 
 def _hopeless(
-    job: TuningJobView,  # With its trials
+    job: TuningJobView,  # Job with its trials
 ) -> bool:
     failed = [trial for trial in job.trials if trial.status == "failed"]
     return len(failed) == len(job.trials) and len(failed) >= GIVE_UP
 
 # %% ../../nbs/tuning/50_controller.ipynb #bef5a545
 def _sum_up(
-    store: Store,  # Where the job is
+    store: Store,  # Database of the job
     study: Study,  # Its study
-    job: TuningJobView,  # With its trials
+    job: TuningJobView,  # Job with its trials
 ) -> None:
     done = [trial for trial in job.trials if trial.value is not None]
     sign = -1.0 if job.metric_mode == "max" else 1.0
@@ -120,8 +120,8 @@ def _sum_up(
 
 # %% ../../nbs/tuning/50_controller.ipynb #49eee99b
 def _has_news(
-    store: Store,  # Where the runs are
-    job: TuningJobView,  # With its trials
+    store: Store,  # Database of the runs
+    job: TuningJobView,  # Job with its trials
 ) -> bool:
     active = [trial for trial in job.trials if trial.status in ACTIVE]
     if not active or (
@@ -135,13 +135,13 @@ def _has_news(
             return True
         if trial.status == "pending" and run.started_at is not None:
             return True
-        if plan_of(job).prune and purpose == "train" and run.status == "running":
+        if spec_of(job).prune and purpose == "train" and run.status == "running":
             return True
     return False
 
 
 def _step(
-    store: Store,  # Where everything is
+    store: Store,  # Database of jobs and runs
     job_id: UUID,  # Ours for this turn
 ) -> None:
     job = get_job(store, job_id)
@@ -165,9 +165,9 @@ def _step(
 
 # %% ../../nbs/tuning/50_controller.ipynb #1c797fda
 def _advance(
-    store: Store,  # Where the job is
-    job_id: UUID,  # Which
-) -> bool:  # Whether a step was taken
+    store: Store,  # Database of the job
+    job_id: UUID,  # Id of the job
+) -> bool:  # True if a step was taken
     token = None
     try:
         if _has_news(store, get_job(store, job_id)):
@@ -188,15 +188,15 @@ def _advance(
 
 
 def advance_jobs(
-    store: Store,  # Where the jobs are
-) -> int:  # How many were moved on
+    store: Store,  # Database of the jobs
+) -> int:  # Number of jobs moved on
     """Take one step in every search that is running.
 
     Args:
-        store: Where the jobs are
+        store: Database of the jobs
 
     Returns:
-        How many were moved on
+        Number of jobs moved on
     """
     running = select(TuningJob.id).where(TuningJob.status == "running")
     with store.reading() as session:
@@ -206,24 +206,24 @@ def advance_jobs(
 # %% ../../nbs/tuning/50_controller.ipynb #58926eb0
 @contextmanager
 def advancing(
-    store: Store,  # Where queue and jobs are
-    seconds: float = 5.0,  # Between two steps
-) -> Iterator[None]:  # For as long as the block lasts
+    store: Store,  # Database of queue and jobs
+    seconds: float = 5.0,  # Time between two steps
+) -> Iterator[None]:  # Context for as long as the block lasts
     """Keep leases and searches moving in a thread of their own.
 
     Args:
-        store: Where queue and jobs are
-        seconds: Between two steps
+        store: Database of queue and jobs
+        seconds: Time between two steps
 
     Returns:
-        For as long as the block lasts
+        Context for as long as the block lasts
     """
     stop = threading.Event()
 
     def keep_on() -> None:
         while not stop.is_set():
             try:
-                tend(store)
+                expire_leases(store)
                 advance_jobs(store)
             except Exception:  # the thread must outlive whatever one step runs into
                 log.exception("tuning could not be moved on; it is tried again")

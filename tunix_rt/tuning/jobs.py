@@ -32,8 +32,8 @@ from .search_space import FIXED, current_name, read_space
 
 # %% auto #0
 __all__ = ['JOB_STATUSES', 'TRIAL_STATUSES', 'ACTIVE', 'CHARACTERS', 'FRAME', 'TrialView', 'TuningJobView', 'trial_view',
-           'job_view', 'epoch_steps', 'Plan', 'plan_of', 'create_job', 'get_job', 'JobPage', 'list_jobs', 'start_job',
-           'cancel_runs', 'cancel_job']
+           'job_view', 'epoch_steps', 'TuningSpec', 'spec_of', 'create_job', 'get_job', 'JobPage', 'list_jobs',
+           'start_job', 'cancel_runs', 'cancel_job']
 
 # %% ../../nbs/tuning/20_jobs.ipynb #9d31a195
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ class TrialView:
     """A trial as the store knew it at one moment.
 
     Attributes:
-        number: From 0
+        number: Number, from 0
         run_id: The run it stands for; None until that is in the queue
         status: One of `TRIAL_STATUSES`
-        params: Of the search space only
-        value: Of the metric
+        params: Values in the search space only
+        value: Value of the metric
     """
 
     id: UUID
-    number: int  # From 0
+    number: int  # Number, from 0
     run_id: UUID | None  # The run it stands for; None until that is in the queue
     status: str  # One of `TRIAL_STATUSES`
-    params: dict[str, Any]  # Of the search space only
-    value: float | None  # Of the metric
+    params: dict[str, Any]  # Values in the search space only
+    value: float | None  # Value of the metric
     message: str | None
     created_at: datetime
     started_at: datetime | None
@@ -66,8 +66,8 @@ class TuningJobView:
 
     Attributes:
         status: One of `JOB_STATUSES`
-        settings: Of `Plan`
-        study_name: Of Optuna's study, in the same database
+        settings: Fields of `TuningSpec`
+        study_name: Name of Optuna's study, in the same database
         importances: Share of each parameter in what came out
         trials: Empty in lists
     """
@@ -82,8 +82,8 @@ class TuningJobView:
     num_samples: int
     max_concurrent_trials: int
     search_space: dict[str, Any]
-    settings: dict[str, Any]  # Of `Plan`
-    study_name: str | None  # Of Optuna's study, in the same database
+    settings: dict[str, Any]  # Fields of `TuningSpec`
+    study_name: str | None  # Name of Optuna's study, in the same database
     best_run_id: UUID | None
     best_value: float | None
     best_params: dict[str, Any] | None
@@ -110,71 +110,71 @@ ACTIVE = ("pending", "running", "evaluating", "pruning")
 
 
 def trial_view(
-    row: Trial,  # As stored
+    row: Trial,  # Stored row
 ) -> TrialView:
     """Take a trial out of the database's hands.
 
     Args:
-        row: As stored
+        row: Stored row
     """
     return TrialView(*(getattr(row, each.name) for each in fields(TrialView)))
 
 
 def job_view(
-    row: TuningJob,  # As stored
-    trials: list[Trial] | None = None,  # As stored, if they are wanted
+    row: TuningJob,  # Stored row
+    trials: list[Trial] | None = None,  # Stored rows, if they are wanted
 ) -> TuningJobView:
     """Take a job out of the database's hands.
 
     Args:
-        row: As stored
-        trials: As stored, if they are wanted
+        row: Stored row
+        trials: Stored rows, if they are wanted
     """
     names = [each.name for each in fields(TuningJobView) if each.name != "trials"]
     views = [trial_view(each) for each in trials or []]
     return replace(TuningJobView(*(getattr(row, name) for name in names)), trials=views)
 
 # %% ../../nbs/tuning/20_jobs.ipynb #fdf9000c
-CHARACTERS = 3.0  # In a token, as a guess
+CHARACTERS = 3.0  # Characters per token, estimated
 FRAME = 16  # Tokens around a trace
 
 
 def epoch_steps(
-    dataset_key: str,  # Of an existing dataset
-    batch_rows: int,  # Rows in an update
-    row_tokens: int,  # Tokens in a row
-) -> int:  # At least one
+    dataset_key: str,  # Key of an existing dataset
+    batch_size: int,  # Rows in an update
+    seq_length: int,  # Tokens in a row
+) -> int:  # Updates, at least one
     """Guess how many updates it takes to learn from every trace once.
 
     Args:
-        dataset_key: Of an existing dataset
-        batch_rows: Rows in an update
-        row_tokens: Tokens in a row
+        dataset_key: Key of an existing dataset
+        batch_size: Rows in an update
+        seq_length: Tokens in a row
 
     Returns:
-        At least one
+        Updates, at least one
     """
     manifest = read_json(
         dataset_folder(dataset_key, resolve(settings().datasets)) / "manifest.json"
     )
     stats = manifest.get("stats", {})
     tokens = float(stats.get("avg_total_chars", 0.0)) / CHARACTERS + FRAME
-    rows = math.ceil(int(stats.get("trace_count", 1)) * min(1.0, tokens / row_tokens))
-    return max(1, math.ceil(rows / batch_rows))
+    rows = math.ceil(int(stats.get("trace_count", 1)) * min(1.0, tokens / seq_length))
+    return max(1, math.ceil(rows / batch_size))
 
 # %% ../../nbs/tuning/20_jobs.ipynb #d9a91fd2
 @dataclass(frozen=True)
-class Plan:
+class TuningSpec:
     """What is fixed for all trials of a job.
 
     Attributes:
         pipeline: A verb, or the path of a notebook that workers see as well
         parameters: The same for every trial
         evaluation_set: Key of a dataset; None takes the metric from the run
-        evaluation_parameters: For `evaluate`
-        sampler: How values are chosen: "tpe" learns from the trials, "random" does not
+        evaluation_parameters: Values for `evaluate`
+        sampler: Sampling method: "tpe" learns from the trials, "random" does not
         seed: Fixes every choice that does not hang on how trials came out
-        prune: Whether to stop trials that are behind most others
+        prune: True to stop trials that are behind most others
         prune_by: The figure in metrics.jsonl that is watched; less is better
         prune_after: Steps that every trial may make
         timeout_seconds: Longest time of one attempt
@@ -183,10 +183,10 @@ class Plan:
     pipeline: str = "train"  # A verb, or the path of a notebook that workers see as well
     parameters: dict[str, Any] = field(default_factory=dict)  # The same for every trial
     evaluation_set: str | None = None  # Key of a dataset; None takes the metric from the run
-    evaluation_parameters: dict[str, Any] = field(default_factory=dict)  # For `evaluate`
-    sampler: str = "tpe"  # How values are chosen: "tpe" learns from the trials, "random" does not
+    evaluation_parameters: dict[str, Any] = field(default_factory=dict)  # Values for `evaluate`
+    sampler: str = "tpe"  # Sampling method: "tpe" learns from the trials, "random" does not
     seed: int = 0  # Fixes every choice that does not hang on how trials came out
-    prune: bool = False  # Whether to stop trials that are behind most others
+    prune: bool = False  # True to stop trials that are behind most others
     prune_by: str = "loss"  # The figure in metrics.jsonl that is watched; less is better
     prune_after: int = 0  # Steps that every trial may make
     timeout_seconds: float | None = None  # Longest time of one attempt
@@ -199,7 +199,7 @@ class Plan:
         if "num_epochs" in params and self.pipeline == "train":
             shape = with_defaults(notebook, {**self.parameters, **asked})
             asked["max_steps"] = epoch_steps(
-                job.dataset_key, shape["batch_rows"], shape["row_tokens"]
+                job.dataset_key, shape["batch_size"], shape["seq_length"]
             ) * int(params["num_epochs"])
         common = {"model": job.base_model_id, "evaluation_set": self.evaluation_set}
         known = {
@@ -208,15 +208,15 @@ class Plan:
         return {**known, **self.parameters, **asked}
 
 # %% ../../nbs/tuning/20_jobs.ipynb #373183dc
-def plan_of(
+def spec_of(
     job: TuningJobView,  # Any
-) -> Plan:
+) -> TuningSpec:
     """Read the plan of a job.
 
     Args:
         job: Any
     """
-    return Plan(**job.settings)
+    return TuningSpec(**job.settings)
 
 # %% ../../nbs/tuning/20_jobs.ipynb #e9fced15
 def _has_dataset(
@@ -226,9 +226,9 @@ def _has_dataset(
 
 
 def _evaluation_set(
-    plan: Plan,  # As asked for
-    metric: str,  # As asked for
-    dataset_key: str,  # As asked for
+    plan: TuningSpec,  # Requested plan
+    metric: str,  # Requested metric
+    dataset_key: str,  # Requested dataset
 ) -> str | None:
     named = plan.evaluation_set
     if named is not None and not _has_dataset(named):
@@ -248,8 +248,8 @@ def _evaluation_set(
 
 # %% ../../nbs/tuning/20_jobs.ipynb #24d0d618
 def _check_plan(
-    plan: Plan,  # As asked for
-    space: Mapping[str, Any],  # As asked for
+    plan: TuningSpec,  # Requested plan
+    space: Mapping[str, Any],  # Requested space
 ) -> None:
     notebook = find_pipeline(plan.pipeline)
     declared = read_parameters(notebook)
@@ -271,8 +271,8 @@ def _check_plan(
 
 # %% ../../nbs/tuning/20_jobs.ipynb #7f0aa996
 def _check_job(
-    name: str,  # As asked for
-    base_model_id: str,  # As asked for
+    name: str,  # Requested name
+    base_model_id: str,  # Requested base model
     metric: tuple[str, str],  # Name and mode
     counts: tuple[int, int],  # Trials in all, and at a time
 ) -> None:
@@ -291,33 +291,33 @@ def _check_job(
 
 # %% ../../nbs/tuning/20_jobs.ipynb #ada31aa5
 def create_job(
-    store: Store,  # Where to
-    name: str,  # For people
+    store: Store,  # Database to write to
+    name: str,  # Name for people
     *,
-    dataset_key: str,  # What all trials learn from
-    base_model_id: str,  # What all trials start from: the parameter `model`
-    search_space: Mapping[str, Any],  # What may vary; see `search`
-    metric_name: str = "score",  # What is to be best
+    dataset_key: str,  # Training dataset of all trials
+    base_model_id: str,  # Starting model of all trials: the parameter `model`
+    search_space: Mapping[str, Any],  # Parameters to vary; see `search`
+    metric_name: str = "score",  # Metric to optimize
     metric_mode: str = "max",  # Or "min"
     num_samples: int = 1,  # Trials in all
     max_concurrent_trials: int = 1,  # Trials at a time
     job_id: UUID | None = None,  # None makes one up; one that is there already is handed back
-    **plan: Any,  # Fields of `Plan`
+    **plan: Any,  # Fields of `TuningSpec`
 ) -> TuningJobView:  # Not started yet
     """Ask for a search.
 
     Args:
-        store: Where to
-        name: For people
-        dataset_key: What all trials learn from
-        base_model_id: What all trials start from: the parameter `model`
-        search_space: What may vary; see `search`
-        metric_name: What is to be best
+        store: Database to write to
+        name: Name for people
+        dataset_key: Training dataset of all trials
+        base_model_id: Starting model of all trials: the parameter `model`
+        search_space: Parameters to vary; see `search`
+        metric_name: Metric to optimize
         metric_mode: Or "min"
         num_samples: Trials in all
         max_concurrent_trials: Trials at a time
         job_id: None makes one up; one that is there already is handed back
-        **plan: Fields of `Plan`
+        **plan: Fields of `TuningSpec`
 
     Returns:
         Not started yet
@@ -325,11 +325,11 @@ def create_job(
     _check_job(
         name, base_model_id, (metric_name, metric_mode), (num_samples, max_concurrent_trials)
     )
-    if foreign := set(plan) - {each.name for each in fields(Plan)}:
+    if foreign := set(plan) - {each.name for each in fields(TuningSpec)}:
         raise RunError(f"a job has nothing called {', '.join(sorted(foreign))}")
     if fault := json_fault(plan):
         raise RunError(f"the plan cannot be kept: {fault}")
-    chosen = Plan(**{key: value for key, value in plan.items() if value is not None})
+    chosen = TuningSpec(**{key: value for key, value in plan.items() if value is not None})
     _check_plan(chosen, search_space)
     if not _has_dataset(dataset_key):
         raise MissingError(f"there is no dataset {dataset_key!r}; build it first")
@@ -338,7 +338,7 @@ def create_job(
     start, _ = pin_model(model, store)
     if start != model:
         chosen = replace(chosen, parameters=chosen.parameters | {"model": start})
-    kept = {each.name: getattr(chosen, each.name) for each in fields(Plan)}
+    kept = {each.name: getattr(chosen, each.name) for each in fields(TuningSpec)}
     with store.writing() as session:
         if job_id is not None and (known := session.get(TuningJob, job_id)) is not None:
             return job_view(known)
@@ -355,8 +355,8 @@ def create_job(
 
 # %% ../../nbs/tuning/20_jobs.ipynb #ea177c28
 def _find(
-    job_id: UUID,  # As asked for
-    row: TuningJob | None,  # As found
+    job_id: UUID,  # Requested id
+    row: TuningJob | None,  # Row, if found
 ) -> TuningJob:
     if row is None:
         raise MissingError(f"there is no tuning job {job_id}; list them to see which there are")
@@ -364,17 +364,17 @@ def _find(
 
 
 def get_job(
-    store: Store,  # Where from
-    job_id: UUID,  # Which
-) -> TuningJobView:  # With its trials
+    store: Store,  # Database to read from
+    job_id: UUID,  # Id of the job
+) -> TuningJobView:  # Job with its trials
     """Read one job.
 
     Args:
-        store: Where from
-        job_id: Which
+        store: Database to read from
+        job_id: Id of the job
 
     Returns:
-        With its trials
+        Job with its trials
     """
     mine = select(Trial).where(Trial.job_id == job_id).order_by(Trial.number)
     with store.reading() as session:
@@ -395,19 +395,19 @@ class JobPage:
 
 
 def list_jobs(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     *,
-    limit: int = 20,  # At most this many
-    offset: int = 0,  # How many to skip
-    status: str | None = None,  # Only those that stand there
+    limit: int = 20,  # Maximum number of entries
+    offset: int = 0,  # Number of entries to skip
+    status: str | None = None,  # Status to filter by
 ) -> JobPage:  # Newest first
     """List jobs.
 
     Args:
-        store: Where from
-        limit: At most this many
-        offset: How many to skip
-        status: Only those that stand there
+        store: Database to read from
+        limit: Maximum number of entries
+        offset: Number of entries to skip
+        status: Status to filter by
 
     Returns:
         Newest first
@@ -424,14 +424,14 @@ def list_jobs(
 
 # %% ../../nbs/tuning/20_jobs.ipynb #9827a61e
 def start_job(
-    store: Store,  # Where it is
-    job_id: UUID,  # Which
+    store: Store,  # Database of the job
+    job_id: UUID,  # Id of the job
 ) -> TuningJobView:  # Running
     """Start a search.
 
     Args:
-        store: Where it is
-        job_id: Which
+        store: Database of the job
+        job_id: Id of the job
 
     Returns:
         Running
@@ -447,8 +447,8 @@ def start_job(
 
 # %% ../../nbs/tuning/20_jobs.ipynb #8487cbf7
 def _runs_of(
-    store: Store,  # Where they are
-    job_id: UUID,  # Of their job
+    store: Store,  # Database of the runs
+    job_id: UUID,  # Id of their job
 ) -> list[UUID]:  # Those that have not ended
     own = select(Trial.run_id).where(Trial.job_id == job_id, Trial.run_id.is_not(None))
     at_work = ("pending", "running", "cancel_requested")
@@ -458,14 +458,14 @@ def _runs_of(
 
 
 def cancel_runs(
-    store: Store,  # Where they are
-    job_id: UUID,  # Of their job
+    store: Store,  # Database of the runs
+    job_id: UUID,  # Id of their job
 ) -> None:
     """Ask the runs of a job to stop.
 
     Args:
-        store: Where they are
-        job_id: Of their job
+        store: Database of the runs
+        job_id: Id of their job
     """
     for run_id in _runs_of(store, job_id):
         try:
@@ -475,14 +475,14 @@ def cancel_runs(
 
 
 def cancel_job(
-    store: Store,  # Where it is
-    job_id: UUID,  # Which
+    store: Store,  # Database of the job
+    job_id: UUID,  # Id of the job
 ) -> TuningJobView:  # Cancelled
     """Call a search off.
 
     Args:
-        store: Where it is
-        job_id: Which
+        store: Database of the job
+        job_id: Id of the job
 
     Returns:
         Cancelled

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
 # %% auto #0
-__all__ = ['CHARTS', 'GREY', 'which_charts', 'draw_chart', 'job_charts', 'job_chart', 'study_html']
+__all__ = ['CHARTS', 'GRAY', 'which_charts', 'draw_chart', 'job_charts', 'job_chart', 'study_html']
 
 # %% ../../nbs/tuning/60_plots.ipynb #a50554f3
 CHARTS = {
@@ -37,12 +37,12 @@ CHARTS = {
 
 # %% ../../nbs/tuning/60_plots.ipynb #c4544065
 def which_charts(
-    study: Study,  # From `open_study`
+    study: Study,  # Study from `open_study`
 ) -> list[str]:  # Names from CHARTS; none before the first trial has ended
     """Say which pictures of a study have something to show.
 
     Args:
-        study: From `open_study`
+        study: Study from `open_study`
 
     Returns:
         Names from CHARTS; none before the first trial has ended
@@ -60,7 +60,7 @@ def which_charts(
     return [name for name in CHARTS if shown[name]]
 
 # %% ../../nbs/tuning/60_plots.ipynb #15b86211
-GREY = "#7d8490"
+GRAY = "#7d8490"
 _drawing = threading.Lock()
 
 
@@ -85,15 +85,15 @@ def _plain(figure: Figure) -> None:
     figure.set_facecolor("none")
     for axes in figure.axes:
         axes.set_facecolor("none")
-        axes.grid(color=GREY, alpha=0.25)
-        axes.tick_params(colors=GREY)
+        axes.grid(color=GRAY, alpha=0.25)
+        axes.tick_params(colors=GRAY)
         for spine in axes.spines.values():
-            spine.set_color(GREY)
+            spine.set_color(GRAY)
             spine.set_alpha(0.4)
         if legend := axes.get_legend():
             legend.get_frame().set_visible(False)
     for text in figure.findobj(Text):
-        text.set(color=GREY, fontsize=9)
+        text.set(color=GRAY, fontsize=9)
 
 # %% ../../nbs/tuning/60_plots.ipynb #44e7cff2
 def _drawer(name: str) -> Callable[[Study], Any]:
@@ -109,13 +109,13 @@ def _drawer(name: str) -> Callable[[Study], Any]:
 
 # %% ../../nbs/tuning/60_plots.ipynb #146e6c8e
 def draw_chart(
-    study: Study,  # From `open_study`
+    study: Study,  # Study from `open_study`
     name: str,  # One of `which_charts`
 ) -> str:  # SVG, the same for the same study
     """Draw one picture of a study.
 
     Args:
-        study: From `open_study`
+        study: Study from `open_study`
         name: One of `which_charts`
 
     Returns:
@@ -139,14 +139,14 @@ def draw_chart(
 
 # %% ../../nbs/tuning/60_plots.ipynb #d4cd2dbf
 def job_charts(
-    store: Store,  # Where the job is
-    job: TuningJobView,  # With its trials
+    store: Store,  # Database of the job
+    job: TuningJobView,  # Job with its trials
 ) -> dict[str, str]:  # Name to words; empty before a trial has ended
     """Say which pictures of a search there are.
 
     Args:
-        store: Where the job is
-        job: With its trials
+        store: Database of the job
+        job: Job with its trials
 
     Returns:
         Name to words; empty before a trial has ended
@@ -158,15 +158,15 @@ def job_charts(
 
 
 def job_chart(
-    store: Store,  # Where the job is
-    job: TuningJobView,  # With its trials
+    store: Store,  # Database of the job
+    job: TuningJobView,  # Job with its trials
     name: str,  # One of `job_charts`
 ) -> str:  # SVG
     """Draw one picture of a search.
 
     Args:
-        store: Where the job is
-        job: With its trials
+        store: Database of the job
+        job: Job with its trials
         name: One of `job_charts`
 
     Returns:
@@ -179,14 +179,14 @@ def job_chart(
 
 # %% ../../nbs/tuning/60_plots.ipynb #678772f6
 def study_html(
-    store: Store,  # Where the job is
-    job: TuningJobView,  # With its trials
+    store: Store,  # Database of the job
+    job: TuningJobView,  # Job with its trials
 ) -> Html:  # Shows itself in JupyterLab; a terminal sees what there would be to see
     """Show all pictures of a search.
 
     Args:
-        store: Where the job is
-        job: With its trials
+        store: Database of the job
+        job: Job with its trials
 
     Returns:
         Shows itself in JupyterLab; a terminal sees what there would be to see

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 # %% auto #0
-__all__ = ['FIELDS', 'FIXED', 'WIDEST', 'OLDER', 'Dimension', 'current_name', 'read_space', 'distributions', 'draw']
+__all__ = ['FIELDS', 'FIXED', 'WIDEST', 'ALIASES', 'Dimension', 'current_name', 'read_space', 'distributions', 'draw']
 
 # %% ../../nbs/tuning/10_search_space.ipynb #c9e4beb5
 FIELDS = {
@@ -36,11 +36,11 @@ class Dimension:
 
     Attributes:
         kind: A key of `FIELDS`
-        values: What may be chosen
+        values: Values to choose from
     """
 
     kind: str  # A key of `FIELDS`
-    values: tuple[Any, ...] = ()  # What may be chosen
+    values: tuple[Any, ...] = ()  # Values to choose from
     low: float = 0
     high: float = 0
 
@@ -53,10 +53,10 @@ FIXED = {
 WIDEST = 100  # Values of one choice, and parameters of one search
 
 # %% ../../nbs/tuning/10_search_space.ipynb #ae93eea1
-OLDER = {
+ALIASES = {
     "train": {
-        "batch_size": "batch_rows",
-        "max_seq_length": "row_tokens",
+        "batch_size": "batch_size",
+        "max_seq_length": "seq_length",
         "num_epochs": "max_steps",  # Another unit too
     }
 }
@@ -64,24 +64,24 @@ OLDER = {
 
 def current_name(
     pipeline: str,  # The verb
-    name: str,  # As asked for
-) -> str:  # As the notebook declares it
+    name: str,  # Requested name
+) -> str:  # Name as the notebook declares it
     """Translate the older name of a parameter.
 
     Args:
         pipeline: The verb
-        name: As asked for
+        name: Requested name
 
     Returns:
-        As the notebook declares it
+        Name as the notebook declares it
     """
-    return OLDER.get(pipeline, {}).get(name, name)
+    return ALIASES.get(pipeline, {}).get(name, name)
 
 # %% ../../nbs/tuning/10_search_space.ipynb #cf37702b
 def _choice(
-    name: str,  # As asked for
-    values: Any,  # As asked for
-    declared: Parameter,  # By the notebook
+    name: str,  # Requested name
+    values: Any,  # Requested values
+    declared: Parameter,  # Declared parameter
 ) -> Dimension:
     if not isinstance(values, list) or not 1 <= len(values) <= WIDEST:
         raise RunError(f"{name}: values should be a list of 1 to {WIDEST} things to choose among")
@@ -96,9 +96,9 @@ def _choice(
 
 # %% ../../nbs/tuning/10_search_space.ipynb #d66ce3bb
 def _span(
-    name: str,  # As asked for
-    asked: Mapping[str, Any],  # With "type", "min" and "max"
-    declared: Parameter,  # By the notebook
+    name: str,  # Requested name
+    asked: Mapping[str, Any],  # Request with "type", "min" and "max"
+    declared: Parameter,  # Declared parameter
 ) -> Dimension:
     kind = asked["type"]
     low: Any = asked.get("min")
@@ -125,18 +125,18 @@ def _span(
 # %% ../../nbs/tuning/10_search_space.ipynb #592f0e4f
 def read_space(
     asked: Mapping[str, Any],  # Name to {"type": ..., ...}
-    declared: Mapping[str, Parameter],  # From `read_parameters`
+    declared: Mapping[str, Parameter],  # Result of `read_parameters`
     pipeline: str = "train",  # The verb
-) -> dict[str, Dimension]:  # By the names that were asked for, in the same order
+) -> dict[str, Dimension]:  # Dimensions by the requested names, in the same order
     """Check what a search may turn.
 
     Args:
         asked: Name to {"type": ..., ...}
-        declared: From `read_parameters`
+        declared: Result of `read_parameters`
         pipeline: The verb
 
     Returns:
-        By the names that were asked for, in the same order
+        Dimensions by the requested names, in the same order
     """
     if fault := json_fault(dict(asked)):
         raise RunError(f"the search space cannot be kept: {fault}")
@@ -171,14 +171,14 @@ def read_space(
 # %% ../../nbs/tuning/10_search_space.ipynb #c2ce64ff
 def distributions(
     space: Mapping[str, Dimension],  # Checked
-) -> dict[str, BaseDistribution]:  # By the same names
+) -> dict[str, BaseDistribution]:  # Distributions by the same names
     """Say to Optuna what may vary.
 
     Args:
         space: Checked
 
     Returns:
-        By the same names
+        Distributions by the same names
     """
     from optuna import distributions as known
 

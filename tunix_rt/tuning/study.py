@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..core.errors import StoreError
 from ..runs.pipelines import find_pipeline, read_parameters
 from ..store.engine import PATIENCE, Store
-from .jobs import TrialView, TuningJobView, plan_of
+from .jobs import TrialView, TuningJobView, spec_of
 from .search_space import Dimension, distributions, read_space
 
 if TYPE_CHECKING:
@@ -81,15 +81,15 @@ _fitting: set[str] = set()  # Addresses whose tables this Optuna can use
 
 @contextmanager
 def study_storage(
-    store: Store,  # Where the jobs are
-) -> Iterator[RDBStorage]:  # For as long as the block lasts
+    store: Store,  # Database of the jobs
+) -> Iterator[RDBStorage]:  # Storage, for as long as the block lasts
     """Open Optuna's tables in the database of the jobs.
 
     Args:
-        store: Where the jobs are
+        store: Database of the jobs
 
     Returns:
-        For as long as the block lasts
+        Storage, for as long as the block lasts
     """
     import optuna
 
@@ -114,17 +114,17 @@ def study_storage(
 # %% ../../nbs/tuning/30_study.ipynb #9bdb294f
 def sampler_for(
     job: TuningJobView,  # Any
-    number: int,  # Of the trial that is to be chosen
+    number: int,  # Number of the trial that is to be chosen
 ) -> BaseSampler:
     """Make the one that chooses the values of a trial.
 
     Args:
         job: Any
-        number: Of the trial that is to be chosen
+        number: Number of the trial that is to be chosen
     """
     from optuna.samplers import RandomSampler, TPESampler
 
-    plan = plan_of(job)
+    plan = spec_of(job)
     digest = hashlib.sha256(f"{plan.seed}:{number}".encode()).digest()
     seed = int.from_bytes(digest[:4], "big")
     if plan.sampler == "random":
@@ -142,7 +142,7 @@ def pruner_for(
     """
     from optuna.pruners import MedianPruner, NopPruner
 
-    plan = plan_of(job)
+    plan = spec_of(job)
     if not plan.prune:
         return NopPruner()
     first = max(2, min(5, job.num_samples // 4))
@@ -160,14 +160,14 @@ def space_of(
     Returns:
         Checked
     """
-    plan = plan_of(job)
+    plan = spec_of(job)
     declared = read_parameters(find_pipeline(plan.pipeline))
     return read_space(job.search_space, declared, plan.pipeline)
 
 # %% ../../nbs/tuning/30_study.ipynb #db88d8c4
 def _told(
     trial: TrialView,  # Ours
-    space: dict[str, Dimension],  # Of the job
+    space: dict[str, Dimension],  # Space of the job
 ) -> FrozenTrial:  # Optuna's
     from optuna.trial import TrialState, create_trial
 
@@ -188,17 +188,17 @@ def _told(
 
 
 def open_study(
-    storage: RDBStorage,  # From `study_storage`
-    job: TuningJobView,  # With its trials
-) -> Study:  # With as many trials as the job has, or more
+    storage: RDBStorage,  # Storage from `study_storage`
+    job: TuningJobView,  # Job with its trials
+) -> Study:  # Study with at least as many trials as the job
     """Open the study of a job, and tell it what it does not know.
 
     Args:
-        storage: From `study_storage`
-        job: With its trials
+        storage: Storage from `study_storage`
+        job: Job with its trials
 
     Returns:
-        With as many trials as the job has, or more
+        Study with at least as many trials as the job
     """
     import optuna
 
@@ -218,12 +218,12 @@ def open_study(
 
 # %% ../../nbs/tuning/30_study.ipynb #a44d21c7
 def importances(
-    study: Study,  # With some trials
+    study: Study,  # Study with some trials
 ) -> dict[str, float] | None:  # Shares that add up to 1; None when nothing can be said
     """Work out how much each parameter had to do with what came out.
 
     Args:
-        study: With some trials
+        study: Study with some trials
 
     Returns:
         Shares that add up to 1; None when nothing can be said

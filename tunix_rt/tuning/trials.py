@@ -14,7 +14,7 @@ from ..core.files import read_log
 from ..jobs.queue import QueuedRun, enqueue, get_queued, moment, request_cancel
 from ..store.engine import Store
 from ..store.tables import Trial
-from .jobs import ACTIVE, TrialView, TuningJobView, plan_of
+from .jobs import ACTIVE, TrialView, TuningJobView, spec_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -24,14 +24,14 @@ __all__ = ['trial_id', 'run_id_of', 'note', 'run_of', 'value_in', 'collect']
 
 # %% ../../nbs/tuning/40_trials.ipynb #ca939a78
 def trial_id(
-    job_id: UUID,  # Of the job
-    number: int,  # From 0
+    job_id: UUID,  # Id of the job
+    number: int,  # Number, from 0
 ) -> UUID:
     """Name a trial.
 
     Args:
-        job_id: Of the job
-        number: From 0
+        job_id: Id of the job
+        number: Number, from 0
     """
     return uuid5(job_id, str(number))
 
@@ -50,17 +50,17 @@ def run_id_of(
 
 # %% ../../nbs/tuning/40_trials.ipynb #9920bab2
 def note(
-    store: Store,  # Where the trial is
-    trial: TrialView,  # As it was
-    status: str,  # As it is
-    **columns: Any,  # What else is new
+    store: Store,  # Database of the trial
+    trial: TrialView,  # Trial as it was
+    status: str,  # New status
+    **columns: Any,  # Other changed columns
 ) -> None:
     """
     Args:
-        store: Where the trial is
-        trial: As it was
-        status: As it is
-        **columns: What else is new
+        store: Database of the trial
+        trial: Trial as it was
+        status: New status
+        **columns: Other changed columns
     """
     with store.writing() as session:
         row = session.get_one(Trial, trial.id, with_for_update=True)
@@ -74,13 +74,13 @@ def note(
 
 
 def run_of(
-    store: Store,  # Where it is
-    run_id: UUID,  # From `run_id_of`
+    store: Store,  # Database of the run
+    run_id: UUID,  # Id from `run_id_of`
 ) -> QueuedRun | None:  # None when it was never asked for
     """
     Args:
-        store: Where it is
-        run_id: From `run_id_of`
+        store: Database of the run
+        run_id: Id from `run_id_of`
 
     Returns:
         None when it was never asked for
@@ -92,11 +92,11 @@ def run_of(
 
 # %% ../../nbs/tuning/40_trials.ipynb #bd98caa6
 def _launch(
-    store: Store,  # Where the queue is
-    job: TuningJobView,  # Whose trial it is
+    store: Store,  # Database of the queue
+    job: TuningJobView,  # Job of the trial
     trial: TrialView,  # Without a run so far
 ) -> str | None:  # Why not
-    plan, run_id = plan_of(job), run_id_of(trial.id)
+    plan, run_id = spec_of(job), run_id_of(trial.id)
     if run_of(store, run_id) is None:
         try:
             enqueue(
@@ -123,7 +123,7 @@ def _launch(
 
 
 def _stop(
-    store: Store,  # Where the run is
+    store: Store,  # Database of the run
     run_id: UUID,  # That is not wanted any more
 ) -> None:
     try:
@@ -133,13 +133,13 @@ def _stop(
 
 # %% ../../nbs/tuning/40_trials.ipynb #e52f32ec
 def _examine(
-    store: Store,  # Where the queue is
-    job: TuningJobView,  # With an evaluation set
-    trial: TrialView,  # Whose model is there
+    store: Store,  # Database of the queue
+    job: TuningJobView,  # Job with an evaluation set
+    trial: TrialView,  # Trial whose model exists
 ) -> QueuedRun:  # The examination
     from tunix_rt.tracking.evaluations import evaluate_parameters
 
-    plan, run_id = plan_of(job), run_id_of(trial.id, "evaluate")
+    plan, run_id = spec_of(job), run_id_of(trial.id, "evaluate")
     found = run_of(store, run_id)
     if found is not None:
         return found
@@ -163,9 +163,9 @@ def _examine(
 
 # %% ../../nbs/tuning/40_trials.ipynb #88117cf3
 def _figures(
-    store: Store,  # Where they are
+    store: Store,  # Database of the runs
     run: QueuedRun,  # Completed
-    examination: QueuedRun | None,  # Of its model, completed; None when the job has no such set
+    examination: QueuedRun | None,  # Completed evaluation of its model; None if the job has no set
 ) -> dict[str, Any]:  # Name to number; those of the examination win
     found = dict(run.metrics or {})
     if examination is not None:
@@ -181,12 +181,12 @@ def _figures(
 
 
 def value_in(
-    figures: dict[str, Any],  # From `_figures`
+    figures: dict[str, Any],  # Figures from `_figures`
     name: str,  # The metric
 ) -> float:  # Finite
     """
     Args:
-        figures: From `_figures`
+        figures: Figures from `_figures`
         name: The metric
 
     Returns:
@@ -202,12 +202,12 @@ def value_in(
 
 # %% ../../nbs/tuning/40_trials.ipynb #6d5ac398
 def _end(
-    store: Store,  # Where the trial is
-    study: Study,  # Of its job
+    store: Store,  # Database of the trial
+    study: Study,  # Study of its job
     trial: TrialView,  # That has come to its end
     status: str,  # "completed", "pruned" or "failed"
-    value: float | None = None,  # If it is completed
-    message: str | None = None,  # For people
+    value: float | None = None,  # Metric, if it is completed
+    message: str | None = None,  # Message for people
 ) -> None:
     from optuna.trial import TrialState
 
@@ -218,16 +218,16 @@ def _end(
 
 # %% ../../nbs/tuning/40_trials.ipynb #1cd24936
 def collect(
-    store: Store,  # Where everything is
-    study: Study,  # Of the job
-    job: TuningJobView,  # Whose trial it is
+    store: Store,  # Database of jobs and runs
+    study: Study,  # Study of the job
+    job: TuningJobView,  # Job of the trial
     trial: TrialView,  # Active
 ) -> None:
     """
     Args:
-        store: Where everything is
-        study: Of the job
-        job: Whose trial it is
+        store: Database of jobs and runs
+        study: Study of the job
+        job: Job of the trial
         trial: Active
     """
     refusal = _launch(store, job, trial) if trial.run_id is None else None
@@ -244,7 +244,7 @@ def collect(
         return _end(store, study, trial, "pruned" if pruned else "failed", message=message)
     examination = None
     try:
-        if plan_of(job).evaluation_set is not None:
+        if spec_of(job).evaluation_set is not None:
             examination = _examine(store, job, trial)
             if not examination.ended:
                 return note(store, trial, "evaluating")
@@ -259,15 +259,15 @@ def collect(
 
 # %% ../../nbs/tuning/40_trials.ipynb #145943bd
 def _watch(
-    store: Store,  # Where the run is
-    study: Study,  # Of the job
-    job: TuningJobView,  # Whose trial it is
+    store: Store,  # Database of the run
+    study: Study,  # Study of the job
+    job: TuningJobView,  # Job of the trial
     trial: TrialView,  # Active
     run: QueuedRun,  # Not ended
 ) -> None:
     from optuna.trial import Trial as OptunaTrial
 
-    plan = plan_of(job)
+    plan = spec_of(job)
     if trial.status == "pruning":
         return _stop(store, run.id)
     if trial.status == "pending" and run.started_at is not None:

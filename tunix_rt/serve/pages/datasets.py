@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse
 from ...core.settings import resolve, settings
 from ...data.datasets import Dataset
 from ...jobs.queue import list_queued
-from ..dependencies import DatasetKey, Opened
+from ..dependencies import DatasetKey, StoreDep
 from .rendering import Skip, around, show
 from ..routers.datasets import get_dataset, list_datasets
 from ..schemas.datasets import Format
@@ -33,12 +33,12 @@ FORMATS = get_args(Format)
 
 
 def told_by(
-    manifest: Mapping[str, Any],  # Of a dataset
+    manifest: Mapping[str, Any],  # Dataset manifest
 ) -> dict[str, Any]:  # Label to value
     """Choose what a page says about a dataset.
 
     Args:
-        manifest: Of a dataset
+        manifest: Dataset manifest
 
     Returns:
         Label to value
@@ -70,7 +70,7 @@ def datasets_page(request: Request, offset: Skip = 0) -> HTMLResponse:
 
 
 @router.get("/datasets/{dataset_key}")
-def dataset_page(request: Request, store: Opened, dataset_key: DatasetKey) -> HTMLResponse:
+def dataset_page(request: Request, store: StoreDep, dataset_key: DatasetKey) -> HTMLResponse:
     "Show one dataset."
     manifest = get_dataset(dataset_key)
     folder = resolve(settings().datasets) / dataset_key

@@ -17,16 +17,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .rendering import show
 
 # %% auto #0
-__all__ = ['wants_page', 'page_for', 'Pages']
+__all__ = ['wants_page', 'page_for', 'ErrorPageMiddleware']
 
 # %% ../../../nbs/serve/pages/15_error_pages.ipynb #b4d95554
 def wants_page(
-    scope: Scope,  # Of the request
+    scope: Scope,  # Scope of the request
 ) -> bool:
     """Tell whether a person is looking.
 
     Args:
-        scope: Of the request
+        scope: Scope of the request
     """
     if scope["type"] != "http":
         return False
@@ -41,16 +41,16 @@ def _back(request: Request) -> str | None:
 
 
 def page_for(
-    scope: Scope,  # Of the request
-    status: int,  # Of the answer
-    problem: dict[str, Any],  # As JSON told it
+    scope: Scope,  # Scope of the request
+    status: int,  # Response status code
+    problem: dict[str, Any],  # Problem as in JSON
 ) -> Response:
     """Tell a refusal to a person.
 
     Args:
-        scope: Of the request
-        status: Of the answer
-        problem: As JSON told it
+        scope: Scope of the request
+        status: Response status code
+        problem: Problem as in JSON
     """
     request = Request(scope)
     if status == 401:
@@ -64,7 +64,7 @@ def page_for(
     )
 
 # %% ../../../nbs/serve/pages/15_error_pages.ipynb #ece6c964
-class Pages:
+class ErrorPageMiddleware:
     "The layer that tells refusals to people."
 
     def __init__(self, app: ASGIApp) -> None:

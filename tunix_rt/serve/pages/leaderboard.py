@@ -17,7 +17,7 @@ from ...core.settings import resolve, settings
 from ...evaluation.charts import bar_svg, point_svg, points
 from ...evaluation.judges import JUDGES
 from ...evaluation.statistics import Figure
-from ..dependencies import Opened
+from ..dependencies import StoreDep
 from .rendering import Filter, Skip, around, show
 from ..strict_json import StrictRoute
 from ...tracking.leaderboard import Board, Standing, leaderboard
@@ -57,15 +57,15 @@ def _figure(standing: Standing) -> Figure:
 
 
 def board_rows(
-    board: Board,  # From the library
-) -> list[Row]:  # In the same order
+    board: Board,  # Board from the library
+) -> list[Row]:  # Rows in the same order
     """Draw a board.
 
     Args:
-        board: From the library
+        board: Board from the library
 
     Returns:
-        In the same order
+        Rows in the same order
     """
     found = [each.difference for each in board.rows if each.difference is not None]
     least = min([0.0, *(one.low for one in found)]) - 0.02
@@ -82,7 +82,7 @@ def board_rows(
                 model=kept.model_id,
                 score=f"{kept.score:.1f}",
                 interval=f"{kept.low:.1f}–{kept.high:.1f}" if known else "–",
-                bar=Markup(bar_svg(_figure(each), colour="var(--three)", width=120)),
+                bar=Markup(bar_svg(_figure(each), color="var(--three)", width=120)),
                 standing=each.standing,
                 points=points(apart) if apart else "",
                 points_bar=Markup(drawn),
@@ -112,7 +112,7 @@ def dataset_keys() -> list[str]:  # By name
 @router.get("/leaderboard")
 def leaderboard_page(
     request: Request,
-    store: Opened,
+    store: StoreDep,
     evaluation_set: Filter = None,
     dataset_key: Filter = None,
     model_id: Filter = None,

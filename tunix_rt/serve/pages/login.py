@@ -12,22 +12,22 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from ..auth import COOKIE, cookie_value
-from ..dependencies import Everything
+from ..dependencies import ServicesDep
 from .predictions import sent_to
 from .rendering import show
-from ..strict_json import Said, StrictRoute
+from ..strict_json import SafeStr, StrictRoute
 
 # %% auto #0
 __all__ = ['router', 'WEEKS', 'local_path', 'login_page', 'login_form', 'logout_form']
 
 # %% ../../../nbs/serve/pages/70_login.ipynb #35123cc5
 def local_path(
-    address: str,  # From outside
+    address: str,  # Untrusted address
 ) -> str:  # A path of this server
     """Keep an address only if it leads nowhere else.
 
     Args:
-        address: From outside
+        address: Untrusted address
 
     Returns:
         A path of this server
@@ -41,7 +41,7 @@ WEEKS = 30 * 86_400  # Seconds that a browser stays signed in
 
 
 @router.get("/login")
-def login_page(request: Request, services: Everything, next: Said = "/") -> Response:
+def login_page(request: Request, services: ServicesDep, next: SafeStr = "/") -> Response:
     "Show where one signs in."
     if not services.settings.token:
         return sent_to(local_path(next))
@@ -51,9 +51,9 @@ def login_page(request: Request, services: Everything, next: Said = "/") -> Resp
 @router.post("/login")
 def login_form(
     request: Request,
-    services: Everything,
-    token: Annotated[Said, Form(max_length=1000)] = "",
-    next: Annotated[Said, Form(max_length=2000)] = "/",
+    services: ServicesDep,
+    token: Annotated[SafeStr, Form(max_length=1000)] = "",
+    next: Annotated[SafeStr, Form(max_length=2000)] = "/",
 ) -> Response:
     "Sign in."
     known = services.settings.token or ""

@@ -15,11 +15,11 @@ from pydantic import BeforeValidator
 from ...jobs.queue import list_queued
 from ...registry import models as registry
 from ...registry import promotion
-from ..dependencies import Everything, Opened, patiently
-from ..errors import answering
+from ..dependencies import ServicesDep, StoreDep, run_in_slow_pool
+from ..errors import with_status
 from .predictions import sent_to
 from .rendering import Filter, Skip, around, blank_is_none, show
-from ..strict_json import Name, Said, StrictRoute
+from ..strict_json import Name, SafeStr, StrictRoute
 from ...store.engine import Store
 from ...tracking.baselines import list_baselines
 
@@ -32,7 +32,7 @@ AT_ONCE = 25  # Models, or versions, on a page
 
 
 @router.get("/models")
-def models_page(request: Request, store: Opened, offset: Skip = 0) -> HTMLResponse:
+def models_page(request: Request, store: StoreDep, offset: Skip = 0) -> HTMLResponse:
     "List models."
     page = registry.list_models(store, limit=AT_ONCE, offset=offset)
     return show(
@@ -45,7 +45,7 @@ def models_page(request: Request, store: Opened, offset: Skip = 0) -> HTMLRespon
 # %% ../../../nbs/serve/pages/65_models.ipynb #366c1eb6
 @router.get("/models/promote")
 def promote_page(
-    request: Request, store: Opened, run_id: UUID | None = None, model: Filter = None
+    request: Request, store: StoreDep, run_id: UUID | None = None, model: Filter = None
 ) -> HTMLResponse:
     "Show the form that promotes a run."
     done = list_queued(store, status="completed", mode="local", limit=100).runs
@@ -61,12 +61,12 @@ def promote_page(
     )
 
 
-Given = Annotated[Said | None, BeforeValidator(blank_is_none), Form(max_length=10_000)]
+Given = Annotated[SafeStr | None, BeforeValidator(blank_is_none), Form(max_length=10_000)]
 
 
 @router.post("/models/promote")
 async def promote_form(
-    services: Everything,
+    services: ServicesDep,
     run_id: Annotated[UUID, Form()],
     model: Annotated[Name, Form()],
     version_label: Given = None,
@@ -90,13 +90,13 @@ async def promote_form(
         )
         return version.model_id
 
-    with answering(400):
-        made = await patiently(services, promote, services.store)
+    with with_status(400):
+        made = await run_in_slow_pool(services, promote, services.store)
     return sent_to(f"/models/{made}")
 
 # %% ../../../nbs/serve/pages/65_models.ipynb #e75bfb6f
 @router.get("/models/{model_id}")
-def model_page(request: Request, store: Opened, model_id: UUID, offset: Skip = 0) -> HTMLResponse:
+def model_page(request: Request, store: StoreDep, model_id: UUID, offset: Skip = 0) -> HTMLResponse:
     "Show one family."
     page = registry.list_versions(store, model_id, limit=AT_ONCE, offset=offset)
     return show(
@@ -110,7 +110,7 @@ def model_page(request: Request, store: Opened, model_id: UUID, offset: Skip = 0
 
 @router.post("/models/{model_id}/aliases")
 def alias_form(
-    store: Opened,
+    store: StoreDep,
     model_id: UUID,
     alias: Annotated[Name, Form()],
     version_id: Annotated[UUID, Form()],

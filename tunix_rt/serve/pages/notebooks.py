@@ -28,11 +28,11 @@ class Piece:
 
     Attributes:
         kind: "heading", "prose", "code", "output", "error" or "picture"
-        text: For a picture, its address: the data itself
+        text: Text; for a picture, its data URL
     """
 
     kind: str  # "heading", "prose", "code", "output", "error" or "picture"
-    text: str  # For a picture, its address: the data itself
+    text: str  # Text; for a picture, its data URL
 
 
 def _text(source: Any) -> str:
@@ -84,14 +84,14 @@ def _cell(cell: Mapping[str, Any]) -> Sequence[Piece]:
 
 def read_pieces(
     path: Path,  # An executed notebook
-) -> list[Piece]:  # In order, without what is empty
+) -> list[Piece]:  # Pieces in order, without empty ones
     """Read a notebook for a page.
 
     Args:
         path: An executed notebook
 
     Returns:
-        In order, without what is empty
+        Pieces in order, without empty ones
     """
     try:
         cells = read_json(path)["cells"]

@@ -16,7 +16,7 @@ from ...core.errors import TunixError
 from ...jobs.queue import get_queued, list_queued, tally_runs
 from ...registry.models import ModelView, list_models
 from ..artifacts import run_files
-from ..dependencies import Opened
+from ..dependencies import StoreDep
 from .leaderboard import Row, board_rows, dataset_keys
 from .rendering import show
 from .run_progress import progress_of, records_of
@@ -43,15 +43,15 @@ class Tile:
 
 
 def now_facts(
-    store: Store,  # Where from
-) -> dict[str, Any]:  # What `overview_now.html` names
+    store: Store,  # Database to read from
+) -> dict[str, Any]:  # Variables of `overview_now.html`
     """Find out what happens now.
 
     Args:
-        store: Where from
+        store: Database to read from
 
     Returns:
-        What `overview_now.html` names
+        Variables of `overview_now.html`
     """
     counts: dict[str, int] = {}
     for tally in tally_runs(store):
@@ -84,14 +84,14 @@ class Candidate:
 
 
 def candidate_of(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     rows: list[Row],  # The top of the board
     models: list[ModelView],  # Those that changed last
 ) -> Candidate | None:  # None when there is nothing to say
     """Find what might be promoted.
 
     Args:
-        store: Where from
+        store: Database to read from
         rows: The top of the board
         models: Those that changed last
 
@@ -116,7 +116,7 @@ def candidate_of(
 
 # %% ../../../nbs/serve/pages/30_overview.ipynb #7949dff4
 @router.get("/")
-def overview_page(request: Request, store: Opened) -> HTMLResponse:
+def overview_page(request: Request, store: StoreDep) -> HTMLResponse:
     "Show what matters now."
     rows = board_rows(leaderboard(store, limit=5))
     models = list_models(store, limit=5).models
@@ -134,6 +134,6 @@ def overview_page(request: Request, store: Opened) -> HTMLResponse:
 
 
 @router.get("/now")
-def now_part(request: Request, store: Opened) -> HTMLResponse:
+def now_part(request: Request, store: StoreDep) -> HTMLResponse:
     "Show what happens now, as a part of the page."
     return show(request, "overview_now.html", **now_facts(store))

@@ -17,11 +17,11 @@ from ...core.errors import MissingError
 from ...jobs.queue import get_queued, request_cancel
 from ...scoring.predictions import Prediction, read_predictions
 from ..artifacts import open_file, run_files
-from ..dependencies import Everything, Opened, existing_dataset, patiently
-from ..errors import answering
+from ..dependencies import ServicesDep, StoreDep, existing_dataset, run_in_slow_pool
+from ..errors import with_status
 from .rendering import Filter, Skip, around, show
-from ..run_requests import examination
-from ..schemas.runs import ExamRequest
+from ..run_requests import enqueue_evaluation
+from ..schemas.runs import EvaluateModelRequest
 from ..strict_json import Key, Name, StrictRoute
 from ...store.engine import Store
 from ...traces.display import Html, text_html
@@ -41,12 +41,12 @@ class Answer:
     """A prediction, with what the judge made of it.
 
     Attributes:
-        score: From 0 to 1; None where nobody has scored it
+        score: Score from 0 to 1; None where there is none
         shown: The whole response
     """
 
     prediction: Prediction
-    score: float | None  # From 0 to 1; None where nobody has scored it
+    score: float | None  # Score from 0 to 1; None where there is none
     shown: Html  # The whole response
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #3f39bf80
@@ -68,22 +68,22 @@ def _scores(store: Store, evaluation: EvaluationView | None) -> dict[tuple[str, 
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #9521c054
 def answers_of(
-    predictions: list[Prediction],  # Of a run
-    scores: dict[tuple[str, int], float],  # By fingerprint and sample
+    predictions: list[Prediction],  # Predictions of a run
+    scores: dict[tuple[str, int], float],  # Scores by fingerprint and sample
     *,
     only: str | None = None,  # "right", "wrong", or None for all
-    category: str | None = None,  # Only these
-) -> list[Answer]:  # In the order of the file
+    category: str | None = None,  # Category to keep
+) -> list[Answer]:  # Predictions in file order
     """Choose answers.
 
     Args:
-        predictions: Of a run
-        scores: By fingerprint and sample
+        predictions: Predictions of a run
+        scores: Scores by fingerprint and sample
         only: "right", "wrong", or None for all
-        category: Only these
+        category: Category to keep
 
     Returns:
-        In the order of the file
+        Predictions in file order
     """
     found = []
     for each in predictions:
@@ -101,7 +101,7 @@ AT_ONCE = 50  # Answers on a page
 @router.get("/runs/{run_id}/answers")
 def answers_page(
     request: Request,
-    store: Opened,
+    store: StoreDep,
     run_id: UUID,
     only: Filter = None,
     category: Filter = None,
@@ -131,18 +131,18 @@ def answers_page(
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #fb7fac98
 def sent_to(
-    address: str,  # Of a page of ours
+    address: str,  # Address of a page of ours
 ) -> RedirectResponse:
     """Answer a form.
 
     Args:
-        address: Of a page of ours
+        address: Address of a page of ours
     """
     return RedirectResponse(address, 303)
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #14ef01e0
 @router.post("/runs/{run_id}/cancel")
-def cancel_form(store: Opened, run_id: UUID) -> RedirectResponse:
+def cancel_form(store: StoreDep, run_id: UUID) -> RedirectResponse:
     "Ask a run to stop."
     request_cancel(store, run_id)
     return sent_to(f"/runs/{run_id}")
@@ -150,24 +150,26 @@ def cancel_form(store: Opened, run_id: UUID) -> RedirectResponse:
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #386679e6
 @router.post("/runs/{run_id}/examine")
 def examine_form(
-    store: Opened, run_id: UUID, evaluation_set: Annotated[Key, Form()]
+    store: StoreDep, run_id: UUID, evaluation_set: Annotated[Key, Form()]
 ) -> RedirectResponse:
     "Ask the model of a run the questions of a set."
     key = existing_dataset(evaluation_set)
-    asked = ExamRequest(evaluation_set=key, run_id=run_id, model_id=None, limit=0, max_new_tokens=0)
-    return sent_to(f"/runs/{examination(store, asked).id}")
+    asked = EvaluateModelRequest(
+        evaluation_set=key, run_id=run_id, model_id=None, limit=0, max_new_tokens=0
+    )
+    return sent_to(f"/runs/{enqueue_evaluation(store, asked).id}")
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #7cd82e79
 @router.post("/runs/{run_id}/evaluate")
 async def evaluate_form(
-    services: Everything, run_id: UUID, judge: Annotated[Name, Form()]
+    services: ServicesDep, run_id: UUID, judge: Annotated[Name, Form()]
 ) -> RedirectResponse:
     "Score what a run said."
 
     def score() -> None:
-        with answering(400):
+        with with_status(400):
             evaluate_run(services.store, run_id, judge=judge)
 
     await run_in_threadpool(get_queued, services.store, run_id)
-    await patiently(services, score)
+    await run_in_slow_pool(services, score)
     return sent_to(f"/runs/{run_id}")

@@ -21,7 +21,7 @@ from ...core.errors import MissingError
 from ...evaluation.charts import CHART_STYLE
 from ...evaluation.transcripts import TRANSCRIPT_STYLE
 from .words import ago, figure_text, lasted, size_text, status_html, when
-from ..strict_json import Said, StrictRoute
+from ..strict_json import SafeStr, StrictRoute
 from ...traces.diff import COMPARE_STYLE
 from ...traces.display import STYLE, excerpt, text_html
 
@@ -60,15 +60,15 @@ def static_file(
 
 @lru_cache(maxsize=32)
 def address_of(
-    name: str,  # Of a static file
-) -> str:  # With the start of its hash
+    name: str,  # Name of a static file
+) -> str:  # Address with the start of its hash
     """Say where a static file is.
 
     Args:
-        name: Of a static file
+        name: Name of a static file
 
     Returns:
-        With the start of its hash
+        Address with the start of its hash
     """
     return f"/static/{name}?v={hashlib.sha256(static_file(name)).hexdigest()[:12]}"
 
@@ -78,7 +78,7 @@ FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 
 
 @router.get("/static/{name}")
-def static_page(name: Said, v: str = "") -> Response:
+def static_page(name: SafeStr, v: str = "") -> Response:
     "Hand out a static file."
     kept = FOREVER if v else {"Cache-Control": "no-cache"}
     kind = KINDS.get(PurePath(name).suffix, "text/plain")
@@ -112,19 +112,19 @@ def show(
     request: Request,  # That is answered
     template: str,  # Name of a file in `templates`
     *,
-    status: int = 200,  # Of the answer
-    **facts: Any,  # What the template names
-) -> HTMLResponse:  # Under the policy
+    status: int = 200,  # Response status code
+    **facts: Any,  # Variables of the template
+) -> HTMLResponse:  # Page under the policy
     """Answer with a page.
 
     Args:
         request: That is answered
         template: Name of a file in `templates`
-        status: Of the answer
-        **facts: What the template names
+        status: Response status code
+        **facts: Variables of the template
 
     Returns:
-        Under the policy
+        Page under the policy
     """
     services = getattr(request.app.state, "services", None)
     known = {"path": request.url.path, "guarded": bool(services and services.settings.token)}
@@ -134,22 +134,22 @@ def show(
 
 # %% ../../../nbs/serve/pages/10_rendering.ipynb #44f5e908
 def blank_is_none(
-    value: Any,  # Of a field
+    value: Any,  # Value of a field
 ) -> Any:
     """Take an empty field for one that was left out.
 
     Args:
-        value: Of a field
+        value: Value of a field
     """
     return None if isinstance(value, str) and not value.strip() else value
 
 
-Filter = Annotated[Said | None, BeforeValidator(blank_is_none), Query(max_length=256)]
+Filter = Annotated[SafeStr | None, BeforeValidator(blank_is_none), Query(max_length=256)]
 Skip = Annotated[int, Query(ge=0, lt=2**31)]
 
 
 def _address(
-    request: Request,  # Of a list
+    request: Request,  # Request for a list
     **changed: Any,  # None leaves one out
 ) -> str:  # Such as "?status=failed&offset=20"
     wanted = {**dict(request.query_params), **changed}
@@ -158,16 +158,16 @@ def _address(
 
 
 def around(
-    request: Request,  # Of a list
-    name: str,  # How the list is gone on with: "offset" or "after"
-    following: int | None,  # What it is for the next part; None at the end
+    request: Request,  # Request for a list
+    name: str,  # Name of the paging parameter: "offset" or "after"
+    following: int | None,  # Its value for the next part; None at the end
 ) -> dict[str, Any]:  # Addresses of the beginning and of the next part
     """Say where a list begins and where it goes on, with the same filters.
 
     Args:
-        request: Of a list
-        name: How the list is gone on with: "offset" or "after"
-        following: What it is for the next part; None at the end
+        request: Request for a list
+        name: Name of the paging parameter: "offset" or "after"
+        following: Its value for the next part; None at the end
 
     Returns:
         Addresses of the beginning and of the next part

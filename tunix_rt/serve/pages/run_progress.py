@@ -25,7 +25,7 @@ __all__ = ['lease_words', 'records_of', 'Progress', 'progress_of']
 def lease_words(
     run: QueuedRun,  # Any
     at: datetime | None = None,  # This moment by default
-) -> str:  # Nothing for a run that nobody has
+) -> str:  # Text; empty for a run that nobody has
     """Say whether a worker is still there.
 
     Args:
@@ -33,7 +33,7 @@ def lease_words(
         at: This moment by default
 
     Returns:
-        Nothing for a run that nobody has
+        Text; empty for a run that nobody has
     """
     if run.lease_until is None or run.ended:
         return ""
@@ -45,17 +45,17 @@ def lease_words(
 
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #de018072
 def records_of(
-    store: Store,  # Where from
-    run_id: UUID,  # Of a run that exists
-) -> list[dict[str, Any]]:  # Of its metrics.jsonl; none where it cannot be read
+    store: Store,  # Database to read from
+    run_id: UUID,  # Id of an existing run
+) -> list[dict[str, Any]]:  # Records of its metrics.jsonl; none where it cannot be read
     """Read what a run has logged.
 
     Args:
-        store: Where from
-        run_id: Of a run that exists
+        store: Database to read from
+        run_id: Id of an existing run
 
     Returns:
-        Of its metrics.jsonl; none where it cannot be read
+        Records of its metrics.jsonl; none where it cannot be read
     """
     try:
         records = get_run_metrics(store, run_id)
@@ -72,17 +72,17 @@ class Progress:
 
     Attributes:
         step: The last that was logged
-        steps: How many there will be, where the notebook says
+        steps: Total number of steps, if the notebook gives it
         loss: The last that was logged
-        lease: From `lease_words`
+        lease: Result of `lease_words`
     """
 
     run: QueuedRun
     step: int | None  # The last that was logged
-    steps: int | None  # How many there will be, where the notebook says
+    steps: int | None  # Total number of steps, if the notebook gives it
     loss: float | None  # The last that was logged
     first_loss: float | None
-    lease: str  # From `lease_words`
+    lease: str  # Result of `lease_words`
 
 
 def _steps(run: QueuedRun) -> int | None:
@@ -96,13 +96,13 @@ def _steps(run: QueuedRun) -> int | None:
 
 def progress_of(
     run: QueuedRun,  # Any
-    records: list[dict[str, Any]],  # Of its metrics.jsonl
+    records: list[dict[str, Any]],  # Records of its metrics.jsonl
 ) -> Progress:
     """Say how far a run is.
 
     Args:
         run: Any
-        records: Of its metrics.jsonl
+        records: Records of its metrics.jsonl
     """
     steps = [each["step"] for each in records if isinstance(each.get("step"), int)]
     losses = [each["loss"] for each in records if isinstance(each.get("loss"), int | float)]

@@ -20,7 +20,7 @@ from ...jobs.logs import read_log
 from ...jobs.queue import QueuedRun, get_queued, list_queued
 from ...runs.pipelines import find_pipeline
 from ..artifacts import list_files, open_file, run_files
-from ..dependencies import Opened
+from ..dependencies import StoreDep
 from .leaderboard import dataset_keys
 from .notebooks import read_pieces
 from .rendering import Filter, Skip, around, show
@@ -43,7 +43,7 @@ PIPELINES = ("train", "evaluate", "demo", "kaggle_submission")
 @router.get("/runs")
 def runs_page(
     request: Request,
-    store: Opened,
+    store: StoreDep,
     status: Filter = None,
     pipeline: Filter = None,
     dataset_key: Filter = None,
@@ -85,14 +85,14 @@ def _evaluated(store: Store, run_id: UUID) -> EvaluationView | None:
 
 def score_figures(
     evaluation: EvaluationView,  # Any
-) -> dict[str, dict[str, Figure]]:  # By scorer
+) -> dict[str, dict[str, Figure]]:  # Figures by scorer
     """Gather the figures of an evaluation by scorer.
 
     Args:
         evaluation: Any
 
     Returns:
-        By scorer
+        Figures by scorer
     """
     names = ("low", "high", "count", "method")
     return {
@@ -105,14 +105,14 @@ def score_figures(
 
 def category_figures(
     evaluation: EvaluationView,  # Any
-) -> dict[str, dict[str, Figure]]:  # By category, only what the judge said
+) -> dict[str, dict[str, Figure]]:  # Figures by category, from the judge only
     """Gather the figures of an evaluation by category.
 
     Args:
         evaluation: Any
 
     Returns:
-        By category, only what the judge said
+        Figures by category, from the judge only
     """
     return {
         name: {evaluation.judge_name: Figure(**figures[evaluation.judge_name])}
@@ -130,17 +130,17 @@ def _files(run: QueuedRun) -> list[Any]:
 
 
 def state_facts(
-    store: Store,  # Where from
+    store: Store,  # Database to read from
     run: QueuedRun,  # Any
-) -> dict[str, Any]:  # What `run_state.html` names
+) -> dict[str, Any]:  # Variables of `run_state.html`
     """Say how a run stands.
 
     Args:
-        store: Where from
+        store: Database to read from
         run: Any
 
     Returns:
-        What `run_state.html` names
+        Variables of `run_state.html`
     """
     far = progress_of(run, [] if run.ended else records_of(store, run.id))
     return {"run": run, "step": far.step, "steps": far.steps, "lease": far.lease}
@@ -148,14 +148,14 @@ def state_facts(
 
 def evaluation_facts(
     evaluation: EvaluationView | None,  # The newest, if there is one
-) -> dict[str, Any]:  # What `run.html` names of it
+) -> dict[str, Any]:  # Variables of `run.html` for it
     """Draw an evaluation.
 
     Args:
         evaluation: The newest, if there is one
 
     Returns:
-        What `run.html` names of it
+        Variables of `run.html` for it
     """
     if evaluation is None:
         return {"evaluation": None}
@@ -166,7 +166,7 @@ def evaluation_facts(
 
 # %% ../../../nbs/serve/pages/50_runs.ipynb #2548cd6a
 @router.get("/runs/{run_id}")
-def run_page(request: Request, store: Opened, run_id: UUID) -> HTMLResponse:
+def run_page(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
     "Show one run."
     run = get_queued(store, run_id)
     files, evaluation = _files(run), _evaluated(store, run_id)
@@ -197,13 +197,13 @@ def run_page(request: Request, store: Opened, run_id: UUID) -> HTMLResponse:
 
 
 @router.get("/runs/{run_id}/state")
-def run_state_part(request: Request, store: Opened, run_id: UUID) -> HTMLResponse:
+def run_state_part(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
     "Show how a run stands, as a part of its page."
     return show(request, "run_state.html", **state_facts(store, get_queued(store, run_id)))
 
 
 @router.get("/runs/{run_id}/curves")
-def run_curves(store: Opened, run_id: UUID) -> JSONResponse:
+def run_curves(store: StoreDep, run_id: UUID) -> JSONResponse:
     "Hand out the curves of a run as numbers."
     panels = curves_of({"training": records_of(store, run_id)})
     drawn = {
@@ -224,14 +224,14 @@ def _file(store: Store, run_id: UUID, name: str) -> Any:
 
 
 @router.get("/runs/{run_id}/report")
-def report_page(store: Opened, run_id: UUID) -> FileResponse:
+def report_page(store: StoreDep, run_id: UUID) -> FileResponse:
     "Show the report of a run."
     kept = {"Content-Security-Policy": SANDBOX}
     return FileResponse(_file(store, run_id, "report.html"), media_type="text/html", headers=kept)
 
 
 @router.get("/runs/{run_id}/notebook")
-def notebook_page(request: Request, store: Opened, run_id: UUID) -> HTMLResponse:
+def notebook_page(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
     "Show the executed notebook of a run."
     pieces = read_pieces(_file(store, run_id, "notebook.ipynb"))
     return show(request, "notebook.html", run=get_queued(store, run_id), pieces=pieces)

@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
-from ..dependencies import Opened
+from ..dependencies import StoreDep
 from .rendering import Filter, around, show
 from ..strict_json import StrictRoute
 from ...store.traces import count_traces, get_trace, get_traces, list_traces
@@ -29,7 +29,7 @@ AT_ONCE = 25  # Traces on a page
 @router.get("/traces")
 def traces_page(
     request: Request,
-    store: Opened,
+    store: StoreDep,
     text: Filter = None,
     source: Filter = None,
     category: Filter = None,
@@ -50,7 +50,7 @@ def traces_page(
 
 # %% ../../../nbs/serve/pages/35_traces.ipynb #bd4068db
 @router.get("/traces/compare")
-def compare_page(request: Request, store: Opened, base: UUID, other: UUID) -> HTMLResponse:
+def compare_page(request: Request, store: StoreDep, base: UUID, other: UUID) -> HTMLResponse:
     "Show two traces, step beside step."
     one, two = get_traces(store, [base, other])
     titles = {"left_title": one.trace.fingerprint[:8], "right_title": two.trace.fingerprint[:8]}
@@ -59,7 +59,7 @@ def compare_page(request: Request, store: Opened, base: UUID, other: UUID) -> HT
 
 
 @router.get("/traces/{trace_id}")
-def trace_page(request: Request, store: Opened, trace_id: UUID) -> HTMLResponse:
+def trace_page(request: Request, store: StoreDep, trace_id: UUID) -> HTMLResponse:
     "Show one trace."
     each = get_trace(store, trace_id)
     return show(request, "trace.html", each=each, shown=trace_html(each.trace, style=False))

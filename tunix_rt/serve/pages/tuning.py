@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from ..dependencies import Everything, Opened, patiently
+from ..dependencies import ServicesDep, StoreDep, run_in_slow_pool
 from .predictions import sent_to
 from .rendering import FOREVER, Skip, around, show
 from ..strict_json import StrictRoute
@@ -28,12 +28,12 @@ AT_ONCE = 25  # Searches on a page
 
 
 def ranked(
-    shares: dict[str, float] | None,  # Of a job; None before anything can be said
+    shares: dict[str, float] | None,  # Shares of a job; None before anything is known
 ) -> list[tuple[str, float]]:  # The largest first
     """Put what mattered in order.
 
     Args:
-        shares: Of a job; None before anything can be said
+        shares: Shares of a job; None before anything is known
 
     Returns:
         The largest first
@@ -42,22 +42,22 @@ def ranked(
 
 # %% ../../../nbs/serve/pages/60_tuning.ipynb #1dd7dfaf
 def job_facts(
-    job: tuning.TuningJobView,  # With its trials
-) -> dict[str, Any]:  # What `tuning_state.html` names
+    job: tuning.TuningJobView,  # Job with its trials
+) -> dict[str, Any]:  # Variables of `tuning_state.html`
     """Say how a search stands.
 
     Args:
-        job: With its trials
+        job: Job with its trials
 
     Returns:
-        What `tuning_state.html` names
+        Variables of `tuning_state.html`
     """
     ended = [trial for trial in job.trials if trial.status not in tuning.ACTIVE]
     return {"job": job, "ended": len(ended), "shares": ranked(job.importances)}
 
 # %% ../../../nbs/serve/pages/60_tuning.ipynb #596311dd
 @router.get("/tuning")
-def tuning_page(request: Request, store: Opened, offset: Skip = 0) -> HTMLResponse:
+def tuning_page(request: Request, store: StoreDep, offset: Skip = 0) -> HTMLResponse:
     "List searches."
     page = tuning.list_jobs(store, limit=AT_ONCE, offset=offset)
     return show(
@@ -69,7 +69,7 @@ def tuning_page(request: Request, store: Opened, offset: Skip = 0) -> HTMLRespon
 
 # %% ../../../nbs/serve/pages/60_tuning.ipynb #478cb87c
 @router.get("/tuning/{job_id}")
-def tuning_job_page(request: Request, store: Opened, job_id: UUID) -> HTMLResponse:
+def tuning_job_page(request: Request, store: StoreDep, job_id: UUID) -> HTMLResponse:
     "Show one search."
     job = tuning.get_job(store, job_id)
     charts = job_charts(store, job)
@@ -77,7 +77,7 @@ def tuning_job_page(request: Request, store: Opened, job_id: UUID) -> HTMLRespon
 
 # %% ../../../nbs/serve/pages/60_tuning.ipynb #641ba435
 @router.get("/tuning/{job_id}/state")
-def tuning_state_part(request: Request, store: Opened, job_id: UUID) -> HTMLResponse:
+def tuning_state_part(request: Request, store: StoreDep, job_id: UUID) -> HTMLResponse:
     "Show how a search stands, as a part of its page."
     return show(request, "tuning_state.html", **job_facts(tuning.get_job(store, job_id)))
 
@@ -86,25 +86,25 @@ DRAWN = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inlin
 
 
 @router.get("/tuning/{job_id}/{name}.svg")
-async def tuning_chart(services: Everything, job_id: UUID, name: str) -> Response:
+async def tuning_chart(services: ServicesDep, job_id: UUID, name: str) -> Response:
     "Hand out a picture of a search."
 
     def drawn() -> str:
         return job_chart(services.store, tuning.get_job(services.store, job_id), name)
 
-    svg = await patiently(services, drawn)
+    svg = await run_in_slow_pool(services, drawn)
     return Response(svg, media_type="image/svg+xml", headers={**DRAWN, **FOREVER})
 
 # %% ../../../nbs/serve/pages/60_tuning.ipynb #bf41268f
 @router.post("/tuning/{job_id}/start")
-def start_form(store: Opened, job_id: UUID) -> RedirectResponse:
+def start_form(store: StoreDep, job_id: UUID) -> RedirectResponse:
     "Start a search."
     tuning.start_job(store, job_id)
     return sent_to(f"/tuning/{job_id}")
 
 # %% ../../../nbs/serve/pages/60_tuning.ipynb #05bf61d1
 @router.post("/tuning/{job_id}/cancel")
-def call_off_form(store: Opened, job_id: UUID) -> RedirectResponse:
+def call_off_form(store: StoreDep, job_id: UUID) -> RedirectResponse:
     "Call a search off."
     tuning.cancel_job(store, job_id)
     return sent_to(f"/tuning/{job_id}")

@@ -21,12 +21,12 @@ UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def lasted(
-    seconds: float | None,  # From 0; None for something that has not ended
+    seconds: float | None,  # Duration, from 0; None for something not ended
 ) -> str:  # Such as "3 min 20 s"; a dash for None
     """Say how long something took.
 
     Args:
-        seconds: From 0; None for something that has not ended
+        seconds: Duration, from 0; None for something not ended
 
     Returns:
         Such as "3 min 20 s"; a dash for None
@@ -44,13 +44,13 @@ def lasted(
 
 # %% ../../../nbs/serve/pages/10_words.ipynb #20d4490f
 def ago(
-    moment: datetime,  # With its zone
+    moment: datetime,  # Timezone-aware time
     at: datetime | None = None,  # Seen from here; this moment by default
 ) -> str:  # Such as "3 min ago"
     """Say how far away a moment is.
 
     Args:
-        moment: With its zone
+        moment: Timezone-aware time
         at: Seen from here; this moment by default
 
     Returns:
@@ -65,13 +65,13 @@ def ago(
 
 
 def when(
-    moment: datetime | str | None,  # With its zone, or as JSON has it; None for what was not yet
+    moment: datetime | str | None,  # Aware time, or its JSON text; None for what was not yet
     at: datetime | None = None,  # Seen from here; this moment by default
 ) -> Html:  # A `time` element; a dash for None
     """Say when something was, for people and for programs.
 
     Args:
-        moment: With its zone, or as JSON has it; None for what was not yet
+        moment: Aware time, or its JSON text; None for what was not yet
         at: Seen from here; this moment by default
 
     Returns:
@@ -94,12 +94,12 @@ def when(
 
 # %% ../../../nbs/serve/pages/10_words.ipynb #acfa7402
 def size_text(
-    size: int,  # In bytes
+    size: int,  # Size in bytes
 ) -> str:  # Such as "3.4 MB"
     """Say how large something is.
 
     Args:
-        size: In bytes
+        size: Size in bytes
 
     Returns:
         Such as "3.4 MB"
@@ -114,14 +114,14 @@ def size_text(
 
 def figure_text(
     value: Any,  # A parameter, a metric, anything JSON can hold
-) -> str:  # On one line
+) -> str:  # Text on one line
     """Write a value for a table.
 
     Args:
         value: A parameter, a metric, anything JSON can hold
 
     Returns:
-        On one line
+        Text on one line
     """
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
@@ -150,12 +150,12 @@ MARKS = {
 
 
 def status_html(
-    status: str,  # Of a run, a trial, a search, a verdict or a standing
+    status: str,  # Status of a run, a trial, a search, a verdict or a standing
 ) -> Html:  # A word with a mark
     """Show where something stands.
 
     Args:
-        status: Of a run, a trial, a search, a verdict or a standing
+        status: Status of a run, a trial, a search, a verdict or a standing
 
     Returns:
         A word with a mark

@@ -19,12 +19,18 @@ from ...core.files import read_json
 from ...core.settings import resolve, settings
 from ...data.datasets import Dataset, load_dataset
 from ...data.exports import export_lines, trace_line
-from ..dependencies import DatasetKey, Everything, Limit, Offset, patiently
-from ..errors import answering
+from tunix_rt.serve.dependencies import (
+    DatasetKey,
+    LimitQuery,
+    OffsetQuery,
+    ServicesDep,
+    run_in_slow_pool,
+)
+from ..errors import with_status
 from .ungar import LINES
 from tunix_rt.serve.schemas.datasets import (
     BuildRequest,
-    BuiltDataset,
+    DatasetBuilt,
     DatasetPage,
     DatasetSummary,
     Format,
@@ -32,7 +38,7 @@ from tunix_rt.serve.schemas.datasets import (
     IngestRequest,
 )
 from ..schemas.traces import Pagination
-from ..strict_json import Name, Said, StrictRoute, receive_file
+from ..strict_json import Name, SafeStr, StrictRoute, receive_file
 from ...store.datasets import Ingested, build_from_store, ingest_into_store
 from ...store.engine import Store
 
@@ -55,10 +61,10 @@ def _build(store: Store, asked: BuildRequest) -> Dataset:
 
 
 @router.post("/api/datasets/build", status_code=201)
-async def build_dataset(services: Everything, asked: BuildRequest) -> BuiltDataset:
+async def build_dataset(services: ServicesDep, asked: BuildRequest) -> DatasetBuilt:
     "Freeze a choice of stored traces into a dataset."
-    built = await patiently(services, _build, services.store, asked)
-    return BuiltDataset(
+    built = await run_in_slow_pool(services, _build, services.store, asked)
+    return DatasetBuilt(
         dataset_key=built.key,
         build_id=built.manifest["build_id"],
         trace_count=len(built),
@@ -82,11 +88,11 @@ def _answer(done: Ingested) -> StreamingResponse:
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #3255a02a
 @router.post("/api/datasets/ingest", status_code=201, response_model=IngestedFile)
-async def ingest_dataset(services: Everything, asked: IngestRequest) -> StreamingResponse:
+async def ingest_dataset(services: ServicesDep, asked: IngestRequest) -> StreamingResponse:
     "Take in a file from the folder of imports, all of it or nothing."
 
     def ingest() -> Ingested:
-        with answering(400):
+        with with_status(400):
             return ingest_into_store(
                 services.store,
                 asked.path,
@@ -95,7 +101,7 @@ async def ingest_dataset(services: Everything, asked: IngestRequest) -> Streamin
                 skip_invalid=asked.skip_invalid,
             )
 
-    return _answer(await patiently(services, ingest))
+    return _answer(await run_in_slow_pool(services, ingest))
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #c5d1ab19
 BODY = {"required": True, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}
@@ -109,32 +115,32 @@ BODY = {"required": True, "content": {"application/x-ndjson": {"schema": {"type"
 )
 async def upload_dataset(
     request: Request,
-    services: Everything,
-    source_name: Annotated[Said, Query(min_length=1, max_length=64)],
+    services: ServicesDep,
+    source_name: Annotated[SafeStr, Query(min_length=1, max_length=64)],
     skip_invalid: bool = False,
 ) -> StreamingResponse:
     "Take in the file that is the body, one trace a line, all of it or nothing."
 
     def ingest(path: Path) -> Ingested:
-        with answering(400):
+        with with_status(400):
             return ingest_into_store(
                 services.store, path, source_name=source_name, skip_invalid=skip_invalid
             )
 
     async with receive_file(request, "upload.jsonl") as path:
-        return _answer(await patiently(services, ingest, path))
+        return _answer(await run_in_slow_pool(services, ingest, path))
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #b11cde37
 PIECE = 2**18  # Bytes that are sent together
 
 
 def in_pieces(
-    lines: Iterable[bytes],  # Of any length
+    lines: Iterable[bytes],  # Lines of any length
 ) -> Iterator[bytes]:  # The same text in fewer pieces
     """Gather lines until they are worth a way through the server.
 
     Args:
-        lines: Of any length
+        lines: Lines of any length
 
     Returns:
         The same text in fewer pieces
@@ -176,7 +182,7 @@ def get_dataset(dataset_key: DatasetKey) -> dict[str, Any]:
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #07bc3473
 @router.get("/api/datasets")
-def list_datasets(limit: Limit = 20, offset: Offset = 0) -> DatasetPage:
+def list_datasets(limit: LimitQuery = 20, offset: OffsetQuery = 0) -> DatasetPage:
     "List the datasets by key."
     found = sorted(resolve(settings().datasets).glob("[!.]*/manifest.json"))
     shown = [_summary(path, path.stat().st_mtime_ns) for path in found[offset : offset + limit]]

@@ -10,8 +10,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from ..dependencies import Everything, Limit, Offset, Opened, patiently
-from ..errors import answering
+from tunix_rt.serve.dependencies import (
+    LimitQuery,
+    OffsetQuery,
+    ServicesDep,
+    StoreDep,
+    run_in_slow_pool,
+)
+from ..errors import with_status
 from tunix_rt.serve.schemas.evaluation import (
     EvaluateRequest,
     Evaluation,
@@ -20,7 +26,7 @@ from tunix_rt.serve.schemas.evaluation import (
     leaderboard_row,
 )
 from ..schemas.traces import Pagination
-from ..strict_json import Said, StrictRoute
+from ..strict_json import SafeStr, StrictRoute
 from ...store.engine import Store
 from ...tracking.evaluations import evaluate_run as judge_run
 from ...tracking.evaluations import latest_evaluation
@@ -35,32 +41,32 @@ router = APIRouter(route_class=StrictRoute, tags=["evaluation"], prefix="/api/tu
 
 @router.post("/runs/{run_id}/evaluate", status_code=201)
 async def evaluate_run(
-    services: Everything, run_id: UUID, asked: EvaluateRequest | None = None
+    services: ServicesDep, run_id: UUID, asked: EvaluateRequest | None = None
 ) -> Evaluation:
     "Score the predictions of a run, and keep the scores."
 
     def judge(store: Store) -> Evaluation:
-        with answering(400):
+        with with_status(400):
             named = asked.judge_override if asked else None
             return evaluation(judge_run(store, run_id, judge=named))
 
-    return await patiently(services, judge, services.store)
+    return await run_in_slow_pool(services, judge, services.store)
 
 # %% ../../../nbs/serve/routers/40_evaluation.ipynb #6119b73d
 @router.get("/runs/{run_id}/evaluation")
-def get_evaluation(store: Opened, run_id: UUID) -> Evaluation:
+def get_evaluation(store: StoreDep, run_id: UUID) -> Evaluation:
     "Show the newest evaluation of a run."
     return evaluation(latest_evaluation(store, run_id))
 
 # %% ../../../nbs/serve/routers/40_evaluation.ipynb #59752fa6
-Filter = Annotated[Said | None, Query(max_length=256)]
+Filter = Annotated[SafeStr | None, Query(max_length=256)]
 
 
 @router.get("/evaluations")
 def get_leaderboard(
-    store: Opened,
-    limit: Limit = 50,
-    offset: Offset = 0,
+    store: StoreDep,
+    limit: LimitQuery = 50,
+    offset: OffsetQuery = 0,
     dataset_key: Filter = None,
     evaluation_set: Filter = None,
     model_id: Filter = None,

@@ -13,16 +13,23 @@ from fastapi.responses import StreamingResponse
 
 from ...registry import models as registry
 from ...registry import promotion
-from ..dependencies import Everything, Limit, Offset, Opened, patiently, say_next
-from ..errors import answering
+from tunix_rt.serve.dependencies import (
+    LimitQuery,
+    OffsetQuery,
+    ServicesDep,
+    StoreDep,
+    run_in_slow_pool,
+    say_next,
+)
+from ..errors import with_status
 from tunix_rt.serve.schemas.models import (
     AliasRequest,
     Label,
+    ModelPublic,
     ModelRequest,
-    ModelShown,
-    ModelVersionShown,
+    ModelVersionPublic,
+    ModelVersionsPublic,
     PromoteRequest,
-    VersionsListed,
     VersionVerified,
     model_shown,
     version_shown,
@@ -42,7 +49,7 @@ router = APIRouter(route_class=StrictRoute, tags=["models"], prefix="/api/models
 
 
 @router.post("", status_code=201)
-def create_model_artifact(store: Opened, asked: ModelRequest) -> ModelShown:
+def create_model_artifact(store: StoreDep, asked: ModelRequest) -> ModelPublic:
     "Make a model, without versions yet."
     made = registry.create_model(
         store, asked.name, description=asked.description, task_type=asked.task_type
@@ -52,8 +59,8 @@ def create_model_artifact(store: Opened, asked: ModelRequest) -> ModelShown:
 # %% ../../../nbs/serve/routers/55_models.ipynb #9dc51b41
 @router.get("")
 def list_model_artifacts(
-    store: Opened, response: Response, limit: Limit = 20, offset: Offset = 0
-) -> list[ModelShown]:
+    store: StoreDep, response: Response, limit: LimitQuery = 20, offset: OffsetQuery = 0
+) -> list[ModelPublic]:
     "List the models, the last changed first; X-Next-Offset says where the list goes on."
     page = registry.list_models(store, limit=limit, offset=offset)
     say_next(response, page.next_offset)
@@ -61,7 +68,7 @@ def list_model_artifacts(
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #c36d2bf1
 @router.get("/versions/{version_id}")
-def get_model_version(store: Opened, version_id: UUID) -> ModelVersionShown:
+def get_model_version(store: StoreDep, version_id: UUID) -> ModelVersionPublic:
     "Show a version."
     return version_shown(registry.get_version(store, version_id))
 
@@ -71,7 +78,7 @@ def get_model_version(store: Opened, version_id: UUID) -> ModelVersionShown:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/zip": {}}, "description": "The folder, zipped"}},
 )
-def download_model_version(store: Opened, version_id: UUID) -> StreamingResponse:
+def download_model_version(store: StoreDep, version_id: UUID) -> StreamingResponse:
     "Hand out a version as a zip that unpacks to a folder in Hugging Face layout."
     packed = promotion.zip_version(store, version_id)
     headers = {"Content-Disposition": f'attachment; filename="{packed.filename}"'}
@@ -79,26 +86,26 @@ def download_model_version(store: Opened, version_id: UUID) -> StreamingResponse
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #765121af
 @router.get("/versions/{version_id}/verify")
-async def verify_model_version(services: Everything, version_id: UUID) -> VersionVerified:
+async def verify_model_version(services: ServicesDep, version_id: UUID) -> VersionVerified:
     "Check that the files of a version are what they were."
     return version_verified(
-        await patiently(services, promotion.verify_version, services.store, version_id)
+        await run_in_slow_pool(services, promotion.verify_version, services.store, version_id)
     )
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #8b59d64d
 @router.get("/{model_id}")
-def get_model_artifact(store: Opened, model_id: UUID) -> ModelShown:
+def get_model_artifact(store: StoreDep, model_id: UUID) -> ModelPublic:
     "Show a model."
     return model_shown(registry.get_model(store, model_id))
 
 
 @router.get("/{model_id}/versions")
 def list_model_versions(
-    store: Opened, model_id: UUID, limit: Limit = 20, offset: Offset = 0
-) -> VersionsListed:
+    store: StoreDep, model_id: UUID, limit: LimitQuery = 20, offset: OffsetQuery = 0
+) -> ModelVersionsPublic:
     "List the versions of a model, the newest first."
     page = registry.list_versions(store, model_id, limit=limit, offset=offset)
-    return VersionsListed(
+    return ModelVersionsPublic(
         data=[version_shown(each) for each in page.versions],
         pagination=Pagination(limit=limit, offset=offset, next_offset=page.next_offset),
     )
@@ -106,28 +113,30 @@ def list_model_versions(
 # %% ../../../nbs/serve/routers/55_models.ipynb #9a95d87c
 @router.post("/{model_id}/versions/promote")
 async def promote_model_version(
-    services: Everything, model_id: UUID, asked: PromoteRequest
-) -> ModelVersionShown:
+    services: ServicesDep, model_id: UUID, asked: PromoteRequest
+) -> ModelVersionPublic:
     "Promote a completed run to a version."
 
-    def promote(store: Store) -> ModelVersionShown:
+    def promote(store: Store) -> ModelVersionPublic:
         fields = asked.model_dump(exclude={"source_run_id"})
-        with answering(400):
+        with with_status(400):
             return version_shown(promotion.promote(store, model_id, asked.source_run_id, **fields))
 
-    return await patiently(services, promote, services.store)
+    return await run_in_slow_pool(services, promote, services.store)
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #47da38ca
 Alias = Annotated[Label, Path(description="Such as champion")]
 
 
 @router.put("/{model_id}/aliases/{alias}")
-def set_model_alias(store: Opened, model_id: UUID, alias: Alias, asked: AliasRequest) -> ModelShown:
+def set_model_alias(
+    store: StoreDep, model_id: UUID, alias: Alias, asked: AliasRequest
+) -> ModelPublic:
     "Let an alias point to a version."
     return model_shown(registry.set_alias(store, model_id, alias, asked.version_id))
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #cc7d67f8
 @router.delete("/{model_id}/aliases/{alias}")
-def remove_model_alias(store: Opened, model_id: UUID, alias: Alias) -> ModelShown:
+def remove_model_alias(store: StoreDep, model_id: UUID, alias: Alias) -> ModelPublic:
     "Forget an alias."
     return model_shown(registry.remove_alias(store, model_id, alias))

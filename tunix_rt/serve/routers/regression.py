@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from ..dependencies import Limit, Offset, Opened
+from ..dependencies import LimitQuery, OffsetQuery, StoreDep
 from tunix_rt.serve.schemas.evaluation import (
     BaselineRequest,
     BaselineSet,
-    BaselinesListed,
+    BaselinesPublic,
     CheckRequest,
     RegressionResult,
     baseline_set,
@@ -30,7 +30,7 @@ router = APIRouter(route_class=StrictRoute, tags=["regression"], prefix="/api/re
 
 
 @router.post("/baselines", status_code=201)
-def create_baseline(store: Opened, asked: BaselineRequest) -> BaselineSet:
+def create_baseline(store: StoreDep, asked: BaselineRequest) -> BaselineSet:
     "Set a baseline, or set it anew."
     return baseline_set(
         set_baseline(
@@ -44,17 +44,19 @@ def create_baseline(store: Opened, asked: BaselineRequest) -> BaselineSet:
 
 # %% ../../../nbs/serve/routers/45_regression.ipynb #487564ed
 @router.get("/baselines")
-def list_baselines(store: Opened, limit: Limit = 50, offset: Offset = 0) -> BaselinesListed:
+def list_baselines(
+    store: StoreDep, limit: LimitQuery = 50, offset: OffsetQuery = 0
+) -> BaselinesPublic:
     "List the baselines by name."
     page = list_set(store, limit=limit, offset=offset)
-    return BaselinesListed(
+    return BaselinesPublic(
         data=[baseline_set(each) for each in page.baselines],
         pagination=Pagination(limit=limit, offset=offset, next_offset=page.next_offset),
     )
 
 # %% ../../../nbs/serve/routers/45_regression.ipynb #59fa13af
 @router.post("/check")
-def check_regression(store: Opened, asked: CheckRequest) -> RegressionResult:
+def check_regression(store: StoreDep, asked: CheckRequest) -> RegressionResult:
     "Hold a run to a baseline."
     found = check(store, asked.run_id, asked.baseline_name, tolerance=asked.tolerance)
     return RegressionResult.model_validate(found)

@@ -16,9 +16,9 @@ from starlette.concurrency import run_in_threadpool
 
 from ...core.errors import MissingError
 from ...core.settings import settings
-from ..dependencies import Everything, Limit, Offset, Opened
-from ..errors import Refusal
-from ..idempotency import keeping
+from ..dependencies import LimitQuery, OffsetQuery, ServicesDep, StoreDep
+from ..errors import HTTPRefusal
+from ..idempotency import reply_saver
 from tunix_rt.serve.schemas.traces import (
     EXAMPLE,
     ComparedTrace,
@@ -34,14 +34,14 @@ from tunix_rt.serve.schemas.traces import (
     found_trace,
     stored_trace,
 )
-from ..strict_json import RawJSON, RawRoute, Said, StrictRoute, strict_json
-from ..trace_writer import add_batch, arrive
+from ..strict_json import RawJSON, RawRoute, SafeStr, StrictRoute, strict_json
+from ..trace_writer import add_batch, write_trace
 from ...store.engine import Store
 from ...store.traces import BATCH, Stored, add_score, baseline_score, latest_score, storable
 from ...store.traces import get_trace as read_trace
 from ...store.traces import list_traces as list_stored
 from ...traces.schema import Trace
-from ...traces.serialization import Written, quick_record, quick_records, write_down
+from ...traces.serialization import EncodedTrace, encode_trace, quick_record, quick_records
 
 # %% auto #0
 __all__ = ['router', 'One', 'Batch', 'Filter', 'read_one', 'read_batch', 'create_trace', 'check_batch', 'create_traces',
@@ -54,7 +54,7 @@ router = APIRouter(route_class=StrictRoute, tags=["traces"])
 def read_one(
     body: Any,  # Its text; anything else was not declared as JSON
     careful: ValidatorFunctionWrapHandler,  # Reads a trace, or says what is wrong
-) -> Written:
+) -> EncodedTrace:
     """Read the trace that is a body.
 
     Args:
@@ -64,7 +64,7 @@ def read_one(
     if isinstance(body, RawJSON):
         quick = quick_record(body)
         if quick is not None:
-            return write_down(quick)
+            return encode_trace(quick)
         body = strict_json(body)
     return storable(careful(body))
 
@@ -72,7 +72,7 @@ def read_one(
 def read_batch(
     body: Any,  # Its text; anything else was not declared as JSON
     careful: ValidatorFunctionWrapHandler,  # Reads a list of traces, or says what is wrong
-) -> list[Written]:
+) -> list[EncodedTrace]:
     """Read the traces of a batch.
 
     Args:
@@ -82,7 +82,7 @@ def read_batch(
     if isinstance(body, RawJSON):
         quick = quick_records(body)
         if quick is not None:
-            return [write_down(record) for record in quick]
+            return [encode_trace(record) for record in quick]
         body = strict_json(body)
     return [storable(trace) for trace in careful(body)]
 
@@ -94,10 +94,10 @@ def _spelled(stored: Stored) -> str:
 One = Annotated[Trace, WrapValidator(read_one), Body(openapi_examples={"sum": {"value": EXAMPLE}})]
 
 
-async def create_trace(request: Request, services: Everything, trace: One) -> Response:
+async def create_trace(request: Request, services: ServicesDep, trace: One) -> Response:
     "Keep one trace; it is on the disk when the answer comes."
-    keep = keeping(request.scope["state"], 201, _spelled)
-    stored = await arrive(services.arrivals, cast(Written, trace), keep)
+    keep = reply_saver(request.scope["state"], 201, _spelled)
+    stored = await write_trace(services.arrivals, cast(EncodedTrace, trace), keep)
     return Response(_spelled(stored), 201, media_type="application/json")
 
 
@@ -112,24 +112,24 @@ router.add_api_route(
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #c092785b
 def check_batch(
-    traces: Sequence[Written],  # Checked one by one
-    size: int,  # Of the whole body, in bytes
+    traces: Sequence[EncodedTrace],  # Checked one by one
+    size: int,  # Size of the whole body, in bytes
     limit: int,  # Bytes that one trace may take
 ) -> None:
     """Refuse a batch that is empty, too many, or has a trace that is too long.
 
     Args:
         traces: Checked one by one
-        size: Of the whole body, in bytes
+        size: Size of the whole body, in bytes
         limit: Bytes that one trace may take
     """
     if not 1 <= len(traces) <= BATCH:
-        raise Refusal(400, f"a batch has 1 to {BATCH} traces, and this one has {len(traces):,}")
+        raise HTTPRefusal(400, f"a batch has 1 to {BATCH} traces, and this one has {len(traces):,}")
     if size <= limit:
         return
     for position, trace in enumerate(traces):
         if (length := len(trace.line.encode())) > limit:
-            raise Refusal(
+            raise HTTPRefusal(
                 413,
                 f"trace {position} takes {length:,} bytes, more than the {limit:,} that one may "
                 f"take; shorten it, or raise TUNIX_RT_TRACE_MAX_BYTES. Nothing was kept.",
@@ -151,11 +151,11 @@ Batch = Annotated[
 ]
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #8bba53e0
-async def create_traces(request: Request, services: Everything, traces: Batch) -> Response:
+async def create_traces(request: Request, services: ServicesDep, traces: Batch) -> Response:
     "Keep up to a thousand traces, all of them or none."
-    written = cast(list[Written], traces)
+    written = cast(list[EncodedTrace], traces)
     check_batch(written, len(await request.body()), settings().trace_max_bytes)
-    keep = keeping(request.scope["state"], 201, _all_spelled)
+    keep = reply_saver(request.scope["state"], 201, _all_spelled)
     stored = await run_in_threadpool(add_batch, services.store, written, keep)
     return Response(_all_spelled(stored), 201, media_type="application/json")
 
@@ -170,14 +170,14 @@ router.add_api_route(
 )
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #3f4a7748
-Filter = Annotated[Said | None, Query(max_length=200)]
+Filter = Annotated[SafeStr | None, Query(max_length=200)]
 
 
 @router.get("/api/traces")
 def list_traces(
-    store: Opened,
-    limit: Limit = 20,
-    offset: Offset = 0,
+    store: StoreDep,
+    limit: LimitQuery = 20,
+    offset: OffsetQuery = 0,
     after: Annotated[int | None, Query(ge=0, lt=2**63, description="A page's next_after")] = None,
     source: Filter = None,
     category: Filter = None,
@@ -203,7 +203,7 @@ def _compared(store: Store, id: UUID, side: str) -> ComparedTrace:
 
 
 @router.get("/api/traces/compare")
-def compare_traces(store: Opened, base: UUID, other: UUID) -> TraceComparison:
+def compare_traces(store: StoreDep, base: UUID, other: UUID) -> TraceComparison:
     "Show two traces side by side."
     return TraceComparison(
         base=_compared(store, base, "base"), other=_compared(store, other, "other")
@@ -211,13 +211,13 @@ def compare_traces(store: Opened, base: UUID, other: UUID) -> TraceComparison:
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #52f5778c
 @router.get("/api/traces/{trace_id}")
-def get_trace(store: Opened, trace_id: UUID) -> FoundTrace:
+def get_trace(store: StoreDep, trace_id: UUID) -> FoundTrace:
     "Show one trace."
     return found_trace(read_trace(store, trace_id))
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #53752397
 @router.post("/api/traces/{trace_id}/score", status_code=201)
-def score_trace(store: Opened, trace_id: UUID, asked: ScoreRequest) -> TraceScore:
+def score_trace(store: StoreDep, trace_id: UUID, asked: ScoreRequest) -> TraceScore:
     "Score one trace, and keep the score."
     score, details = baseline_score(read_trace(store, trace_id).trace)
     kept = add_score(store, trace_id, score=score, criteria=asked.criteria, details=details)

@@ -10,12 +10,12 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 
 from ...core.errors import RunError
-from ..dependencies import Limit, MadeId, Offset, Opened, say_next
-from ..errors import answering
+from ..dependencies import IdempotentId, LimitQuery, OffsetQuery, StoreDep, say_next
+from ..errors import with_status
 from ..run_requests import search_settings
 from tunix_rt.serve.schemas.tuning import (
     TuningJobDetail,
-    TuningJobShown,
+    TuningJobPublic,
     TuningRequest,
     TuningStarted,
 )
@@ -30,15 +30,17 @@ router = APIRouter(route_class=StrictRoute, tags=["tuning"], prefix="/api/tuning
 
 
 @router.post("/jobs", status_code=201)
-def create_tuning_job(store: Opened, asked: TuningRequest, made_id: MadeId) -> TuningJobShown:
+def create_tuning_job(
+    store: StoreDep, asked: TuningRequest, made_id: IdempotentId
+) -> TuningJobPublic:
     "Describe a search."
-    with answering(422, RunError):
+    with with_status(422, RunError):
         made = tuning.create_job(store, **search_settings(asked), job_id=made_id)
-    return TuningJobShown.model_validate(made)
+    return TuningJobPublic.model_validate(made)
 
 
 @router.post("/jobs/{job_id}/start")
-def start_tuning_job(store: Opened, job_id: UUID) -> TuningStarted:
+def start_tuning_job(store: StoreDep, job_id: UUID) -> TuningStarted:
     "Start a search."
     job = tuning.start_job(store, job_id)
     message = f"{job.num_samples} trials are queued as workers become free"
@@ -46,22 +48,22 @@ def start_tuning_job(store: Opened, job_id: UUID) -> TuningStarted:
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_tuning_job(store: Opened, job_id: UUID) -> TuningJobDetail:
+def cancel_tuning_job(store: StoreDep, job_id: UUID) -> TuningJobDetail:
     "Stop a search and what it has running."
     return TuningJobDetail.model_validate(tuning.cancel_job(store, job_id))
 
 
 @router.get("/jobs")
 def list_tuning_jobs(
-    store: Opened, response: Response, limit: Limit = 20, offset: Offset = 0
-) -> list[TuningJobShown]:
+    store: StoreDep, response: Response, limit: LimitQuery = 20, offset: OffsetQuery = 0
+) -> list[TuningJobPublic]:
     "List searches, the newest first; X-Next-Offset says where the list goes on."
     page = tuning.list_jobs(store, limit=limit, offset=offset)
     say_next(response, page.next_offset)
-    return [TuningJobShown.model_validate(job) for job in page.jobs]
+    return [TuningJobPublic.model_validate(job) for job in page.jobs]
 
 
 @router.get("/jobs/{job_id}")
-def get_tuning_job(store: Opened, job_id: UUID) -> TuningJobDetail:
+def get_tuning_job(store: StoreDep, job_id: UUID) -> TuningJobDetail:
     "Show a search with its trials."
     return TuningJobDetail.model_validate(tuning.get_job(store, job_id))

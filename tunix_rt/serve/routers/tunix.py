@@ -16,12 +16,23 @@ from starlette.concurrency import run_in_threadpool
 from ...core.settings import resolve, settings
 from ...data.datasets import load_dataset
 from ...data.exports import export_lines
-from ..dependencies import Everything, MadeId, Opened, existing_dataset, patiently
-from ..errors import Refusal
+from tunix_rt.serve.dependencies import (
+    IdempotentId,
+    ServicesDep,
+    StoreDep,
+    existing_dataset,
+    run_in_slow_pool,
+)
+from ..errors import HTTPRefusal
 from .ungar import LINES
-from ..run_requests import examination, order, order_and_wait, training_manifest
+from tunix_rt.serve.run_requests import (
+    enqueue_and_wait,
+    enqueue_evaluation,
+    enqueue_training,
+    training_manifest,
+)
 from tunix_rt.serve.schemas.runs import (
-    ExamRequest,
+    EvaluateModelRequest,
     ExportRequest,
     ManifestRequest,
     RunRequest,
@@ -36,7 +47,7 @@ from ...store.traces import get_traces
 from ...traces.schema import Trace
 
 # %% auto #0
-__all__ = ['router', 'get_tunix_status', 'export_sft', 'build_training_manifest', 'execute_tunix_run', 'examine_model']
+__all__ = ['router', 'get_tunix_status', 'export_sft', 'build_training_manifest', 'execute_tunix_run', 'evaluate_model']
 
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #452104a6
 router = APIRouter(route_class=StrictRoute, tags=["tunix"])
@@ -63,12 +74,12 @@ def _asked_for(store: Store, asked: ExportRequest) -> Iterable[Trace]:
         key = existing_dataset(asked.dataset_key)
         return load_dataset(key, resolve(settings().datasets))
     if not asked.trace_ids:
-        raise Refusal(400, "name a dataset_key, or trace_ids, to say what to export")
+        raise HTTPRefusal(400, "name a dataset_key, or trace_ids, to say what to export")
     return [each.trace for each in get_traces(store, asked.trace_ids)]
 
 
 @router.post("/api/tunix/sft/export", response_class=StreamingResponse, responses=LINES)
-def export_sft(store: Opened, asked: ExportRequest) -> StreamingResponse:
+def export_sft(store: StoreDep, asked: ExportRequest) -> StreamingResponse:
     "Write traces as whole Gemma turns, one a line."
     lines = export_lines(_asked_for(store, asked), "tunix_sft")
     return StreamingResponse(lines, media_type="application/x-ndjson")
@@ -88,19 +99,19 @@ def build_training_manifest(asked: ManifestRequest) -> TrainingManifest:
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #35289423
 @router.post("/api/tunix/run")
 async def execute_tunix_run(
-    services: Everything,
+    services: ServicesDep,
     asked: RunRequest,
-    made_id: MadeId,
+    made_id: IdempotentId,
     mode: Annotated[Literal["async", "sync"], Query(description="Whether to wait")] = "sync",
 ) -> RunResult:
     "Train on a dataset, or rehearse it."
     await run_in_threadpool(existing_dataset, asked.dataset_key)
     if asked.dry_run or mode == "async":
-        run = await run_in_threadpool(order, services.store, asked, made_id)
+        run = await run_in_threadpool(enqueue_training, services.store, asked, made_id)
     else:
-        run = await patiently(
+        run = await run_in_slow_pool(
             services,
-            order_and_wait,
+            enqueue_and_wait,
             services.store,
             asked,
             lambda: services.watch.stopping,
@@ -110,7 +121,9 @@ async def execute_tunix_run(
 
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #90c91251
 @router.post("/api/tunix/examine", status_code=201)
-def examine_model(store: Opened, asked: ExamRequest, made_id: MadeId) -> RunResult:
+def evaluate_model(
+    store: StoreDep, asked: EvaluateModelRequest, made_id: IdempotentId
+) -> RunResult:
     "Ask a model every question of a set; its scores are there when the run has ended."
     existing_dataset(asked.evaluation_set)
-    return RunResult(**run_result(examination(store, asked, made_id)))
+    return RunResult(**run_result(enqueue_evaluation(store, asked, made_id)))

@@ -18,13 +18,13 @@ from ...core.errors import MissingError
 from ...core.files import read_log
 from ...jobs.queue import get_queued, list_queued, request_cancel
 from ..artifacts import list_files, open_file, run_files
-from ..dependencies import Everything, Limit, Offset, Opened
+from ..dependencies import LimitQuery, OffsetQuery, ServicesDep, StoreDep
 from tunix_rt.serve.schemas.runs import (
     Artifacts,
     Cancelled,
     Mode,
     RunDetail,
-    RunsListed,
+    RunsPublic,
     RunStatus,
     RunSummary,
     Status,
@@ -32,7 +32,7 @@ from tunix_rt.serve.schemas.runs import (
 )
 from ..schemas.traces import Pagination
 from ..sse import follow
-from ..strict_json import Said, StrictRoute
+from ..strict_json import SafeStr, StrictRoute
 from ...store.engine import Store
 
 # %% auto #0
@@ -41,19 +41,19 @@ __all__ = ['router', 'Filter', 'EVENTS', 'Seq', 'list_tunix_runs', 'get_tunix_ru
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #47583096
 router = APIRouter(route_class=StrictRoute, tags=["tunix_runs"], prefix="/api/tunix/runs")
-Filter = Annotated[Said | None, Query(max_length=256)]
+Filter = Annotated[SafeStr | None, Query(max_length=256)]
 
 
 @router.get("")
 def list_tunix_runs(
-    store: Opened,
-    limit: Limit = 20,
-    offset: Offset = 0,
+    store: StoreDep,
+    limit: LimitQuery = 20,
+    offset: OffsetQuery = 0,
     status: Status | None = None,
     dataset_key: Filter = None,
     mode: Mode | None = None,
     model_id: Filter = None,
-) -> RunsListed:
+) -> RunsPublic:
     "List runs, the newest first; several filters hold together."
     filters: dict[str, Any] = {
         "status": status,
@@ -62,26 +62,26 @@ def list_tunix_runs(
         "model_id": model_id,
     }
     page = list_queued(store, limit=limit, offset=offset, **filters)
-    return RunsListed(
+    return RunsPublic(
         data=[RunSummary.model_validate(run) for run in page.runs],
         pagination=Pagination(limit=limit, offset=offset, next_offset=page.next_offset),
     )
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #e74438d5
 @router.get("/{run_id}")
-def get_tunix_run(store: Opened, run_id: UUID) -> RunDetail:
+def get_tunix_run(store: StoreDep, run_id: UUID) -> RunDetail:
     "Show a run."
     return run_detail(get_queued(store, run_id))
 
 
 @router.get("/{run_id}/status")
-def get_tunix_run_status(store: Opened, run_id: UUID) -> RunStatus:
+def get_tunix_run_status(store: StoreDep, run_id: UUID) -> RunStatus:
     "Say how far a run is."
     return RunStatus.model_validate(get_queued(store, run_id))
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #04dc8553
 @router.post("/{run_id}/cancel")
-def cancel_tunix_run(store: Opened, run_id: UUID) -> Cancelled:
+def cancel_tunix_run(store: StoreDep, run_id: UUID) -> Cancelled:
     "Ask for a run to be cancelled."
     run = request_cancel(store, run_id)
     waiting = run.status == "cancel_requested"
@@ -97,7 +97,7 @@ Seq = Annotated[int, Query(ge=0, lt=2**62, description="The last seq that you ha
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #c9665dd3
 @router.get("/{run_id}/logs", response_class=StreamingResponse, responses=EVENTS)
 async def stream_tunix_run_logs(
-    services: Everything,
+    services: ServicesDep,
     run_id: UUID,
     since_seq: Seq = 0,
     last_event_id: Annotated[int | None, Header(ge=0, lt=2**62)] = None,
@@ -118,7 +118,7 @@ def _folder(store: Store, run_id: UUID) -> Path:
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #1213344d
 @router.get("/{run_id}/artifacts")
-def list_artifacts(store: Opened, run_id: UUID) -> Artifacts:
+def list_artifacts(store: StoreDep, run_id: UUID) -> Artifacts:
     "List the files of a run."
     folder = run_files(get_queued(store, run_id))
     return Artifacts(artifacts=[] if folder is None else list_files(folder))
@@ -130,7 +130,7 @@ def list_artifacts(store: Opened, run_id: UUID) -> Artifacts:
     responses={200: {"content": {"application/octet-stream": {}}, "description": "The file"}},
 )
 def download_artifact(
-    store: Opened, run_id: UUID, filename: Annotated[Said, InPath(max_length=1024)]
+    store: StoreDep, run_id: UUID, filename: Annotated[SafeStr, InPath(max_length=1024)]
 ) -> FileResponse:
     "Hand out one file of a run."
     path = open_file(_folder(store, run_id), filename)
@@ -138,7 +138,7 @@ def download_artifact(
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #2b99466a
 @router.get("/{run_id}/metrics")
-def get_run_metrics(store: Opened, run_id: UUID) -> list[dict[str, Any]]:
+def get_run_metrics(store: StoreDep, run_id: UUID) -> list[dict[str, Any]]:
     "Show what a run has logged, step by step."
     folder = run_files(get_queued(store, run_id))
     return [] if folder is None else read_log(folder / "metrics.jsonl")

@@ -14,10 +14,10 @@ from fastapi.responses import StreamingResponse
 from ... import __version__
 from ...data.exports import export_lines
 from ...data.ungar import high_card_duel
-from ..dependencies import Opened
-from ..errors import Refusal
+from ..dependencies import StoreDep
+from ..errors import HTTPRefusal
 from ..schemas.datasets import DuelPreview, DuelRequest, DuelsPlayed, EngineStatus
-from ..strict_json import Said, StrictRoute
+from ..strict_json import SafeStr, StrictRoute
 from ...store.scan import iterate_traces
 from ...store.traces import add_traces, get_traces
 
@@ -38,7 +38,7 @@ async def get_ungar_status() -> EngineStatus:
 
 
 @router.post("/api/ungar/high-card-duel/generate", status_code=201)
-def generate_high_card_duel(store: Opened, asked: DuelRequest) -> DuelsPlayed:
+def generate_high_card_duel(store: StoreDep, asked: DuelRequest) -> DuelsPlayed:
     "Play some games, and keep them as traces."
     seed = {} if asked.seed is None else {"seed": asked.seed}
     played = high_card_duel(asked.count, **seed)
@@ -52,28 +52,28 @@ def generate_high_card_duel(store: Opened, asked: DuelRequest) -> DuelsPlayed:
 # %% ../../../nbs/serve/routers/20_ungar.ipynb #11f52f40
 def read_ids(
     text: str,  # Ids with commas between them
-) -> list[UUID]:  # In the same order
+) -> list[UUID]:  # Ids in the same order
     """Read a list of ids.
 
     Args:
         text: Ids with commas between them
 
     Returns:
-        In the same order
+        Ids in the same order
     """
     try:
         return [UUID(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise Refusal(422, "trace_ids: give UUIDs with commas between them") from None
+        raise HTTPRefusal(422, "trace_ids: give UUIDs with commas between them") from None
 
 
 @router.get(
     "/api/ungar/high-card-duel/export.jsonl", response_class=StreamingResponse, responses=LINES
 )
 def export_high_card_duel(
-    store: Opened,
+    store: StoreDep,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
-    trace_ids: Annotated[Said | None, Query(max_length=40_000)] = None,
+    trace_ids: Annotated[SafeStr | None, Query(max_length=40_000)] = None,
 ) -> StreamingResponse:
     "Write games as lines, the newest first or in the order of the ids."
     if trace_ids is None:

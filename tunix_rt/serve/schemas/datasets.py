@@ -11,14 +11,14 @@ from uuid import UUID
 from pydantic import BaseModel, Field, model_validator
 
 from .traces import Pagination
-from ..strict_json import Flag, Name, Real, Said, Whole
+from ..strict_json import Name, SafeStr, StrictBool, StrictFloat, StrictInt
 
 # %% auto #0
-__all__ = ['Seed', 'Format', 'BuildRequest', 'BuiltDataset', 'IngestRequest', 'BadLine', 'IngestedFile', 'DatasetSummary',
+__all__ = ['Seed', 'Format', 'BuildRequest', 'DatasetBuilt', 'IngestRequest', 'BadLine', 'IngestedFile', 'DatasetSummary',
            'DatasetPage', 'EngineStatus', 'DuelRequest', 'DuelPreview', 'DuelsPlayed']
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #4bd9d192
-Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**63)]
+Seed = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #0c6bfc73
 class BuildRequest(BaseModel):
@@ -27,10 +27,10 @@ class BuildRequest(BaseModel):
     dataset_name: Annotated[Name, Field(max_length=128, examples=["golden"])]
     dataset_version: Annotated[Name, Field(max_length=64, examples=["v3"])]
     filters: dict[str, Any] = Field({}, description="Field of meta to a value, or a list of them")
-    limit: Annotated[Whole, Field(ge=1, lt=2**31)] = 100
+    limit: Annotated[StrictInt, Field(ge=1, lt=2**31)] = 100
     selection_strategy: Literal["latest", "random"] = "latest"
     seed: Seed | None = None
-    splits: dict[str, Annotated[Real, Field(gt=0, lt=2**31)]] | None = Field(
+    splits: dict[str, Annotated[StrictFloat, Field(gt=0, lt=2**31)]] | None = Field(
         None, description="Name to count or fraction"
     )
     session_id: Name | None = None
@@ -45,7 +45,7 @@ class BuildRequest(BaseModel):
         return self
 
 
-class BuiltDataset(BaseModel):
+class DatasetBuilt(BaseModel):
     "A dataset that is there now."
 
     dataset_key: str
@@ -57,9 +57,9 @@ class BuiltDataset(BaseModel):
 class IngestRequest(BaseModel):
     "Which file to take in."
 
-    path: Annotated[Said, Field(min_length=1, max_length=1024, examples=["october.jsonl"])]
-    source_name: Annotated[Said, Field(min_length=1, max_length=64, examples=["october"])]
-    skip_invalid: Flag = Field(False, description="Leave bad lines out, not refuse the file")
+    path: Annotated[SafeStr, Field(min_length=1, max_length=1024, examples=["october.jsonl"])]
+    source_name: Annotated[SafeStr, Field(min_length=1, max_length=64, examples=["october"])]
+    skip_invalid: StrictBool = Field(False, description="Leave bad lines out, not refuse the file")
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #4435cb88
 class BadLine(BaseModel):
@@ -108,9 +108,9 @@ class EngineStatus(BaseModel):
 class DuelRequest(BaseModel):
     "How many games to play."
 
-    count: Annotated[Whole, Field(ge=1, le=100)]
-    seed: Annotated[Whole, Field(ge=0, lt=2**62)] | None = None
-    persist: Flag = Field(True, description="Keep the traces")
+    count: Annotated[StrictInt, Field(ge=1, le=100)]
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**62)] | None = None
+    persist: StrictBool = Field(True, description="Keep the traces")
 
 
 class DuelPreview(BaseModel):

@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from .traces import Pagination
-from ..strict_json import Flag, Name, Real
+from ..strict_json import Name, StrictBool, StrictFloat
 from ...tracking.baselines import Baseline
 from ...tracking.evaluations import EvaluationView
 from ...tracking.leaderboard import Standing
@@ -20,7 +20,7 @@ from ...tracking.leaderboard import Standing
 # %% auto #0
 __all__ = ['Verdict', 'EvaluateRequest', 'JudgeNamed', 'DetailedMetric', 'Evaluation', 'evaluation', 'DifferenceToBest',
            'LeaderboardRow', 'leaderboard_row', 'Leaderboard', 'BaselineRequest', 'BaselineSet', 'baseline_set',
-           'BaselinesListed', 'CheckRequest', 'RegressionResult']
+           'BaselinesPublic', 'CheckRequest', 'RegressionResult']
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #d29e0f22
 class EvaluateRequest(BaseModel):
@@ -70,12 +70,12 @@ class Evaluation(BaseModel):
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #e81bcc94
 def evaluation(
-    view: EvaluationView,  # From the store
+    view: EvaluationView,  # Evaluation from the store
 ) -> Evaluation:
     """Hand out an evaluation.
 
     Args:
-        view: From the store
+        view: Evaluation from the store
     """
     same = set(Evaluation.model_fields) - {"evaluation_id", "judge", "source"}
     return Evaluation(
@@ -110,12 +110,12 @@ class LeaderboardRow(Evaluation):
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #069ecd90
 def leaderboard_row(
-    standing: Standing,  # From the store
+    standing: Standing,  # Standing from the store
 ) -> LeaderboardRow:
     """Hand out a row.
 
     Args:
-        standing: From the store
+        standing: Standing from the store
     """
     paired = standing.difference
     return LeaderboardRow(
@@ -140,7 +140,9 @@ class BaselineRequest(BaseModel):
     name: Annotated[Name, Field(examples=["before-christmas"])]
     run_id: UUID
     metric: Annotated[Name, Field(examples=["score"])]
-    lower_is_better: Flag | None = Field(None, description="None takes the metric's own direction")
+    lower_is_better: StrictBool | None = Field(
+        None, description="None takes the metric's own direction"
+    )
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #c0865461
 class BaselineSet(BaseModel):
@@ -158,17 +160,17 @@ class BaselineSet(BaseModel):
 
 
 def baseline_set(
-    baseline: Baseline,  # From the store
+    baseline: Baseline,  # Baseline from the store
 ) -> BaselineSet:
     """Hand out a baseline.
 
     Args:
-        baseline: From the store
+        baseline: Baseline from the store
     """
     return BaselineSet.model_validate(baseline)
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #bfc2e7b3
-class BaselinesListed(BaseModel):
+class BaselinesPublic(BaseModel):
     "Some baselines, by name."
 
     data: list[BaselineSet]
@@ -180,7 +182,7 @@ class CheckRequest(BaseModel):
 
     run_id: UUID
     baseline_name: Name
-    tolerance: Annotated[Real, Field(ge=0, le=100)] = Field(
+    tolerance: Annotated[StrictFloat, Field(ge=0, le=100)] = Field(
         0.0, description="How much worse is still fine"
     )
 

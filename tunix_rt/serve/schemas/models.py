@@ -14,15 +14,15 @@ from pydantic import BaseModel, Field
 from ...registry.models import ModelView, VersionView
 from ...registry.promotion import Verification
 from .traces import Pagination
-from ..strict_json import Name, Real, Said
+from ..strict_json import Name, SafeStr, StrictFloat
 
 # %% auto #0
-__all__ = ['Description', 'Label', 'ModelRequest', 'PromoteRequest', 'AliasRequest', 'ModelVersionShown', 'version_shown',
-           'ModelShown', 'model_shown', 'VersionsListed', 'VersionVerified', 'version_verified']
+__all__ = ['Description', 'Label', 'ModelRequest', 'PromoteRequest', 'AliasRequest', 'ModelVersionPublic', 'version_shown',
+           'ModelPublic', 'model_shown', 'ModelVersionsPublic', 'VersionVerified', 'version_verified']
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #834b2b73
-Description = Annotated[Said, Field(max_length=10_000)]
-Label = Annotated[Said, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["v1"])]
+Description = Annotated[SafeStr, Field(max_length=10_000)]
+Label = Annotated[SafeStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["v1"])]
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #061360f6
 class ModelRequest(BaseModel):
@@ -30,7 +30,7 @@ class ModelRequest(BaseModel):
 
     name: Annotated[Name, Field(pattern=r"^[a-zA-Z0-9._-]+$", examples=["adder"])]
     description: Description | None = None
-    task_type: Annotated[Said, Field(max_length=64)] | None = None
+    task_type: Annotated[SafeStr, Field(max_length=64)] | None = None
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #1b403c3d
 class PromoteRequest(BaseModel):
@@ -40,7 +40,7 @@ class PromoteRequest(BaseModel):
     version_label: Label | None = Field(None, description="v1, v2 ... by default")
     description: Description | None = None
     gate: Name | None = Field(None, description="A baseline that the run must not fall below")
-    tolerance: Annotated[Real, Field(ge=0, le=100)] = 0.0
+    tolerance: Annotated[StrictFloat, Field(ge=0, le=100)] = 0.0
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #f3597d91
 class AliasRequest(BaseModel):
@@ -49,7 +49,7 @@ class AliasRequest(BaseModel):
     version_id: UUID
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #9ada40d3
-class ModelVersionShown(BaseModel):
+class ModelVersionPublic(BaseModel):
     "A promoted run."
 
     id: UUID
@@ -70,12 +70,12 @@ class ModelVersionShown(BaseModel):
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #fbdc59e4
 def version_shown(
-    view: VersionView,  # From the store
-) -> ModelVersionShown:
+    view: VersionView,  # View from the store
+) -> ModelVersionPublic:
     """Hand out a version.
 
     Args:
-        view: From the store
+        view: View from the store
     """
     other = {
         "artifact_id": view.model_id,
@@ -83,11 +83,11 @@ def version_shown(
         "config_json": view.config,
         "provenance_json": view.provenance,
     }
-    same = set(ModelVersionShown.model_fields) - set(other)
-    return ModelVersionShown(**other, **{name: getattr(view, name) for name in same})
+    same = set(ModelVersionPublic.model_fields) - set(other)
+    return ModelVersionPublic(**other, **{name: getattr(view, name) for name in same})
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #88d851af
-class ModelShown(BaseModel):
+class ModelPublic(BaseModel):
     "A model."
 
     id: UUID
@@ -96,30 +96,30 @@ class ModelShown(BaseModel):
     task_type: str | None
     created_at: datetime
     updated_at: datetime
-    latest_version: ModelVersionShown | None
+    latest_version: ModelVersionPublic | None
     aliases: dict[str, str] = Field(description="Such as champion, to the version's label")
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #1085ecf0
 def model_shown(
-    view: ModelView,  # From the store
-) -> ModelShown:
+    view: ModelView,  # View from the store
+) -> ModelPublic:
     """Hand out a model.
 
     Args:
-        view: From the store
+        view: View from the store
     """
     latest = view.latest_version
-    same = set(ModelShown.model_fields) - {"latest_version"}
-    return ModelShown(
+    same = set(ModelPublic.model_fields) - {"latest_version"}
+    return ModelPublic(
         latest_version=None if latest is None else version_shown(latest),
         **{name: getattr(view, name) for name in same},
     )
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #4daf4a55
-class VersionsListed(BaseModel):
+class ModelVersionsPublic(BaseModel):
     "Some versions of a model, newest first."
 
-    data: list[ModelVersionShown]
+    data: list[ModelVersionPublic]
     pagination: Pagination
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #cd1c1bc2
@@ -134,11 +134,11 @@ class VersionVerified(BaseModel):
 
 
 def version_verified(
-    found: Verification,  # From the store
+    found: Verification,  # Verification from the store
 ) -> VersionVerified:
     """Hand out a verification.
 
     Args:
-        found: From the store
+        found: Verification from the store
     """
     return VersionVerified(**{name: getattr(found, name) for name in VersionVerified.model_fields})

@@ -14,12 +14,12 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from ...jobs.queue import QueuedRun
 from ..errors import from_root
 from .traces import Pagination
-from ..strict_json import Flag, Key, Name, Real, Said, Whole
+from ..strict_json import Key, Name, SafeStr, StrictBool, StrictFloat, StrictInt
 
 # %% auto #0
-__all__ = ['Output', 'Status', 'Mode', 'TrainingFields', 'ManifestRequest', 'TrainingManifest', 'RunRequest', 'ExamRequest',
-           'TunixStatus', 'ExportRequest', 'RunResult', 'RunDetail', 'run_result', 'run_detail', 'RunSummary',
-           'RunsListed', 'RunStatus', 'Cancelled', 'Artifact', 'Artifacts']
+__all__ = ['Output', 'Status', 'Mode', 'TrainingFields', 'ManifestRequest', 'TrainingManifest', 'RunRequest',
+           'EvaluateModelRequest', 'TunixStatus', 'ExportRequest', 'RunResult', 'RunDetail', 'run_result', 'run_detail',
+           'RunSummary', 'RunsPublic', 'RunStatus', 'Cancelled', 'Artifact', 'Artifacts']
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #978f7346
 class TrainingFields(BaseModel):
@@ -27,15 +27,15 @@ class TrainingFields(BaseModel):
 
     dataset_key: Annotated[Key, Field(examples=["golden-v2"])]
     model_id: Annotated[Name, Field(examples=["tiny"])]
-    learning_rate: Annotated[Real, Field(gt=0, le=1)] = 2e-5
-    weight_decay: Annotated[Real, Field(ge=0, le=1)] = 0.01
-    num_epochs: Annotated[Whole, Field(ge=1, le=100)] = 3
-    batch_size: Annotated[Whole, Field(ge=1, le=512)] = 8
-    max_seq_length: Annotated[Whole, Field(ge=128, le=32768)] = 2048
+    learning_rate: Annotated[StrictFloat, Field(gt=0, le=1)] = 2e-5
+    weight_decay: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.01
+    num_epochs: Annotated[StrictInt, Field(ge=1, le=100)] = 3
+    batch_size: Annotated[StrictInt, Field(ge=1, le=512)] = 8
+    max_seq_length: Annotated[StrictInt, Field(ge=128, le=32768)] = 2048
     device: Literal["auto", "cpu", "cuda", "gpu", "tpu"] = "auto"
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #c39fd0a2
-Output = Annotated[Said, Field(min_length=1, max_length=512)]
+Output = Annotated[SafeStr, Field(min_length=1, max_length=512)]
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #fabe446c
 class ManifestRequest(TrainingFields):
@@ -58,22 +58,24 @@ class RunRequest(TrainingFields):
     "What to run."
 
     output_dir: Output | None = Field(None, description="Noted; runs choose their own folder")
-    dry_run: Flag = Field(True, description="Check everything and train nothing")
+    dry_run: StrictBool = Field(True, description="Check everything and train nothing")
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #faf71c6c
-class ExamRequest(BaseModel):
+class EvaluateModelRequest(BaseModel):
     "Whom to ask what."
 
     evaluation_set: Annotated[Key, Field(examples=["golden-v2"])]
     run_id: UUID | None = Field(None, description="A completed run whose model is asked")
     model_id: Name | None = Field(None, description="Or a model, such as adder@champion or tiny")
-    limit: Annotated[Whole, Field(ge=0, lt=2**31)] = Field(0, description="Questions; 0 for all")
-    max_new_tokens: Annotated[Whole, Field(ge=0, le=131_072)] = Field(
+    limit: Annotated[StrictInt, Field(ge=0, lt=2**31)] = Field(
+        0, description="Questions; 0 for all"
+    )
+    max_new_tokens: Annotated[StrictInt, Field(ge=0, le=131_072)] = Field(
         0, description="Longest response; 0 chooses by the set"
     )
 
     @model_validator(mode="after")
-    def _one_model(self) -> ExamRequest:
+    def _one_model(self) -> EvaluateModelRequest:
         if (self.run_id is None) == (self.model_id is None):
             raise ValueError("name a run_id or a model_id, and not both")
         return self
@@ -133,12 +135,12 @@ class RunDetail(RunResult):
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #b8a1dda1
 def run_result(
-    run: QueuedRun,  # From the store
+    run: QueuedRun,  # Run from the store
 ) -> dict[str, Any]:  # The fields of RunResult
     """Say how a run stands.
 
     Args:
-        run: From the store
+        run: Run from the store
 
     Returns:
         The fields of RunResult
@@ -162,12 +164,12 @@ def run_result(
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #07135d06
 def run_detail(
-    run: QueuedRun,  # From the store
+    run: QueuedRun,  # Run from the store
 ) -> RunDetail:
     """Say everything about a run.
 
     Args:
-        run: From the store
+        run: Run from the store
     """
     return RunDetail(
         **run_result(run),
@@ -199,7 +201,7 @@ class RunSummary(BaseModel):
     metrics: dict[str, Any] | None
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #4f31e7bf
-class RunsListed(BaseModel):
+class RunsPublic(BaseModel):
     "Some runs, newest first."
 
     data: list[RunSummary]

@@ -55,12 +55,12 @@ class FoundTrace(StoredTrace):
 
 # %% ../../../nbs/serve/schemas/20_traces.ipynb #928d657c
 def stored_trace(
-    stored: Stored,  # From the store
+    stored: Stored,  # Trace from the store
 ) -> StoredTrace:
     """Say where a trace is.
 
     Args:
-        stored: From the store
+        stored: Trace from the store
     """
     return StoredTrace.model_construct(
         id=stored.id, created_at=stored.created_at, trace_version=stored.trace_version
@@ -68,12 +68,12 @@ def stored_trace(
 
 
 def found_trace(
-    found: Found,  # From the store
+    found: Found,  # Trace from the store
 ) -> FoundTrace:
     """Hand out a trace.
 
     Args:
-        found: From the store
+        found: Trace from the store
     """
     return FoundTrace.model_construct(
         id=found.id,

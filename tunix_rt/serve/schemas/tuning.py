@@ -11,14 +11,14 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..strict_json import Key, Name, Real, Said, Whole
+from ..strict_json import Key, Name, SafeStr, StrictFloat, StrictInt
 
 # %% auto #0
-__all__ = ['Scalar', 'Dimension', 'Parameter', 'Choice', 'Span', 'Steps', 'TuningRequest', 'TuningJobShown', 'TrialShown',
+__all__ = ['Scalar', 'Dimension', 'Parameter', 'Choice', 'Span', 'Steps', 'TuningRequest', 'TuningJobPublic', 'TrialPublic',
            'TuningJobDetail', 'TuningStarted']
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #fa9c373a
-Scalar = Real | Whole | Annotated[Said, Field(max_length=1000)] | bool
+Scalar = StrictFloat | StrictInt | Annotated[SafeStr, Field(max_length=1000)] | bool
 
 
 class Choice(BaseModel):
@@ -32,8 +32,8 @@ class Span(BaseModel):
     "Something between two numbers."
 
     type: Literal["uniform", "loguniform"]
-    min: Real
-    max: Real
+    min: StrictFloat
+    max: StrictFloat
 
     @model_validator(mode="after")
     def _in_order(self) -> Span:
@@ -48,8 +48,8 @@ class Steps(BaseModel):
     "A whole number between two."
 
     type: Literal["randint"]
-    min: Annotated[Whole, Field(ge=-(2**53), le=2**53)]
-    max: Annotated[Whole, Field(ge=-(2**53), le=2**53)]
+    min: Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
+    max: Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
 
     @model_validator(mode="after")
     def _in_order(self) -> Steps:
@@ -59,7 +59,7 @@ class Steps(BaseModel):
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #1832e480
 Dimension = Annotated[Choice | Span | Steps, Field(discriminator="type")]
-Parameter = Annotated[Said, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+Parameter = Annotated[SafeStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #a494e9f3
 class TuningRequest(BaseModel):
@@ -70,18 +70,18 @@ class TuningRequest(BaseModel):
     base_model_id: Annotated[Name, Field(examples=["tiny"])]
     metric_name: Name = "score"
     metric_mode: Literal["max", "min"] = "max"
-    num_samples: Annotated[Whole, Field(ge=1, le=100)] = 1
-    max_concurrent_trials: Annotated[Whole, Field(ge=1, le=10)] = 1
+    num_samples: Annotated[StrictInt, Field(ge=1, le=100)] = 1
+    max_concurrent_trials: Annotated[StrictInt, Field(ge=1, le=10)] = 1
     search_space: Annotated[dict[Parameter, Dimension], Field(min_length=1, max_length=50)] = Field(
         examples=[{"learning_rate": {"type": "loguniform", "min": 0.001, "max": 0.1}}]
     )
     evaluation_set: Annotated[Key, Field(description="What trials are examined on")] | None = None
     sampler: Literal["tpe", "random"] = "tpe"
-    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = 0
     prune: bool = False
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #09c0abe0
-class TuningJobShown(BaseModel):
+class TuningJobPublic(BaseModel):
     "A search."
 
     model_config = ConfigDict(from_attributes=True)
@@ -105,7 +105,7 @@ class TuningJobShown(BaseModel):
     completed_at: datetime | None
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #e62b699a
-class TrialShown(BaseModel):
+class TrialPublic(BaseModel):
     "One set of parameters that was tried."
 
     model_config = ConfigDict(from_attributes=True)
@@ -122,10 +122,10 @@ class TrialShown(BaseModel):
     completed_at: datetime | None
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #2ea9b21c
-class TuningJobDetail(TuningJobShown):
+class TuningJobDetail(TuningJobPublic):
     "A search with its trials."
 
-    trials: list[TrialShown]
+    trials: list[TrialPublic]
     importances: dict[str, float] | None = Field(
         None, description="Which parameter mattered how much"
     )
