@@ -18,6 +18,7 @@ from typing import Any
 from .show import columns, size
 from ..core.errors import TrainingError
 from ..core.settings import resolve, settings
+from ..data.datasets import dataset_names
 from ..runs.lookup import list_runs
 from ..runs.pipelines import list_pipelines
 from ..runs.provenance import code_version, package_versions
@@ -86,12 +87,9 @@ def places() -> dict[str, Any]:  # Label to value
     """
     root = settings().root
     existing = next(path for path in (root, *root.parents) if path.exists())
-    datasets = sorted(
-        path.parent.name for path in resolve(settings().datasets).glob("*/manifest.json")
-    )
     return {
         "root": str(root),
-        "datasets": f"{resolve(settings().datasets)} ({', '.join(datasets) or 'none yet'})",
+        "datasets": f"{resolve(settings().datasets)} ({dataset_names()})",
         "imports": str(resolve(settings().imports)),
         "runs": f"{resolve(settings().runs)} ({len(list_runs())} so far)",
         "room left": size(shutil.disk_usage(existing).free),
