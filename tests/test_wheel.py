@@ -72,6 +72,9 @@ def test_what_the_wheel_says_of_itself(unpacked: Path):
     assert {"serve", "postgres", "kaggle", "lab", "dev", "docs"} <= {
         *metadata.get_all("Provides-Extra")
     }
+    database = ("sqlalchemy", "alembic", "optuna")
+    needs = [line for line in metadata.get_all("Requires-Dist") if line.startswith(database)]
+    assert len(needs) == 3 and all('extra == "serve"' in line for line in needs)
     cited = (CHECKOUT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {metadata['Version']}\n" in cited
     assert (unpacked / "tunix_rt" / "py.typed").is_file()  # so that mypy reads our types
