@@ -162,9 +162,14 @@ def test_datasets(api, root):
     assert good(api.post("/api/datasets/build", json=asked), 201) == built
     manifest = good(api.get("/api/datasets/odd_sums-v1"))
     assert manifest["provenance"]["source"] == "tunix_rt_backend_api"
-    listed = good(api.get("/api/datasets?limit=1"))
-    assert listed["data"][0]["dataset_key"] == "odd_sums-v1"
-    assert listed["pagination"]["next_offset"] == 1
+    listed = good(api.get("/api/datasets?limit=3"))["data"]
+    marks = {each["dataset_key"]: each["shipped"] for each in listed}
+    assert marks == {"dev-reasoning-v1": True, "golden-v2": True, "odd_sums-v1": False}
+    assert good(api.get("/api/datasets?limit=1"))["pagination"]["next_offset"] == 1
+    assert good(api.get("/api/datasets/golden-v2"))["trace_count"] == 100
+    page = api.get("/datasets").text
+    assert page.count("shipped with tunix_rt") == 2 and api.get("/datasets/golden-v2").is_success
+    assert not (root / "data/datasets/golden-v2").exists(), "shipped datasets are only read"
     for format in ("trace", "tunix_sft", "training_example", "messages", "prompt_completion"):
         answer = api.get(f"/api/datasets/odd_sums-v1/export.jsonl?format={format}")
         assert answer.status_code == 200 and len(answer.text.splitlines()) == 5

@@ -72,6 +72,9 @@ def test_what_the_wheel_says_of_itself(unpacked: Path):
     assert {"serve", "postgres", "kaggle", "lab", "dev", "docs"} <= {
         *metadata.get_all("Provides-Extra")
     }
+    database = ("sqlalchemy", "alembic", "optuna")
+    needs = [line for line in metadata.get_all("Requires-Dist") if line.startswith(database)]
+    assert len(needs) == 3 and all('extra == "serve"' in line for line in needs)
     cited = (CHECKOUT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {metadata['Version']}\n" in cited
     assert (unpacked / "tunix_rt" / "py.typed").is_file()  # so that mypy reads our types
@@ -105,3 +108,22 @@ def test_it_finds_its_pipelines_in_an_empty_folder(unpacked: Path, tmp_path: Pat
     assert home == str(unpacked / "tunix_rt" / "__init__.py") and root == str(tmp_path.resolve())
     assert len(pipelines) == len(list(CHECKOUT.glob("nbs/pipelines/*.ipynb")))
     assert all(str(unpacked) in line for line in pipelines)
+
+
+def test_it_finds_its_datasets_in_an_empty_folder(unpacked: Path, tmp_path: Path):
+    look = (
+        "from tunix_rt.data.datasets import SHIPPED, dataset_names, load_dataset\n"
+        "for key in SHIPPED: print(load_dataset(key).folder)\n"
+        "print(dataset_names())"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", look],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(unpacked), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    *folders, names = answer.stdout.splitlines()
+    assert folders == [str(unpacked / "tunix_rt" / "_datasets" / key) for key in DATASETS]
+    assert names == f"none yet; shipped with tunix_rt: {', '.join(DATASETS)}"
+    assert not list(tmp_path.iterdir())

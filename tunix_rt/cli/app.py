@@ -17,6 +17,7 @@ import tunix_rt
 from . import data, registry, server, tune
 from . import database as store
 from .compare import compare
+from .doctor import DATABASE_PACKAGES
 from .kaggle import app as kaggle
 from .pipelines import add_pipeline, run
 from ..core.errors import TunixError
@@ -195,6 +196,16 @@ def main(
         if debug:
             raise
         typer.echo(f"tunix-rt: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if debug or package not in DATABASE_PACKAGES:
+            raise
+        typer.echo(
+            f"tunix-rt: this command needs the database, and {package} is not installed: "
+            f"pip install 'tunix_rt[serve]'",
+            err=True,
+        )
         sys.exit(1)
     except OSError as error:
         if debug or error.errno not in MENDABLE:

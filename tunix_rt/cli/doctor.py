@@ -13,18 +13,21 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 from .show import columns, size
 from ..core.errors import TrainingError
 from ..core.settings import resolve, settings
+from ..data.datasets import dataset_names
 from ..runs.lookup import list_runs
 from ..runs.pipelines import list_pipelines
 from ..runs.provenance import code_version, package_versions
 
 # %% auto #0
-__all__ = ['QUESTION', 'LITTLE', 'UNITS', 'devices', 'machine', 'places', 'missing', 'doctor_text', 'read_size', 'lay_out',
-           'plan_text']
+__all__ = ['QUESTION', 'LITTLE', 'DATABASE_PACKAGES', 'UNITS', 'devices', 'machine', 'places', 'missing', 'database',
+           'doctor_text', 'read_size', 'lay_out', 'plan_text']
 
 # %% ../../nbs/cli/15_doctor.ipynb #13ba0bba
 QUESTION = """
@@ -86,12 +89,9 @@ def places() -> dict[str, Any]:  # Label to value
     """
     root = settings().root
     existing = next(path for path in (root, *root.parents) if path.exists())
-    datasets = sorted(
-        path.parent.name for path in resolve(settings().datasets).glob("*/manifest.json")
-    )
     return {
         "root": str(root),
-        "datasets": f"{resolve(settings().datasets)} ({', '.join(datasets) or 'none yet'})",
+        "datasets": f"{resolve(settings().datasets)} ({dataset_names()})",
         "imports": str(resolve(settings().imports)),
         "runs": f"{resolve(settings().runs)} ({len(list_runs())} so far)",
         "room left": size(shutil.disk_usage(existing).free),
@@ -132,6 +132,24 @@ def missing(
         found.append(f"less than {size(LITTLE)} of disk are left: make room, or set TUNIX_RT_RUNS")
     return found
 
+# %% ../../nbs/cli/15_doctor.ipynb #ac125c86
+DATABASE_PACKAGES = ("sqlalchemy", "alembic", "optuna")  # The extra `serve` installs them
+
+
+def database() -> str:  # Versions, or how to install what there is not
+    """Report the packages of the database.
+
+    Returns:
+        Versions, or how to install what there is not
+    """
+    lacking = [name for name in DATABASE_PACKAGES if find_spec(name) is None]
+    if not lacking:
+        return ", ".join(f"{name} {metadata.version(name)}" for name in DATABASE_PACKAGES)
+    return (
+        f"{', '.join(lacking)} not installed; the server, the queue, searches and scores in the "
+        f"database need them: pip install 'tunix_rt[serve]'"
+    )
+
 # %% ../../nbs/cli/15_doctor.ipynb #71e39fcc
 def doctor_text() -> tuple[str, bool]:  # A screen of text, and whether all is well
     """Examine this machine.
@@ -150,6 +168,7 @@ def doctor_text() -> tuple[str, bool]:  # A screen of text, and whether all is w
         "places": places(),
         "pipelines": {name: str(path) for name, path in list_pipelines().items()},
         "packages": package_versions(),
+        "database": database(),
         "missing": ways or "nothing",
     }
     lines = columns({name: value for name, value in report.items() if name != "missing"})

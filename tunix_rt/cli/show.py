@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DatasetError, PathError, TraceError, TunixError
-from ..core.settings import inside, resolve, settings
-from ..data.datasets import Dataset, load_dataset
+from ..core.settings import resolve, settings
+from ..data.datasets import Dataset, dataset_folder, dataset_names, load_dataset
 from ..runs.folder import AT_WORK, Run, read_run
 from ..runs.lookup import find_run
 from ..runs.pipelines import find_pipeline, list_pipelines, read_parameters
@@ -276,7 +276,7 @@ def _dataset_named(name: str) -> Dataset | None:
         if (folder / "manifest.json").is_file():
             return load_dataset(folder.absolute())
     try:
-        folder = inside(resolve(settings().datasets), name)
+        folder = dataset_folder(name, resolve(settings().datasets))
     except PathError:
         return None
     return load_dataset(folder) if (folder / "manifest.json").is_file() else None
@@ -307,10 +307,7 @@ def show_text(
     try:
         return run_text(find_run(name))
     except TunixError as error:
-        there = sorted(
-            path.parent.name for path in resolve(settings().datasets).glob("*/manifest.json")
-        )
         raise DatasetError(
-            f"nothing is called {name!r}: {error}. Datasets: {', '.join(there) or 'none yet'}. A "
+            f"nothing is called {name!r}: {error}. Datasets: {dataset_names()}. A "
             f"trace is named PLACE:LINE or PLACE:FINGERPRINT."
         ) from None

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from uuid import UUID
 
+import tunix_rt
 from ..core.errors import DatasetError, PathError
 from ..core.files import canonical_json, new_folder, read_json, sha256_file
 from ..core.settings import inside, resolve, settings
@@ -35,8 +36,9 @@ from tunix_rt.data.selection import (
 from ..traces.schema import Trace, read_traces, trace_lines
 
 # %% auto #0
-__all__ = ['T', 'REQUIRED', 'dataset_key', 'Dataset', 'dataset_folder', 'load_dataset', 'make_files', 'disk_full_explained',
-           'same_or_refuse', 'put_in_place', 'build_dataset', 'Overlap', 'overlap', 'check_no_overlap', 'freeze_recipe']
+__all__ = ['T', 'SHIPPED', 'REQUIRED', 'dataset_key', 'Dataset', 'shipped_folder', 'dataset_folder', 'dataset_folders',
+           'is_shipped', 'dataset_names', 'load_dataset', 'make_files', 'disk_full_explained', 'same_or_refuse',
+           'put_in_place', 'build_dataset', 'Overlap', 'overlap', 'check_no_overlap', 'freeze_recipe']
 
 # %% ../../nbs/data/45_datasets.ipynb #1421b26d
 def dataset_key(
@@ -121,11 +123,38 @@ class Dataset:
         return f"{self.key}: {len(self):,} traces ({splits}), sha256 {self.fingerprint[:12]}"
 
 # %% ../../nbs/data/45_datasets.ipynb #858b0174
+SHIPPED = ("dev-reasoning-v1", "golden-v2")  # Keys; settings.ini has them for setup.py
+
+
+def shipped_folder(
+    key: str,  # Such as "golden-v2"
+) -> Path | None:  # To be read only; None when no dataset of this key was shipped
+    """Find a dataset that came with the package.
+
+    Args:
+        key: Such as "golden-v2"
+
+    Returns:
+        To be read only; None when no dataset of this key was shipped
+    """
+    package = Path(tunix_rt.__file__).resolve().parent
+    for home in (package / "_datasets", package.parent / "data" / "datasets"):
+        if key in SHIPPED and (home / key / "manifest.json").is_file():
+            return home / key
+    return None
+
+
+def _falls_back(
+    home: Path | None,  # Folder of datasets, as a caller gave it
+) -> bool:  # Whether shipped datasets count as part of it
+    return home is None or home.resolve() == resolve(settings().datasets)
+
+
 def dataset_folder(
     name: str | Path,  # A key, or without `home` also a path to the folder
     home: Path | None = None,  # Folder of datasets; that of the settings by default
 ) -> Path:  # Absolute; need not exist
-    """Find where a dataset would be.
+    """Find where a dataset is, or would be.
 
     Args:
         name: A key, or without `home` also a path to the folder
@@ -136,7 +165,60 @@ def dataset_folder(
     """
     if home is None and (isinstance(name, Path) or "/" in name):
         return resolve(name)
-    return inside(home or resolve(settings().datasets), name)
+    folder = inside(home or resolve(settings().datasets), name)
+    if _falls_back(home) and not (folder / "manifest.json").is_file():
+        return shipped_folder(str(name)) or folder
+    return folder
+
+# %% ../../nbs/data/45_datasets.ipynb #f5bbeb46
+def dataset_folders(
+    home: Path | None = None,  # Folder of datasets; that of the settings by default
+) -> dict[str, Path]:  # Key -> folder, by key; shipped ones too where they would be read
+    """Find all datasets.
+
+    Args:
+        home: Folder of datasets; that of the settings by default
+
+    Returns:
+        Key -> folder, by key; shipped ones too where they would be read
+    """
+    own = home or resolve(settings().datasets)
+    shipped = {key: shipped_folder(key) for key in SHIPPED if _falls_back(home)}
+    found = {key: folder for key, folder in shipped.items() if folder}
+    found |= {path.parent.name: path.parent for path in own.glob("[!.]*/manifest.json")}
+    return dict(sorted(found.items()))
+
+
+def is_shipped(
+    folder: Path,  # Of a dataset
+) -> bool:  # False for those in the folder of datasets
+    """Tell a dataset that came with the package from one that was put here.
+
+    Args:
+        folder: Of a dataset
+
+    Returns:
+        False for those in the folder of datasets
+    """
+    own = resolve(settings().datasets)
+    return folder.parent != own and folder == shipped_folder(folder.name)
+
+
+def dataset_names(
+    home: Path | None = None,  # Folder of datasets; that of the settings by default
+) -> str:  # Such as "mine-v1; shipped with tunix_rt: golden-v2"
+    """List all datasets in a phrase.
+
+    Args:
+        home: Folder of datasets; that of the settings by default
+
+    Returns:
+        Such as "mine-v1; shipped with tunix_rt: golden-v2"
+    """
+    found = dataset_folders(home)
+    shipped = [key for key, folder in found.items() if is_shipped(folder)]
+    own = ", ".join(key for key in found if key not in shipped) or "none yet"
+    return own + (f"; shipped with tunix_rt: {', '.join(shipped)}" if shipped else "")
 
 # %% ../../nbs/data/45_datasets.ipynb #bedce586
 REQUIRED = ("dataset_key", "trace_count", "splits", "fingerprints")
@@ -157,12 +239,11 @@ def load_dataset(
     """
     folder = dataset_folder(name, home)
     if not (folder / "manifest.json").is_file():
-        there = sorted(path.parent.name for path in folder.parent.glob("[!.]*/manifest.json"))
         stem, _, version = folder.name.rpartition("-")
         made_by = [recipe for recipe in PRESETS if stem in (recipe, f"{recipe}-held-out")]
         raise DatasetError(
             f"there is no dataset {folder.name!r} in {folder.parent}; "
-            f"there are {', '.join(there) if there else 'none yet'}"
+            f"there are {dataset_names(folder.parent)}"
             + "".join(f". To make it: tunix-rt generate {r} --version {version}" for r in made_by)
         )
     manifest, traces = read_json(folder / "manifest.json"), folder / "traces.jsonl"

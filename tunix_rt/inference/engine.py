@@ -223,8 +223,8 @@ def create_engine(
     batch_size: int,  # Maximum number of rows
     dtype: Any,  # Compute dtype
     mesh: Mesh | None,  # The devices; None for a single one
-) -> Engine:  # Desk with all requests waiting
-    """Open the desk.
+) -> Engine:  # Engine with all requests waiting
+    """Set an engine up with every request waiting.
 
     Args:
         model: The decoder
@@ -236,13 +236,12 @@ def create_engine(
         mesh: The devices; None for a single one
 
     Returns:
-        Desk with all requests waiting
+        Engine with all requests waiting
     """
     wanted = [(each, sample) for each in range(len(prompts)) for sample in range(sampling.samples)]
     wanted.sort(key=lambda request: len(prompts[request[0]]))
     shards = row_shards(mesh)
-    batch_size = min(batch_size, 1 << (len(wanted) - 1).bit_length())
-    batch_size = -(-batch_size // shards) * shards
+    batch_size = -(-min(batch_size, 1 << (len(wanted) - 1).bit_length()) // shards) * shards
     total = max(map(len, prompts)) + sampling.max_new_tokens
     places = next_places(max(len(prompts[prompt]) for prompt, _ in wanted[:batch_size]), total)
     room, config = bucket_length(sampling.max_new_tokens), model.config
@@ -258,7 +257,9 @@ def create_engine(
         serving=[None] * batch_size,
         places=places,
         total=total,
-        state=empty_state(config=config, batch_size=batch_size, places=places, room=room, dtype=dtype),
+        state=empty_state(
+            config=config, batch_size=batch_size, places=places, room=room, dtype=dtype
+        ),
         stopped=np.zeros(batch_size, bool),
         lengths=np.zeros(batch_size, np.int32),
     )

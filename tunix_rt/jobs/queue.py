@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 
 from ..core.errors import MissingError, RunError, TunixError
 from ..core.files import canonical_json, json_fault
-from ..core.settings import inside, resolve, settings
-from ..data.datasets import load_dataset
+from ..core.settings import resolve, settings
+from ..data.datasets import dataset_folder, load_dataset
 from ..registry.model_refs import pin_parameters
 from tunix_rt.runs.pipelines import (
     check_parameters,
@@ -156,7 +156,7 @@ def _dataset(
     if not isinstance(wanted, str) or not wanted:
         return given, None
     path = key is None and "/" in wanted
-    folder = resolve(wanted) if path else inside(resolve(settings().datasets), wanted)
+    folder = dataset_folder(wanted, None if path else resolve(settings().datasets))
     if not (folder / "manifest.json").is_file():
         raise MissingError(
             f"there is no dataset {wanted!r}; build it first, or name one of those there are"

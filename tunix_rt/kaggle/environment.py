@@ -18,6 +18,7 @@ from typing import Any
 from ..core.errors import ModelError, PathError, RunError
 from ..core.files import read_json
 from ..core.settings import resolve, settings
+from ..data.datasets import dataset_folders, is_shipped
 from ..runs.folder import Run
 
 # %% auto #0
@@ -166,12 +167,15 @@ def find_dataset(
     Returns:
         The same key, or the path where it is attached
     """
-    if "/" in name or (resolve(settings().datasets) / name / "manifest.json").is_file():
+    folder = None if "/" in name else dataset_folders().get(name)
+    if "/" in name or folder and not is_shipped(folder):
         return name
     attached = list(below(place.input, "manifest.json"))
     found = [path for path in attached if path.name == name or _key(path) == name]
     if found:
         return str(found[0])
+    if folder:
+        return name
     raise PathError(
         f"there is no dataset {name!r} in {settings().datasets}, and none is attached under that "
         f"name (attached: {_named(attached, place.input)}). Attach it to the notebook, or build it"

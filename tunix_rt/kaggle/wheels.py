@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 
 import tunix_rt
 from ..core.files import new_folder, read_json, sha256_file, write_json
+from ..data.datasets import SHIPPED
 from .metadata import KaggleError
 
 # %% auto #0
@@ -243,7 +244,7 @@ WHOLE = "bundle.json"  # Says what is in the folder, with hashes
 # %% ../../nbs/kaggle/30_wheels.ipynb #8f03ef39
 SOURCES = (
     "tunix_rt", "nbs/pipelines", "settings.ini", "setup.py", "pyproject.toml", "README.md",
-    "MANIFEST.in", "LICENSE",
+    "MANIFEST.in", "LICENSE", *(f"data/datasets/{key}" for key in SHIPPED),
 )  # fmt: skip
 
 

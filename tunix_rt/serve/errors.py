@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+import tunix_rt
 from tunix_rt.core.errors import (
     DatasetError,
     MissingError,
@@ -122,6 +124,8 @@ def from_root(
     chosen = settings()
     root = chosen.root.resolve()
     text = text.replace(f"{root}/", "").replace(str(root), "the root")
+    package = Path(tunix_rt.__file__).resolve().parent
+    text = text.replace(f"{package.parent}/", "")
     for folder in map(resolve, (chosen.datasets, chosen.imports, chosen.runs, chosen.models)):
         text = text.replace(f"{folder}/", f"{folder.name}/")
     return re.sub(rf"{re.escape(gettempdir())}/([^/\s]+/)*", "", text)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from ...core.settings import resolve, settings
-from ...data.datasets import Dataset
+from ...data.datasets import Dataset, dataset_folder
 from ...jobs.queue import list_queued
 from ..dependencies import DatasetKey, StoreDep
 from .rendering import Skip, around, show
@@ -73,7 +73,7 @@ def datasets_page(request: Request, offset: Skip = 0) -> HTMLResponse:
 def dataset_page(request: Request, store: StoreDep, dataset_key: DatasetKey) -> HTMLResponse:
     "Show one dataset."
     manifest = get_dataset(dataset_key)
-    folder = resolve(settings().datasets) / dataset_key
+    folder = dataset_folder(dataset_key, resolve(settings().datasets))
     card = folder / "README.md"
     return show(
         request,

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 
-from ...core.settings import resolve, settings
+from ...data.datasets import dataset_folders
 from ...evaluation.charts import bar_svg, point_svg, points
 from ...evaluation.judges import JUDGES
 from ...evaluation.statistics import Figure
@@ -105,8 +105,7 @@ def dataset_keys() -> list[str]:  # By name
     Returns:
         By name
     """
-    found = resolve(settings().datasets).glob("[!.]*/manifest.json")
-    return sorted(path.parent.name for path in found)
+    return list(dataset_folders())
 
 
 @router.get("/leaderboard")

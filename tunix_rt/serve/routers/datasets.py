@@ -17,7 +17,13 @@ from fastapi.responses import StreamingResponse
 
 from ...core.files import read_json
 from ...core.settings import resolve, settings
-from ...data.datasets import Dataset, load_dataset
+from tunix_rt.data.datasets import (
+    Dataset,
+    dataset_folder,
+    dataset_folders,
+    is_shipped,
+    load_dataset,
+)
 from ...data.exports import export_lines, trace_line
 from tunix_rt.serve.dependencies import (
     DatasetKey,
@@ -177,15 +183,18 @@ def export_dataset(
 @router.get("/api/datasets/{dataset_key}")
 def get_dataset(dataset_key: DatasetKey) -> dict[str, Any]:
     "Show the manifest of a dataset."
-    folder = resolve(settings().datasets) / dataset_key
+    folder = dataset_folder(dataset_key, resolve(settings().datasets))
     return dict(read_json(folder / "manifest.json"))
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #07bc3473
 @router.get("/api/datasets")
 def list_datasets(limit: LimitQuery = 20, offset: OffsetQuery = 0) -> DatasetPage:
     "List the datasets by key."
-    found = sorted(resolve(settings().datasets).glob("[!.]*/manifest.json"))
-    shown = [_summary(path, path.stat().st_mtime_ns) for path in found[offset : offset + limit]]
+    found = list(dataset_folders().values())
+    shown = [
+        _summary(path, path.stat().st_mtime_ns, shipped=is_shipped(path.parent))
+        for path in (folder / "manifest.json" for folder in found[offset : offset + limit])
+    ]
     more = offset + limit if len(found) > offset + limit else None
     return DatasetPage(
         data=shown, pagination=Pagination(limit=limit, offset=offset, next_offset=more)
@@ -193,11 +202,12 @@ def list_datasets(limit: LimitQuery = 20, offset: OffsetQuery = 0) -> DatasetPag
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #07e11b19
 @lru_cache(10_000)
-def _summary(path: Path, _written_at: int) -> DatasetSummary:
+def _summary(path: Path, _written_at: int, *, shipped: bool) -> DatasetSummary:
     manifest = read_json(path)
     return DatasetSummary(
         dataset_key=path.parent.name,
         trace_count=manifest.get("trace_count", 0),
         created_at=manifest.get("created_at"),
         fingerprint=manifest.get("fingerprints", {}).get("traces.jsonl", ""),
+        shipped=shipped,
     )

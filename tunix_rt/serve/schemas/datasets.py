@@ -86,6 +86,7 @@ class DatasetSummary(BaseModel):
     trace_count: int
     created_at: str | None = None
     fingerprint: str
+    shipped: bool = Field(False, description="Came with the package; is only read")
 
 
 class DatasetPage(BaseModel):
