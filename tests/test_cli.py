@@ -183,7 +183,7 @@ def test_ingest_writes_over_nothing_unasked(root: Path, typed: Typed):
     assert code == 1 and "is there already" in said and kept.read_bytes() == before
     code, _, said = typed("ingest data/traces/train.jsonl --source a --replace")
     assert code == 1 and "is the file that is read" in said and kept.read_bytes() == before
-    code, _, said = typed("ingest a/train.jsonl --source a --into data")
+    code, _, said = typed("ingest a/train.jsonl --source a --output data")
     assert code == 1 and "is a folder" in said
     assert "is not a file" in typed("ingest . --source a")[2]
     assert typed("ingest b/train.jsonl --source b --replace")[0] == 0

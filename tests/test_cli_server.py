@@ -276,7 +276,7 @@ def test_a_search_from_one_line_and_from_a_file(root, typed):
     build_dataset([Trace(prompt="?", steps=STEPS, final_answer="2")], name="sums", version="v1")
     fixed = "--dataset sums-v1 --metric loss --pipeline count.ipynb"
     code, output, errors = typed(
-        f"tune rates {fixed} -s rate=0.1...0.9 -p steps=2 --trials 2 --at-a-time 2 --here"
+        f"tune rates {fixed} -s rate=0.1...0.9 -p steps=2 --trials 2 --max-concurrent 2 --work"
     )
     assert code == 0 and "2 completed" in output and "2 of 2" in output, errors
     assert re.search(r"rates\s+completed\s+loss", typed("tuning")[1])

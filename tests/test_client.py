@@ -183,8 +183,8 @@ def break_things(store, root):
         ("POST", "/api/tunix/run", train | {"dataset_key": "torn-v1"}),
         ("POST", "/api/tunix/run", train | {"model_id": "../../etc"}),
         ("POST", "/api/tunix/run?mode=async", train | {"model_id": "adder@v1", "dry_run": False}),
-        ("POST", "/api/tunix/examine", {"run_id": str(run), "evaluation_set": "none-v1"}),
-        ("POST", "/api/tunix/examine", {"model_id": "adder@v1", "evaluation_set": "sums-v1"}),
+        ("POST", "/api/tunix/evaluate", {"run_id": str(run), "evaluation_set": "none-v1"}),
+        ("POST", "/api/tunix/evaluate", {"model_id": "adder@v1", "evaluation_set": "sums-v1"}),
         ("POST", f"/api/tunix/runs/{run}/evaluate", {}),
         ("GET", f"/api/tunix/runs/{run}/artifacts/..%2frun.json/download", None),
         ("GET", f"/api/tunix/runs/{run}/artifacts/none.txt/download", None),
@@ -216,7 +216,7 @@ def test_an_examination_is_asked_for_by_run_or_by_name(api, store, root):
     version = promote(store, model.id, run)
     set_alias(store, model.id, "champion", version.id)
     asked = {"evaluation_set": "sums-v1", "limit": 5}
-    path = "/api/tunix/examine"
+    path = "/api/tunix/evaluate"
     for wrong in ({}, {"run_id": str(run), "model_id": "tiny"}):
         assert api.post(path, json=asked | wrong).status_code == 422
 

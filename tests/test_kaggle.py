@@ -28,7 +28,7 @@ from tunix_rt.runs.folder import Run
 
 TOY = {
     "model": "tiny", "method": "lora", "lora_rank": 4, "train_traces": 32, "held_out": 2,
-    "max_steps": 40, "checkpoint_every": 2, "batch_size": 2, "seq_length": 128, "examined": 2,
+    "max_steps": 40, "checkpoint_every": 2, "batch_size": 2, "seq_length": 128, "eval_limit": 2,
     "max_new_tokens": 8,
 }  # fmt: skip
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -281,7 +281,7 @@ def test_push_through_kaggles_own_client(
     line += ["max_steps=50", "--bundle", str(wheels), "--session", str(run.folder)]
     line += ["--publish", str(whole.folder)]
 
-    code, said = typed([*line, "--dry-run", "--into", str(tmp_path / "dry")], capsys)
+    code, said = typed([*line, "--dry-run", "--output", str(tmp_path / "dry")], capsys)
     assert code == 0 and not kaggle.calls, said
     assert sorted(path.name for path in (tmp_path / "dry").iterdir()) == [
         "data-dataset", "model", "notebook", "session", "wheels"]  # fmt: skip
@@ -355,7 +355,7 @@ def test_results_come_home_and_go_onto_the_leaderboard(
         "ada/gemma-shows-its-work: complete\n",
     )
     code, said = typed(
-        ["pull", "ada/gemma-shows-its-work", "--into", str(tmp_path / "home")], capsys
+        ["pull", "ada/gemma-shows-its-work", "--output", str(tmp_path / "home")], capsys
     )
     assert code == 0 and f"is run {run.run_id}" in said
     assert not list((tmp_path / "home").rglob("checkpoints"))

@@ -113,7 +113,7 @@ def test_forms_do_what_endpoints_do(store, root):
             assert "of 100, 95% interval" in done.text
         board = client.get("/leaderboard").text
         assert board.count("<svg") == 3 and "best" in board and "behind" in board
-        asked = client.post(f"/runs/{good}/examine", data={"evaluation_set": "sums-v1"})
+        asked = client.post(f"/runs/{good}/evaluate-model", data={"evaluation_set": "sums-v1"})
         assert asked.status_code == 200 and "pending" in asked.text
         set_baseline(store, "main", good)
         form = {"model": "adder", "run_id": str(bad), "gate": "main", "alias": "champion"}

@@ -229,7 +229,7 @@ def test_a_trained_run_is_judged_by_the_run_that_asked_its_model(bench):
     asking = evaluate_parameters(bench.store, trained, "exam-v1")
     assert asking["model"] == f"outputs/runs/{training.folder.name}" and asking["name"] == "adder"
 
-    fresh = {**asking, "weights": "fresh"}
+    fresh = {**asking, "untrained": True}
     record_evaluation(bench.store, bench.asked(3, parameters=fresh, parent_run_id=trained))
     with pytest.raises(MissingError):
         latest_evaluation(bench.store, trained)

@@ -80,7 +80,7 @@ GOOD = {
     "POST /api/tunix/sft/export": {"body": {"dataset_key": "sums-v1"}},
     "POST /api/tunix/sft/manifest": {"body": ORDER | {"output_dir": "out"}},
     "POST /api/tunix/run": {"body": ORDER},
-    "POST /api/tunix/examine": {"body": {"run_id": "run_id", "evaluation_set": "sums-v1"}},
+    "POST /api/tunix/evaluate": {"body": {"run_id": "run_id", "evaluation_set": "sums-v1"}},
     "POST /api/regression/baselines": {
         "body": {"run_id": "run_id", "name": "b", "metric": "score"}
     },

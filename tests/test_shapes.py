@@ -63,11 +63,11 @@ def test_a_public_file_from_the_command_line(root: Path, capsys: pytest.CaptureF
         "gsm8k",
         "--format",
         "gsm8k",
-        "--unlike",
+        "--decontaminate",
         "golden-v2",
     ]
     with pytest.raises(SystemExit) as ended:
-        main([*words, "--room", "20"])
+        main([*words, "--max-tokens", "20"])
     assert not ended.value.code
     said = capsys.readouterr().out
     assert "30 traces taken in, 1 copies" in said and "1 questions of the examination" in said

@@ -24,7 +24,7 @@ from ..core.errors import TunixError
 from ..runs.pipelines import list_pipelines
 
 # %% auto #0
-__all__ = ['SECTIONS', 'MENDABLE', 'show', 'doctor', 'Sections', 'build_app', 'main']
+__all__ = ['SECTIONS', 'OLD_OPTIONS', 'MENDABLE', 'show', 'doctor', 'Sections', 'build_app', 'refuse_old_options', 'main']
 
 # %% ../../nbs/cli/60_app.ipynb #df46b4fe
 def show(
@@ -168,6 +168,41 @@ def build_app() -> typer.Typer:  # Ready to be called
     app.add_typer(kaggle, name="kaggle", help=home, rich_help_panel="Kaggle")
     return app
 
+# %% ../../nbs/cli/60_app.ipynb #a970bea4
+OLD_OPTIONS = {
+    "ingest": {"--unlike": "--decontaminate", "--room": "--max-tokens", "--into": "--output"},
+    "export": {"--into": "--output"},
+    "kaggle": {"--into": "--output"},
+    "tune": {"--at-a-time": "--max-concurrent", "--here": "--work", "--search": "--space"},
+    "doctor": {
+        "--row-tokens": "--seq-length",
+        "--batch-rows": "--batch-size",
+        "--slice-rows": "--micro-batch-size",
+        "--optimiser": "--optimizer",
+        "--stacked": "--scan-layers",
+        "--no-stacked": "--no-scan-layers",
+    },
+}
+
+
+def refuse_old_options(
+    typed: list[str],  # Words of the command line, the command first
+) -> None:
+    """Stop at an option of version 0.1, and say what it is called today.
+
+    Args:
+        typed: Words of the command line, the command first
+    """
+    command = next((word for word in typed if not word.startswith("-")), "")
+    for word in typed:
+        today = OLD_OPTIONS.get(command, {}).get(word.partition("=")[0])
+        if today:
+            old = word.partition("=")[0]
+            typer.echo(
+                f"tunix-rt {command}: no such option {old} (did you mean {today}?)", err=True
+            )
+            sys.exit(2)
+
 # %% ../../nbs/cli/60_app.ipynb #75c98310
 MENDABLE = {
     errno.ENOSPC: "Make room on the disk and give the same command again; what was done is kept.",
@@ -190,6 +225,7 @@ def main(
     """
     typed = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in typed
+    refuse_old_options(typed)
     try:
         build_app()(args=[word for word in typed if word != "--debug"], prog_name="tunix-rt")
     except TunixError as error:

@@ -77,14 +77,14 @@ def generate(
 # %% ../../nbs/cli/20_data.ipynb #59ec7b9e
 def lengths_text(
     path: Path,  # File of traces
-    room: int,  # Most that one example may take
+    max_tokens: int,  # Most that one example may take
     tokenizer: str,  # Model folder whose tokens are counted; "" for characters
 ) -> str:  # A table
     """Sum up how long the traces of a file are.
 
     Args:
         path: File of traces
-        room: Most that one example may take
+        max_tokens: Most that one example may take
         tokenizer: Model folder whose tokens are counted; "" for characters
 
     Returns:
@@ -98,25 +98,27 @@ def lengths_text(
 
         reader, unit = load_tokenizer(resolve(tokenizer)), "tokens"
         count = lambda text: len(reader(text).input_ids)  # noqa: E731
-    table = by_domain(lengths(read_traces(path), count), room)
-    return f"\n{unit} in question and response, and how many are longer than {room:,}:\n{table}"
+    table = by_domain(lengths(read_traces(path), count), max_tokens)
+    return (
+        f"\n{unit} in question and response, and how many are longer than {max_tokens:,}:\n{table}"
+    )
 
 # %% ../../nbs/cli/20_data.ipynb #f2e7c18a
 def ingest(
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSONL, one trace a line, or CSV")],
     source: Annotated[str, typer.Option(help="Where it comes from; kept in every trace")],
-    into: Annotated[str, typer.Option(help="File to write [default: data/traces/FILE]")] = "",
+    output: Annotated[str, typer.Option(help="File to write [default: data/traces/FILE]")] = "",
     replace: Annotated[
         bool, typer.Option("--replace", help="Write over a file of traces that is there already")
     ] = False,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad lines out instead of refusing all")
     ] = False,
-    unlike: Annotated[
+    decontaminate: Annotated[
         list[str] | None, typer.Option(help="Evaluation set whose questions must not come in")
     ] = None,
     format: Annotated[str, typer.Option(help=f"trace, {', '.join(FORMATS_IN)}")] = "trace",
-    room: Annotated[
+    max_tokens: Annotated[
         int, typer.Option(help="Sum up lengths, and count examples longer than this")
     ] = 0,
     tokenizer: Annotated[
@@ -125,16 +127,16 @@ def ingest(
 ) -> None:
     """Check a file of traces, or of another shape, and write the good ones to another.
 
-    Example: tunix-rt ingest ~/Downloads/train.jsonl --source gsm8k --format gsm8k --room 1024
+    Example: tunix-rt ingest ~/Downloads/train.jsonl --source gsm8k --format gsm8k --max-tokens 1024
     """
-    target = resolve(into or Path("data/traces") / f"{Path(file).stem}.jsonl")
+    target = resolve(output or Path("data/traces") / f"{Path(file).stem}.jsonl")
     name = Path(file).expanduser()
     if target.is_file() and not replace:
         raise PathError(
             f"{target} is there already, and its traces would be lost; name another file with "
-            f"--into, or say --replace"
+            f"--output, or say --replace"
         )
-    examined = chain.from_iterable(load_dataset(key) for key in unlike or [])
+    examined = chain.from_iterable(load_dataset(key) for key in decontaminate or [])
     read = read_file if format == "trace" else partial(import_file, shape=format)
     try:
         intake = read(
@@ -156,8 +158,8 @@ def ingest(
     )
     if secret := getattr(intake, "examined", 0):
         typer.echo(f"  {secret:,} questions of the examination left out")
-    if room:
-        typer.echo(lengths_text(target, room, tokenizer))
+    if max_tokens:
+        typer.echo(lengths_text(target, max_tokens, tokenizer))
 
 # %% ../../nbs/cli/20_data.ipynb #e2514f7a
 def assignments(
@@ -250,17 +252,17 @@ def export(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A key, or a folder")],
     format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}")] = "messages",
     split: Annotated[str, typer.Option(help="Only this split [default: all]")] = "",
-    into: Annotated[str, typer.Option(help="File to write [default: the terminal]")] = "",
+    output: Annotated[str, typer.Option(help="File to write [default: the terminal]")] = "",
 ) -> None:
     """Write a dataset as JSONL in a format that other tools read.
 
-    Example: tunix-rt export golden-v2 --format messages --into golden.jsonl
+    Example: tunix-rt export golden-v2 --format messages --output golden.jsonl
     """
     traces = load_dataset(dataset).traces(split or None)
-    if not into:
+    if not output:
         for line in export_lines(traces, format):
             typer.echo(line, nl=False)
         return
-    target = Path(into).expanduser().absolute()
+    target = Path(output).expanduser().absolute()
     count = export_file(traces, target, format=format)
     typer.echo(f"{count:,} lines\n  in {target}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tunix_rt.runs.folder import Run
 
 # %% auto #0
-__all__ = ['app', 'HOME', 'Into', 'Owner', 'owner_of', 'fresh_folder', 'bundle', 'push', 'status', 'pull', 'save', 'outline']
+__all__ = ['app', 'HOME', 'Output', 'Owner', 'owner_of', 'fresh_folder', 'bundle', 'push', 'status', 'pull', 'save', 'outline']
 
 # %% ../../nbs/cli/55_kaggle.ipynb #be2eade8
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -67,7 +67,7 @@ def fresh_folder(
     return home / f"{name}-{number}"
 
 # %% ../../nbs/cli/55_kaggle.ipynb #5170f399
-Into = Annotated[str, typer.Option(help=f"Folder to make [default: a fresh one in {HOME}]")]
+Output = Annotated[str, typer.Option(help=f"Folder to make [default: a fresh one in {HOME}]")]
 Owner = Annotated[str, typer.Option(help="Your name on Kaggle [default: as its client knows it]")]
 
 
@@ -77,7 +77,7 @@ def bundle(
     accelerator: Annotated[str, typer.Option(help="Which image: tpu or gpu")] = "tpu",
     image: Annotated[str, typer.Option(help="What `pip freeze` said there (image.txt)")] = "",
     wheel: Annotated[str, typer.Option(help="Our wheel [default: built from the checkout]")] = "",
-    into: Into = "",
+    output: Output = "",
 ) -> None:
     """Collect the wheels that Kaggle's image lacks, for sessions without internet.
 
@@ -87,7 +87,7 @@ def bundle(
     """
     from tunix_rt.kaggle.wheels import make_bundle
 
-    folder = fresh_folder(into, "wheels")
+    folder = fresh_folder(output, "wheels")
     made = make_bundle(
         folder,
         python=python,
@@ -118,7 +118,7 @@ def push(
         list[str] | None, typer.Option(help="owner/dataset to attach")
     ] = None,
     hours: Annotated[float, typer.Option(help="Longest time it may run")] = 9.0,
-    into: Into = "",
+    output: Output = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write all, upload nothing")] = False,
 ) -> None:
     """Push the submission notebook to Kaggle with everything it needs; Kaggle runs it at once.
@@ -148,7 +148,7 @@ def push(
         models=tuple(model_source or ()),
         datasets=tuple(dataset_source or ()),
     )
-    folder = fresh_folder(into, "push")
+    folder = fresh_folder(output, "push")
     uploads = write_submission(submission, folder)
     for upload in uploads if dry_run else ():
         typer.echo(f"{upload.kind}  {upload.ref}\n  in {upload.folder}")
@@ -174,7 +174,7 @@ def status(
 @app.command()
 def pull(
     notebook: Annotated[str, typer.Argument(metavar="NOTEBOOK", help="owner/notebook")],
-    into: Into = "",
+    output: Output = "",
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Bring them too, to go on here")
     ] = False,
@@ -191,7 +191,7 @@ def pull(
     from tunix_rt.kaggle.upload import pull as fetch
     from tunix_rt.runs.folder import read_run
 
-    folder = fresh_folder(into, "pull")
+    folder = fresh_folder(output, "pull")
     runs = [
         read_run(path) for path in fetch(kaggle_client(), notebook, folder, checkpoints=checkpoints)
     ]
@@ -224,7 +224,7 @@ def save(
     ),
     title: Annotated[str, typer.Option(help="On Kaggle, 6 to 50 characters")] = "tunix-rt session",
     owner: Owner = "",
-    into: Into = "",
+    output: Output = "",
     upload: Annotated[bool, typer.Option("--upload", help="Upload it as well")] = False,
 ) -> None:
     """Pack a run for Kaggle: as a dataset for the next session, or as a model.
@@ -241,7 +241,7 @@ def save(
     if kind not in ("dataset", "model"):
         raise KaggleError(f"a run can be saved as dataset or model, not as {kind!r}")
     api = kaggle_client() if upload else None
-    found, name, folder = find_run(run), owner_of(owner, api), fresh_folder(into, kind)
+    found, name, folder = find_run(run), owner_of(owner, api), fresh_folder(output, kind)
     if kind == "model":
         ready = write_model(found, name, title, folder)
     else:

@@ -137,7 +137,7 @@ def job_text(
 # %% ../../nbs/cli/50_tune.ipynb #a33e2051
 Search = Annotated[
     list[str] | None,
-    typer.Option("--search", "-s", help="NAME=LOW...HIGH or NAME=A,B,C; give it several times"),
+    typer.Option("--space", "-s", help="NAME=LOW...HIGH or NAME=A,B,C; give it several times"),
 ]
 
 
@@ -151,16 +151,16 @@ def tune(
     mode: Annotated[str, typer.Option(help="min or max")] = "min",
     evaluation_set: Annotated[str, typer.Option(help="To examine each model on")] = "",
     trials: Annotated[int, typer.Option(help="In all")] = 10,
-    at_a_time: Annotated[int, typer.Option(help="Trials in the queue together")] = 1,
+    max_concurrent: Annotated[int, typer.Option(help="Trials in the queue together")] = 1,
     pipeline: Annotated[str, typer.Option(help="A verb, or the path of a notebook")] = "train",
     sampler: Annotated[str, typer.Option(help="tpe, or random")] = "tpe",
     prune: Annotated[bool, typer.Option("--prune", help="Stop what is behind")] = False,
     seed: Annotated[int, typer.Option(help="Fixes what is chosen")] = 0,
-    here: Annotated[bool, typer.Option("--here", help="Work on it until it has ended")] = False,
+    work: Annotated[bool, typer.Option("--work", help="Work on it until it has ended")] = False,
 ) -> None:
     """Search for better parameters; every trial is a run in the queue.
 
-    Example: tunix-rt tune rates -s learning_rate=0.001...0.1 -p max_steps=100 --trials 8 --here
+    Example: tunix-rt tune rates -s learning_rate=0.001...0.1 -p max_steps=100 --trials 8 --work
     """
     from tunix_rt.tuning.jobs import create_job, get_job, start_job
 
@@ -168,10 +168,10 @@ def tune(
         asked = _from_file(name)
     else:
         given, verb = assignments(parameter, "--parameter"), portable(pipeline)
-        spaces = assignments(search, "--search")
+        spaces = assignments(search, "--space")
         asked = {
             "name": name, "dataset_key": dataset, "base_model_id": model, "metric_name": metric,
-            "metric_mode": mode, "num_samples": trials, "max_concurrent_trials": at_a_time,
+            "metric_mode": mode, "num_samples": trials, "max_concurrent_trials": max_concurrent,
             "search_space": {key: dimension(key, text) for key, text in spaces.items()},
             "pipeline": verb, "sampler": sampler, "prune": prune, "seed": seed,
             "parameters": check_parameters(find_pipeline(verb), given, as_text=True),
@@ -179,7 +179,7 @@ def tune(
         }  # fmt: skip
     with opened() as store:
         job = start_job(store, create_job(store, **asked).id)
-        if not here:
+        if not work:
             typer.echo(f"{job.id} is running; workers take its trials. See: tunix-rt tuning")
             return
         _work_on(store, job)

@@ -48,7 +48,7 @@ def evaluate_model(
     Returns:
         Waiting for a worker
     """
-    return request(client, RunResult, "POST", "/api/tunix/examine", body=asked, key=key)
+    return request(client, RunResult, "POST", "/api/tunix/evaluate", body=asked, key=key)
 
 # %% ../../nbs/client/50_evaluation.ipynb #8ba68dec
 def evaluate_run(

@@ -22,6 +22,7 @@ from ..core.files import canonical_json, json_fault
 from ..core.settings import resolve, settings
 from ..data.datasets import dataset_folder, load_dataset
 from ..registry.model_refs import pin_parameters
+from ..runs.old_names import with_new_names
 from tunix_rt.runs.pipelines import (
     check_parameters,
     find_pipeline,
@@ -70,6 +71,11 @@ class QueuedRun:
     lease_until: datetime | None
     cancel_requested_at: datetime | None
     last_seq: int
+
+    def __post_init__(self) -> None:
+        # A row of version 0.1 has the parameter names of 0.1
+        named = with_new_names(self.pipeline, self.parameters)
+        object.__setattr__(self, "parameters", named)
 
     @property
     def ended(self) -> bool:

@@ -47,6 +47,11 @@ class LoraConfig:
                 f"choose targets from {', '.join(PROJECTIONS)}"
             )
 
+    @property
+    def identity(self) -> str:
+        "Text that differs when any setting does, as checkpoints have held it since version 0.1."
+        return repr(self).replace("LoraConfig", "Lora", 1)
+
 # %% ../../nbs/models/45_lora.ipynb #b79685ee
 def add_lora(
     model: Gemma,  # Changed in place

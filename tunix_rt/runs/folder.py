@@ -22,6 +22,7 @@ from ..core.errors import RunError, TunixError
 from ..core.files import read_json, sha256_file, write_json
 from ..core.settings import resolve, settings
 from .lock import acquire, held, join, release
+from .old_names import with_new_names
 from .provenance import plain, surroundings
 
 # %% auto #0
@@ -160,8 +161,8 @@ class RunRecord(RunFiles):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        "What was asked for."
-        return dict(self.facts.get("parameters", {}))
+        "Requested parameters, under the names of today."
+        return with_new_names(self.pipeline, self.facts.get("parameters", {}))
 
     @property
     def results(self) -> dict[str, Any]:

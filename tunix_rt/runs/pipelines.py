@@ -23,6 +23,7 @@ import tunix_rt
 from ..core.errors import RunError, TunixError
 from ..core.files import canonical_json, parse_json
 from ..core.settings import resolve
+from .old_names import new_name
 
 # %% auto #0
 __all__ = ['PLAIN', 'pipeline_name', 'list_pipelines', 'find_pipeline', 'Parameter', 'read_parameters', 'read_summary',
@@ -305,7 +306,8 @@ def check_parameters(
         )
     unknown = [key for key in given if key not in declared]
     if unknown:
-        meant = _meant(unknown[0], declared)
+        today = new_name(str(notebook), unknown[0])
+        meant = f" (did you mean {today!r}?)" if today else _meant(unknown[0], declared)
         raise RunError(
             f"{name} has no parameter {', '.join(map(repr, unknown))}{meant}. It takes: "
             f"{', '.join(declared)}."

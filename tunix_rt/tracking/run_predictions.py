@@ -84,7 +84,7 @@ def trained_folder(
         The run folder of the model it asked; None if that is not among our runs
     """
     asked = run.parameters.get("model")
-    if run.pipeline != "evaluate" or run.parameters.get("weights", "trained") != "trained":
+    if run.pipeline != "evaluate" or run.parameters.get("untrained", False):
         return None
     if not isinstance(asked, str) or not asked.strip() or "\0" in asked:
         return None
@@ -166,7 +166,7 @@ def find_predictions(
     raise RunError(
         f"run {row.id} holds no predictions, and no run has asked its model yet. Ask it first: "
         f"tunix-rt evaluate -p model={short_path(own.folder)} -p dataset=EVALUATION-SET, or over "
-        f"HTTP: POST /api/tunix/examine."
+        f"HTTP: POST /api/tunix/evaluate."
     )
 
 # %% ../../nbs/tracking/10_run_predictions.ipynb #3d2d8fee

@@ -14,6 +14,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from ..core.errors import TrainingError
 from ..core.files import canonical_json, sha256_text
+from ..runs.old_names import OLD_NAMES
 
 # %% auto #0
 __all__ = ['TrainConfig', 'schedule', 'build_optimizer']
@@ -81,7 +82,9 @@ class TrainConfig:
     @property
     def fingerprint(self) -> str:
         "Sixteen hexadecimal digits that differ when any number does."
-        return sha256_text(canonical_json(vars(self)))[:16]
+        old = {new: name for name, new in OLD_NAMES["train"].items()}
+        spelled = {old.get(name, name): value for name, value in vars(self).items()}
+        return sha256_text(canonical_json(spelled))[:16]
 
 # %% ../../nbs/training/20_config.ipynb #87cb12ab
 def schedule(

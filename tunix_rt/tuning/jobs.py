@@ -20,6 +20,7 @@ from ..core.settings import resolve, settings
 from ..data.datasets import dataset_folder
 from ..jobs.queue import moment, request_cancel
 from ..registry.model_refs import pin_model
+from ..runs.old_names import with_new_names
 from tunix_rt.runs.pipelines import (
     check_parameters,
     find_pipeline,
@@ -190,6 +191,12 @@ class TuningSpec:
     prune_by: str = "loss"  # The figure in metrics.jsonl that is watched; less is better
     prune_after: int = 0  # Steps that every trial may make
     timeout_seconds: float | None = None  # Longest time of one attempt
+
+    def __post_init__(self) -> None:
+        # A job of version 0.1 has the parameter names of 0.1
+        object.__setattr__(self, "parameters", with_new_names(self.pipeline, self.parameters))
+        evaluation = with_new_names("evaluate", self.evaluation_parameters)
+        object.__setattr__(self, "evaluation_parameters", evaluation)
 
     def given(self, job: TuningJobView, params: Mapping[str, Any]) -> dict[str, Any]:
         "Put together what a trial asks its run for."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import RunError
 from ..core.files import canonical_json, json_fault
+from ..runs.old_names import new_name
 from ..runs.pipelines import Parameter, check_value
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ WIDEST = 100  # Values of one choice, and parameters of one search
 # %% ../../nbs/tuning/10_search_space.ipynb #ae93eea1
 ALIASES = {
     "train": {
-        "batch_size": "batch_size",
         "max_seq_length": "seq_length",
         "num_epochs": "max_steps",  # Another unit too
     }
@@ -75,7 +75,7 @@ def current_name(
     Returns:
         Name as the notebook declares it
     """
-    return ALIASES.get(pipeline, {}).get(name, name)
+    return ALIASES.get(pipeline, {}).get(name) or new_name(pipeline, name) or name
 
 # %% ../../nbs/tuning/10_search_space.ipynb #cf37702b
 def _choice(

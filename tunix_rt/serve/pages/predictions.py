@@ -33,7 +33,8 @@ from tunix_rt.tracking.evaluations import (
 )
 
 # %% auto #0
-__all__ = ['router', 'AT_ONCE', 'Answer', 'answers_of', 'answers_page', 'sent_to', 'cancel_form', 'examine_form', 'evaluate_form']
+__all__ = ['router', 'AT_ONCE', 'Answer', 'answers_of', 'answers_page', 'sent_to', 'cancel_form', 'evaluate_model_form',
+           'evaluate_form']
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #0dea1ddc
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ def cancel_form(store: StoreDep, run_id: UUID) -> RedirectResponse:
     return sent_to(f"/runs/{run_id}")
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #386679e6
-@router.post("/runs/{run_id}/examine")
-def examine_form(
+@router.post("/runs/{run_id}/evaluate-model")
+def evaluate_model_form(
     store: StoreDep, run_id: UUID, evaluation_set: Annotated[Key, Form()]
 ) -> RedirectResponse:
     "Ask the model of a run the questions of a set."

@@ -120,7 +120,8 @@ async def execute_tunix_run(
     return RunResult(**run_result(run))
 
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #90c91251
-@router.post("/api/tunix/examine", status_code=201)
+@router.post("/api/tunix/examine", status_code=201, deprecated=True, include_in_schema=False)
+@router.post("/api/tunix/evaluate", status_code=201)
 def evaluate_model(
     store: StoreDep, asked: EvaluateModelRequest, made_id: IdempotentId
 ) -> RunResult:
