@@ -88,7 +88,7 @@ def go_on(state: TrainState, step: Step, first: int, last: int) -> tuple[TrainSt
 def sharing(state: TrainState) -> dict[str, Any]:
     "Compare what one device holds with what one device would hold alone."
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    parts = {"params": (state.params, whole.params), "moments": (state.optimizer, whole.optimizer)}
+    parts = {"params": (state.params, whole.params), "moments": (state.opt_state, whole.opt_state)}
     return {name: (bytes_per_device(a), bytes_per_device(b)) for name, (a, b) in parts.items()}
 
 

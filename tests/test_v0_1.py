@@ -29,6 +29,7 @@ from tunix_rt.registry.promotion import verify_version
 from tunix_rt.runs.execute import execute
 from tunix_rt.runs.folder import inventory, read_run
 from tunix_rt.runs.lookup import find_run, list_runs, train_sets
+from tunix_rt.runs.old_names import with_new_names
 from tunix_rt.scoring.predictions import read_predictions
 from tunix_rt.store.backup import restore
 from tunix_rt.store.datasets import build_from_store
@@ -263,7 +264,10 @@ def test_a_search_keeps_its_trials_and_another_begins(store):
     assert sizes.best_value == min(trial.value for trial in sizes.trials)
     for trial in sizes.trials:
         asked = get_queued(store, trial.run_id).parameters
-        assert trial.status == "completed" and trial.params.items() <= asked.items()
+        assert (
+            trial.status == "completed"
+            and with_new_names("train", trial.params).items() <= asked.items()
+        )
     with study_storage(store) as storage:
         study = open_study(storage, sizes)
         assert [trial.value for trial in study.trials] == [trial.value for trial in sizes.trials]

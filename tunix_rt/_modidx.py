@@ -2914,6 +2914,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'tunix_rt/training/checkpoints.py'),
                                                'tunix_rt.training.checkpoints._loss': ( 'training/checkpoints.html#_loss',
                                                                                         'tunix_rt/training/checkpoints.py'),
+                                               'tunix_rt.training.checkpoints._read_state': ( 'training/checkpoints.html#_read_state',
+                                                                                              'tunix_rt/training/checkpoints.py'),
                                                'tunix_rt.training.checkpoints.check_identity': ( 'training/checkpoints.html#check_identity',
                                                                                                  'tunix_rt/training/checkpoints.py'),
                                                'tunix_rt.training.checkpoints.find_checkpoints': ( 'training/checkpoints.html#find_checkpoints',

@@ -17,8 +17,8 @@ from ..core.errors import TrainingError
 from ..core.files import canonical_json, read_log, replacing
 
 # %% auto #0
-__all__ = ['Checkpoints', 'save_state', 'check_identity', 'restore_state', 'find_checkpoints', 'ReadOnlyCheckpoints',
-           'resume_from']
+__all__ = ['OLD_FIELDS', 'Checkpoints', 'save_state', 'check_identity', 'restore_state', 'find_checkpoints',
+           'ReadOnlyCheckpoints', 'resume_from']
 
 # %% ../../nbs/training/25_checkpoints.ipynb #8ae5b517
 def _loss(metrics: dict[str, float]) -> float:
@@ -108,6 +108,20 @@ def check_identity(
             f"parameters it was started with"
         )
 
+# %% ../../nbs/training/25_checkpoints.ipynb #ce4c653b
+OLD_FIELDS = {"opt_state": "optimiser"}  # As version 0.1 spelled it
+
+
+def _read_state(checkpoints: Checkpoints, number: int, like: Any) -> Any:
+    fields = {name: OLD_FIELDS.get(name, name) for name in getattr(like, "_fields", ())}
+    described = (checkpoints.folder / str(number) / "state" / "_METADATA").read_text()
+    old = any(f"('{fields[name]}'" in described for name in fields if fields[name] != name)
+    wanted = {fields[name]: part for name, part in like._asdict().items()} if old else like
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    held = checkpoints.manager.restore(number, args=args).state
+    return type(like)(**{name: held[fields[name]] for name in fields}) if old else held
+
 # %% ../../nbs/training/25_checkpoints.ipynb #15559e52
 def restore_state(
     checkpoints: Checkpoints,  # Checkpoints to read from
@@ -132,15 +146,12 @@ def restore_state(
                 number, args=ocp.args.Composite(note=ocp.args.JsonRestore())
             ).note
             check_identity(checkpoints, number, note["identity"])
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-            held = checkpoints.manager.restore(
-                number, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            )
+            state = _read_state(checkpoints, number, like)
             for newer in [other for other in checkpoints.steps() if damage and other > number]:
                 checkpoints.manager.delete(newer)
             if damage:
                 warnings.warn(f"going on from step {number}, because of {damage}", stacklevel=2)
-            return number, held.state, note["memory"]
+            return number, state, note["memory"]
         except (ValueError, KeyError, OSError, TypeError) as error:
             damage = damage or f"damage to step {number} ({type(error).__name__})"
     if damage:

@@ -174,7 +174,7 @@ def _held(setup: TrainSetup) -> tuple[int, int, int]:
     state = init_train_state(parts.trained, setup.train_config, setup.mesh)  # type: ignore[arg-type]
     frozen = place(parts.frozen, setup.mesh)
     frozen_bytes = bytes_per_device(frozen)
-    return frozen_bytes, bytes_per_device(state.params), bytes_per_device(state.optimizer)
+    return frozen_bytes, bytes_per_device(state.params), bytes_per_device(state.opt_state)
 
 
 def held_bytes(

@@ -38,12 +38,12 @@ class TrainState(NamedTuple):
 
     Attributes:
         params: Trained parameters, as a tree, in float32
-        optimizer: The optimizer's memory
+        opt_state: State of the optimizer
         step: Updates so far
     """
 
     params: Any  # Trained parameters, as a tree, in float32
-    optimizer: Any  # The optimizer's memory
+    opt_state: Any  # State of the optimizer
     step: jax.Array  # Updates so far
 
 # %% ../../nbs/training/40_train_step.ipynb #cf138023
@@ -117,7 +117,7 @@ def init_train_state(
     params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), place(trained, mesh))
     if mesh is None:
         return begin(params)
-    lands = jax.tree.map(lambda shape: shape.sharding, planned.optimizer)
+    lands = jax.tree.map(lambda shape: shape.sharding, planned.opt_state)
     memory = jax.jit(optimizer.init, out_shardings=lands)(params)
     return TrainState(params, memory, place(jnp.zeros((), jnp.int32), mesh))
 
@@ -287,7 +287,7 @@ def make_step(
         )
         count = jnp.maximum(batch.loss_mask.sum(), 1)
         gradient = jax.tree.map(lambda g: g / count, gradient)
-        change, memory = optimizer.update(gradient, state.optimizer, state.params)
+        change, memory = optimizer.update(gradient, state.opt_state, state.params)
         figures = {
             "loss": total / count,
             "gradient_norm": optax.global_norm(gradient),
