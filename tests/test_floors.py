@@ -12,6 +12,7 @@ FLOORS = (
     {"jobs"},
     {"tracking"},
     {"registry"},
+    {"api"},
     {"tuning"},
     {"serve"},
     {"client", "cli"},

@@ -40,6 +40,9 @@ class Comparison(BaseModel):
     def __repr__(self) -> str:
         return repr(comparison_html(self))
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def _repr_html_(self) -> str:
         return str(comparison_html(self))
 

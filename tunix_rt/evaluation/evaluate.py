@@ -70,6 +70,9 @@ class Evaluation(BaseModel):
     def __repr__(self) -> str:
         return repr(evaluation_html(self))
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def _repr_html_(self) -> str:
         return str(evaluation_html(self))
 

@@ -68,6 +68,7 @@ class TrainResult:
     """What a training ended with.
 
     Attributes:
+        state: Final state; None where it was let go to free memory
         steps: Updates in all
         resumed_from: The step it woke up at; 0 for a fresh start
         best_step: The checkpoint with the lowest loss
@@ -77,7 +78,7 @@ class TrainResult:
         folder: Folder of checkpoints and log: one's own, or that of process 0
     """
 
-    state: TrainState
+    state: TrainState | None  # Final state; None where it was let go to free memory
     steps: int  # Updates in all
     resumed_from: int  # The step it woke up at; 0 for a fresh start
     best_step: int | None  # The checkpoint with the lowest loss

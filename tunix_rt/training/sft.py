@@ -5,17 +5,29 @@
 # %% ../../nbs/training/55_sft.ipynb #7dfb6ebf
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
 from ..models.gemma import Gemma, hidden_states
+from ..models.tokenizer import Tokenizer
+from ..traces.schema import Trace
 from .config import TrainConfig
 from .loss import summed_loss
-from .packing import PackedBatch
+from tunix_rt.training.packing import (
+    PackedBatch,
+    TokenizedTraces,
+    names_in,
+    pack,
+    packing_efficiency,
+    tokenize_traces,
+)
 from .train_step import Objective
 
 # %% auto #0
-__all__ = ['shift_targets', 'sft_objective']
+__all__ = ['shift_targets', 'sft_objective', 'SFTBatches', 'prepare_batches']
 
 # %% ../../nbs/training/55_sft.ipynb #ff46dbe5
 def shift_targets(
@@ -64,3 +76,76 @@ def sft_objective(
         return summed_loss(hidden, model.embedding[...], targets, loss_mask, cap=cap)
 
     return objective
+
+# %% ../../nbs/training/55_sft.ipynb #4c79292f
+@dataclass(frozen=True)
+class SFTBatches:
+    """Packed rows to train on and to validate on, and how they came about.
+
+    Attributes:
+        train: Rows to train on
+        validation: Rows to watch the loss on; None for none
+        tokenized: Training traces before packing, with counts of what was lost
+        validation_traces: Number of traces held back
+        seq_length: T, tokens in a row
+        reasoning: False if the steps were left out
+        dataset: Key of the dataset that the traces are from
+        fingerprint: Hash of that dataset
+    """
+
+    train: PackedBatch  # Rows to train on
+    validation: PackedBatch | None  # Rows to watch the loss on; None for none
+    tokenized: TokenizedTraces  # Training traces before packing, with counts of what was lost
+    validation_traces: int  # Number of traces held back
+    seq_length: int  # T, tokens in a row
+    reasoning: bool  # False if the steps were left out
+    dataset: str = "traces"  # Key of the dataset that the traces are from
+    fingerprint: str = ""  # Hash of that dataset
+
+    def traces_in(self, rows: Sequence[int]) -> str:
+        "Name the traces that share some rows, for an error message."
+        held = names_in(self.tokenized, self.seq_length, rows)
+        some = {row: names[:4] + ["..."] * (len(names) > 4) for row, names in held.items()}
+        return "; ".join(f"row {row}: traces {', '.join(names)}" for row, names in some.items())
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tokenized}\n{len(self.train.tokens):,} rows of {self.seq_length} tokens, "
+            f"{packing_efficiency(self.train):.1%} full"
+        )
+
+
+def prepare_batches(
+    tokenizer: Tokenizer,  # Tokenizer of the model
+    traces: Iterable[Trace],  # Traces to train on
+    *,
+    validation: Iterable[Trace] = (),  # Traces to watch the loss on
+    seq_length: int = 256,  # T, tokens in a row
+    reasoning: bool = True,  # False trains on the answer alone
+    dataset: str = "traces",  # Key of the dataset that the traces are from
+    fingerprint: str = "",  # Hash of that dataset
+) -> SFTBatches:  # Tokenized and packed
+    """Tokenize and pack traces for supervised fine-tuning.
+
+    Args:
+        tokenizer: Tokenizer of the model
+        traces: Traces to train on
+        validation: Traces to watch the loss on
+        seq_length: T, tokens in a row
+        reasoning: False trains on the answer alone
+        dataset: Key of the dataset that the traces are from
+        fingerprint: Hash of that dataset
+
+    Returns:
+        Tokenized and packed
+    """
+
+    def tokenized(some: Iterable[Trace]) -> TokenizedTraces:
+        return tokenize_traces(tokenizer, some, seq_length=seq_length, reasoning=reasoning)
+
+    found, held_back = tokenized(traces), list(validation)
+    watched = pack(tokenized(held_back).examples, seq_length) if held_back else None
+    rows = pack(found.examples, seq_length)
+    return SFTBatches(
+        rows, watched, found, len(held_back), seq_length, reasoning, dataset, fingerprint
+    )
