@@ -296,7 +296,7 @@ def test_what_stops_with_a_signal_is_saved_and_goes_on(story: Story) -> None:
 
 def test_an_attached_folder_is_gone_on_from_and_left_alone(story: Story) -> None:
     told = story.wait("moved")
-    assert "going on from step" in told
+    assert "resumed from step" in told
     assert losses(story.run("moved")) == losses(story.run("whole"))
     attached = story.wait("attached")
     newest = max(path.stat().st_mtime for path in attached.rglob("*"))

@@ -166,7 +166,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(root):
     before = figures(folder)
     run = execute("train", TRAINING, folder, echo=False)
     assert run.completed and not run.facts["stopped_early"] and len(run.facts["resumed_at"]) == 1
-    assert "going on from step 97" in run.log.read_text()
+    assert "resumed from step 97" in run.log.read_text()
     steps, losses = figures(folder)
     assert steps == figures(finished)[0] == list(range(10, 201, 10)) and before[0][-1] == 90
     assert losses[:9] == before[1] == figures(finished)[1][:9]
@@ -243,7 +243,7 @@ def test_everything_in_the_database_is_listed(root, store):
     ]  # fmt: skip
     [worked] = [r for r in known if r.worker == "worker-1" and r.pipeline == "train"]
     printed = "".join(line.chunk for line in read_printed(store, worked.id))
-    assert "parity-v1: 20 traces to learn from" in printed
+    assert "parity-v1: 20 traces to train on" in printed
     assert printed.endswith(get_queued(store, worked.id).stdout[-100:])
     assert all(read_run(run.path).run_id == str(run.id) for run in known if run.folder)
 

@@ -441,9 +441,7 @@ class SFTResult:
         shown = {key: f"{v:.4g}" if isinstance(v, float) else f"{v}" for key, v in rows.items()}
         lines = [f"{key:20}{value:>12}" for key, value in shown.items()]
         root = resolve(settings().root)
-        folders = [
-            path.relative_to(root) if path.is_relative_to(root) else path for path in self.files
-        ]
+        folders = [p.relative_to(root) if p.is_relative_to(root) else p for p in self.files]
         return "\n".join([*lines, *(f"{path.name:20}{path}" for path in folders)])
 
     def _repr_html_(self) -> str:
