@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
+import jax
 import jax.numpy as jnp
 import pandas as pd
 from jax.sharding import Mesh
@@ -578,6 +579,8 @@ def sft(
     results = _key_figures(done, batches, metrics)
     files = _write_model(model, done, train_config, batches, results, place, export)
     model.origin = weights_fingerprint(model.module)
+    if jax.process_count() == 1:  # From now on it is the model of this run
+        model.source = resolve_source(str(done.folder))
     if own:
         run.finish(results, stopped_early=done.stopped_by != "steps")
     return SFTResult(model, run, metrics, results, files)
