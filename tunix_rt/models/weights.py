@@ -32,7 +32,7 @@ from tunix_rt.models.hf_layout import (
     match,
     model_config,
     published_name,
-    read_part,
+    read_finite,
 )
 from .lora import full_kernel
 from .sharding import placement
@@ -210,13 +210,13 @@ def to_devices(
     """
     turn = is_kernel(published_name(path))
     if mesh is None:
-        value = jnp.asarray(read_part(stored, (slice(None),) * len(stored.shape)))
+        value = jnp.asarray(read_finite(stored, (slice(None),) * len(stored.shape)))
         where = None
     else:
         shape = stored.shape[::-1] if turn else stored.shape
         where = placement(path, shape, mesh)
         spec = where.spec[::-1] if turn else where.spec
-        read = remembering(partial(read_part, stored))
+        read = remembering(partial(read_finite, stored))
         lying = NamedSharding(mesh, PartitionSpec(*spec))
         value = jax.make_array_from_callback(stored.shape, lying, read)
     return jax.block_until_ready(arriving(where, turn, jnp.dtype(dtype))(value))
