@@ -5,19 +5,23 @@
 # %% ../../nbs/models/20_config.ipynb #ed7908da
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import hashlib
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
+from ..core.files import ADVICE, JSONRefused, parse_json
 
 # %% auto #0
-__all__ = ['SIZES', 'SECOND', 'THIRD', 'SEEING', 'PRESETS', 'LEFT_OUT', 'GRANTED', 'ARCHITECTURES', 'GemmaConfig', 'preset',
-           'parameter_count', 'read_number', 'read_section', 'rope_factor', 'rope_settings', 'layer_rhythm',
-           'check_granted', 'text_part', 'check_family', 'from_hugging_face', 'to_hugging_face']
+__all__ = ['SIZES', 'SECOND', 'THIRD', 'SEEING', 'PRESETS', 'POINTER', 'MARKS', 'LEFT_OUT', 'GRANTED', 'ARCHITECTURES',
+           'GemmaConfig', 'preset', 'parameter_count', 'read_number', 'read_section', 'check_first_bytes',
+           'read_described', 'rope_factor', 'rope_settings', 'layer_rhythm', 'check_granted', 'text_part',
+           'check_family', 'from_hugging_face', 'to_hugging_face']
 
 # %% ../../nbs/models/20_config.ipynb #a64c6150
 SIZES = (
@@ -234,8 +238,8 @@ def read_number(
     """
     if key not in given:
         raise ModelError(
-            f"{file} says nothing about {key!r}; without it the weights have no shape. "
-            f"Take the file that came with the weights."
+            f"{file} says nothing about {key!r}, which has no default; take the file that came "
+            f"with the weights"
         )
     value = given[key]
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -271,6 +275,57 @@ def read_section(
             f"came with the weights"
         )
     return section or {}
+
+# %% ../../nbs/models/20_config.ipynb #aa10c001
+POINTER = b"version https://git-lfs"  # Start of a small file that stands for a large one
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def check_first_bytes(
+    file: Path,  # An existing file
+) -> None:
+    """Refuse a pointer that Git LFS did not follow, and a byte order mark.
+
+    Args:
+        file: An existing file
+    """
+    with file.open("rb") as opened:
+        start = opened.read(len(POINTER))
+    if start == POINTER:
+        raise ModelError(
+            f"{file} is a Git LFS pointer and not the file itself; fetch it with "
+            f"`git lfs pull`, or download it again"
+        )
+    if file.suffix == ".json" and start.startswith(MARKS):
+        raise ModelError(
+            f"{file} starts with a byte order mark (BOM), which JSON does not have; save it as "
+            f"UTF-8 without one"
+        )
+
+
+def read_described(
+    file: Path,  # A JSON file that describes a model or a part of it
+) -> dict[str, Any]:  # Names with values
+    """Read a description of a model, refusing a file that other programs would not read.
+
+    Args:
+        file: A JSON file that describes a model or a part of it
+
+    Returns:
+        Names with values
+    """
+    check_first_bytes(file)
+    try:
+        given = parse_json(file.read_bytes(), where=str(file))
+    except JSONRefused as error:
+        said = str(error).removesuffix(ADVICE)
+        raise ModelError(f"{said} Take the file that came with the weights.") from None
+    if not isinstance(given, dict):
+        raise ModelError(
+            f"{file} holds {str(given)[:40]!r} where names with values belong; take the file that "
+            f"came with the weights"
+        )
+    return given
 
 # %% ../../nbs/models/20_config.ipynb #b5a2bf54
 LEFT_OUT: dict[str, dict[str, Any]] = {

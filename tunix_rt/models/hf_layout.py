@@ -5,7 +5,6 @@
 # %% ../../nbs/models/55_hf_layout.ipynb #c0dcefb9
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +13,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..core.errors import ModelError
-from ..core.files import ADVICE, JSONRefused, parse_json
-from .config import GemmaConfig, from_hugging_face
+from tunix_rt.models.config import (
+    GemmaConfig,
+    check_first_bytes,
+    from_hugging_face,
+    read_described,
+)
 from .gemma import kernel_shapes, norm_sizes
 
 # %% auto #0
-__all__ = ['ATTENTION', 'FEED_FORWARD', 'INNER', 'EYES', 'HEADS', 'POINTER', 'EXPONENTS', 'CHUNK', 'NUMBERS', 'published_name',
-           'is_kernel', 'plain_name', 'refuse_pointer', 'read_described', 'model_config', 'weight_files', 'Stored',
-           'stored_tensors', 'read_part', 'read_finite', 'wanted_tensors', 'refuse_strangers', 'refuse_misfit',
-           'refuse_untied', 'match']
+__all__ = ['ATTENTION', 'FEED_FORWARD', 'INNER', 'EYES', 'HEADS', 'EXPONENTS', 'CHUNK', 'NUMBERS', 'published_name', 'is_kernel',
+           'plain_name', 'model_config', 'weight_files', 'Stored', 'stored_tensors', 'read_part', 'read_finite',
+           'wanted_tensors', 'refuse_strangers', 'refuse_misfit', 'refuse_untied', 'match']
 
 # %% ../../nbs/models/55_hf_layout.ipynb #8dd6b486
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
@@ -83,56 +85,6 @@ def plain_name(
         if name.startswith(prefix):
             return plain + name.removeprefix(prefix)
     return name
-
-# %% ../../nbs/models/55_hf_layout.ipynb #aa10c001
-POINTER = b"version https://git-lfs"  # Start of a small file that stands for a large one
-
-
-def refuse_pointer(
-    file: Path,  # An existing file
-) -> None:
-    """Refuse the pointer that Git LFS leaves in place of a file it did not fetch.
-
-    Args:
-        file: An existing file
-    """
-    with file.open("rb") as opened:
-        if opened.read(len(POINTER)) == POINTER:
-            raise ModelError(
-                f"{file} is a Git LFS pointer and not the file itself; fetch it with "
-                f"`git lfs pull`, or download it again"
-            )
-
-
-def read_described(
-    file: Path,  # A JSON file that describes a model or a part of it
-) -> dict[str, Any]:  # Names with values
-    """Read a description of a model, refusing a file that other programs would not read.
-
-    Args:
-        file: A JSON file that describes a model or a part of it
-
-    Returns:
-        Names with values
-    """
-    refuse_pointer(file)
-    text = file.read_bytes()
-    if text.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ModelError(
-            f"{file} starts with a byte order mark (BOM), which JSON does not have; save it as "
-            f"UTF-8 without one"
-        )
-    try:
-        given = parse_json(text, where=str(file))
-    except JSONRefused as error:
-        said = str(error).removesuffix(ADVICE)
-        raise ModelError(f"{said} Take the file that came with the weights.") from None
-    if not isinstance(given, dict):
-        raise ModelError(
-            f"{file} holds {str(given)[:40]!r} where names with values belong; take the file that "
-            f"came with the weights"
-        )
-    return given
 
 # %% ../../nbs/models/55_hf_layout.ipynb #969e047a
 def model_config(
@@ -228,7 +180,7 @@ def stored_tensors(
     """
     found = []
     for file in files:
-        refuse_pointer(file)
+        check_first_bytes(file)
         try:
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():

@@ -36,7 +36,13 @@ from tunix_rt.models.hf_layout import (
 )
 from .lora import full_kernel
 from .sharding import placement
-from .tokenizer import Tokenizer, end_of_turn, load_tokenizer, save_tokenizer
+from tunix_rt.models.tokenizer import (
+    Tokenizer,
+    check_chat_template,
+    end_of_turn,
+    load_tokenizer,
+    save_tokenizer,
+)
 
 # %% auto #0
 __all__ = ['KAGGLE', 'whole_tensors', 'as_published', 'gathered', 'write_tensors', 'save_model', 'token_ids', 'to_devices',
@@ -330,6 +336,7 @@ def load_model(
     """
     config, tokenizer = model_config(folder), load_tokenizer(folder)
     refuse_homeless(folder, tokenizer, config)
+    check_chat_template(tokenizer, folder)
     held = match(folder, config)
     model = nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0), dtype, stacked=stacked))
 
