@@ -416,8 +416,10 @@ def rope_settings(
             "those of global layers, as Gemma 3 does; the model would say something else"
         )
     base = float(read_number({"rope_theta": given["rope_theta"]} | wide, "rope_theta", whole=False))
-    local = {"rope_theta": given.get("rope_local_base_freq", base) if third else base}
-    sliding = float(read_number(local | near, "rope_theta", whole=False))
+    sliding = base
+    if third:
+        key = "rope_theta" if "rope_theta" in near else "rope_local_base_freq"
+        sliding = float(read_number(given | near, key, whole=False))
     return {"rope_base": base, "rope_base_sliding": sliding, "rope_factor": factor}
 
 

@@ -267,7 +267,7 @@ def check_chat_template(
         tokenizer: Of a model that is opened
         folder: Holds it, for the refusal
     """
-    for name in ("bos_token", "eos_token", "pad_token"):
+    for name in ("bos_token", "eos_token"):
         if getattr(tokenizer, f"{name}_id") is None:
             raise ModelError(
                 f"{folder}: the tokenizer has no {name}, and every sequence needs one; take the "
