@@ -5,23 +5,40 @@
 # %% ../../nbs/models/20_config.ipynb #ed7908da
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
+from ..core.files import ADVICE, JSONRefused, parse_json
 
 # %% auto #0
-__all__ = ['SECOND', 'THIRD', 'SEEING', 'PRESETS', 'LEFT_OUT', 'GRANTED', 'GemmaConfig', 'preset', 'parameter_count',
-           'rope_settings', 'layer_rhythm', 'check_family', 'from_hugging_face', 'to_hugging_face']
+__all__ = ['SIZES', 'SECOND', 'THIRD', 'SEEING', 'PRESETS', 'POINTER', 'MARKS', 'LEFT_OUT', 'GRANTED', 'ARCHITECTURES',
+           'GemmaConfig', 'preset', 'parameter_count', 'read_number', 'read_section', 'check_first_bytes',
+           'read_described', 'rope_factor', 'rope_settings', 'layer_rhythm', 'check_granted', 'text_part',
+           'check_family', 'from_hugging_face', 'to_hugging_face']
 
 # %% ../../nbs/models/20_config.ipynb #a64c6150
+SIZES = (
+    "vocabulary", "width", "layers", "query_heads", "key_heads", "head_width", "hidden",
+    "query_scale", "window", "sliding_every", "rope_base", "rope_base_sliding", "rope_factor",
+    "epsilon", "positions", "attention_soft_cap", "logit_soft_cap",
+)  # fmt: skip
+
+
 def _check(
     shape: GemmaConfig,  # Just made
 ) -> None:
     "Refuse a shape whose numbers contradict each other."
+    for name in SIZES:
+        size = getattr(shape, name)
+        if size is not None and not 0 < size < math.inf:
+            raise ModelError(f"{name} is {size}; no decoder can have that, so make it positive")
     if shape.query_heads % shape.key_heads:
         raise ModelError(
             f"{shape.query_heads} query heads cannot share {shape.key_heads} key heads evenly; "
@@ -198,6 +215,118 @@ def parameter_count(
     layer = config.width * (heads + 3 * config.hidden) + norms
     return config.vocabulary * config.width + config.layers * layer + config.width
 
+# %% ../../nbs/models/20_config.ipynb #5c1f0a77
+def read_number(
+    given: dict[str, Any],  # Content of the file
+    key: str,  # Name of the value
+    *,
+    file: str = "config.json",  # Name of the file, for the refusal
+    whole: bool = True,  # Whether a fraction is refused
+    most: float = 2**31,  # Largest value accepted
+) -> float:  # Positive and finite
+    """Read a positive number, refusing everything else by the name of its key.
+
+    Args:
+        given: Content of the file
+        key: Name of the value
+        file: Name of the file, for the refusal
+        whole: Whether a fraction is refused
+        most: Largest value accepted
+
+    Returns:
+        Positive and finite
+    """
+    if key not in given:
+        raise ModelError(
+            f"{file} says nothing about {key!r}, which has no default; take the file that came "
+            f"with the weights"
+        )
+    value = given[key]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= most or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise ModelError(
+            f"{file} says {key}: {value!r}, and it must be {kind} above 0 and at most {most:,}; "
+            f"take the file that came with the weights"
+        )
+    return value
+
+
+def read_section(
+    given: dict[str, Any],  # Content of the file
+    key: str,  # Name of the section
+    *,
+    file: str = "config.json",  # Name of the file, for the refusal
+) -> dict[str, Any]:  # Empty where it is missing or null
+    """Read a part of a file that has names of its own.
+
+    Args:
+        given: Content of the file
+        key: Name of the section
+        file: Name of the file, for the refusal
+
+    Returns:
+        Empty where it is missing or null
+    """
+    section = given.get(key)
+    if not isinstance(section, (dict, type(None))):
+        raise ModelError(
+            f"{file} says {key}: {section!r}, where names with values belong; take the file that "
+            f"came with the weights"
+        )
+    return section or {}
+
+# %% ../../nbs/models/20_config.ipynb #aa10c001
+POINTER = b"version https://git-lfs"  # Start of a small file that stands for a large one
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def check_first_bytes(
+    file: Path,  # An existing file
+) -> None:
+    """Refuse a pointer that Git LFS did not follow, and a byte order mark.
+
+    Args:
+        file: An existing file
+    """
+    with file.open("rb") as opened:
+        start = opened.read(len(POINTER))
+    if start == POINTER:
+        raise ModelError(
+            f"{file} is a Git LFS pointer and not the file itself; fetch it with "
+            f"`git lfs pull`, or download it again"
+        )
+    if file.suffix == ".json" and start.startswith(MARKS):
+        raise ModelError(
+            f"{file} starts with a byte order mark (BOM), which JSON does not have; save it as "
+            f"UTF-8 without one"
+        )
+
+
+def read_described(
+    file: Path,  # A JSON file that describes a model or a part of it
+) -> dict[str, Any]:  # Names with values
+    """Read a description of a model, refusing a file that other programs would not read.
+
+    Args:
+        file: A JSON file that describes a model or a part of it
+
+    Returns:
+        Names with values
+    """
+    check_first_bytes(file)
+    try:
+        given = parse_json(file.read_bytes(), where=str(file))
+    except JSONRefused as error:
+        said = str(error).removesuffix(ADVICE)
+        raise ModelError(f"{said} Take the file that came with the weights.") from None
+    if not isinstance(given, dict):
+        raise ModelError(
+            f"{file} holds {str(given)[:40]!r} where names with values belong; take the file that "
+            f"came with the weights"
+        )
+    return given
+
 # %% ../../nbs/models/20_config.ipynb #b5a2bf54
 LEFT_OUT: dict[str, dict[str, Any]] = {
     "gemma2": {
@@ -226,6 +355,38 @@ LEFT_OUT["gemma3_text"] = LEFT_OUT["gemma2"] | {
 }
 
 # %% ../../nbs/models/20_config.ipynb #94d8a817
+def rope_factor(
+    scaling: dict[str, Any],  # What config.json says of one kind of layer
+) -> float:  # Positions are divided by it
+    """Read by how much positions are stretched.
+
+    Args:
+        scaling: What config.json says of one kind of layer
+
+    Returns:
+        Positions are divided by it
+    """
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in ("default", "linear"):
+        raise ModelError(
+            f"config.json scales positions by {kind!r}, which no Gemma does and this decoder "
+            f"does not know; it knows 'default' and 'linear'"
+        )
+    if scaling.get("partial_rotary_factor") not in (None, 1):
+        raise ModelError(
+            f"config.json says partial_rotary_factor: {scaling['partial_rotary_factor']!r}, and "
+            f"this decoder turns all features of a head; the model would say something else"
+        )
+    if kind == "linear":
+        return float(read_number({"factor": None} | scaling, "factor", whole=False))
+    if scaling.get("factor") not in (None, 1):
+        raise ModelError(
+            f"config.json says factor: {scaling['factor']!r} without a rope_type that uses it; "
+            f"say rope_type 'linear' if positions are scaled, or leave the factor out"
+        )
+    return 1.0
+
+
 def rope_settings(
     given: dict[str, Any],  # Contents of config.json
 ) -> dict[str, float]:  # The bases of global and of sliding layers, and the factor
@@ -237,22 +398,29 @@ def rope_settings(
     Returns:
         The bases of global and of sliding layers, and the factor
     """
-    parameters = given.get("rope_parameters") or {}
-    wide = parameters.get("full_attention") or parameters
-    near = parameters.get("sliding_attention") or {}
-    scaling = given.get("rope_scaling") or wide
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ("default", "linear"):
+    third = given.get("model_type") == "gemma3_text"
+    parameters = read_section(given, "rope_parameters")
+    nested = not parameters.keys().isdisjoint(("full_attention", "sliding_attention"))
+    if parameters and nested != third:
         raise ModelError(
-            f"config.json scales positions by {kind!r}, which no Gemma does and this decoder "
-            f"does not know; it knows 'default' and 'linear'"
+            f"config.json gives rope_parameters {'by kind of layer' if nested else 'once'}, and a "
+            f"{given.get('model_type')} has {'two kinds' if third else 'one kind'} of positions; "
+            f"take the file that came with the weights"
         )
-    base = float(wide.get("rope_theta", given["rope_theta"]))
-    return {
-        "rope_base": base,
-        "rope_base_sliding": float(near.get("rope_theta", given.get("rope_local_base_freq", base))),
-        "rope_factor": float(scaling.get("factor", 1.0)) if kind == "linear" else 1.0,
-    }
+    wide = read_section(parameters, "full_attention") if third else parameters
+    near = read_section(parameters, "sliding_attention") if third else {}
+    factor = rope_factor(wide | read_section(given, "rope_scaling"))
+    if rope_factor(near) != 1 or (factor != 1 and not third):
+        raise ModelError(
+            "config.json scales the positions of sliding layers, and this decoder only scales "
+            "those of global layers, as Gemma 3 does; the model would say something else"
+        )
+    base = float(read_number({"rope_theta": given["rope_theta"]} | wide, "rope_theta", whole=False))
+    sliding = base
+    if third:
+        key = "rope_theta" if "rope_theta" in near else "rope_local_base_freq"
+        sliding = float(read_number(given | near, key, whole=False))
+    return {"rope_base": base, "rope_base_sliding": sliding, "rope_factor": factor}
 
 
 def layer_rhythm(
@@ -266,10 +434,27 @@ def layer_rhythm(
     Returns:
         One layer in so many is global; or else, which ones slide
     """
-    every = given.get("_sliding_window_pattern", given["sliding_window_pattern"])
-    slides = tuple(kind != "full_attention" for kind in given.get("layer_types") or ())
-    if not slides:
-        return int(every), ()
+    kinds, layers = (
+        given.get("layer_types"),
+        int(read_number(given, "num_hidden_layers", most=1000)),
+    )
+    if kinds is None:
+        key = "sliding_window_pattern"
+        pattern = {key: given.get(f"_{key}", given[key])}
+        return int(read_number(pattern, key)), ()
+    known = ("full_attention", "sliding_attention")
+    odd = [kind for kind in kinds if kind not in known] if isinstance(kinds, list) else [kinds]
+    if odd:
+        raise ModelError(
+            f"config.json says layer_types with {odd[0]!r} in it, and this decoder knows lists of "
+            f"{known[0]!r} and {known[1]!r}; the model would say something else"
+        )
+    if len(kinds) != layers:
+        raise ModelError(
+            f"config.json names the layer_types of {len(kinds)} layers, and num_hidden_layers is "
+            f"{layers}; take the file that came with the weights"
+        )
+    slides = tuple(kind != "full_attention" for kind in kinds)
     every = slides.index(False) + 1 if False in slides else len(slides) + 1
     regular = tuple((layer + 1) % every != 0 for layer in range(len(slides)))
     return every, () if slides == regular else slides
@@ -280,7 +465,68 @@ GRANTED: dict[str, Any] = {
     "attention_bias": False,
     "tie_word_embeddings": True,
     "use_bidirectional_attention": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "partial_rotary_factor": 1.0,
 }
+ARCHITECTURES = ("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+
+
+def check_granted(
+    given: dict[str, Any],  # What config.json holds, or its text_config
+) -> None:
+    """Refuse what this decoder would compute differently.
+
+    Args:
+        given: What config.json holds, or its text_config
+    """
+    for key, expected in GRANTED.items():
+        if given.get(key) not in (None, expected):
+            raise ModelError(
+                f"config.json says {key}: {given[key]!r}, and this decoder only does {expected!r}; "
+                f"the weights would load and the model would say something else"
+            )
+    named = given.get("architectures") or []
+    for name in named if isinstance(named, list) else [named]:
+        if name not in ARCHITECTURES:
+            raise ModelError(
+                f"config.json names the architecture {name!r}, and this decoder computes "
+                f"{', '.join(ARCHITECTURES)}; take a model that was saved as one of these"
+            )
+
+
+def text_part(
+    given: Any,  # Contents of config.json
+) -> dict[str, Any]:  # The part that describes the decoder
+    """Find the text model in a file, refusing models that use it in another way.
+
+    Args:
+        given: Contents of config.json
+
+    Returns:
+        The part that describes the decoder
+    """
+    if not isinstance(given, dict):
+        raise ModelError(
+            f"config.json holds {str(given)[:40]!r} where names with values belong; take the file "
+            f"that came with the weights"
+        )
+    if "text_config" not in given:
+        return given
+    inner, family = given["text_config"], given.get("model_type")
+    if family != "gemma3":
+        raise ModelError(
+            f"config.json wraps a text model in one of type {family!r}, which computes something "
+            f"else with it; this decoder covers 'gemma2', 'gemma3_text' and the text part of "
+            f"'gemma3'"
+        )
+    if not isinstance(inner, dict) or inner.get("model_type") != "gemma3_text":
+        raise ModelError(
+            f"config.json describes a 'gemma3', whose text_config must be of type 'gemma3_text', "
+            f"and it is {str(inner)[:40]!r}; take the file that came with the weights"
+        )
+    check_granted(given)
+    return inner
 
 
 def check_family(
@@ -300,12 +546,7 @@ def check_family(
             f"config.json describes a model of type {family!r}; this decoder covers "
             f"'gemma2' and 'gemma3_text' (and the text part of 'gemma3')"
         )
-    for key, expected in GRANTED.items():
-        if given.get(key) not in (None, expected):
-            raise ModelError(
-                f"config.json says {key}: {given[key]!r}, and this decoder only does {expected!r}; "
-                f"the weights would load and the model would say something else"
-            )
+    check_granted(given)
     return family
 
 # %% ../../nbs/models/20_config.ipynb #6c667f3d
@@ -320,36 +561,44 @@ def from_hugging_face(
     Returns:
         The same shape in our words
     """
-    given = given.get("text_config", given)  # Gemma 3 from 4B on also has eyes
+    given = text_part(given)  # Gemma 3 from 4B on also has eyes
     family = check_family(given)
     given = LEFT_OUT[family] | given
     every, pattern = layer_rhythm(given)
-    try:
-        return GemmaConfig(
-            vocabulary=int(given["vocab_size"]),
-            width=int(given["hidden_size"]),
-            layers=int(given["num_hidden_layers"]),
-            query_heads=int(given["num_attention_heads"]),
-            key_heads=int(given["num_key_value_heads"]),
-            head_width=int(given["head_dim"]),
-            hidden=int(given["intermediate_size"]),
-            query_scale=float(given["query_pre_attn_scalar"]),
-            window=int(given["sliding_window"] or given["max_position_embeddings"]),
-            sliding_every=every,
-            pattern=pattern,
-            attention_soft_cap=given["attn_logit_softcapping"],
-            logit_soft_cap=given["final_logit_softcapping"],
-            query_key_norm=family == "gemma3_text",
-            epsilon=float(given["rms_norm_eps"]),
-            positions=int(given["max_position_embeddings"]),
-            family=family,
-            **rope_settings(given),
-        )
-    except KeyError as missing:
-        raise ModelError(
-            f"config.json says nothing about {missing}; without it the weights have no shape. "
-            f"Take the file that came with the weights."
-        ) from None
+
+    def whole(key: str) -> int:
+        return int(read_number(given, key))
+
+    def real(key: str) -> float:
+        return float(read_number(given, key, whole=False))
+
+    return GemmaConfig(
+        vocabulary=whole("vocab_size"),
+        width=whole("hidden_size"),
+        layers=whole("num_hidden_layers"),
+        query_heads=whole("num_attention_heads"),
+        key_heads=whole("num_key_value_heads"),
+        head_width=whole("head_dim"),
+        hidden=whole("intermediate_size"),
+        query_scale=real("query_pre_attn_scalar"),
+        window=whole(
+            "max_position_embeddings" if given["sliding_window"] is None else "sliding_window"
+        ),
+        sliding_every=every,
+        pattern=pattern,
+        attention_soft_cap=_soft_cap(given, "attn_logit_softcapping"),
+        logit_soft_cap=_soft_cap(given, "final_logit_softcapping"),
+        query_key_norm=family == "gemma3_text",
+        epsilon=real("rms_norm_eps"),
+        positions=whole("max_position_embeddings"),
+        family=family,
+        **rope_settings(given),
+    )
+
+
+def _soft_cap(given: dict[str, Any], key: str) -> float | None:
+    "Read a soft cap, which may be null."
+    return None if given[key] is None else float(read_number(given, key, whole=False))
 
 # %% ../../nbs/models/20_config.ipynb #2b0a730c
 def _whole(

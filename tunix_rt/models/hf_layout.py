@@ -13,14 +13,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..core.errors import ModelError
-from ..core.files import read_json
-from .config import GemmaConfig, from_hugging_face
+from tunix_rt.models.config import (
+    GemmaConfig,
+    check_first_bytes,
+    from_hugging_face,
+    read_described,
+)
 from .gemma import kernel_shapes, norm_sizes
 
 # %% auto #0
-__all__ = ['ATTENTION', 'FEED_FORWARD', 'INNER', 'EYES', 'HEADS', 'NUMBERS', 'published_name', 'is_kernel', 'plain_name',
-           'model_config', 'weight_files', 'StoredTensor', 'stored_tensors', 'read_part', 'wanted_tensors',
-           'check_names', 'check_shapes', 'check_tied', 'map_tensors']
+__all__ = ['ATTENTION', 'FEED_FORWARD', 'INNER', 'EYES', 'HEADS', 'EXPONENTS', 'CHUNK', 'NUMBERS', 'published_name', 'is_kernel',
+           'plain_name', 'model_config', 'weight_files', 'StoredTensor', 'stored_tensors', 'read_part', 'read_finite',
+           'wanted_tensors', 'check_names', 'check_shapes', 'check_tied', 'map_tensors']
 
 # %% ../../nbs/models/55_hf_layout.ipynb #8dd6b486
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
@@ -95,7 +99,11 @@ def model_config(
         The shape it describes
     """
     if (folder / "config.json").is_file():
-        return from_hugging_face(read_json(folder / "config.json"))
+        given = read_described(folder / "config.json")
+        try:
+            return from_hugging_face(given)
+        except ModelError as error:
+            raise ModelError(f"{folder}: {error}") from None
     remedy = "name the folder that was saved or downloaded as a whole"
     if (folder / "adapter_config.json").is_file():
         remedy = "it holds adapters, and `load_any` loads those together with their base"
@@ -129,8 +137,8 @@ def weight_files(
 
 def _indexed(index: Path) -> list[Path]:
     "Read which files an index names, refusing names that lead elsewhere or nowhere."
-    folder, given = index.parent, read_json(index)
-    places = given.get("weight_map") if isinstance(given, dict) else None
+    folder, given = index.parent, read_described(index)
+    places = given.get("weight_map")
     if not isinstance(places, dict):
         raise ModelError(f"{index} holds no weight_map, so it is no index; copy it again")
     names = sorted(set(map(str, places.values())))
@@ -172,6 +180,7 @@ def stored_tensors(
     """
     found = []
     for file in files:
+        check_first_bytes(file)
         try:
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():
@@ -200,8 +209,45 @@ def read_part(
     with safe_open(stored.file, framework="numpy") as tensors:
         return tensors.get_slice(stored.name)[index]
 
+# %% ../../nbs/models/55_hf_layout.ipynb #aa10c005
+EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "BF16": (np.uint16, 0x7F80),
+    "F16": (np.uint16, 0x7C00),
+    "F32": (np.uint32, 0x7F80_0000),
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+}
+CHUNK = 2**18  # Numbers looked at together, which fit in the cache of a processor
+
+
+def read_finite(
+    stored: StoredTensor,  # Where it lies, of one of the kinds in EXPONENTS
+    index: tuple[slice, ...],  # Slices to read
+) -> np.ndarray:  # That part
+    """Read a part of a tensor, refusing NaN and infinity.
+
+    Args:
+        stored: Where it lies, of one of the kinds in EXPONENTS
+        index: Slices to read
+
+    Returns:
+        That part
+    """
+    part = read_part(stored, index)
+    kind, mask = EXPONENTS[stored.kind]
+    bits, exponent = np.ascontiguousarray(part).reshape(-1).view(kind), kind(mask)
+    for start in range(0, bits.size, CHUNK):
+        wrong = (bits[start : start + CHUNK] & exponent) == exponent
+        if wrong.any():
+            value = part.reshape(-1)[start + int(wrong.argmax())]
+            raise ModelError(
+                f"{stored.file}: {stored.name} holds {value} among its numbers, and a model with "
+                f"NaN or infinite weights says nothing of use. Take an earlier checkpoint, or copy "
+                f"the file again"
+            )
+    return part
+
 # %% ../../nbs/models/55_hf_layout.ipynb #532ab2ca
-NUMBERS = ("BF16", "F16", "F32", "F64")  # Kinds of numbers that are read
+NUMBERS = tuple(EXPONENTS)  # Kinds of numbers that are read
 
 
 def wanted_tensors(
@@ -290,7 +336,7 @@ def check_tied(
     same = (head.shape, head.kind) == (embedding.shape, embedding.kind)
     for row in range(0, head.shape[0], 4096):
         part = (slice(row, min(row + 4096, head.shape[0])), slice(None))
-        if not same or (read_part(head, part) != read_part(embedding, part)).any():
+        if not same or read_part(head, part).tobytes() != read_part(embedding, part).tobytes():
             raise ModelError(
                 f"{head.file}: {head.name} differs from the embedding, and in a Gemma the two are "
                 f"one. Take a model that was saved with tied embeddings"

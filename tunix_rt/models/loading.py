@@ -18,12 +18,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ..core.errors import ModelError
-from ..core.files import read_json
 from .config import PRESETS, GemmaConfig, parameter_count, preset
 from .gemma import PROJECTIONS, Gemma
 from .hf_layout import model_config
 from .lora import LoraConfig, add_lora, quantize
-from .peft import load_any
+from .peft import find_base, load_any
 from .sharding import AXES, make_mesh, place
 from .tokenizer import Tokenizer
 from .weights import find_model, gathered
@@ -83,20 +82,8 @@ def resolve_source(
         return ModelSource(name, preset(name))
     folder = below = find_model(name)
     if (folder / "adapter_config.json").is_file():
-        below = _base_of(folder, base)
+        below = find_base(folder, base)
     return ModelSource(name, model_config(below), folder, below)
-
-
-def _base_of(folder: Path, base: str) -> Path:
-    "Find the model that adapters lie on."
-    named = base or str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
-    try:
-        return find_model(named)
-    except ModelError as error:
-        raise ModelError(
-            f"{folder} holds adapters that lie on {named!r}, which is not here ({error}). Get that "
-            f"model, and say where it is with `base`"
-        ) from None
 
 # %% ../../nbs/models/70_loading.ipynb #80480540
 KINDS = ("float32", "bfloat16", "int8")

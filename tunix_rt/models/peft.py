@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,31 @@ from safetensors.numpy import save_file
 
 from ..core.errors import ModelError, TunixError
 from ..core.files import new_folder, read_json, write_json
+from .config import GemmaConfig, read_described, read_number
 from .gemma import PROJECTIONS, Adapter, Gemma, kernel_shapes
 from tunix_rt.models.hf_layout import (
     StoredTensor,
     check_names,
     check_shapes,
+    model_config,
     plain_name,
     published_name,
-    read_part,
+    read_finite,
     stored_tensors,
 )
 from .lora import LoraConfig, add_lora
 from .sharding import place
-from .tokenizer import Tokenizer, load_tokenizer, save_tokenizer
-from .weights import find_model, gathered, load_weights
+from tunix_rt.models.tokenizer import (
+    Tokenizer,
+    check_chat_template,
+    load_tokenizer,
+    save_tokenizer,
+)
+from .weights import find_model, gathered, load_weights, refuse_homeless
 
 # %% auto #0
 __all__ = ['WRAPPED', 'SIDES', 'PLAIN', 'EXOTIC', 'peft_name', 'adapter_names', 'peft_config', 'can_see', 'save_adapter',
-           'read_lora', 'load_adapter', 'load_any']
+           'read_lora', 'is_targeted', 'refuse_untargeted', 'check_adapter', 'load_adapter', 'find_base', 'load_any']
 
 # %% ../../nbs/models/65_peft.ipynb #70e46826
 WRAPPED = "base_model.model."
@@ -185,13 +193,16 @@ def _side(model: Gemma, layer: int, name: str, side: str) -> np.ndarray:
 # %% ../../nbs/models/65_peft.ipynb #367d3382
 PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
+    "task_type": ("CAUSAL_LM", None),
+    "use_rslora": (True, False, None),
     "bias": ("none", None),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
 EXOTIC = (
     "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "modules_to_save", "rank_pattern",
     "alpha_pattern", "layer_replication", "trainable_token_indices", "target_parameters",
-    "alora_invocation_tokens", "use_bdlora", "arrow_config",
+    "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
+    "monteclora_config",
 )  # fmt: skip
 
 
@@ -208,22 +219,141 @@ def read_lora(
     Returns:
         Settings in its configuration
     """
-    given = read_json(folder / "adapter_config.json")
+    file = f"{folder}: adapter_config.json"
+    given = read_described(folder / "adapter_config.json")
     odd = [key for key, known in PLAIN.items() if given.get(key) not in known]
     odd += [key for key in EXOTIC if given.get(key)]
     if odd:
         raise ModelError(
-            f"{folder}: adapter_config.json says {odd[0]}={given.get(odd[0])!r}, and only plain "
+            f"{file} says {odd[0]}={given.get(odd[0])!r}, and only plain "
             f"LoRA is read here. Merge it into its base with PEFT, and load the result"
         )
-    rank = int(given["r"])
+    dropout = given.get("lora_dropout") or 0.0
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ModelError(
+            f"{file} says lora_dropout: {dropout!r}, and it must be a share from 0 to below 1; "
+            f"copy the file again"
+        )
+    rank = int(read_number(given, "r", file=file))
     stretch = math.sqrt(rank) if given.get("use_rslora") else 1.0
     return LoraConfig(
         rank=rank,
-        alpha=float(given["lora_alpha"]) * stretch,
-        dropout=float(given.get("lora_dropout") or 0.0),
+        alpha=read_number(given, "lora_alpha", file=file, whole=False) * stretch,
+        dropout=float(dropout),
         targets=targets,
     )
+
+# %% ../../nbs/models/65_peft.ipynb #aa10c008
+def is_targeted(
+    given: dict[str, Any],  # What adapter_config.json holds
+    layer: int,  # Layer index, from 0
+    module: str,  # Name of a projection in the base, such as "model.layers.0.mlp.up_proj"
+) -> bool:  # Whether PEFT lays an adapter beside it
+    """Tell which projections an adapter configuration targets.
+
+    Args:
+        given: What adapter_config.json holds
+        layer: Layer index, from 0
+        module: Name of a projection in the base, such as "model.layers.0.mlp.up_proj"
+
+    Returns:
+        Whether PEFT lays an adapter beside it
+    """
+
+    def named(patterns: Any) -> bool:
+        if isinstance(patterns, str):
+            return re.fullmatch(patterns, module) is not None
+        return any(module == name or module.endswith(f".{name}") for name in patterns or ())
+
+    only = given.get("layers_to_transform")
+    if only is not None and layer not in (only if isinstance(only, list) else [only]):
+        return False
+    if named(given.get("exclude_modules")):
+        return False
+    return given["target_modules"] == "all-linear" or named(given["target_modules"])
+
+
+def refuse_untargeted(
+    folder: Path,  # An adapter folder
+    layers: int,  # L
+    targets: tuple[str, ...],  # Projections that have tensors in it
+    inner: str,  # Where the decoder sits in the base, such as "model."
+) -> None:
+    """Refuse adapters whose configuration targets more or less than the file holds.
+
+    Args:
+        folder: An adapter folder
+        layers: L
+        targets: Projections that have tensors in it
+        inner: Where the decoder sits in the base, such as "model."
+    """
+    given = read_described(folder / "adapter_config.json")
+    named = given.get("target_modules")
+    texts = named if isinstance(named, list) else [named]
+    if not named or not all(isinstance(name, str) for name in texts):
+        raise ModelError(
+            f"{folder}: adapter_config.json says target_modules: {named!r}, and it must name the "
+            f"projections that have adapters; copy the file again"
+        )
+    for spelled, (layer, name, _) in adapter_names(layers, PROJECTIONS, inner).items():
+        module, there = spelled.removeprefix(WRAPPED).rpartition(".lora_")[0], name in targets
+        try:
+            wanted = is_targeted(given, layer, module)
+        except re.error as error:
+            raise ModelError(
+                f"{folder}: adapter_config.json says target_modules: {named!r}, which is no "
+                f"pattern ({error}); copy the file again"
+            ) from None
+        if wanted != there:
+            raise ModelError(
+                f"{folder}: adapter_config.json {'targets' if wanted else 'does not target'} "
+                f"{module}, and the tensors {'do' if there else 'do not'} hold an adapter for it. "
+                f"Copy both files from the same source"
+            )
+
+
+def _plain(name: str) -> str:
+    "Spell the name of an adapter as if the decoder of its base stood alone."
+    inner = name.removeprefix(WRAPPED)
+    return WRAPPED + (plain_name(inner) or inner)
+
+
+def check_adapter(
+    folder: Path,  # Holds adapter_config.json and adapter_model.safetensors
+    config: GemmaConfig,  # Shape of the base
+) -> tuple[LoraConfig, dict[str, StoredTensor]]:  # What it adds, and plain name -> where it lies
+    """Refuse adapters that do not fit a base, before the base is loaded.
+
+    Args:
+        folder: Holds adapter_config.json and adapter_model.safetensors
+        config: Shape of the base
+
+    Returns:
+        What it adds, and plain name -> where it lies
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise ModelError(
+            f"{folder} holds no adapter_model.safetensors; other formats (.bin) can run code "
+            f"when they are opened and are not read"
+        )
+    stored = stored_tensors([file])
+    held = {_plain(one.name): one for one in stored}
+    targets = tuple(name for name in PROJECTIONS if any(f".{name}." in key for key in held))
+    if not targets:
+        raise ModelError(
+            f"{file} holds no adapter of any of {', '.join(PROJECTIONS)}; copy the file again"
+        )
+    lora = read_lora(folder, targets)
+    wanted = adapter_names(config.layers, targets)
+    check_names(folder, [_plain(one.name) for one in stored], wanted)
+    shapes = kernel_shapes(config)
+    for spelled, (_, name, side) in wanted.items():
+        rows, columns = shapes[name]
+        check_shapes(held[spelled], (lora.rank, rows) if side == "a" else (columns, lora.rank))
+    inner = stored[0].name.removeprefix(WRAPPED).partition("layers.")[0]
+    refuse_untargeted(folder, config.layers, targets, inner)
+    return lora, held
 
 # %% ../../nbs/models/65_peft.ipynb #ed382fc4
 def load_adapter(
@@ -239,22 +369,7 @@ def load_adapter(
         model: Its base, without adapters; changed in place
         mesh: Devices that the model is spread over
     """
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise ModelError(
-            f"{folder} holds no adapter_model.safetensors; other formats (.bin) can run code "
-            f"when they are opened and are not read"
-        )
-    named = [(_plain(one.name), one) for one in stored_tensors([file])]
-    held = dict(named)
-    targets = tuple(name for name in PROJECTIONS if any(f".{name}." in key for key in held))
-    lora = read_lora(folder, targets)
-    wanted = adapter_names(model.config.layers, targets)
-    check_names(folder, [name for name, _ in named], wanted)
-    shapes = kernel_shapes(model.config)
-    for spelled, (_, name, side) in wanted.items():
-        rows, columns = shapes[name]
-        check_shapes(held[spelled], (lora.rank, rows) if side == "a" else (columns, lora.rank))
+    lora, held = check_adapter(folder, model.config)
     add_lora(model, lora, nnx.Rngs(0))
     state = nnx.to_pure_dict(nnx.state(model, Adapter))
 
@@ -268,18 +383,47 @@ def load_adapter(
     nnx.update(model, jax.tree.map(jnp.asarray, read) if mesh is None else place(read, mesh))
 
 
-def _plain(name: str) -> str:
-    "Spell the name of an adapter as if the decoder of its base stood alone."
-    inner = name.removeprefix(WRAPPED)
-    return WRAPPED + (plain_name(inner) or inner)
-
-
 def _read(stored: StoredTensor) -> np.ndarray:
     "Read one matrix of an adapter in our orientation."
-    whole = read_part(stored, (slice(None), slice(None)))
+    whole = read_finite(stored, (slice(None), slice(None)))
     return np.ascontiguousarray(whole.T.astype(np.float32))
 
 # %% ../../nbs/models/65_peft.ipynb #e425258b
+def find_base(
+    folder: Path,  # An adapter folder
+    base: str | None = None,  # Where its base is, if not where it says
+) -> Path:  # The folder of the model that the adapters lie on
+    """Find the model below an adapter.
+
+    Args:
+        folder: An adapter folder
+        base: Where its base is, if not where it says
+
+    Returns:
+        The folder of the model that the adapters lie on
+    """
+    said = read_described(folder / "adapter_config.json").get("base_model_name_or_path")
+    named = base or said
+    if not isinstance(named, str) or not named:
+        raise ModelError(
+            f"{folder}: adapter_config.json says base_model_name_or_path: {named!r}, so what the "
+            f"adapters lie on is not known; say where it is with `base`"
+        )
+    try:
+        below = find_model(named)
+    except TunixError as error:
+        raise ModelError(
+            f"{folder} holds adapters that lie on {named!r}, which is not here ({error}). "
+            f"Get that model, and say where it is with `base`"
+        ) from None
+    if not (below / "config.json").is_file():
+        raise ModelError(
+            f"{folder} holds adapters that lie on {named!r}, which holds adapters itself; merge "
+            f"those into their base with PEFT, and say where the result is with `base`"
+        )
+    return below
+
+
 def load_any(
     folder: Path,  # A model folder or an adapter folder
     dtype: Any = jnp.float32,  # Type to hold the model in; adapters stay in float32
@@ -302,15 +446,13 @@ def load_any(
     """
     if not (folder / "adapter_config.json").is_file():
         return load_weights(folder, dtype, mesh=mesh, scan_layers=scan_layers)
-    named = base or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    try:
-        below = find_model(named or "")
-    except TunixError as error:
-        raise ModelError(
-            f"{folder} holds adapters that lie on {named!r}, which is not here ({error}). "
-            f"Get that model, and say where it is with `base`"
-        ) from None
+    below = find_base(folder, base)
+    config = model_config(below)
+    check_adapter(folder, config)
+    own = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    if own is not None:
+        refuse_homeless(folder, own, config)
+        check_chat_template(own, folder)
     model, tokenizer = load_weights(below, dtype, mesh=mesh, scan_layers=scan_layers)
     load_adapter(folder, model, mesh=mesh)
-    own = (folder / "tokenizer.json").is_file()
-    return model, load_tokenizer(folder) if own else tokenizer
+    return model, own or tokenizer

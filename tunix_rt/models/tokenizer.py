@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 
 # %% auto #0
-__all__ = ['CONTROL', 'SPACE', 'ASCII', 'CHAT_TEMPLATE', 'OLDER', 'train_tokenizer', 'load_tokenizer', 'save_tokenizer',
-           'end_of_turn', 'encode_prompts', 'encode_responses']
+__all__ = ['CONTROL', 'SPACE', 'ASCII', 'CHAT_TEMPLATE', 'OLDER', 'QUESTION', 'REPLY', 'train_tokenizer', 'load_tokenizer',
+           'save_tokenizer', 'end_of_turn', 'encode_prompts', 'encode_responses', 'template_fault',
+           'check_chat_template']
 
 # %% ../../nbs/models/50_tokenizer.ipynb #6e8bee6a
 _ = os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch; we do not
@@ -27,6 +28,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..core.errors import ModelError
 from ..core.files import write_json
+from .config import check_first_bytes
 
 # %% ../../nbs/models/50_tokenizer.ipynb #d7ad1ba5
 CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
@@ -111,6 +113,8 @@ def load_tokenizer(
             f"{folder} holds no tokenizer.json, without which text cannot become tokens; "
             f"copy the tokenizer files that belong to the model into it"
         )
+    for file in folder.glob("tokenizer*.json"):
+        check_first_bytes(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
@@ -209,3 +213,72 @@ def encode_responses(
     said = [response.strip() for response in responses]
     encoded = tokenizer(said, add_special_tokens=False).input_ids
     return [[*tokens, stop] for tokens in encoded]
+
+# %% ../../nbs/models/50_tokenizer.ipynb #aa10c00a
+QUESTION = 'Is 3 < 5 & "six" > 4?\nSay why, step by step.'
+REPLY = "It is, since 3 comes before 5."
+
+
+def template_fault(
+    tokenizer: Tokenizer,  # With a chat template, <bos> and <end_of_turn>
+) -> str | None:  # What is wrong, with what was found; None if nothing is
+    """Try a chat template on one question and one answer.
+
+    Args:
+        tokenizer: With a chat template, <bos> and <end_of_turn>
+
+    Returns:
+        What is wrong, with what was found; None if nothing is
+    """
+    asked = [{"role": "user", "content": QUESTION}]
+    said = [*asked, {"role": "assistant", "content": REPLY}]
+    try:
+        closed = tokenizer.apply_chat_template(asked, tokenize=False)
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(said, tokenize=False)
+    except Exception as error:  # whatever a template makes of a question and an answer
+        return f"fails on a question and its answer ({type(error).__name__}: {error})"
+    tokens = tokenizer(prompt, add_special_tokens=False).input_ids
+    begins, bos = tokens.count(tokenizer.bos_token_id), tokenizer.bos_token
+    if begins != 1 or tokens[0] != tokenizer.bos_token_id:
+        return f"writes {bos} {begins} times, and first {prompt[:20]!r}, not {bos} once and first"
+    if prompt.count(QUESTION) != 1:
+        return f"does not write the question as it is asked; it makes {prompt[:200]!r} of it"
+    if prompt == closed or not prompt.startswith(closed):
+        return f"does not open the model's turn; what the model goes on from is {prompt[-40:]!r}"
+    if not whole.startswith(prompt + REPLY):
+        return (
+            f"opens the model's turn with {prompt[len(closed) :]!r} when it is asked, and not "
+            f"before an answer: {whole[len(closed) :][:80]!r}"
+        )
+    rest = whole.removeprefix(prompt + REPLY)
+    if tokenizer(rest, add_special_tokens=False).input_ids[:1] != [end_of_turn(tokenizer)]:
+        return f"ends the model's turn with {rest!r}; trained and stopped at is <end_of_turn>"
+    return None
+
+
+def check_chat_template(
+    tokenizer: Tokenizer,  # Of a model that is opened
+    folder: Path,  # Holds it, for the refusal
+) -> None:
+    """Refuse a tokenizer with which a model would be trained or asked in the wrong words.
+
+    Args:
+        tokenizer: Of a model that is opened
+        folder: Holds it, for the refusal
+    """
+    for name in ("bos_token", "eos_token"):
+        if getattr(tokenizer, f"{name}_id") is None:
+            raise ModelError(
+                f"{folder}: the tokenizer has no {name}, and every sequence needs one; take the "
+                f"tokenizer files of a Gemma model"
+            )
+    try:
+        end_of_turn(tokenizer)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from None
+    if fault := template_fault(tokenizer):
+        raise ModelError(
+            f"{folder}: the chat template {fault}. Take the template of a Gemma model, or delete "
+            f"this one, and the usual one is used"
+        )

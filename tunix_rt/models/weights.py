@@ -32,11 +32,17 @@ from tunix_rt.models.hf_layout import (
     map_tensors,
     model_config,
     published_name,
-    read_part,
+    read_finite,
 )
 from .lora import merged_kernel
 from .sharding import placement
-from .tokenizer import Tokenizer, end_of_turn, load_tokenizer, save_tokenizer
+from tunix_rt.models.tokenizer import (
+    Tokenizer,
+    check_chat_template,
+    end_of_turn,
+    load_tokenizer,
+    save_tokenizer,
+)
 
 # %% auto #0
 __all__ = ['KAGGLE', 'whole_tensors', 'as_published', 'gathered', 'write_tensors', 'save_model', 'token_ids', 'to_devices',
@@ -210,13 +216,13 @@ def to_devices(
     """
     turn = is_kernel(published_name(path))
     if mesh is None:
-        value = jnp.asarray(read_part(stored, (slice(None),) * len(stored.shape)))
+        value = jnp.asarray(read_finite(stored, (slice(None),) * len(stored.shape)))
         where = None
     else:
         shape = stored.shape[::-1] if turn else stored.shape
         where = placement(path, shape, mesh)
         spec = where.spec[::-1] if turn else where.spec
-        read = remembering(partial(read_part, stored))
+        read = remembering(partial(read_finite, stored))
         lying = NamedSharding(mesh, PartitionSpec(*spec))
         value = jax.make_array_from_callback(stored.shape, lying, read)
     return jax.block_until_ready(arriving(where, turn, jnp.dtype(dtype))(value))
@@ -330,6 +336,7 @@ def load_weights(
     """
     config, tokenizer = model_config(folder), load_tokenizer(folder)
     refuse_homeless(folder, tokenizer, config)
+    check_chat_template(tokenizer, folder)
     held = map_tensors(folder, config)
     model = nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0), dtype, scan_layers=scan_layers))
 
