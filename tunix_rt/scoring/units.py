@@ -94,7 +94,7 @@ def singular(
         return word[:-2]
     return word[:-1]
 
-# %% ../../nbs/scoring/14_units.ipynb #56e61e1a
+# %% ../../nbs/scoring/14_units.ipynb #c4c5b731
 _power = re.compile(r"\^\{?([23])\}?|\*\*([23])")
 _parts = re.compile(r" ?/ ?| per | an? (?=hour|minute|second|day|week|month|year)")
 _degree = re.compile(r"° ?([CF])\b|degrees? (?=celsius|fahrenheit)", re.IGNORECASE)
@@ -134,9 +134,9 @@ def unit_name(
     Returns:
         equal for all spellings of it
     """
+    text = _power.sub(lambda found: "^" + (found[1] or found[2]), text)
     text = _degree.sub(lambda found: f"°{found[1].upper()}" if found[1] else "", text)
     name = "/".join(_one_part(part) for part in _parts.split(text.strip()))
-    name = _power.sub(lambda found: "^" + (found[1] or found[2]), name)
     for symbol, power in re.findall(r"([A-Za-z]+)(\^[23])", text):
         name = name.replace(f"{symbol.lower()}{power}", _one_word(symbol) + power)
     return {"mile/hour": "mph", "kilometer/hour": "kph", "kilometer/h": "kph"}.get(name, name)
