@@ -539,11 +539,11 @@ def _is_product(text: str) -> bool:
             return at < len(text) - 1
     return False
 
-# %% ../../nbs/scoring/38_equality.ipynb #e076c734
+# %% ../../nbs/scoring/38_equality.ipynb #af269098
 def _same_scalar(expected: Value, given: Value, lenient: bool) -> bool:
     if isinstance(expected, Number) and isinstance(given, Number):
-        division = given.quantity.fraction and given.quantity.value.denominator == 1
-        if division and not lenient and not expected.quantity.fraction:
+        bar, whole = given.quantity.bar, given.quantity.value.denominator == 1
+        if bar and whole and not expected.quantity.bar and not (lenient and bar == "frac"):
             return False
         return same_quantity(expected.quantity, given.quantity, lenient=lenient)
     if isinstance(expected, Formula) and isinstance(given, Number):
@@ -564,7 +564,7 @@ def _same_decimal(expected: Formula, given: Quantity) -> bool:
     if near(value, given.value):
         return True
     figures = len(str(abs(int(given.value)))) if abs(given.value) >= 1 else 0
-    if figures + given.decimals < 7 or given.fraction:
+    if figures + given.decimals < 7 or given.bar:
         return False
     return _rounds_to(value, given)
 
@@ -705,18 +705,22 @@ def _same_special(expected: Value, given: Value, lenient: bool) -> bool:
         return expected.parts[0] == str(given.quantity.value)
     return False
 
-# %% ../../nbs/scoring/38_equality.ipynb #bf71f5df
+# %% ../../nbs/scoring/38_equality.ipynb #84652817
 _choice_key = re.compile(r"\(?([A-J])\)?[.:]?|\(?([A-J])[).:]+\s+\S.*", re.DOTALL)
 _said_choice = re.compile(
-    r"(?:(?:the )?(?:correct |right )?(?:option|choice|answer)\s*(?:is\s+)?:?\s*)?[(\[]?(?P<letter>[A-Ja-j])(?P<mark>[)\].:]*)(?P<rest>(?:\s+|\Z).*)",
+    r"(?:(?:the )?(?:correct |right )?(?:option|choice|answer)\s*(?:is\s+)?:?\s*)?[(\[]?(?P<letter>[A-Ja-j])(?P<mark>[)\].:]*)"
+    r"(?P<rest>(?:[\s,]|\Z).*)",
     re.DOTALL | re.IGNORECASE,
 )
 _other_choice = re.compile(r"[(\[]?\b[A-J][)\]]|\bor\b|\band [A-J]\b|\b(?:not|wrong|incorrect|isn't|false|maybe|perhaps)\b")
-_is_right = re.compile(r"\s*(?:\(?(?:is|because|since|as)\b.*|,.*|[-–—].*)?", re.DOTALL)
+_is_right = re.compile(r"\s*(?:\(?(?:is|because|since|as)\b.*|, ?(?:because|since|as|which|for)\b.*|[-–—] .*)?", re.DOTALL)
 _verdicts = {"yes": True, "true": True, "no": False, "false": False}
 _verdict = re.compile(r"(yes|no|true|false)\b(?P<rest>.*)", re.DOTALL | re.IGNORECASE)
 _reason = re.compile(r"\s*(?:[,.;:!(\n—–-].*|(?:it|they|he|she|that|this|there|we|you|because|since|as)\b.*)?", re.DOTALL | re.I)
-_contrary = re.compile(r"\b(?:yes|no|true|false|maybe|perhaps|unless|unsure|unclear|depends|however|but|wait|wrong)\b", re.I)
+_contrary = re.compile(r"\b(?:yes|no|true|false|maybe|perhaps|unless|unsure|unclear|depends|however|but|wait|wrong|if|sometimes|part(?:ly|ially)"
+    r"|possibly|probably|guess)\b",
+    re.I,
+)
 
 
 def read_choice(

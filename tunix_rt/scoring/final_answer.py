@@ -169,7 +169,7 @@ def _lead_words(lead: str) -> list[str]:
 def _taken_back(word: str) -> bool:
     return word.lower().endswith("n't")
 
-# %% ../../nbs/scoring/25_final_answer.ipynb #bf031e37
+# %% ../../nbs/scoring/25_final_answer.ipynb #516c25b7
 _SOFT = frozenset(
     "and so the a an of in that this it its total for each per to from with will would has have had do does did is are was were be been "
     "by on at they she he we i you his her their our left over altogether all day week month year then thus hence therefore "
@@ -199,8 +199,8 @@ def find_in_prose(
     text = text.replace(r"\times", "*").replace(r"\div", "/")
     if len(text) > LONGEST_PROSE or "?" in text or "\\" in text:
         return None
-    words = _word.findall(text)
-    if len(words) < 2 or any(is_turning(word) and word.lower() not in _SOFT for word in words):
+    words = _word.findall(re.sub(r"(?<=[a-z] )May\b", "", text))
+    if "percent" in text.lower() or len(words) < 2 or any(is_turning(word) and word.lower() not in _SOFT for word in words):
         return None
     if equation := _equation.search(text):
         outside = text[: equation.start()] + text[equation.end() :]
@@ -212,7 +212,7 @@ def find_in_prose(
     numerals = _one_numeral.findall(text)
     if len(numerals) != 1 or len(re.findall(r"\d+", text)) != len(re.findall(r"\d+", numerals[0])):
         return None
-    if re.search(rf"\w{re.escape(numerals[0])}|{re.escape(numerals[0])}(?:[A-Za-z]|[-/:^*+=!<>])|[-/:^*+=<>~]\s*{re.escape(numerals[0])}", text):
+    if re.search(rf"\w{re.escape(numerals[0])}|{re.escape(numerals[0])}(?:[A-Za-z]|[-/:^*+=!<>])|[-/:^*+=<>~,;]\s*{re.escape(numerals[0])}", text):
         return None
     return Final(numerals[0], "sentence")
 

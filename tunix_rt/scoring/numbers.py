@@ -139,7 +139,7 @@ _LETTER_SCALES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}  # written ag
 _MONEY_SCALES = {"m": 10**6, "b": 10**9}  # only where a currency stands in front
 PERCENT = frozenset(("%", "percent", "pct", "percentage", "per cent"))
 
-# %% ../../nbs/scoring/15_numbers.ipynb #1f817e8a
+# %% ../../nbs/scoring/15_numbers.ipynb #f5db8ef7
 _TURNING = """
 and or nor but than to not no non never neither none nothing without except excluding besides unless isnt arent wasnt
 cannot false wrong incorrect mistaken mistake error untrue invalid bad impossible unlikely doubt doubtful unsure uncertain
@@ -158,6 +158,8 @@ so something ish some any either both each-other another other others alternativ
 is are was were be been am has had have do does did will shall can isn aren wasn weren doesn don didn won couldn wouldn
 shouldn ain hasn haven hadn it its that this these those which what who how why when whether because since wait hmm
 actually however though although yet still too very quite e i x y
+add adds adding subtract subtracts multiply multiplies divide divides halve halved doubled typo placeholder example random
+arbitrary unrelated irrelevant dummy whatever anything let start starting begin beginning
 tries attempt attempts attempted sarcasm joke kidding trick lie lies lying fake fails failed
 """
 _PLACES = "fourth fifth sixth seventh eighth ninth tenth eleventh twelfth hundredth thousandth millionth billionth".split()
@@ -240,7 +242,7 @@ def read_unit(
         return None
     return factor, " ".join(words), False
 
-# %% ../../nbs/scoring/15_numbers.ipynb #e683dcd7
+# %% ../../nbs/scoring/15_numbers.ipynb #07ad7fa9
 @dataclass(frozen=True)
 class Quantity:
     """An exact value and the unit it was written with.
@@ -249,14 +251,14 @@ class Quantity:
         unit: an empty unit is a bare number
         percent: whether it was written as a percentage
         decimals: digits after the point
-        fraction: whether it was written with a fraction bar
+        bar: fraction bar it was written with: "/", "frac" or none
     """
 
     value: Fraction
     unit: str = ""  # an empty unit is a bare number
     percent: bool = False  # whether it was written as a percentage
     decimals: int = 0  # digits after the point
-    fraction: bool = False  # whether it was written with a fraction bar
+    bar: str = ""  # fraction bar it was written with: "/", "frac" or none
 
 
 _word = r"(?:[A-Za-z]|[^\W\d_]|[°¢%$€£¥₹])(?:[\w/^°'-]|\^\{\d\})*\.?"
@@ -269,6 +271,7 @@ _quantity = re.compile(
 _latex_fraction = re.compile(
     r"(?:(\d+) ?)?\\frac ?(?:\{ ?(-?) ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))", re.ASCII
 )
+_ORDINAL_ENDS = ("st", "nd", "rd", "th")
 _code_to_sign = {"USD": "$", "EUR": "€", "GBP": "£", "INR": "₹", "JPY": "¥", "RS": "₹"}
 
 
@@ -314,7 +317,8 @@ def read_tidy(
     if _plain.fullmatch(text) and len(text) <= LONGEST:
         return Quantity(Fraction(text), decimals=len(text.partition(".")[2]))
     text = _in_parentheses(text)
-    if "\\frac" in text:
+    latex = "\\frac" in text
+    if latex:
         text = _latex_fraction.sub(_spell_fraction, text, count=1)
         if text.startswith("--"):
             return None
@@ -327,7 +331,7 @@ def read_tidy(
     money = (found["money"] or "").strip().rstrip(".")
     money = _code_to_sign.get(money.upper(), money)
     written = found["unit"] or ""
-    if "-" in found["gap"] and not written:
+    if ("-" in found["gap"] and not written) or (not found["gap"] and written.lower() in _ORDINAL_ENDS):
         return None
     unit = read_unit(written, money=bool(money), touching=not found["gap"])
     if number is None or unit is None:
@@ -336,10 +340,10 @@ def read_tidy(
     negative = (found["sign"] or found["inner"] or "").strip().lower() in ("-", "minus", "negative")
     if money and name and not same_unit(name, money):
         return None
-    fraction = "/" in found["number"]
+    bar = ("frac" if latex else "/") if "/" in found["number"] else ""
     decimals = len(re.split("[^\\d]", found["number"].partition(".")[2])[0])
     value = number * factor * (-1 if negative else 1)
-    return Quantity(value, name or money, percent, decimals, fraction)
+    return Quantity(value, name or money, percent, decimals, bar)
 
 
 def read_quantity(

@@ -12,7 +12,7 @@ from functools import lru_cache
 # %% auto #0
 __all__ = ['CURRENCIES', 'singular', 'unit_name', 'same_unit', 'conversion']
 
-# %% ../../nbs/scoring/14_units.ipynb #c9ecfecf
+# %% ../../nbs/scoring/14_units.ipynb #94b4155d
 _TABLE = """
 length 1/1000 mm | millimeter millimetre
 length 1/100 cm cms | centimeter centimetre
@@ -26,6 +26,7 @@ mass 1/1000 mg | milligram milligramme
 mass 1 g gm gms | gram gramme
 mass 1000 kg kgs | kilogram kilogramme kilo
 mass 45359237/100000 lb lbs |
+mass 45359237/100000 # | pound
 mass 45359237/1600000 oz | ounce
 volume 1/1000 ml mL | milliliter millilitre
 volume 1 l L | liter litre
