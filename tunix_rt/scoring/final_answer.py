@@ -21,16 +21,19 @@ class Final:
 
     Attributes:
         kind: "whole", "boxed", "labeled", "sentence" or "refused"
-        several: whether it was put together from several boxes, whose order says nothing
     """
 
     text: str
     kind: str  # "whole", "boxed", "labeled", "sentence" or "refused"
-    several: bool = False  # whether it was put together from several boxes, whose order says nothing
+    several: bool = (
+        False  # whether it was put together from several boxes, whose order says nothing
+    )
 
 
 _box = re.compile(r"\\{1,2}(?:boxed|fbox|framebox)\s*\{")
-_between = re.compile(r"(?:[\s,;.$+&()\[\]\\]|\\q?quad|\\text|\\textnormal|\\mathrm|[{}~]|\band\b|\bor\b|,)*")
+_between = re.compile(
+    r"(?:[\s,;.$+&()\[\]\\]|\\q?quad|\\text|\\textnormal|\\mathrm|[{}~]|\band\b|\bor\b|,)*"
+)
 _with_and = re.compile(r"[^.\d]{0,40}\band\b[^.\d]{0,40}")
 _word = re.compile(r"[A-Za-z][A-Za-z'’]*")
 _after_box = re.compile(r"\s*\\?\)?\$?\s*(%|\\%|°|[A-Za-z]+(?:[ ][A-Za-z]+)?)?\s*\$?\s*\.?\s*\Z")
@@ -42,7 +45,10 @@ _hard_turns = frozenset(
 
 
 def _turned(words: list[str]) -> bool:
-    return any(word.lower().replace("’", "'") in _hard_turns or word.lower().endswith("n't") for word in words)
+    return any(
+        word.lower().replace("’", "'") in _hard_turns or word.lower().endswith("n't")
+        for word in words
+    )
 
 
 def find_boxed(
@@ -125,20 +131,22 @@ _framed = re.compile(
     r"(?P<inner>\$[^$]+\$|\\\([^\n]+?\\\)|\\\[.+?\\\])(?:\s+(?:is|are) (?:the|our|my) (?:final )?(?:solution|answer|result)s?)?\s*\.?",
     re.IGNORECASE | re.DOTALL,
 )
-_lead_in = re.compile(r"(?P<lead>[^\d=<>]{0,90}?)(?P<verb>\bis|\bare|\bequals|:|(?<![<>!=])=(?![=>]))\s+(?P<rest>\S.*)", re.I | re.S)
+_lead_in = re.compile(
+    r"(?P<lead>[^\d=<>]{0,90}?)(?P<verb>\bis|\bare|\bequals|:|(?<![<>!=])=(?![=>]))\s+(?P<rest>\S.*)",
+    re.I | re.S,
+)
 _math_shapes = re.compile(r"\$|\\[a-zA-Z]+\s*(?:\{[^{}]*\})?")
 
 
 def find_framed(
     text: str,  # what was said, without boxes and labels
-) -> Final | None:  # None when the text has no such frame; refused when the frame turns the answer around
+) -> (
+    Final | None
+):  # None when the text has no such frame; refused when the frame turns the answer around
     """Find the answer in a sentence whose frame is known.
 
     Args:
         text: what was said, without boxes and labels
-
-    Returns:
-        None when the text has no such frame; refused when the frame turns the answer around
     """
     if framed := _framed.fullmatch(text.strip()):
         return Final(framed["inner"], "sentence")
@@ -169,38 +177,44 @@ def _lead_words(lead: str) -> list[str]:
 def _taken_back(word: str) -> bool:
     return word.lower().endswith("n't")
 
-# %% ../../nbs/scoring/25_final_answer.ipynb #516c25b7
+# %% ../../nbs/scoring/25_final_answer.ipynb #6a264aca
 _SOFT = frozenset(
     "and so the a an of in that this it its total for each per to from with will would has have had do does did is are was were be been "
-    "by on at they she he we i you his her their our left over altogether all day week month year then thus hence therefore "
-    "which who these those also make makes how can shall after before still more up down second first because since".split()
+    "by on at they she he we i you his her their our left altogether all day week month year then thus hence therefore "
+    "which who these those also make makes how can shall still more second first because since only just".split()
 )
 _numeral = r"(?:[$€£¥₹] ?)?(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?: ?%|°)?"
 _one_numeral = re.compile(_numeral)
 _equation = re.compile(
-    rf"(?P<left>{_numeral}(?: ?[-+*/x×÷] ?{_numeral})+) ?= ?(?P<right>{_numeral})(?P<unit> [A-Za-z]+)?", re.ASCII
+    rf"(?P<left>{_numeral}(?: ?[-+*/x×÷] ?{_numeral})+) ?= ?(?P<right>{_numeral})(?P<unit> [A-Za-z]+)?",
+    re.ASCII,
 )
-_which_is = re.compile(rf".*\bwhich (?:is|equals) (?P<number>{_numeral}[A-Za-z%²³/^{{}}\d]*)\W*\Z", re.DOTALL)
+_which_is = re.compile(
+    rf".*\bwhich (?:is|equals) (?P<number>{_numeral}[A-Za-z%²³/^{{}}\d]*)\W*\Z", re.DOTALL
+)
 LONGEST_PROSE = 300  # characters
 
 
 def find_in_prose(
     text: str,  # what was said, without boxes, labels and frames
-) -> Final | None:  # a number with its unit, or an equation; None when the text says no number for certain
+) -> (
+    Final | None
+):  # a number with its unit, or an equation; None when the text says no number for certain
     """Find the one number that a sentence or two say.
 
     Args:
         text: what was said, without boxes, labels and frames
-
-    Returns:
-        a number with its unit, or an equation; None when the text says no number for certain
     """
     text = fold_characters(drop_dollars(text))
     text = text.replace(r"\times", "*").replace(r"\div", "/")
     if len(text) > LONGEST_PROSE or "?" in text or "\\" in text:
         return None
     words = _word.findall(re.sub(r"(?<=[a-z] )May\b", "", text))
-    if "percent" in text.lower() or len(words) < 2 or any(is_turning(word) and word.lower() not in _SOFT for word in words):
+    if (
+        "percent" in text.lower()
+        or len(words) < 2
+        or any(is_turning(word) and word.lower() not in _SOFT for word in words)
+    ):
         return None
     if equation := _equation.search(text):
         outside = text[: equation.start()] + text[equation.end() :]
@@ -212,7 +226,10 @@ def find_in_prose(
     numerals = _one_numeral.findall(text)
     if len(numerals) != 1 or len(re.findall(r"\d+", text)) != len(re.findall(r"\d+", numerals[0])):
         return None
-    if re.search(rf"\w{re.escape(numerals[0])}|{re.escape(numerals[0])}(?:[A-Za-z]|[-/:^*+=!<>])|[-/:^*+=<>~,;]\s*{re.escape(numerals[0])}", text):
+    if re.search(
+        rf"\w{re.escape(numerals[0])}|{re.escape(numerals[0])}(?:[A-Za-z]|[-/:^*+=!<>])|[-/:^*+=<>~,;]\s*{re.escape(numerals[0])}",
+        text,
+    ):
         return None
     return Final(numerals[0], "sentence")
 

@@ -17,8 +17,8 @@ from .normalize import fold_greek
 
 # %% auto #0
 __all__ = ['Node', 'DEEPEST', 'LONGEST_FORMULA', 'FUNCTIONS', 'LARGEST', 'DIGITS', 'POINTS', 'READABLE', 'Unreadable', 'Reader',
-           'read_formula', 'work_out_node', 'symbols_of', 'evaluate', 'evaluate_node', 'near', 'same_values',
-           'has_numeral']
+           'read_formula', 'work_out_node', 'symbols_of', 'evaluate', 'evaluate_node', 'spell_value', 'near',
+           'same_values', 'has_numeral']
 
 # %% ../../nbs/scoring/17_formulas.ipynb #fa44289f
 Node = tuple[Any, ...]  # ("+", left, right), ("number", Fraction), ("symbol", name), ...
@@ -34,7 +34,9 @@ FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh ln log lg exp sqrt".split()
 )
 _number = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+\.\d+|\.\d+|\d+\.?", re.ASCII)
-_name = re.compile(r"\\?(?:" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r")(?![a-zA-Z])")
+_name = re.compile(
+    r"\\?(?:" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r")(?![a-zA-Z])"
+)
 _constant = re.compile(r"\\?(pi|infty|infinity)(?![a-zA-Z])")
 _command = re.compile(r"\\([a-zA-Z]+)")
 _subscript = re.compile(r"_(?:\{([^{}]*)\}|([A-Za-z0-9]))")
@@ -259,9 +261,9 @@ def _product(reader: Reader) -> Node:
 
 
 def _ends(reader: Reader) -> bool:
-    return reader.text.startswith((r"\pm", r"\mp", r"\le", r"\ge", r"\ne", r"\in", r"\cup"), reader.at) and not (
-        reader.text.startswith((r"\infty", r"\left"), reader.at)
-    )
+    return reader.text.startswith(
+        (r"\pm", r"\mp", r"\le", r"\ge", r"\ne", r"\in", r"\cup"), reader.at
+    ) and not (reader.text.startswith((r"\infty", r"\left"), reader.at))
 
 
 def _sum(reader: Reader) -> Node:
@@ -303,17 +305,19 @@ def read_formula(
     _skip(reader)
     return node if reader.at == len(reader.text) else None
 
-# %% ../../nbs/scoring/17_formulas.ipynb #14b0fb77
+# %% ../../nbs/scoring/17_formulas.ipynb #20301154
 LARGEST = 40_000  # bits in a numerator or denominator
 DIGITS = 50  # digits that are kept where a value is not exact
 _constants = frozenset(("pi", "e", "i"))
 
 
+@lru_cache(maxsize=1)
 def _mp() -> Any:
-    import mpmath
+    from mpmath import MPContext
 
-    mpmath.mp.dps = DIGITS
-    return mpmath
+    context = MPContext()  # one of our own: the shared one belongs to whoever else uses mpmath
+    context.dps = DIGITS
+    return context
 
 
 def _wide(value: Any) -> Any:
@@ -491,15 +495,14 @@ def _point(names: frozenset[str], number: int) -> dict[str, Any]:
 def evaluate(
     text: str,  # mathematics, tidied
     sign: int = 1,  # what an open sign stands for
-) -> tuple[Any, ...] | None:  # one value for a number, `POINTS` values for a formula with variables; None if unreadable
+) -> (
+    tuple[Any, ...] | None
+):  # one value for a number, `POINTS` values for a formula with variables; None if unreadable
     """Work out a formula, at several points where it has variables.
 
     Args:
         text: mathematics, tidied
         sign: what an open sign stands for
-
-    Returns:
-        one value for a number, `POINTS` values for a formula with variables; None if unreadable
     """
     node = read_formula(text)
     if node is None:
@@ -520,7 +523,10 @@ def evaluate_node(
     Returns:
         as `evaluate`
     """
-    names = symbols_of(node) - {"±"}
+    try:
+        names = symbols_of(node) - {"±"}
+    except RecursionError:
+        return None
     values = []
     for number in range(POINTS if names else 1):
         try:
@@ -530,6 +536,22 @@ def evaluate_node(
                 return None
             values.append(None)
     return tuple(values)
+
+
+def spell_value(
+    value: Any,  # from `evaluate`
+) -> str:  # equal for values that `near` calls the same
+    """Write a value down.
+
+    Args:
+        value: from `evaluate`
+
+    Returns:
+        equal for values that `near` calls the same
+    """
+    return (
+        str(value) if value is None or isinstance(value, Fraction) else str(_mp().nstr(value, 25))
+    )
 
 
 def near(
@@ -545,7 +567,11 @@ def near(
     Returns:
         equal; where one is not exact, to forty digits
     """
-    if left is None or right is None or (isinstance(left, Fraction) and isinstance(right, Fraction)):
+    if (
+        left is None
+        or right is None
+        or (isinstance(left, Fraction) and isinstance(right, Fraction))
+    ):
         return left == right
     mp = _mp()
     left, right = _wide(left), _wide(right)

@@ -26,13 +26,17 @@ _grouped = (
     r"|\d{1,2}(?:,\d\d)+,\d{3}"
 )
 _digits = rf"(?:(?:{_grouped})(?![\d,_'])|\d+)"
-_power_of_ten = r"(?: ?(?:\\times|\\cdot|[x*]) ?10 ?\^ ?(?:\{ ?[-+]?\d\d? ?\}|[-+]?\d\d?|\([-+]?\d\d?\)))"
+_power_of_ten = (
+    r"(?: ?(?:\\times|\\cdot|[x*]) ?10 ?\^ ?(?:\{ ?[-+]?\d\d? ?\}|[-+]?\d\d?|\([-+]?\d\d?\)))"
+)
 NUMBER = (
     rf"(?:\d+ \d+ ?/ ?\d+|{_digits} ?/ ?{_digits}"
     rf"|(?:{_digits}(?:\.\d+)?|\.\d+)(?:e[-+]?\d\d?|{_power_of_ten})?)"
 )
 _one_number = re.compile(NUMBER, re.ASCII | re.IGNORECASE)
-_scientific = re.compile(r"(?: ?(?:\\times|\\cdot|[x*]) ?10 ?\^ ?)[{(]? ?([-+]?\d+) ?[})]?|e([-+]?\d+)", re.I)
+_scientific = re.compile(
+    r"(?: ?(?:\\times|\\cdot|[x*]) ?10 ?\^ ?)[{(]? ?([-+]?\d+) ?[})]?|e([-+]?\d+)", re.I
+)
 _plain = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 
 
@@ -90,14 +94,13 @@ _PARTS = {
 
 def read_spelled(
     words: list[str],  # in lower case, without hyphens
-) -> tuple[Fraction, int] | None:  # value, and the number of words it takes; None where no number stands in front
+) -> (
+    tuple[Fraction, int] | None
+):  # value, and the number of words it takes; None where no number stands in front
     """Read the number that a text begins with in words.
 
     Args:
         words: in lower case, without hyphens
-
-    Returns:
-        value, and the number of words it takes; None where no number stands in front
     """
     if (joined := " ".join(words)) in _PARTS:
         return _PARTS[joined], len(words)
@@ -139,7 +142,7 @@ _LETTER_SCALES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}  # written ag
 _MONEY_SCALES = {"m": 10**6, "b": 10**9}  # only where a currency stands in front
 PERCENT = frozenset(("%", "percent", "pct", "percentage", "per cent"))
 
-# %% ../../nbs/scoring/15_numbers.ipynb #f5db8ef7
+# %% ../../nbs/scoring/15_numbers.ipynb #0afec17d
 _TURNING = """
 and or nor but than to not no non never neither none nothing without except excluding besides unless isnt arent wasnt
 cannot false wrong incorrect mistaken mistake error untrue invalid bad impossible unlikely doubt doubtful unsure uncertain
@@ -159,12 +162,20 @@ is are was were be been am has had have do does did will shall can isn aren wasn
 shouldn ain hasn haven hadn it its that this these those which what who how why when whether because since wait hmm
 actually however though although yet still too very quite e i x y
 add adds adding subtract subtracts multiply multiplies divide divides halve halved doubled typo placeholder example random
+o'clock noon midnight seem seems off short away used nobody nowhere multiples factor factors divisor divisors divisible
+etc many few several hundredfold fold just only even odd next following preceding later rather quite
 arbitrary unrelated irrelevant dummy whatever anything let start starting begin beginning
 tries attempt attempts attempted sarcasm joke kidding trick lie lies lying fake fails failed
 """
 _PLACES = "fourth fifth sixth seventh eighth ninth tenth eleventh twelfth hundredth thousandth millionth billionth".split()
 TURNING = frozenset(
-    [*_TURNING.split(), *NUMBER_WORDS, *(set(SCALES) - {"k"}), *_PLACES, *(f"{place}s" for place in _PLACES)]
+    [
+        *_TURNING.split(),
+        *NUMBER_WORDS,
+        *(set(SCALES) - {"k"}),
+        *_PLACES,
+        *(f"{place}s" for place in _PLACES),
+    ]
 )
 _ordinal = re.compile(r"[a-z]*(?:ieth|teenth)s?")
 
@@ -181,11 +192,17 @@ def is_turning(
         True for "not", "isn't", "about", "sixths", "below"
     """
     folded = word.lower().strip(".,;:!?()\"'*")
-    return folded in TURNING or folded.endswith(("n't", "nt't", "less-than")) or bool(_ordinal.fullmatch(folded))
+    return (
+        folded in TURNING
+        or folded.endswith(("n't", "nt't", "less-than"))
+        or bool(_ordinal.fullmatch(folded))
+    )
 
-# %% ../../nbs/scoring/15_numbers.ipynb #b2f49112
+# %% ../../nbs/scoring/15_numbers.ipynb #aaca0ae8
 LETTER_UNITS = frozenset("mglshdACFJKLNVW°¢")  # meter, gram, liter, second, hour, day, ampere, ...
-_area = re.compile(r"\b(square|sq\.?|cubic|cu\.?) ([A-Za-z]+)|\b([A-Za-z]+) (squared|cubed)", re.IGNORECASE)
+_area = re.compile(
+    r"\b(square|sq\.?|cubic|cu\.?) ([A-Za-z]+)|\b([A-Za-z]+) (squared|cubed)", re.IGNORECASE
+)
 _fillers = re.compile(
     r",? ?\b(?:(?:in|of the) total|in all|all together|altogether|total|overall|left(?: over)?|remaining|respectively"
     r"|per cent)(?![\w-])",
@@ -200,21 +217,29 @@ def _write_power(found: re.Match[str]) -> str:
     return f"{unit}^{exponent}" if is_unit else found[0]
 
 
+_digit = re.compile(r"[0-9]")
+_powered = re.compile(r"([A-Za-z]+)(\^)?\{?[23]\}?")
+
+
+def _is_power(word: str) -> bool:
+    found = _powered.fullmatch(word.rpartition("/")[2])
+    return bool(found and (found[2] or conversion(found[1], "meter") is not None))
+
+
 def read_unit(
     text: str,  # what follows the number, as written
     *,
     money: bool = False,  # whether a currency stands in front of the number
     touching: bool = False,  # whether the text stands right against the number
-) -> tuple[Fraction, str, bool] | None:  # factor, unit, and whether it is a percentage; None when this is no unit
+) -> (
+    tuple[Fraction, str, bool] | None
+):  # factor, unit, and whether it is a percentage; None when this is no unit
     """Read what stands behind a number.
 
     Args:
         text: what follows the number, as written
         money: whether a currency stands in front of the number
         touching: whether the text stands right against the number
-
-    Returns:
-        factor, unit, and whether it is a percentage; None when this is no unit
     """
     if not text:
         return Fraction(1), "", False
@@ -225,11 +250,15 @@ def read_unit(
     while words:
         word = words[0].lower().rstrip(".")
         if word in PERCENT:
-            later = [other for other in words[1:] if other.lower() not in ("of", "the", "them", "it")]
+            later = [
+                other for other in words[1:] if other.lower() not in ("of", "the", "them", "it")
+            ]
             return None if any(map(is_turning, later)) else (factor / 100, "", True)
         scale = SCALES.get(word)
         if words[0] == "K" or scale is None:
-            scale = Fraction(_LETTER_SCALES.get(words[0], 0) if touching or money or words[0] != "K" else 0)
+            scale = Fraction(
+                _LETTER_SCALES.get(words[0], 0) if touching or money or words[0] != "K" else 0
+            )
             scale = scale or Fraction(_MONEY_SCALES.get(words[0], 0) if money else 0)
         if not scale:
             break
@@ -237,6 +266,8 @@ def read_unit(
     if factor > 1 and words[:1] == ["of"]:
         words = words[1:]
     if len(words) > 6 or any(map(is_turning, words)):
+        return None
+    if any(_digit.search(word) and not _is_power(word) for word in words):
         return None
     if words and len(words[0]) == 1 and words[0] not in LETTER_UNITS and words[0] not in CURRENCIES:
         return None
@@ -331,7 +362,9 @@ def read_tidy(
     money = (found["money"] or "").strip().rstrip(".")
     money = _code_to_sign.get(money.upper(), money)
     written = found["unit"] or ""
-    if ("-" in found["gap"] and not written) or (not found["gap"] and written.lower() in _ORDINAL_ENDS):
+    if ("-" in found["gap"] and not written) or (
+        not found["gap"] and written.lower() in _ORDINAL_ENDS
+    ):
         return None
     unit = read_unit(written, money=bool(money), touching=not found["gap"])
     if number is None or unit is None:

@@ -104,15 +104,22 @@ def worth(
         return None
 
 # %% ../../nbs/scoring/20_steps.ipynb #2bacefaa
-_spellings = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "$": " ", "\u00a0": " "})
+_spellings = str.maketrans(
+    {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "$": " ", "\u00a0": " "}
+)
 _annotation = re.compile(r"<<([^<>]*)>>")
 _bullet = re.compile(r"^\s*(?:[-*•]\s+|\d{1,3}[.)]\s+)")
-_times = re.compile(r"(?<=\d)x(?=\d)|(?<=[\d)%]) x ?(?=[\d(.])|(?<=[\d)]) ?x(?= \d)|(?<=[a-z]) x (?=[\d(.])|(?<=\d)x(?=\()|(?<=\)) ?x ?(?=[\d(])", re.IGNORECASE)
+_times = re.compile(
+    r"(?<=\d)x(?=\d)|(?<=[\d)%]) x ?(?=[\d(.])|(?<=[\d)]) ?x(?= \d)|(?<=[a-z]) x (?=[\d(.])|(?<=\d)x(?=\()|(?<=\)) ?x ?(?=[\d(])",
+    re.IGNORECASE,
+)
 _mixed = re.compile(r"(?<![\d./,])(\d+)(?: and +| )\(?(\d+) ?/ ?(\d+)\)?(?![\d/.,])")
 _unit = re.compile(
     r"(?<=[\d)%]) ?(?P<unit>[A-Za-z][A-Za-z'’-]*[A-Za-z](?: [A-Za-z][A-Za-z'’-]*[A-Za-z]){0,3})(?P<per>/[a-z]+)? ?(?=[-+*/=])"
 )
-_NO_UNITS = frozenset("of with at for by the because then when where has have had gets get gives and of remaining".split())
+_NO_UNITS = frozenset(
+    "of with at for by the because then when where has have had gets get gives and of remaining".split()
+)
 
 
 def _is_unit(text: str) -> bool:
@@ -202,7 +209,9 @@ def find_spans(
         if tokens:
             last = tokens[-1].group()
             comma = token is not None and token.group() == "," and last[-1].isdigit()
-            hanging = last in ("+", "-", "*", "/", "(") or (comma and bool(re.match(r" \d{3}(?!\d)", line[token.end() :] if token else "")))
+            hanging = last in ("+", "-", "*", "/", "(") or (
+                comma and bool(re.match(r" \d{3}(?!\d)", line[token.end() :] if token else ""))
+            )
             hanging = hanging or bool(token and token.group() == "and" and last[-1].isdigit())
         elif token is not None and before is not None and token.group() in ",;:":
             hanging = False
@@ -227,12 +236,19 @@ def _open_start(span: ArithmeticSpan) -> bool:
 
 def _open_end(span: ArithmeticSpan) -> bool:
     word = span.after.lower()
-    if word in REMAINDERS or word in SCALES or word in ("and", "to") and re.match(r"\s*(?:\d|an?\b|half)", span.later):
+    if (
+        word in REMAINDERS
+        or word in SCALES
+        or word in ("and", "to")
+        and re.match(r"\s*(?:\d|an?\b|half)", span.later)
+    ):
         return True
     letter = len(word) == 1 and word.isalpha()
     if span.touched and span.after == "." and span.later.startswith("."):
         return True
-    return (letter and (word != "a" or span.touched)) or (span.touched and word in ("√", "_", "\\", "\u00b2", "\u00b3"))
+    return (letter and (word != "a" or span.touched)) or (
+        span.touched and word in ("√", "_", "\\", "\u00b2", "\u00b3")
+    )
 
 
 def read_sides(
@@ -310,8 +326,12 @@ _LABELS = frozenset(
     "day week month year hour number step question problem part chapter page room game level grade group class remaining round "
     "case equation row column quarter line stage phase option book team".split()
 )
-_DOUBTFUL_UNITS = frozenset("cents cent halves thirds quarters fourths fifths pennies one half dozen dozens hundreds thousands pm am".split())
-_clause = re.compile(r"[.;:]\s|,|\b(?:so|because|then|is|are|was|were|thus|therefore|means|has|have|had)\b")
+_DOUBTFUL_UNITS = frozenset(
+    "cents cent halves thirds quarters fourths fifths pennies one half dozen dozens hundreds thousands pm am".split()
+)
+_clause = re.compile(
+    r"[.;:]\s|,|\b(?:so|because|then|is|are|was|were|thus|therefore|means|has|have|had)\b"
+)
 _twice = re.compile(r"/ ?\(?\S+ ?/")
 _leftovers = re.compile(r"\bremain(?:s|der|ders|ing)\b|\bleft ?over\b", re.IGNORECASE)
 _any_unit = re.compile(r"\d ?([A-Za-z]{2,})")
@@ -320,13 +340,20 @@ _any_unit = re.compile(r"\d ?([A-Za-z]{2,})")
 def _is_doubtful(span: ArithmeticSpan, line: str, original: str, sides: list[list[str]]) -> bool:
     start, end = span.tokens[0].start(), span.tokens[-1].end()
     word = span.before.lower()
-    if word in _LABELS or word.removesuffix("s") in _LABELS or span.after.lower() in _DOUBTFUL_UNITS or _leftovers.search(line[end:]):
+    if (
+        word in _LABELS
+        or word.removesuffix("s") in _LABELS
+        or span.after.lower() in _DOUBTFUL_UNITS
+        or _leftovers.search(line[end:])
+    ):
         return True
     if any(_twice.search(" ".join(side)) for side in sides) or re.search(r"\dx\(", original):
         return True
     if len(sides[0]) == 1 and word.isalpha() and len(sides) > 2:
         return True
-    if len(sides[0]) == 1 and re.search(rf"(?<![\d.,]){re.escape(sides[0][0])} [A-Za-z][A-Za-z -]*=", original):
+    if len(sides[0]) == 1 and re.search(
+        rf"(?<![\d.,]){re.escape(sides[0][0])} [A-Za-z][A-Za-z -]*=", original
+    ):
         return True
     if any(len(side) == 1 for side in sides) and any("%" in side for side in sides):
         return True

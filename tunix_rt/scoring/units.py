@@ -168,15 +168,14 @@ def same_unit(
 def conversion(
     source: str,  # a unit as it was written
     target: str,  # another
-) -> Fraction | None:  # how many of the target are one of the source; None where they measure different things
+) -> (
+    Fraction | None
+):  # how many of the target are one of the source; None where they measure different things
     """Say how many of one unit are one of another.
 
     Args:
         source: a unit as it was written
         target: another
-
-    Returns:
-        how many of the target are one of the source; None where they measure different things
     """
     sizes = []
     for name in (unit_name(source), unit_name(target)):
