@@ -54,7 +54,7 @@ def prompts() -> Iterator[tuple[str, str]]:
 
 
 def evasions(prompt: str, gold: str) -> Iterator[str]:
-    "Yield what is said instead of an answer: the question, parts of it, several answers, hedges, nothing, too much."
+    "Yield the question, parts of it, several answers, hedges, nothing, and far too much."
     words = prompt.split()
     yield from (
         prompt,

@@ -1664,6 +1664,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'tunix_rt/scoring/equality.py'),
                                            'tunix_rt.scoring.equality._distinct': ( 'scoring/equality.html#_distinct',
                                                                                     'tunix_rt/scoring/equality.py'),
+                                           'tunix_rt.scoring.equality._find_group': ( 'scoring/equality.html#_find_group',
+                                                                                      'tunix_rt/scoring/equality.py'),
                                            'tunix_rt.scoring.equality._is_product': ( 'scoring/equality.html#_is_product',
                                                                                       'tunix_rt/scoring/equality.py'),
                                            'tunix_rt.scoring.equality._join_intervals': ( 'scoring/equality.html#_join_intervals',

@@ -211,10 +211,11 @@ _wide_comma = re.compile(r"\s*,\s+(?:and\b)?|(?<![A-Za-z])and(?![A-Za-z])")
 _relation = re.compile(r"\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[<>=]|(?<![\w\\])in(?= [\[(])")
 _union = re.compile(r"\\cup(?![A-Za-z])|(?<=[\])]) ?U ?(?=[\[(])")
 
-# %% ../../nbs/scoring/38_equality.ipynb #bfd10264
+# %% ../../nbs/scoring/38_equality.ipynb #dd52e47b
 _letter = r"(?:[A-Za-z]|\\[a-zA-Z]+)'*(?:_(?:\{[^{}]*\}|\w))?'*"
 _designator = re.compile(
-    rf"{_letter}|{_letter}\([^()]*\)|\|?[A-Z]{{2,4}}\|?|\\(?:angle|triangle|overline|widehat|vec|hat) ?\{{?\w+\}}?"
+    rf"{_letter}|{_letter}\([^()]*\)|\|?[A-Z]{{2,4}}\|?"
+    rf"|\\(?:angle|triangle|overline|widehat|vec|hat) ?\{{?\w+\}}?"
     rf"|\({_letter}(?:,{_letter})+\)|(?:{_letter}|[A-Z]{{2,5}}):(?:{_letter}|[A-Z]{{2,5}})|\|{_letter}\|"
 )
 _phrase = re.compile(r"[A-Za-z][a-z]+(?: [A-Za-z]+){0,5}")
@@ -385,7 +386,7 @@ def _at_top(text: str, at: int) -> bool:
         depth += (character in _OPEN) - (character in _CLOSE)
     return depth <= 0
 
-# %% ../../nbs/scoring/38_equality.ipynb #ee4fe7ce
+# %% ../../nbs/scoring/38_equality.ipynb #da55b18b
 def _read_bracketed(text: str, math: bool) -> Value | None:
     escaped = text.startswith("\\{") and text.endswith("\\}")
     opening, closing = ("{", "}") if escaped else (text[0], text[-1])
@@ -426,8 +427,10 @@ def _read_items(
         value = read_value(part.strip(), trusted=trusted)
         if isinstance(value, Words) or not part.strip():
             return None
-        bare = isinstance(value, Group) and value.kind == ""
-        items.extend(value.items if bare and (flat or not value.ordered) else (value,))
+        if isinstance(value, Group) and value.kind == "" and (flat or not value.ordered):
+            items.extend(value.items)
+        else:
+            items.append(value)
     return tuple(items)
 
 
@@ -571,7 +574,7 @@ def _is_product(text: str) -> bool:
             return at < len(text) - 1
     return False
 
-# %% ../../nbs/scoring/38_equality.ipynb #af269098
+# %% ../../nbs/scoring/38_equality.ipynb #49701d0f
 def _same_scalar(expected: Value, given: Value, lenient: bool) -> bool:
     if isinstance(expected, Number) and isinstance(given, Number):
         bar, whole = given.quantity.bar, given.quantity.value.denominator == 1
@@ -719,8 +722,9 @@ def same_meaning(
     if isinstance(expected, Special) or isinstance(given, Special):
         return _same_special(expected, given, lenient)
     if isinstance(expected, Union) or isinstance(given, Union):
-        parts = [value.parts if isinstance(value, Union) else () for value in (expected, given)]
-        return bool(parts[0]) and _same_items(*parts, False, lenient)
+        if not (isinstance(expected, Union) and isinstance(given, Union)):
+            return False
+        return _same_items(expected.parts, given.parts, False, lenient)
     if isinstance(expected, Interval) or isinstance(given, Interval):
         first, second = _as_interval(expected), _as_interval(given)
         return bool(first and second and _same_interval(first, second, lenient))
@@ -754,15 +758,17 @@ def _same_special(expected: Value, given: Value, lenient: bool) -> bool:
         return expected.parts[0] == str(given.quantity.value)
     return False
 
-# %% ../../nbs/scoring/38_equality.ipynb #b5b30629
+# %% ../../nbs/scoring/38_equality.ipynb #f08fe03a
 _choice_key = re.compile(r"\(?([A-J])\)?[.:]?|\(?([A-J])[).:]+\s+\S.*", re.DOTALL)
 _said_choice = re.compile(
-    r"(?:(?:the )?(?:correct |right )?(?:option|choice|answer)\s*(?:is\s+)?:?\s*)?[(\[]?(?P<letter>[A-Ja-j])(?P<mark>[)\].:]*)"
+    r"(?:(?:the )?(?:correct |right )?(?:option|choice|answer)\s*(?:is\s+)?:?\s*)?"
+    r"[(\[]?(?P<letter>[A-Ja-j])(?P<mark>[)\].:]*)"
     r"(?P<rest>(?:[\s,]|\Z).*)",
     re.DOTALL | re.IGNORECASE,
 )
 _other_choice = re.compile(
-    r"[(\[]?\b[A-J][)\]]|[,;] ?[A-J]\b|\bno\b|\bor\b|\band [A-J]\b|\b(?:not|wrong|incorrect|isn't|false|maybe|perhaps)\b"
+    r"[(\[]?\b[A-J][)\]]|[,;] ?[A-J]\b|\bor\b|\band [A-J]\b"
+    r"|\b(?:no|not|wrong|incorrect|isn't|false|maybe|perhaps)\b"
 )
 _is_right = re.compile(
     r"\s*(?:\(?(?:is|because|since|as)\b.*|, ?(?:because|since|as|which|for)\b.*|[-–—] .*)?",
@@ -981,7 +987,14 @@ def _says(wanted: Value, given: str) -> bool:
     value = read_value(tidy(final.text)[0])
     return same_meaning(wanted, value, lenient=True)
 
-# %% ../../nbs/scoring/38_equality.ipynb #1ca73c6f
+# %% ../../nbs/scoring/38_equality.ipynb #8cc24946
+def _find_group(answer: str, members: Sequence[Sequence[str]]) -> int:
+    for number, group in enumerate(members):
+        if all(answers_match(one, answer) or answers_match(answer, one) for one in group):
+            return number
+    return len(members)
+
+
 def group_answers(
     answers: Sequence[str | None],  # what the samples of one prompt said
 ) -> list[int | None]:  # number of the group that each is in, from 0; None where there is no answer
@@ -999,18 +1012,15 @@ def group_answers(
         if answer is None or not answer.strip():
             groups.append(None)
             continue
-        for number, group in enumerate(members):
-            if all(answers_match(one, answer) or answers_match(answer, one) for one in group):
-                break
-        else:
-            number = len(members)
+        number = _find_group(answer, members)
+        if number == len(members):
             members.append([])
         if answer not in members[number]:
             members[number].append(answer)
         groups.append(number)
     return groups
 
-# %% ../../nbs/scoring/38_equality.ipynb #dde40708
+# %% ../../nbs/scoring/38_equality.ipynb #c340858a
 def _key(value: Value) -> str:
     value = _unname(value)
     if isinstance(value, Number):
@@ -1039,7 +1049,7 @@ def _key(value: Value) -> str:
         return "; ".join(", ".join(map(_key, row)) for row in value.rows)
     if isinstance(value, Special):
         return f"{value.kind} {':'.join(value.parts)}"
-    return value.text
+    return value.text if isinstance(value, Equation | Words) else ""
 
 
 def meaning_key(

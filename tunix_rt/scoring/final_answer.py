@@ -14,7 +14,7 @@ from .numbers import is_turning
 # %% auto #0
 __all__ = ['LONGEST_PROSE', 'LONGEST_ANSWER', 'Final', 'find_boxed', 'find_labeled', 'find_framed', 'find_in_prose', 'find_final']
 
-# %% ../../nbs/scoring/25_final_answer.ipynb #37f14e45
+# %% ../../nbs/scoring/25_final_answer.ipynb #1faa8d48
 @dataclass(frozen=True)
 class Final:
     """The part of a text that is its answer.
@@ -38,9 +38,10 @@ _with_and = re.compile(r"[^.\d]{0,40}\band\b[^.\d]{0,40}")
 _word = re.compile(r"[A-Za-z][A-Za-z'’]*")
 _after_box = re.compile(r"\s*\\?\)?\$?\s*(%|\\%|°|[A-Za-z]+(?:[ ][A-Za-z]+)?)?\s*\$?\s*\.?\s*\Z")
 _hard_turns = frozenset(
-    "not no never neither nor cannot wrong incorrect false isn't isnt except without mistaken mistake but unless or "
-    "about around approximately below above least most minus negative opposite maybe perhaps ignore guess rather "
-    "instead unlikely impossible than reject rejected doubt unsure if nearly almost roughly hardly".split()
+    "not no never neither nor cannot wrong incorrect false isn't isnt except without mistaken "
+    "mistake but unless or about around approximately below above least most minus negative "
+    "opposite maybe perhaps ignore guess rather instead unlikely impossible than reject rejected "
+    "doubt unsure if nearly almost roughly hardly".split()
 )
 
 
@@ -85,18 +86,20 @@ def find_boxed(
         content = f"{content} {tail[1]}"
     return Final(content, "boxed", several=joined)
 
-# %% ../../nbs/scoring/25_final_answer.ipynb #a7a031e8
+# %% ../../nbs/scoring/25_final_answer.ipynb #d85fccfb
 _label = re.compile(
     r"(?P<before>[^.!?\n]{0,120}?)(?:"
     r"\b(?:final |correct |right )?(?:answer|result|solution)s?\b(?: choice| option)?"
-    r"(?: to (?:the|this) (?:question|problem))?\**\s*(?:\bis\b|\bare\b|=|:)\**\s*(?::\s*)?(?:equal to\s+|simply\s+)?"
+    r"(?: to (?:the|this) (?:question|problem))?\**\s*(?:\bis\b|\bare\b|=|:)\**\s*(?::\s*)?"
+    r"(?:equal to\s+|simply\s+)?"
     r"|\A\W*(?:final )?answer\**\s+(?=\\|\$)"
     r"|####\s*|\A\s*A:\s+)",
     re.IGNORECASE,
 )
 _introduction = re.compile(
-    r"\W*(?:(?:so|thus|hence|therefore|then|now|finally|and|we (?:find|get|see|conclude|have)(?: that)?|this means|my|our|the"
-    r"|your|it follows|that|in conclusion|final|correct|right|is|to|,|\*+|a|numerical|exact|required|desired)\b\W*)*",
+    r"\W*(?:(?:so|thus|hence|therefore|then|now|finally|and|this means|it follows|in conclusion"
+    r"|we (?:find|get|see|conclude|have)(?: that)?|my|our|the|your|a|that|is|to"
+    r"|final|correct|right|numerical|exact|required|desired)\b\W*)*",
     re.IGNORECASE,
 )
 
@@ -125,10 +128,12 @@ def find_labeled(
         rest = first
     return Final(rest.strip(), "labeled") if rest else None
 
-# %% ../../nbs/scoring/25_final_answer.ipynb #fad2da03
+# %% ../../nbs/scoring/25_final_answer.ipynb #d78a7b23
 _framed = re.compile(
-    r"(?:so|thus|hence|therefore|then|finally)?,?\s*(?:we (?:find|get|see|conclude|have|obtain) (?:that )?)?"
-    r"(?P<inner>\$[^$]+\$|\\\([^\n]+?\\\)|\\\[.+?\\\])(?:\s+(?:is|are) (?:the|our|my) (?:final )?(?:solution|answer|result)s?)?\s*\.?",
+    r"(?:so|thus|hence|therefore|then|finally)?,?\s*"
+    r"(?:we (?:find|get|see|conclude|have|obtain) (?:that )?)?"
+    r"(?P<inner>\$[^$]+\$|\\\([^\n]+?\\\)|\\\[.+?\\\])"
+    r"(?:\s+(?:is|are) (?:the|our|my) (?:final )?(?:solution|answer|result)s?)?\s*\.?",
     re.IGNORECASE | re.DOTALL,
 )
 _lead_in = re.compile(
@@ -163,9 +168,10 @@ def find_framed(
 
 
 _LEAD_FREE = frozenset(
-    "so this that it its it's the sum difference product total maximum minimum least most which how many do does did has have had "
-    "will can there who these those any remaining average mean largest smallest greatest longest shortest first second "
-    "because since x y z n are is was were be zero two three".split()
+    "so this that it its it's the sum difference product total maximum minimum least most which "
+    "how many do does did has have had will can there who these those any remaining average mean "
+    "largest smallest greatest longest shortest first second because since x y z n are is was "
+    "were be zero two three".split()
 )
 
 
@@ -177,16 +183,18 @@ def _lead_words(lead: str) -> list[str]:
 def _taken_back(word: str) -> bool:
     return word.lower().endswith("n't")
 
-# %% ../../nbs/scoring/25_final_answer.ipynb #6a264aca
+# %% ../../nbs/scoring/25_final_answer.ipynb #a3c9a875
 _SOFT = frozenset(
-    "and so the a an of in that this it its total for each per to from with will would has have had do does did is are was were be been "
-    "by on at they she he we i you his her their our left altogether all day week month year then thus hence therefore "
-    "which who these those also make makes how can shall still more second first because since only just".split()
+    "and so the a an of in that this it its total for each per to from with will would has have "
+    "had do does did is are was were be been by on at they she he we i you his her their our left "
+    "altogether all day week month year then thus hence therefore which who these those also make "
+    "makes how can shall still more second first because since only just".split()
 )
 _numeral = r"(?:[$€£¥₹] ?)?(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?: ?%|°)?"
 _one_numeral = re.compile(_numeral)
 _equation = re.compile(
-    rf"(?P<left>{_numeral}(?: ?[-+*/x×÷] ?{_numeral})+) ?= ?(?P<right>{_numeral})(?P<unit> [A-Za-z]+)?",
+    rf"(?P<left>{_numeral}(?: ?[-+*/x×÷] ?{_numeral})+) ?= ?(?P<right>{_numeral})"
+    r"(?P<unit> [A-Za-z]+)?",
     re.ASCII,
 )
 _which_is = re.compile(

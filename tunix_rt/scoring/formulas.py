@@ -20,7 +20,7 @@ __all__ = ['Node', 'DEEPEST', 'LONGEST_FORMULA', 'FUNCTIONS', 'LARGEST', 'DIGITS
            'read_formula', 'work_out_node', 'symbols_of', 'evaluate', 'evaluate_node', 'spell_value', 'near',
            'same_values', 'has_numeral']
 
-# %% ../../nbs/scoring/17_formulas.ipynb #fa44289f
+# %% ../../nbs/scoring/17_formulas.ipynb #bedad2c4
 Node = tuple[Any, ...]  # ("+", left, right), ("number", Fraction), ("symbol", name), ...
 DEEPEST = 40  # groups inside one another
 LONGEST_FORMULA = 400  # characters; a longer text is not read as a formula
@@ -31,7 +31,8 @@ class Unreadable(Exception):
 
 
 FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh ln log lg exp sqrt".split()
+    "sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh ln log lg exp "
+    "sqrt".split()
 )
 _number = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+\.\d+|\.\d+|\d+\.?", re.ASCII)
 _name = re.compile(
@@ -43,8 +44,9 @@ _subscript = re.compile(r"_(?:\{([^{}]*)\}|([A-Za-z0-9]))")
 _letters = re.compile(r"[A-Za-z]+")
 _PRODUCT = re.compile(r"\\times|\\cdot|\\div|[*/×÷]")
 _SYMBOLS = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi "
-    "omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar".split()
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell "
+    "hbar".split()
 )
 
 
@@ -305,7 +307,7 @@ def read_formula(
     _skip(reader)
     return node if reader.at == len(reader.text) else None
 
-# %% ../../nbs/scoring/17_formulas.ipynb #20301154
+# %% ../../nbs/scoring/17_formulas.ipynb #b1df9980
 LARGEST = 40_000  # bits in a numerator or denominator
 DIGITS = 50  # digits that are kept where a value is not exact
 _constants = frozenset(("pi", "e", "i"))
@@ -313,7 +315,7 @@ _constants = frozenset(("pi", "e", "i"))
 
 @lru_cache(maxsize=1)
 def _mp() -> Any:
-    from mpmath import MPContext
+    from mpmath import MPContext  # type: ignore[import-untyped]
 
     context = MPContext()  # one of our own: the shared one belongs to whoever else uses mpmath
     context.dps = DIGITS
@@ -389,8 +391,14 @@ def _apply(name: str, value: Any) -> Any:
         return Fraction(1)
     if name == "log":  # to base ten, or natural? Both sides of a comparison mean the same one
         return mp.log(_wide(value))
-    functions = {"ln": mp.log, "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan}
-    return functions.get(name, getattr(mp, name, None))(_wide(value))
+    functions: dict[str, Any] = {
+        "ln": mp.log,
+        "arcsin": mp.asin,
+        "arccos": mp.acos,
+        "arctan": mp.atan,
+    }
+    function = functions[name] if name in functions else getattr(mp, name)
+    return function(_wide(value))
 
 
 def _factorial(value: Any) -> Fraction:

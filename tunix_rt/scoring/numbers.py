@@ -142,32 +142,37 @@ _LETTER_SCALES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}  # written ag
 _MONEY_SCALES = {"m": 10**6, "b": 10**9}  # only where a currency stands in front
 PERCENT = frozenset(("%", "percent", "pct", "percentage", "per cent"))
 
-# %% ../../nbs/scoring/15_numbers.ipynb #0afec17d
+# %% ../../nbs/scoring/15_numbers.ipynb #e75d8f66
 _TURNING = """
-and or nor but than to not no non never neither none nothing without except excluding besides unless isnt arent wasnt
-cannot false wrong incorrect mistaken mistake error untrue invalid bad impossible unlikely doubt doubtful unsure uncertain
-unknown unclear undefined ignore ignoring disregard discard reject rejected rather instead opposite contrary reverse inverse
-reciprocal negative negated negation complement minus plus times over divided multiplied increased decreased added
-subtracted mod modulo remainder pi sqrt root roots log ln exp sin cos tan square squared cube cubed factorial choose power
-raised sum difference product quotient ratio
-half halves third thirds quarter quarters double twice triple thrice quadruple multiple
-about around roughly approximately approx nearly almost circa close near maybe perhaps possibly probably likely presumably
-apparently seemingly supposedly estimate estimated guess guessed guessing think thought believe suppose assume assuming
-assumed suspect might may could should would if unlike versus vs between
-least most more less fewer greater larger smaller bigger higher lower above below under beyond exceed exceeds exceeding
-up down minimum maximum upper bound bounds limit within range ranges until till from before after
-first initial initially originally earlier previous previously intermediate temporary
-so something ish some any either both each-other another other others alternatively otherwise also
-is are was were be been am has had have do does did will shall can isn aren wasn weren doesn don didn won couldn wouldn
-shouldn ain hasn haven hadn it its that this these those which what who how why when whether because since wait hmm
-actually however though although yet still too very quite e i x y
-add adds adding subtract subtracts multiply multiplies divide divides halve halved doubled typo placeholder example random
-o'clock noon midnight seem seems off short away used nobody nowhere multiples factor factors divisor divisors divisible
-etc many few several hundredfold fold just only even odd next following preceding later rather quite
-arbitrary unrelated irrelevant dummy whatever anything let start starting begin beginning
-tries attempt attempts attempted sarcasm joke kidding trick lie lies lying fake fails failed
+and or nor but than to not no non never neither none nothing without except excluding besides
+unless isnt arent wasnt cannot false wrong incorrect mistaken mistake error untrue invalid bad
+impossible unlikely doubt doubtful unsure uncertain unknown unclear undefined ignore ignoring
+disregard discard reject rejected rather instead opposite contrary reverse inverse reciprocal
+negative negated negation complement minus plus times over divided multiplied increased decreased
+added subtracted mod modulo remainder pi sqrt root roots log ln exp sin cos tan square squared
+cube cubed factorial choose power raised sum difference product quotient ratio half halves third
+thirds quarter quarters double twice triple thrice quadruple multiple about around roughly
+approximately approx nearly almost circa close near maybe perhaps possibly probably likely
+presumably apparently seemingly supposedly estimate estimated guess guessed guessing think thought
+believe suppose assume assuming assumed suspect might may could should would if unlike versus vs
+between least most more less fewer greater larger smaller bigger higher lower above below under
+beyond exceed exceeds exceeding up down minimum maximum upper bound bounds limit within range
+ranges until till from before after first initial initially originally earlier previous previously
+intermediate temporary so something ish some any either both another other others alternatively
+otherwise also is are was were be been am has had have do does did will shall can isn aren wasn
+weren doesn don didn won couldn wouldn shouldn ain hasn haven hadn it its that this these those
+which what who how why when whether because since wait hmm actually however though although yet
+still too very quite e i x y add adds adding subtract subtracts multiply multiplies divide divides
+halve halved doubled typo placeholder example random o'clock noon midnight seem seems off short
+away used nobody nowhere multiples factor factors divisor divisors divisible etc many few several
+hundredfold fold just only even odd next following preceding later arbitrary unrelated irrelevant
+dummy whatever anything let start starting begin beginning tries attempt attempts attempted
+sarcasm joke kidding trick lie lies lying fake fails failed
 """
-_PLACES = "fourth fifth sixth seventh eighth ninth tenth eleventh twelfth hundredth thousandth millionth billionth".split()
+_PLACES = (
+    "fourth fifth sixth seventh eighth ninth tenth eleventh twelfth hundredth thousandth "
+    "millionth billionth"
+).split()
 TURNING = frozenset(
     [
         *_TURNING.split(),
@@ -198,14 +203,14 @@ def is_turning(
         or bool(_ordinal.fullmatch(folded))
     )
 
-# %% ../../nbs/scoring/15_numbers.ipynb #aaca0ae8
+# %% ../../nbs/scoring/15_numbers.ipynb #7fda5184
 LETTER_UNITS = frozenset("mglshdACFJKLNVW°¢")  # meter, gram, liter, second, hour, day, ampere, ...
 _area = re.compile(
     r"\b(square|sq\.?|cubic|cu\.?) ([A-Za-z]+)|\b([A-Za-z]+) (squared|cubed)", re.IGNORECASE
 )
 _fillers = re.compile(
-    r",? ?\b(?:(?:in|of the) total|in all|all together|altogether|total|overall|left(?: over)?|remaining|respectively"
-    r"|per cent)(?![\w-])",
+    r",? ?\b(?:(?:in|of the) total|in all|all together|altogether|total|overall|left(?: over)?"
+    r"|remaining|respectively|per cent)(?![\w-])",
     re.IGNORECASE,
 )
 

@@ -103,22 +103,24 @@ def worth(
     except Unreadable:
         return None
 
-# %% ../../nbs/scoring/20_steps.ipynb #2bacefaa
+# %% ../../nbs/scoring/20_steps.ipynb #d87d0fcf
 _spellings = str.maketrans(
     {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "$": " ", "\u00a0": " "}
 )
 _annotation = re.compile(r"<<([^<>]*)>>")
 _bullet = re.compile(r"^\s*(?:[-*•]\s+|\d{1,3}[.)]\s+)")
 _times = re.compile(
-    r"(?<=\d)x(?=\d)|(?<=[\d)%]) x ?(?=[\d(.])|(?<=[\d)]) ?x(?= \d)|(?<=[a-z]) x (?=[\d(.])|(?<=\d)x(?=\()|(?<=\)) ?x ?(?=[\d(])",
+    r"(?<=\d)x(?=[\d(])|(?<=[\d)%]) x ?(?=[\d(.])|(?<=[\d)]) ?x(?= \d)|(?<=[a-z]) x (?=[\d(.])"
+    r"|(?<=\)) ?x ?(?=[\d(])",
     re.IGNORECASE,
 )
 _mixed = re.compile(r"(?<![\d./,])(\d+)(?: and +| )\(?(\d+) ?/ ?(\d+)\)?(?![\d/.,])")
+_letters = r"[A-Za-z][A-Za-z'’-]*[A-Za-z]"
 _unit = re.compile(
-    r"(?<=[\d)%]) ?(?P<unit>[A-Za-z][A-Za-z'’-]*[A-Za-z](?: [A-Za-z][A-Za-z'’-]*[A-Za-z]){0,3})(?P<per>/[a-z]+)? ?(?=[-+*/=])"
+    rf"(?<=[\d)%]) ?(?P<unit>{_letters}(?: {_letters}){{0,3}})(?:/[a-z]+)? ?(?=[-+*/=])"
 )
 _NO_UNITS = frozenset(
-    "of with at for by the because then when where has have had gets get gives and of remaining".split()
+    "of with at for by the because then when where has have had gets get gives and".split()
 )
 
 
@@ -321,13 +323,15 @@ def _holds_somehow(left: list[str], right: list[str]) -> bool:
                 return True
     return False
 
-# %% ../../nbs/scoring/20_steps.ipynb #82e1b651
+# %% ../../nbs/scoring/20_steps.ipynb #43ead2ce
 _LABELS = frozenset(
-    "day week month year hour number step question problem part chapter page room game level grade group class remaining round "
-    "case equation row column quarter line stage phase option book team".split()
+    "day week month year hour number step question problem part chapter page room game level "
+    "grade group class remaining round case equation row column quarter line stage phase option "
+    "book team".split()
 )
 _DOUBTFUL_UNITS = frozenset(
-    "cents cent halves thirds quarters fourths fifths pennies one half dozen dozens hundreds thousands pm am".split()
+    "cents cent halves thirds quarters fourths fifths pennies one half dozen dozens hundreds "
+    "thousands pm am".split()
 )
 _clause = re.compile(
     r"[.;:]\s|,|\b(?:so|because|then|is|are|was|were|thus|therefore|means|has|have|had)\b"

@@ -62,14 +62,15 @@ for _line in _TABLE.strip().splitlines():
 
 CURRENCIES = {"$": "dollar", "€": "euro", "£": "£", "¥": "yen", "₹": "rupee"}
 
-# %% ../../nbs/scoring/14_units.ipynb #c0a92517
+# %% ../../nbs/scoring/14_units.ipynb #85eda503
 _IRREGULAR = dict(
     pair.split(":")
     for pair in (
-        "feet:foot children:child people:person persons:person men:man women:woman mice:mouse teeth:tooth "
-        "geese:goose oxen:ox knives:knife wives:wife lives:life leaves:leaf loaves:loaf halves:half "
-        "shelves:shelf wolves:wolf calves:calf dice:die pennies:penny pence:penny inches:inch "
-        "movies:movie cookies:cookie pies:pie ties:tie calories:calorie brownies:brownie"
+        "feet:foot children:child people:person persons:person men:man women:woman mice:mouse "
+        "teeth:tooth geese:goose oxen:ox knives:knife wives:wife lives:life leaves:leaf "
+        "loaves:loaf halves:half shelves:shelf wolves:wolf calves:calf dice:die pennies:penny "
+        "pence:penny inches:inch movies:movie cookies:cookie pies:pie ties:tie calories:calorie "
+        "brownies:brownie"
     ).split()
 )
 
