@@ -7,7 +7,7 @@ from time import process_time
 
 import pytest
 
-from tunix_rt.scoring.equality import answers_match, group_answers
+from tunix_rt.scoring.matching import answers_match, group_answers
 from tunix_rt.scoring.predictions import make_prediction
 from tunix_rt.scoring.scorers import SCORERS, score
 from tunix_rt.scoring.steps import check_steps
