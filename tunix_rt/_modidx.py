@@ -1760,6 +1760,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'tunix_rt/scoring/matching.py'),
                                            'tunix_rt.scoring.matching._says': ( 'scoring/matching.html#_says',
                                                                                 'tunix_rt/scoring/matching.py'),
+                                           'tunix_rt.scoring.matching._sign': ( 'scoring/matching.html#_sign',
+                                                                                'tunix_rt/scoring/matching.py'),
                                            'tunix_rt.scoring.matching._with_decimal_comma': ( 'scoring/matching.html#_with_decimal_comma',
                                                                                               'tunix_rt/scoring/matching.py'),
                                            'tunix_rt.scoring.matching.answers_match': ( 'scoring/matching.html#answers_match',

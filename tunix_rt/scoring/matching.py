@@ -273,18 +273,40 @@ def _says(wanted: Value, given: str) -> bool:
     value = read_value(tidy(final.text)[0])
     return same_meaning(wanted, value, lenient=True)
 
-# %% ../../nbs/scoring/38_matching.ipynb #f317b713
-def _is_unfinished(answer: str) -> bool:
-    value = unname(_read(answer.strip(), False, False)[1])
+# %% ../../nbs/scoring/38_matching.ipynb #82bab1ff
+def _is_unfinished(value: Value) -> bool:
+    value = unname(value)
     if isinstance(value, Number):
         return bool(value.quantity.bar) and value.quantity.value.denominator == 1
     return isinstance(value, Formula) and has_numeral(value.values)
 
 
 def _agree(one: str, other: str) -> bool:
-    if one.strip() == other.strip() or _is_unfinished(one) or _is_unfinished(other):
-        return one.strip() == other.strip()
-    return answers_match(one, other) or answers_match(other, one)
+    "Whether two answers mean the same, neither of them being the key."
+    if compact(one) == compact(other):
+        return True
+    (text, value, _), (text_2, value_2, _) = (_read(said, False, False) for said in (one, other))
+    signs = [_sign(said, found) for said, found in ((one, text), (other, text_2))]
+    if any(signs):
+        return signs[0] == signs[1]
+    if isinstance(value, Words) or isinstance(value_2, Words):
+        both = _same_words(text, text_2) and _same_words(text_2, text)
+        return REFUSED not in (value, value_2) and both
+    if _is_unfinished(value) or _is_unfinished(value_2):
+        return False
+    there, back = same_meaning(value, value_2), same_meaning(value_2, value)
+    numbers = isinstance(unname(value), Number) and isinstance(unname(value_2), Number)
+    return there and back if numbers else there or back
+
+
+def _sign(answer: str, found: str) -> str | None:
+    "Read a verdict or a choice, and nothing else."
+    for said in (tidy(found)[0], answer):
+        if (verdict := read_verdict(said)) is not None:
+            return "yes" if verdict else "no"
+        if (choice := read_choice(said)) is not None:
+            return choice
+    return None
 
 
 def _find_group(answer: str, members: Sequence[Sequence[str]]) -> int:
@@ -319,7 +341,7 @@ def group_answers(
         groups.append(number)
     return groups
 
-# %% ../../nbs/scoring/38_matching.ipynb #57cc67b1
+# %% ../../nbs/scoring/38_matching.ipynb #2f9ee53f
 def _key(value: Value) -> str:
     value = unname(value)
     if isinstance(value, Number):
@@ -365,11 +387,8 @@ def meaning_key(
     answer = answer.strip()
     text, value, _ = _read(answer, False, False)
     text = tidy(text)[0]
-    for said in (text, answer):
-        if (verdict := read_verdict(said)) is not None:
-            return "yes" if verdict else "no"
-        if (choice := read_choice(said)) is not None and not isinstance(value, Named):
-            return choice
+    if (sign := _sign(answer, text)) is not None:
+        return sign
     if not isinstance(value, Words):
         return f"= {_key(value)}"
     words = lower_subscripts(text or answer)
