@@ -118,7 +118,7 @@ def test_the_question_as_answer_scores_zero() -> None:
                     trace, output, finish_reason="stop", prompt_tokens=1, completion_tokens=1
                 )
                 assert score("answer_correctness", trace, said) == 0, trace.prompt
-                assert score("answer_correctness_lenient", trace, said) == 0, trace.prompt
+                assert score("answer_lenient", trace, said) == 0, trace.prompt
 
 
 def test_the_strict_reading_is_the_narrower_one() -> None:
@@ -144,7 +144,7 @@ def test_versions() -> None:
     versions = {name: scorer.version for name, scorer in SCORERS.items()}
     assert versions == {
         "answer_correctness": "2",
-        "answer_correctness_lenient": "1",
+        "answer_lenient": "1",
         "format": "1",
         "step_validity": "2",
         "truncated": "1",

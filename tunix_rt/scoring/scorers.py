@@ -15,8 +15,8 @@ from .steps import check_steps
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['SCORERS', 'ballot', 'Scorer', 'answer_correctness', 'answer_correctness_lenient', 'format_kept', 'step_validity',
-           'truncated', 'find_scorer', 'score']
+__all__ = ['SCORERS', 'ballot', 'Scorer', 'answer_correctness', 'answer_lenient', 'format_kept', 'step_validity', 'truncated',
+           'find_scorer', 'score']
 
 # %% ../../nbs/scoring/40_scorers.ipynb #33b662d3
 def ballot(
@@ -58,7 +58,7 @@ def answer_correctness(trace: Trace, prediction: Prediction) -> float:
     return _is_right(trace, prediction, lenient=False)
 
 
-def answer_correctness_lenient(trace: Trace, prediction: Prediction) -> float:
+def answer_lenient(trace: Trace, prediction: Prediction) -> float:
     "Judge the answer alone, with good will."
     return _is_right(trace, prediction, lenient=True)
 
@@ -89,11 +89,11 @@ SCORERS = {
             judge=answer_correctness,
         ),
         Scorer(
-            "answer_correctness_lenient",
+            "answer_lenient",
             version="1",
             higher_is_better=True,
             description="Share of responses whose answer is right, read with good will",
-            judge=answer_correctness_lenient,
+            judge=answer_lenient,
         ),
         Scorer(
             "format",
