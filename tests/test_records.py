@@ -163,7 +163,7 @@ def test_an_evaluation_holds_what_the_predictions_say_and_not_what_a_file_claims
         "exam-v1",
         bench.exam.fingerprint,
     )
-    assert (found.judge_name, found.judge_version) == ("answer_correctness", "1")
+    assert (found.judge_name, found.judge_version) == ("answer_correctness", "2")
     assert found.categories["even"]["answer_correctness"]["mean"] == 0.75
     assert found.metrics["format"] == found.metrics["step_validity"] == 1.0
     detailed = {each["name"]: each for each in found.detailed_metrics}
@@ -467,7 +467,7 @@ def test_another_measure_is_not_compared(bench):
     set_baseline(store, "main", main)
     with store.writing() as session:
         row = session.scalars(select(EvaluationRow).where(EvaluationRow.run_id == other)).one()
-        row.judge_version = "2"
+        row.judge_version = "1"
     with pytest.raises(RunError, match="may be the judge's"):
         check_regression(store, other, "main")
     with store.writing() as session:

@@ -20,8 +20,9 @@ from tunix_rt.evaluation.statistics import (
     mean_interval,
     pass_at_k,
 )
+from ..scoring.matching import group_answers
 from ..scoring.predictions import Prediction
-from ..scoring.scorers import SCORERS, Scorer, find_scorer, score, vote_key
+from ..scoring.scorers import SCORERS, Scorer, find_scorer, score
 from ..traces.display import Html
 from ..traces.schema import Trace, describe
 
@@ -166,7 +167,7 @@ def _tries(answered: Answered, items: Sequence[Item], seed: int) -> tuple[dict[i
     counts = [round(sum(values)) for values in by_prompt]
     sizes = [k for k in DOUBLINGS if k < samples] + [samples]
     passes = {k: mean_interval(pass_at_k(counts, samples=samples, k=k), seed=seed) for k in sizes}
-    votes = [[vote_key(p.answer) if p.answer else None for p in said] for _, said in answered]
+    votes = [group_answers([p.answer for p in said]) for _, said in answered]
     won = [majority_at_k(*pair) for pair in zip(votes, by_prompt, strict=True)]
     return passes, {samples: mean_interval(won, seed=seed)}
 

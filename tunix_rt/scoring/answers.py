@@ -26,8 +26,8 @@ class Response:
     answer: str | None
     status: Status
 
-# %% ../../nbs/scoring/10_answers.ipynb #7c57f746
-_tag = re.compile("|".join(re.escape(tag) for tag in REASONING + ANSWER))
+# %% ../../nbs/scoring/10_answers.ipynb #64aa48d9
+_tag = re.compile("|".join(re.escape(tag) for tag in REASONING + ANSWER), re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocks:
-    "The well-formed blocks of a text, everything that is in none of them, and how it ends."
+    """The well-formed blocks of a text, everything that is in none of them, and how it ends.
+
+    Attributes:
+        rest: what stands in the answer block that the end of the text leaves open
+        odd_case: whether a tag was not written in lower case
+    """
 
     found: list[Block]
     outside: str
     left_open: bool
+    rest: str = ""  # what stands in the answer block that the end of the text leaves open
+    odd_case: bool = False  # whether a tag was not written in lower case
 
 
 def find_blocks(
@@ -60,30 +67,38 @@ def find_blocks(
         In the order of the text
     """
     closing = dict((REASONING, ANSWER))
-    found, gaps, end = [], [], 0
+    found, gaps, end, odd_case = [], [], 0, False
     opened: re.Match[str] | None = None
     for tag in _tag.finditer(text):
-        if tag.group() in closing:
+        name = tag.group().lower()
+        odd_case = odd_case or name != tag.group()
+        if name in closing:
             opened = tag
-        elif opened and closing[opened.group()] == tag.group():
+        elif opened and closing[opened.group().lower()] == name:
             content = text[opened.end() : tag.start()].strip()
             if content:
-                found.append(Block(opened.group(), content, opened.start()))
+                found.append(Block(opened.group().lower(), content, opened.start()))
                 gaps.append(text[end : opened.start()])
                 end = tag.end()
             opened = None
         else:
             opened = None
-    return Blocks(found, outside="".join([*gaps, text[end:]]), left_open=opened is not None)
+    answering = opened is not None and opened.group().lower() == ANSWER[0]
+    rest = text[opened.end() :].strip() if opened and answering else ""
+    outside = "".join([*gaps, text[end:]])
+    return Blocks(found, outside, left_open=opened is not None, rest=rest, odd_case=odd_case)
 
-# %% ../../nbs/scoring/10_answers.ipynb #ad620c67
+# %% ../../nbs/scoring/10_answers.ipynb #796611cc
 def read_response(
-    text: str,  # Anything a model wrote
+    text: str,  # anything a model wrote
+    *,
+    ended: bool = False,  # whether the model itself ended the text, so that nothing is missing
 ) -> Response:  # Working and answer without the white space around them, None if there is none
     """Read the response format: the working, exactly one answer, and the status.
 
     Args:
-        text: Anything a model wrote
+        text: anything a model wrote
+        ended: whether the model itself ended the text, so that nothing is missing
 
     Returns:
         Working and answer without the white space around them, None if there is none
@@ -93,14 +108,18 @@ def read_response(
     end = answers[-1].start if answers else len(text)
     workings = [b for b in blocks.found if b.opening == REASONING[0] and b.start < end]
     status: Status = "malformed"
-    if blocks.left_open:
+    if blocks.left_open and not blocks.odd_case:
         status = "truncated"
-    elif ANSWER[0] not in text:
+    elif ANSWER[0] not in text.lower():
         status = "missing"
-    elif len(answers) == 1 and len(blocks.found) <= 2 and not blocks.outside.strip():
+    elif (
+        len(answers) == 1
+        and len(blocks.found) <= 2
+        and not (blocks.outside.strip() or blocks.odd_case)
+    ):
         status = "ok" if blocks.found[-1] is answers[0] else "malformed"
     return Response(
         reasoning=workings[-1].content if workings else None,
-        answer=answers[-1].content if answers else None,
+        answer=blocks.rest if ended and blocks.rest else answers[-1].content if answers else None,
         status=status,
     )

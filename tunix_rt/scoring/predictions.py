@@ -44,7 +44,7 @@ class Prediction(BaseModel):
     prompt_tokens: Count
     completion_tokens: Count
 
-# %% ../../nbs/scoring/30_predictions.ipynb #5aee0ff8
+# %% ../../nbs/scoring/30_predictions.ipynb #cb3c0791
 def storable(
     text: str,  # Anything, even characters that are none
 ) -> str:  # The same length
@@ -82,7 +82,7 @@ def make_prediction(
         With the working and the answer read from the output
     """
     output = storable(output)
-    response = read_response(output)
+    response = read_response(output, ended=finish_reason == "stop")
     return Prediction(
         trace_id=str(trace.id),
         fingerprint=trace.fingerprint,
