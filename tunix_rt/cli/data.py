@@ -15,6 +15,7 @@ import typer
 from ..core.errors import DatasetError, PathError
 from ..core.files import parse_json
 from ..core.settings import resolve, settings
+from ..data.annotations import ANNOTATIONS
 from ..data.datasets import Dataset, build_dataset, freeze_recipe, load_dataset
 from ..data.exports import FORMATS, export_file, export_lines
 from ..data.formats import SHAPES, harvest, recognise
@@ -103,7 +104,12 @@ def lengths_text(
 
 # %% ../../nbs/cli/20_data.ipynb #f2e7c18a
 def ingest(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="JSONL, one trace a line, or CSV")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="JSON lines, a JSON array, CSV or Parquet, packed or not"
+        ),
+    ],
     source: Annotated[str, typer.Option(help="Where it comes from; kept in every trace")],
     into: Annotated[str, typer.Option(help="File to write [default: data/traces/FILE]")] = "",
     replace: Annotated[
@@ -116,6 +122,12 @@ def ingest(
         list[str] | None, typer.Option(help="Evaluation set whose questions must not come in")
     ] = None,
     format: Annotated[str, typer.Option(help=f"trace, {', '.join(SHAPES)}")] = "trace",
+    annotations: Annotated[
+        str, typer.Option(help=f"What becomes of <<2+2=4>>: {', '.join(ANNOTATIONS)}")
+    ] = "strip",
+    encoding: Annotated[
+        str, typer.Option(help="Of the text [default: UTF-8, or what the file seems to have]")
+    ] = "",
     room: Annotated[
         int, typer.Option(help="Sum up lengths, and count examples longer than this")
     ] = 0,
@@ -135,7 +147,14 @@ def ingest(
             f"--into, or say --replace"
         )
     examined = chain.from_iterable(load_dataset(key) for key in unlike or [])
-    read = read_file if format == "trace" else partial(harvest, shape=format)
+    read = read_file
+    if format != "trace":
+        read = partial(harvest, shape=format, annotations=annotations, encoding=encoding)
+    elif encoding or annotations != "strip":
+        raise DatasetError(
+            "a file of traces is UTF-8 and is taken as it is; --encoding and --annotations are for "
+            "other formats"
+        )
     try:
         intake = read(
             name.absolute() if name.exists() else file,
@@ -156,6 +175,8 @@ def ingest(
     )
     if secret := getattr(intake, "examined", 0):
         typer.echo(f"  {secret:,} questions of the examination left out")
+    for note, count in sorted(intake.notes.items()):
+        typer.echo(f"  {note} ({count:,})")
     if room:
         typer.echo(lengths_text(target, room, tokenizer))
 

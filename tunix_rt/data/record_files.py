@@ -30,7 +30,7 @@ __all__ = ['MAGIC', 'Line', 'LARGEST', 'DELIMITERS', 'Read', 'file_kind', 'decom
            'known_encoding', 'text_lines', 'json_elements', 'parquet_lines', 'json_lines', 'find_delimiter', 'Twice',
            'unite', 'table_records', 'is_table', 'read_records']
 
-# %% ../../nbs/data/48_record_files.ipynb #846af4a2
+# %% ../../nbs/data/48_record_files.ipynb #53e279c5
 MAGIC = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -62,11 +62,12 @@ def _installed(
     path: Path,  # File that needs it
     kind: str,  # What the file is
 ) -> Any:  # The module
+    name = module.partition(".")[0]
     try:
         return import_module(module)
     except ImportError:
         raise DatasetError(
-            f"{path.name} is {kind}, which needs {module} to be read: pip install {module}"
+            f"{path.name} is {kind}, and nothing here can read it: pip install {name}"
         ) from None
 
 # %% ../../nbs/data/48_record_files.ipynb #13f365ed
