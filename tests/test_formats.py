@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tunix_rt.cli.app import main
 from tunix_rt.core.errors import DatasetError
+from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import load_dataset
 from tunix_rt.data.exports import FORMATS, export_file
 from tunix_rt.data.formats import SHAPES, harvest, recognise
@@ -271,3 +273,31 @@ def test_any_record_is_read_or_refused_never_a_traceback(tmp_path: Path, shape: 
         harvest(tmp_path / "odd.jsonl", shape, source="x", into=tmp_path / "odd", skip_invalid=True)
     except DatasetError as refusal:
         assert "was refused whole" in str(refusal)  # noqa: PT017
+
+
+def test_the_command_line_says_what_became_of_the_fields(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TUNIX_RT_ROOT", str(tmp_path))
+    settings.cache_clear()
+    words = ["--source", "here", "--into", str(tmp_path / "taken.jsonl"), "--replace"]
+    for line, said in {
+        "numina.jsonl --format reasoning": "the field 'synthetic' is kept in meta (1)",
+        "gsm8k.jsonl --format gsm8k --annotations steps": "1 traces taken in",
+        "cp1252.csv --format csv --encoding cp1252": "1 traces taken in",
+    }.items():
+        name, *options = line.split()
+        with pytest.raises(SystemExit) as ended:
+            main(["ingest", str(FILES / name), *words, *options])
+        assert not ended.value.code and said in capsys.readouterr().out
+    for line, reason in {
+        "limo.jsonl": "It reads as reasoning: say --format reasoning",
+        "limo_array.json": "It reads as reasoning: say --format reasoning",
+        "limo.jsonl --annotations keep": "are for other formats",
+        "sheet.xlsx": "save the sheet as CSV",
+    }.items():
+        name, *options = line.split()
+        with pytest.raises(SystemExit) as ended:
+            main(["ingest", str(FILES / name), *words, *options])
+        assert ended.value.code == 1 and reason in capsys.readouterr().err
+    settings.cache_clear()

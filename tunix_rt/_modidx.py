@@ -419,6 +419,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'tunix_rt/data/formats.py'),
                                        'tunix_rt.data.formats.from_reasoning': ( 'data/formats.html#from_reasoning',
                                                                                  'tunix_rt/data/formats.py'),
+                                       'tunix_rt.data.formats.gold_under': ('data/formats.html#gold_under', 'tunix_rt/data/formats.py'),
                                        'tunix_rt.data.formats.harvest': ('data/formats.html#harvest', 'tunix_rt/data/formats.py'),
                                        'tunix_rt.data.formats.made': ('data/formats.html#made', 'tunix_rt/data/formats.py'),
                                        'tunix_rt.data.formats.options_text': ('data/formats.html#options_text', 'tunix_rt/data/formats.py'),

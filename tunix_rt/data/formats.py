@@ -48,7 +48,7 @@ __all__ = ['SUBJECT', 'MOST_KEPT', 'QUESTION', 'MATERIAL', 'OPTIONS', 'ROLES', '
            'GOLD', 'REPLY', 'ATTEMPTS', 'from_table', 'SHAPES', 'FEW', 'WINDOW', 'canonical_name', 'Fields',
            'fields_of', 'clean_text', 'as_text', 'text_under', 'field_of', 'made', 'respond', 'options_text',
            'add_system', 'asked_in', 'from_gsm8k', 'Turn', 'turns_of', 'exchange', 'response_of', 'from_messages',
-           'from_prompt_completion', 'worked', 'refuse_marked_wrong', 'from_prm800k', 'from_processbench',
+           'from_prompt_completion', 'gold_under', 'worked', 'refuse_marked_wrong', 'from_prm800k', 'from_processbench',
            'from_reasoning', 'from_export', 'recognise', 'windows', 'Examined', 'Harvest', 'read_shape', 'harvest']
 
 # %% ../../nbs/data/55_formats.ipynb #719486cb
@@ -216,7 +216,7 @@ def as_text(
         return str(value)
     return as_text(value[0], notes) if isinstance(value, list) and len(value) == 1 else None
 
-# %% ../../nbs/data/55_formats.ipynb #2e3e0496
+# %% ../../nbs/data/55_formats.ipynb #7f3c0e10
 def text_under(
     record: Mapping[str, Any],  # One line of a file, or one row of a table
     *names: str,  # The first that is there counts
@@ -230,14 +230,18 @@ def text_under(
     Returns:
         Its text; None when there is none
     """
-    fields = fields_of(record)
+    fields, several = fields_of(record), ""
     for name in names:
         before = set(fields.read)
         if found := fields.find(name):
             text = as_text(found[1], fields.notes)
             if text is not None and text.strip():
                 return text
+            if isinstance(found[1], list) and not any(isinstance(x, dict) for x in found[1]):
+                several = several or f"{name!r} holds {len(found[1])} values, and one is needed"
         fields.read = before
+    if several:
+        raise TraceError(several)
     return None
 
 
@@ -256,8 +260,9 @@ def field_of(
     """
     text = text_under(record, *names)
     if text is None:
+        others = " or another usual name" if len(names) > 4 else ""
         raise TraceError(
-            f"there is no text under {' or '.join(map(repr, names))}; the record has "
+            f"there is no text under {' or '.join(map(repr, names[:4]))}{others}; the record has "
             f"{', '.join(map(repr, record)) or 'no fields'}"
         )
     return text
@@ -647,14 +652,14 @@ def from_prompt_completion(
         prompt, turn = exchange([Turn("user", question), *answered], fields)
     return respond(prompt, response_of(turn, fields), fields)
 
-# %% ../../nbs/data/55_formats.ipynb #ed6a2070
+# %% ../../nbs/data/55_formats.ipynb #b18c806f
 WORKING = (
     *THOUGHT,
     *("thoughts", "working", "rationale", "explanation", "chain_of_thought", "complex_cot", "cot"),
     *("generated_solution", "steps"),
 )
 GOLD = (
-    *("final_answer", "answer", "expected_answer", "correct_answer", "correct", "correct_option"),
+    *("answer", "final_answer", "expected_answer", "correct_answer", "correct", "correct_option"),
     *("ground_truth_answer", "ground_true_answer", "ground_truth", "answer_key", "target"),
 )
 REPLY = ("response", "output", "completion", "attempt", "generation")
@@ -683,6 +688,25 @@ def _attempt(fields: Fields) -> Response | None:
     return final_answer(field_of(fields, said))._replace(
         steps=steps_of(thought, fields.annotations)
     )
+
+
+def gold_under(
+    record: Mapping[str, Any],  # Any record
+) -> str | None:  # The answer that its author gives; None when there is none
+    """Look for the answer of a record; the number of a choice becomes its letter.
+
+    Args:
+        record: Any record
+
+    Returns:
+        The answer that its author gives; None when there is none
+    """
+    fields = fields_of(record)
+    text, options = text_under(fields, *GOLD), fields.peek("options") or fields.peek("choices")
+    given = next((fields.peek(name) for name in GOLD if fields.peek(name) is not None), None)
+    if type(given) is int and isinstance(options, list) and 0 <= given < len(options):
+        return chr(ord("A") + given)
+    return text
 
 
 def _listed_steps(
@@ -731,14 +755,14 @@ def worked(
         return attempt
     if found := _working(fields):
         steps, rest = found
-        given = text_under(fields, *GOLD, *REPLY, "solution") or rest
+        given = gold_under(fields) or text_under(fields, *REPLY, "solution") or rest
         if not given:
             box = next((box for step in reversed(steps) if (box := boxed(step))), None)
             given = box or field_of(fields, *GOLD, *REPLY, "solution")
         answer = final_answer(re.sub(r"^\s*</think>", "", given))
         return answer._replace(steps=steps, said=answer.said or (rest if rest != given else ""))
     if solution := text_under(fields, "solution"):
-        gold = text_under(fields, *GOLD)
+        gold = gold_under(fields)
         if gold is None:
             return parse_response(solution, fields.annotations)
         thought, rest = split_thought(solution) or (solution, "")
@@ -750,7 +774,7 @@ def worked(
     try:
         return parse_response(reply, fields.annotations)
     except TraceError as error:
-        gold = text_under(fields, *GOLD) if "nothing tells" in str(error) else None
+        gold = gold_under(fields) if "nothing tells" in str(error) else None
         if gold is None or gold.strip().casefold() in (reply.strip().casefold(), ""):
             raise
         return final_answer(gold)._replace(steps=steps_of(reply, fields.annotations))
