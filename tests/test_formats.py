@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from tunix_rt.cli.app import main
-from tunix_rt.core.errors import DatasetError
+from tunix_rt.core.errors import DatasetError, TraceError
 from tunix_rt.core.settings import settings
-from tunix_rt.data.datasets import load_dataset
+from tunix_rt.data.datasets import build_dataset, load_dataset
 from tunix_rt.data.exports import FORMATS, export_file
 from tunix_rt.data.formats import SHAPES, harvest, recognise
 from tunix_rt.data.importers import ingest
+from tunix_rt.scoring.predictions import make_prediction
+from tunix_rt.scoring.scorers import answer_correctness
 from tunix_rt.traces.schema import Trace, read_traces, write_traces
 
 FILES = Path(__file__).parent / "data/formats"
@@ -301,3 +303,32 @@ def test_the_command_line_says_what_became_of_the_fields(
             main(["ingest", str(FILES / name), *words, *options])
         assert ended.value.code == 1 and reason in capsys.readouterr().err
     settings.cache_clear()
+
+
+def test_questions_without_working_are_asked_and_not_learned_from(tmp_path: Path):
+    questions = [
+        {"question": f"{n} + {n}?", "choices": ["0", str(2 * n)], "answer": 1} for n in (1, 2)
+    ]
+    questions.append({"question": "2 + 3?", "answer": "5", "rationale": "2 and 3 make 5"})
+    (tmp_path / "exam.json").write_text(json.dumps(questions))
+    with pytest.raises(DatasetError, match="nothing tells the working"):
+        harvest(tmp_path / "exam.json", "reasoning", source="x", into=tmp_path / "exam.jsonl")
+    taken = harvest(
+        tmp_path / "exam.json", "reasoning", source="x", into=tmp_path / "exam.jsonl", bare=True
+    )
+    assert taken.accepted == 3 and "no working" in "".join(taken.notes)
+    dataset = build_dataset(
+        read_traces(tmp_path / "exam.jsonl"), name="exam", version="v1", home=tmp_path
+    )
+    traces = list(dataset)
+    assert [len(trace.steps) for trace in traces] == [0, 0, 1]
+    assert [trace.final_answer for trace in traces] == ["B", "B", "5"]
+    used = {"finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+    said = [make_prediction(trace, "<answer>B</answer>", **used) for trace in traces]
+    assert [answer_correctness(*pair) for pair in zip(traces, said, strict=True)] == [1.0, 1.0, 0.0]
+    with pytest.raises(TraceError, match="cannot be learned from"):
+        export_file(dataset, tmp_path / "out.jsonl", format="messages")
+    for format in ("trace", "tunix_sft", "training_example"):
+        export_file(dataset, tmp_path / "out.jsonl", format=format)
+        ingest(tmp_path / "out.jsonl", source="x", into=tmp_path / "back.jsonl")
+        assert [t.id for t in read_traces(tmp_path / "back.jsonl")] == [t.id for t in traces]

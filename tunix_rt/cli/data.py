@@ -125,6 +125,9 @@ def ingest(
     annotations: Annotated[
         str, typer.Option(help=f"What becomes of <<2+2=4>>: {', '.join(ANNOTATIONS)}")
     ] = "strip",
+    without_working: Annotated[
+        bool, typer.Option("--without-working", help="Take questions that have only an answer")
+    ] = False,
     encoding: Annotated[
         str, typer.Option(help="Of the text [default: UTF-8, or what the file seems to have]")
     ] = "",
@@ -149,7 +152,13 @@ def ingest(
     examined = chain.from_iterable(load_dataset(key) for key in unlike or [])
     read = read_file
     if format != "trace":
-        read = partial(harvest, shape=format, annotations=annotations, encoding=encoding)
+        read = partial(
+            harvest,
+            shape=format,
+            annotations=annotations,
+            encoding=encoding,
+            bare=without_working,
+        )
     elif encoding or annotations != "strip":
         raise DatasetError(
             "a file of traces is UTF-8 and is taken as it is; --encoding and --annotations are for "
@@ -165,8 +174,10 @@ def ingest(
         )
     except DatasetError as error:
         shape = recognise(name) if format == "trace" and name.is_file() else None
-        hint = f" It reads as {shape}: say --format {shape}."
-        raise DatasetError(f"{error}{hint}") if shape else error from None
+        hint = f" It reads as {shape}: say --format {shape}." if shape else ""
+        if "nothing tells the working" in str(error):
+            hint = " To ask these questions and not learn from them, say --without-working."
+        raise DatasetError(f"{error}{hint}") from None
     for line, reason in intake.reasons:
         typer.echo(f"{intake.file}:{line}: left out, because {reason}", err=True)
     typer.echo(

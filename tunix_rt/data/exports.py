@@ -271,7 +271,7 @@ def _from_fields(record: Record) -> Record:
 def _numbered(response: str, end: int) -> tuple[list[str], bool]:
     "Read the numbered steps before one place, and say whether they can be read in one way only."
     text, starts, number = response[:end], [len("Reasoning:")], 2
-    if not text.startswith("Reasoning:\n1. "):
+    if text == "Reasoning:":
         return [], True
     while (place := text.find(f"\n{number}. ", starts[-1] + 1)) >= 0:
         starts.append(place)
@@ -295,7 +295,7 @@ def _from_numbered_list(record: Record) -> Record:
             "meta": record.get("metadata") or None,
         }
         readings.append((parts, sole))
-        if steps and str(parse_trace(parts).id) == record.get("id"):
+        if all(steps) and str(parse_trace(parts).id) == record.get("id"):
             return parts
     if len(readings) != 1 or not readings[0][1]:
         raise TraceError(
@@ -321,6 +321,8 @@ def exported_parts(
     prompt, response = record.get("prompt"), record.get("response")
     if not (isinstance(prompt, str) and isinstance(response, str)):
         return None
-    if prompt.endswith(_REQUEST) and response.startswith("Reasoning:\n1. "):
+    if prompt.endswith(_REQUEST) and response.startswith(
+        ("Reasoning:\n1. ", "Reasoning:\nAnswer: ")
+    ):
         return _from_numbered_list(record)
     return None

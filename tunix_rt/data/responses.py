@@ -14,7 +14,7 @@ from ..traces.render import split_steps
 
 # %% auto #0
 __all__ = ['Response', 'boxes', 'boxed', 'unify_newlines', 'steps_of', 'reasoning_steps', 'line_steps', 'split_thought',
-           'final_answer', 'parse_response']
+           'final_answer', 'NoWorking', 'parse_response']
 
 # %% ../../nbs/data/53_responses.ipynb #b9ae8f5b
 class Response(NamedTuple):
@@ -235,7 +235,7 @@ def final_answer(
     remarks = ("different boxes: the last one is taken as the answer",) if different else ()
     return Response([], answer, whole if re.search(r"[^\W_]", around) else "", remarks)
 
-# %% ../../nbs/data/53_responses.ipynb #9fa73981
+# %% ../../nbs/data/53_responses.ipynb #d3cf57cc
 _OPENED = re.compile(r"<\s*answer\s*>", re.I)
 _REASONING = re.compile(r"^\s*<\s*reasoning\s*>|<\s*/\s*reasoning\s*>\s*$", re.I)
 
@@ -254,6 +254,10 @@ def _tagged_response(text: str, annotations: str) -> Response:
     if not work.strip():
         raise TraceError("an answer stands in tags, and no working stands before it")
     return answer._replace(steps=reasoning_steps(work, annotations), said=said)
+
+
+class NoWorking(TraceError):
+    "A text has an answer and no working, or working and no answer."
 
 
 def parse_response(
@@ -286,7 +290,7 @@ def parse_response(
             return answer._replace(steps=steps(found["work"], annotations))
     if boxed(text):
         return final_answer(text)._replace(steps=steps_of(text, annotations), said="")
-    raise TraceError(
+    raise NoWorking(
         "nothing tells the working from the answer: there is no <answer>, </think>, "
         "<|end_of_thought|>, #### or \\boxed{}"
     )
