@@ -1,6 +1,7 @@
 "Every endpoint of the contract, its shapes and its refusals, on both databases."
 
 import asyncio
+import gzip
 import io
 import json
 import time
@@ -112,11 +113,27 @@ def test_traces_from_arrival_to_score(api):
     assert (both["base"]["score"], both["other"]["score"]) == (score["score"], None)
 
 
+def test_questions_without_working_become_a_set(api, store):
+    bare = [sum_trace(n, source="bare") | {"steps": []} for n in (1, 2)]
+    good(api.post("/api/traces", json=bare[0]), 201)
+    (id,) = good(api.post("/api/traces/batch", json=bare[1:]), 201)["traces"]
+    query, packed = {"source_name": "sent"}, gzip.compress(json.dumps(bare[0]).encode())
+    for content in (json.dumps(bare), packed):
+        sent = good(api.post("/api/datasets/upload", params=query, content=content), 201)
+    assert sent["ingested_count"] == 1
+    score = good(api.post(f"/api/traces/{id['id']}/score", json={"criteria": "baseline"}), 201)
+    assert score["score"] == 0
+    asked = {"dataset_name": "bare", "dataset_version": "v1", "filters": {"source": "bare"}}
+    assert good(api.post("/api/datasets/build", json=asked), 201)["trace_count"] == 2
+    assert len(api.get("/api/datasets/bare-v1/export.jsonl?format=trace").text.splitlines()) == 2
+    assert api.get(f"/traces/{id['id']}").status_code == 200
+
+
 def test_traces_that_are_refused(api, store):
     refused(api.post("/api/traces/batch", json=[]), 400, "1 to 1000")
     refused(api.post("/api/traces/batch", json=[sum_trace(1)] * 1001), 400, "1,001")
     assert "body.1.steps" in refused(
-        api.post("/api/traces/batch", json=[sum_trace(1), sum_trace(2) | {"steps": []}]), 422
+        api.post("/api/traces/batch", json=[sum_trace(1), sum_trace(2) | {"steps": None}]), 422
     )
     long = sum_trace(1) | {"prompt": "x" * 50_000}
     assert good(api.post("/api/traces", json=long), 201)

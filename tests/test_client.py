@@ -92,9 +92,9 @@ def test_a_day_with_the_client(server, root, tmp_path):
     assert packed.read_bytes()[:2] == b"PK"
     config = client.download_artifact(server, run, "model/config.json", tmp_path / "c.json")
     assert json.loads(config.read_text()) == {"right": 8}
-    with pytest.raises(client.Refused, match="404"):
+    with pytest.raises(client.APIError, match="404"):
         client.get_tunix_run(server, uuid4())
-    with pytest.raises(client.Refused, match="409"):
+    with pytest.raises(client.APIError, match="409"):
         client.create_model_artifact(server, client.ModelRequest(name="adder"))
 
 

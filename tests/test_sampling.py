@@ -97,9 +97,9 @@ def test_rows_are_refilled_rather_than_left_idle(
     go_on = sampling.decode_until_pause
 
     def watched(engine: sampling.Engine) -> list[Completion]:
-        before, waiting = int(engine.state.now), len(engine.waiting)
+        before, waiting = int(engine.state.cursor), len(engine.waiting)
         said = go_on(engine)
-        steps.append(int(engine.state.now) - before)
+        steps.append(int(engine.state.cursor) - before)
         idle.append(len(engine.idle_rows()) if waiting else 0)
         return said
 

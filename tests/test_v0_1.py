@@ -13,7 +13,7 @@ from serving import serving
 
 from tunix_rt.cli.show import show_text, way_on
 from tunix_rt.core.errors import RunError
-from tunix_rt.core.files import read_log, sha256_file
+from tunix_rt.core.files import canonical_json, read_log, sha256_file
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import freeze_recipe, load_dataset
 from tunix_rt.data.exports import FORMATS, export_lines
@@ -119,7 +119,11 @@ def test_exports_are_the_same_bytes_and_come_back_in(root):
     data = load_dataset("parity-exam-v1")
     assert {path.stem for path in (root / "exports").iterdir()} <= set(FORMATS)
     for path in (root / "exports").iterdir():
-        assert "".join(export_lines(data, path.stem)) == path.read_text(), path.name
+        records = [json.loads(line) for line in export_lines(data, path.stem)]
+        for record in records:  # 0.1 lost the types of steps; its fields are still the same bytes
+            record.pop("step_types", None)
+        lines = (canonical_json(record) + "\n" for record in records)
+        assert "".join(lines) == path.read_text(), path.name
     for name in ("messages", "prompt_completion"):
         path, into = root / f"exports/{name}.jsonl", root / f"{name}.jsonl"
         taken = import_file(path, detect_format(path), source="0.1", into=into)

@@ -15,6 +15,7 @@ import typer
 from ..core.errors import DatasetError, PathError
 from ..core.files import parse_json
 from ..core.settings import resolve, settings
+from ..data.annotations import ANNOTATIONS
 from ..data.datasets import Dataset, build_dataset, freeze_recipe, load_dataset
 from ..data.exports import FORMATS, export_file, export_lines
 from ..data.formats import FORMATS_IN, detect_format, import_file
@@ -105,7 +106,12 @@ def lengths_text(
 
 # %% ../../nbs/cli/20_data.ipynb #f2e7c18a
 def ingest(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="JSONL, one trace a line, or CSV")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="JSON lines, a JSON array, CSV or Parquet, packed or not"
+        ),
+    ],
     source: Annotated[str, typer.Option(help="Where it comes from; kept in every trace")],
     output: Annotated[str, typer.Option(help="File to write [default: data/traces/FILE]")] = "",
     replace: Annotated[
@@ -118,6 +124,15 @@ def ingest(
         list[str] | None, typer.Option(help="Evaluation set whose questions must not come in")
     ] = None,
     format: Annotated[str, typer.Option(help=f"trace, {', '.join(FORMATS_IN)}")] = "trace",
+    annotations: Annotated[
+        str, typer.Option(help=f"What becomes of <<2+2=4>>: {', '.join(ANNOTATIONS)}")
+    ] = "strip",
+    without_working: Annotated[
+        bool, typer.Option("--without-working", help="Take questions that have only an answer")
+    ] = False,
+    encoding: Annotated[
+        str, typer.Option(help="Of the text [default: UTF-8, or what the file seems to have]")
+    ] = "",
     max_tokens: Annotated[
         int, typer.Option(help="Sum up lengths, and count examples longer than this")
     ] = 0,
@@ -137,7 +152,20 @@ def ingest(
             f"--output, or say --replace"
         )
     examined = chain.from_iterable(load_dataset(key) for key in decontaminate or [])
-    read = read_file if format == "trace" else partial(import_file, shape=format)
+    read = read_file
+    if format != "trace":
+        read = partial(
+            import_file,
+            shape=format,
+            annotations=annotations,
+            encoding=encoding,
+            bare=without_working,
+        )
+    elif encoding or annotations != "strip":
+        raise DatasetError(
+            "a file of traces is UTF-8 and is taken as it is; --encoding and --annotations are for "
+            "other formats"
+        )
     try:
         intake = read(
             name.absolute() if name.exists() else file,
@@ -148,8 +176,10 @@ def ingest(
         )
     except DatasetError as error:
         shape = detect_format(name) if format == "trace" and name.is_file() else None
-        hint = f" It reads as {shape}: say --format {shape}."
-        raise DatasetError(f"{error}{hint}") if shape else error from None
+        hint = f" It reads as {shape}: say --format {shape}." if shape else ""
+        if "nothing tells the working" in str(error):
+            hint = " To ask these questions and not learn from them, say --without-working."
+        raise DatasetError(f"{error}{hint}") from None
     for line, reason in intake.reasons:
         typer.echo(f"{intake.file}:{line}: left out, because {reason}", err=True)
     typer.echo(
@@ -158,6 +188,8 @@ def ingest(
     )
     if secret := getattr(intake, "examined", 0):
         typer.echo(f"  {secret:,} questions of the examination left out")
+    for note, count in sorted(intake.notes.items()):
+        typer.echo(f"  {note} ({count:,})")
     if max_tokens:
         typer.echo(lengths_text(target, max_tokens, tokenizer))
 

@@ -21,8 +21,8 @@ from .errors import PathError, TunixError
 
 # %% auto #0
 __all__ = ['ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'replacing', 'new_folder', 'JSONRefused', 'json_fault', 'parse_json',
-           'canonical_json', 'write_json', 'read_json', 'read_lines', 'append_json', 'read_log', 'sha256_text',
-           'sha256_file']
+           'canonical_json', 'write_json', 'read_json', 'lines_of', 'read_lines', 'append_json', 'read_log',
+           'sha256_text', 'sha256_file']
 
 # %% ../../nbs/core/30_files.ipynb #bae68586
 def sync_folder(
@@ -293,6 +293,32 @@ def read_json(
         raise JSONRefused(f"{said} Mend the file, or have it written again.") from None
 
 # %% ../../nbs/core/30_files.ipynb #46142615
+def lines_of(
+    file: IO[bytes],  # Open for reading; UTF-8 text, whose empty lines are skipped
+    limit: int = 1_048_576,  # Longest line accepted, in bytes
+) -> Iterator[tuple[int, bytes | None]]:  # Line number from 1; None for a line over the limit
+    """Read the lines of an open file with their numbers, holding one in memory at a time.
+
+    Args:
+        file: Open for reading; UTF-8 text, whose empty lines are skipped
+        limit: Longest line accepted, in bytes
+
+    Returns:
+        Line number from 1; None for a line over the limit
+    """
+    number = 0
+    while line := file.readline(limit + 1):
+        number += 1
+        text = line.rstrip(b"\r\n")
+        too_long = len(text) > limit
+        while too_long and line and not line.endswith(b"\n"):
+            line = file.readline(limit + 1)
+        if too_long:
+            yield number, None
+        elif text and not text.isspace():
+            yield number, text
+
+
 def read_lines(
     path: Path,  # UTF-8 text; empty lines are skipped
     limit: int = 1_048_576,  # Longest line accepted, in bytes
@@ -307,17 +333,7 @@ def read_lines(
         Line number from 1; None for a line over the limit
     """
     with path.open("rb") as file:
-        number = 0
-        while line := file.readline(limit + 1):
-            number += 1
-            text = line.rstrip(b"\r\n")
-            too_long = len(text) > limit
-            while too_long and line and not line.endswith(b"\n"):
-                line = file.readline(limit + 1)
-            if too_long:
-                yield number, None
-            elif text and not text.isspace():
-                yield number, text
+        yield from lines_of(file, limit)
 
 # %% ../../nbs/core/30_files.ipynb #fa84ad7c
 def _whole(

@@ -5,18 +5,27 @@
 # %% ../../nbs/data/50_importers.ipynb #fb9fffbf
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import DatasetError, PathError, TraceError
-from ..core.files import ADVICE, read_lines, replacing
+from ..core.files import ADVICE, JSONRefused, parse_json, replacing
 from ..core.settings import inside, resolve, settings
 from .datasets import disk_full_explained
+from .exports import exported_parts
+from .record_files import json_lines, marked_encoding
 from .selection import prompt_digest
-from ..traces.schema import Trace
-from ..traces.serialization import EncodedTrace, TraceRecord, encode_trace, read_record
+from ..traces.schema import Trace, check_trace
+from tunix_rt.traces.serialization import (
+    EncodedTrace,
+    TraceRecord,
+    encode_trace,
+    quick_record,
+    record_of,
+)
 
 # %% auto #0
 __all__ = ['MOST_SHOWN', 'LINE', 'IngestReport', 'checked_line', 'with_source', 'iter_import', 'file_to_take', 'refuse_target',
@@ -36,6 +45,7 @@ class IngestReport:
         duplicates: Copies of a trace that was already there, which are not kept
         bad: Lines that are not acceptable
         reasons: Line and reason of the first
+        notes: What was left out or read otherwise
     """
 
     file: str  # Name of the file that was read
@@ -44,6 +54,7 @@ class IngestReport:
     duplicates: int = 0  # Copies of a trace that was already there, which are not kept
     bad: int = 0  # Lines that are not acceptable
     reasons: list[tuple[int, str]] = field(default_factory=list)  # Line and reason of the first
+    notes: Counter[str] = field(default_factory=Counter)  # What was left out or read otherwise
 
     def note(self, line: int, reason: str) -> None:
         "Count a bad line and keep the reason of the first ones."
@@ -64,24 +75,39 @@ class IngestReport:
 
 # %% ../../nbs/data/50_importers.ipynb #e98f443b
 LINE = "this line"  # Name of a line until its number is put before it
+_PARTS = {"prompt", "steps", "final_answer", "meta", "trace_version"}
+_EXPORTED = {
+    *("id", "prompts", "trace_steps", "step_types", "step_numbers", "final_answer", "metadata"),
+    *("trace_version", "prompt", "response"),
+}
 
 
 def checked_line(
-    line: bytes | None,  # Line as read; None when over the limit
-    limit: int,  # Most bytes that a trace may take
+    line: bytes,  # As read
+    notes: Counter[str],  # Told what the line has and a trace has not
 ) -> TraceRecord:  # Acceptable
     """Read one line, or say what is wrong with it.
 
     Args:
-        line: Line as read; None when over the limit
-        limit: Most bytes that a trace may take
+        line: As read
+        notes: Told what the line has and a trace has not
 
     Returns:
         Acceptable
     """
-    if line is None:
-        raise TraceError(f"it is longer than {limit:,} bytes, the most that one trace may take")
-    return read_record(line, where=LINE)
+    if record := quick_record(line):
+        return record
+    try:
+        value = parse_json(line, LINE)
+    except JSONRefused as error:
+        raise TraceError(str(error)) from None
+    exported = exported_parts(value) if isinstance(value, dict) and "steps" not in value else None
+    trace = check_trace(value if exported is None else exported, LINE)
+    for name in sorted(value.keys() - (_EXPORTED if exported else _PARTS)):
+        notes[f"the field {name!r} is no part of a trace, and is left out"] += 1
+    if exported and value.get("id") not in (None, str(trace.id)):
+        notes["the id is another than in the export, which kept no types of steps"] += 1
+    return record_of(trace)
 
 
 def with_source(
@@ -97,11 +123,14 @@ def with_source(
     Returns:
         The same with its origin in it
     """
-    return {**(meta or {}), "source": intake.source, "ingest_source_file": intake.file}
+    meta, label = meta or {}, {"source": intake.source, "ingest_source_file": intake.file}
+    if meta.get("source", intake.source) != intake.source:
+        label["original_source"] = meta.get("original_source", meta["source"])
+    return {**meta, **label}
 
 # %% ../../nbs/data/50_importers.ipynb #64634c60
 def iter_import(
-    path: Path,  # JSONL, one trace a line
+    path: Path,  # Traces, one a line, in a JSON array or in Parquet
     *,
     intake: IngestReport,  # Counts as reading goes on
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
@@ -110,7 +139,7 @@ def iter_import(
     """Read traces from a file that may hold anything.
 
     Args:
-        path: JSONL, one trace a line
+        path: Traces, one a line, in a JSON array or in Parquet
         intake: Counts as reading goes on
         skip_invalid: Leave bad lines out instead of refusing the file
         evaluation: Traces whose prompts must not be taken in
@@ -122,10 +151,14 @@ def iter_import(
     examined = {prompt_digest(trace.prompt) for trace in evaluation}
     seen: set[bytes] = set()
     lines = 0
-    for number, line in read_lines(path, limit):
+    encoding = marked_encoding(path) or "utf-8"
+    for number, line, reason in json_lines(path, limit, encoding=encoding, notes=intake.notes):
         lines += 1
+        if line is None:
+            intake.note(number, reason)
+            continue
         try:
-            record = checked_line(line, limit)
+            record = checked_line(line, intake.notes)
         except TraceError as error:
             intake.note(number, str(error).removeprefix(f"{LINE}: ").removesuffix(ADVICE))
             continue

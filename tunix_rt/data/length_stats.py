@@ -35,7 +35,10 @@ def lengths(
 
     rows = []
     for trace in traces:
-        asked, said = count(trace.prompt), count(render_response(trace))
+        asked, said = (
+            count(trace.prompt),
+            count(render_response(trace, reasoning=bool(trace.steps))),
+        )
         rows.append((trace.category, len(trace.steps), asked, said, asked + said))
     return pd.DataFrame(rows, columns=["domain", "steps", "prompt", "response", "whole"])
 

@@ -19,7 +19,7 @@ from ..traces.render import render_response
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['LEAST', 'predict', 'response_limit']
+__all__ = ['LEAST', 'UNWRITTEN', 'predict', 'response_limit']
 
 # %% ../../nbs/evaluation/10_predict.ipynb #bc21fb46
 def predict(
@@ -64,6 +64,7 @@ def predict(
 
 # %% ../../nbs/evaluation/10_predict.ipynb #aa039337
 LEAST = 128  # Tokens that any response may have, if the model has room for them
+UNWRITTEN = 1024  # The same where a question comes without working
 
 
 def response_limit(
@@ -83,6 +84,8 @@ def response_limit(
     """
     asked = list(traces)
     prompts = encode_prompts(tokenizer, [trace.prompt for trace in asked])
-    expected = encode_responses(tokenizer, [render_response(trace) for trace in asked])
-    wanted = max(LEAST, 2 * max(map(len, expected), default=0))
+    worked = [trace for trace in asked if trace.steps]
+    expected = encode_responses(tokenizer, [render_response(trace) for trace in worked])
+    least = LEAST if len(worked) == len(asked) else UNWRITTEN
+    wanted = max(least, 2 * max(map(len, expected), default=0))
     return max(1, min(wanted, positions - max(map(len, prompts), default=0)))

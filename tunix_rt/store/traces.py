@@ -488,7 +488,7 @@ def baseline_score(
         0 to 100, and how it came about
     """
     characters = sum(len(step.content) for step in trace.steps)
-    average = characters / len(trace.steps)
+    average = characters / max(len(trace.steps), 1)
     step_score = min(len(trace.steps) / 10, 1.0) * 50
     length_score = min(average / 500, 1.0) * 50
     details = {

@@ -137,6 +137,11 @@ def render_response(
     answer = f"{ANSWER[0]}{trace.final_answer.strip()}{ANSWER[1]}"
     if not reasoning:
         return answer
+    if not trace.steps:
+        raise TraceError(
+            f"trace {trace.id}: it has an answer and no steps, so it can be asked and scored, and "
+            f"cannot be learned from as a worked example. Leave it out of what is trained on."
+        )
     steps = join_steps(step.content for step in trace.steps)
     return f"{REASONING[0]}\n{steps}\n{REASONING[1]}\n{answer}"
 

@@ -104,7 +104,7 @@ class Trace(BaseModel):
 
     trace_version: Label = "1.0"
     prompt: Long
-    steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MOST_STEPS)]
+    steps: Annotated[tuple[Step, ...], Field(max_length=MOST_STEPS)]
     final_answer: Long
     meta: dict[str, Any] | None = None
 

@@ -48,7 +48,7 @@ class TraceRecord(TypedDict):
     final_answer: Annotated[str, LONG]
     meta: NotRequired[dict[str, Any] | None]
     prompt: Annotated[str, LONG]
-    steps: Annotated[list[StepRecord], Field(min_length=1, max_length=MOST_STEPS)]
+    steps: Annotated[list[StepRecord], Field(max_length=MOST_STEPS)]
     trace_version: NotRequired[Annotated[str, LABEL]]
 
 
