@@ -284,7 +284,7 @@ def test_the_command_line_says_what_became_of_the_fields(
 ):
     monkeypatch.setenv("TUNIX_RT_ROOT", str(tmp_path))
     settings.cache_clear()
-    words = ["--source", "here", "--into", str(tmp_path / "taken.jsonl"), "--replace"]
+    words = ["--source", "here", "--output", str(tmp_path / "taken.jsonl"), "--replace"]
     for line, said in {
         "numina.jsonl --format reasoning": "the field 'synthetic' is kept in meta (1)",
         "gsm8k.jsonl --format gsm8k --annotations steps": "1 traces taken in",
