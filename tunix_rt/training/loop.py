@@ -430,7 +430,12 @@ def train(
     Returns:
         The final state and the story
     """
-    clock, folder = _clock(pace), lead_folder(folder)
+    clock, folder = _clock(pace), lead_folder(folder).resolve()
+    if recipe.warmup_steps > recipe.max_steps and not pace.quiet:
+        print(
+            f"warmup_steps is {recipe.warmup_steps} and max_steps {recipe.max_steps}: the rate "
+            f"climbs until the last step and never falls; give fewer warmup_steps"
+        )
     with listening() as asked:
         state, step = make_step(model, objective, recipe, mesh=mesh)
         _give_up(model, state)
