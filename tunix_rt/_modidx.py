@@ -31,6 +31,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'tunix_rt.cli.app.Sections.format_commands': ( 'cli/app.html#sections.format_commands',
                                                                                  'tunix_rt/cli/app.py'),
                                   'tunix_rt.cli.app._everywhere': ('cli/app.html#_everywhere', 'tunix_rt/cli/app.py'),
+                                  'tunix_rt.cli.app._settle_process': ('cli/app.html#_settle_process', 'tunix_rt/cli/app.py'),
                                   'tunix_rt.cli.app._version': ('cli/app.html#_version', 'tunix_rt/cli/app.py'),
                                   'tunix_rt.cli.app.build_app': ('cli/app.html#build_app', 'tunix_rt/cli/app.py'),
                                   'tunix_rt.cli.app.doctor': ('cli/app.html#doctor', 'tunix_rt/cli/app.py'),

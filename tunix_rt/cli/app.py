@@ -5,7 +5,10 @@
 # %% ../../nbs/cli/60_app.ipynb #63cde232
 from __future__ import annotations
 
+import codecs
 import errno
+import locale
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -215,6 +218,13 @@ MENDABLE = {
 }
 
 # %% ../../nbs/cli/60_app.ipynb #dd364127
+def _settle_process() -> None:
+    "Make this process read and write UTF-8, and its children find the standard library."
+    if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+
 def main(
     arguments: list[str] | None = None,  # Arguments as typed; those of this process by default
 ) -> None:
@@ -223,6 +233,8 @@ def main(
     Args:
         arguments: Arguments as typed; those of this process by default
     """
+    if arguments is None:
+        _settle_process()
     typed = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in typed
     refuse_old_options(typed)

@@ -36,8 +36,8 @@ from tunix_rt.runs.pipelines import (
 )
 
 # %% auto #0
-__all__ = ['COMPILED_BYTES', 'GRACE', 'STOPPED', 'RunCrashed', 'executor', 'trim', 'compiled_before', 'RunFailed', 'RunCancelled',
-           'execute']
+__all__ = ['LOCAL', 'COMPILED_BYTES', 'GRACE', 'STOPPED', 'RunCrashed', 'executor', 'trim', 'compiled_before', 'RunFailed',
+           'RunCancelled', 'execute']
 
 # %% ../../nbs/runs/60_execute.ipynb #3444e8bc
 class _ByRename:
@@ -51,12 +51,15 @@ class _ByRename:
         return path
 
 # %% ../../nbs/runs/60_execute.ipynb #709d755c
+LOCAL = "--IPKernelApp.exec_lines=import sys; sys.path += [''] * ('' not in sys.path)"
+
+
 def _kernel_manager(started: list[int]) -> type:
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = KernelSpec(argv=[*command, "--log-level=CRITICAL"], language="python")
+    spec = KernelSpec(argv=[*command, "--log-level=CRITICAL", LOCAL], language="python")
 
     class ThisPython(AsyncKernelManager):  # type: ignore[misc]
         @property
@@ -363,6 +366,8 @@ def _start_executor(notebook: Path, run: Run, given: dict[str, Any]) -> subproce
         **os.environ,
         "TUNIX_RT_ROOT": str(settings().root),
         "TUNIX_RT_RUN": str(run.folder),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUTF8": "1",
         "PYTHONUNBUFFERED": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",  # that models need PyTorch; ours don't

@@ -445,7 +445,13 @@ def train(
     Returns:
         The final state and the story
     """
-    clock, folder = _clock(loop_config), leader_folder(folder)
+    clock, folder = _clock(loop_config), leader_folder(folder).resolve()
+    if train_config.warmup_steps > train_config.max_steps and not loop_config.quiet:
+        print(
+            f"warmup_steps is {train_config.warmup_steps} and max_steps "
+            f"{train_config.max_steps}: the rate "
+            f"climbs until the last step and never falls; give fewer warmup_steps"
+        )
     with catch_signals() as asked:
         state, step = make_step(model, objective, train_config, mesh=mesh)
         _give_up(model, state)

@@ -57,9 +57,11 @@ class TokenizedTraces:
     def __str__(self) -> str:
         learnt = sum(int(example.loss_mask.sum()) for example in self.examples)
         total = sum(len(example.tokens) for example in self.examples)
+        lost = self.cut + self.dropped == self.traces
+        hint = f"; not one ends, raise seq_length to {self.longest}" if lost else ""
         return (
             f"{self.traces:,} traces, {total:,} tokens, {learnt:,} of them learnt; "
-            f"longest {self.longest}; {self.cut:,} cut, {self.dropped:,} dropped"
+            f"longest {self.longest}; {self.cut:,} cut, {self.dropped:,} dropped{hint}"
         )
 
 # %% ../../nbs/training/10_packing.ipynb #46a21349
@@ -98,6 +100,11 @@ def tokenize_traces(
             tokens = np.array([*prompt, *response][:seq_length], np.int32)
             examples.append(TokenizedExample(tokens, np.arange(len(tokens)) >= len(prompt)))
             names.append(trace.fingerprint[:12])
+    if not count:
+        raise TrainingError(
+            "there is no trace to learn from: the split is empty, or validation_traces holds all "
+            "of them back. Name a dataset with a train split, or hold fewer back"
+        )
     if not examples:
         raise TrainingError(
             f"of {count} traces none fits into rows of {seq_length} tokens (the longest has "
