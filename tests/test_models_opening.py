@@ -27,7 +27,7 @@ from tunix_rt.models.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from tunix_rt.models.weights import save_model
 
 Change = Callable[[Path], Any]
-GONE = object()  # A key that is taken out
+GONE = "(taken out)"  # A key that is taken out
 
 CONFIG, ADAPTER, WORDS = "config.json", "adapter_config.json", "tokenizer_config.json"
 LINEAR = {"rope_type": "linear", "factor": 8.0}
