@@ -24,11 +24,13 @@ from .core.settings import resolve, settings
 from tunix_rt.data.datasets import (
     Dataset,
     build_dataset,
-    check_no_overlap,
     dataset_folder,
     freeze_recipe,
     load_dataset,
+    part_fingerprint,
+    part_name,
 )
+from .data.overlap import check_no_overlap
 from .evaluation.compare import Comparison, compare_evaluations
 from tunix_rt.evaluation.evaluate import (
     Evaluation,
@@ -362,9 +364,10 @@ def training_split(
     Returns:
         Traces to train on, and those held back
     """
+    traces = list(dataset.train_traces())
     if evaluation_set is not None:
-        check_no_overlap(dataset, evaluation_set)
-    traces = list(dataset.traces("train") if "train" in dataset.splits else dataset)
+        apart = "train" in evaluation_set.splits and "test" in evaluation_set.splits
+        check_no_overlap(traces, evaluation_set.traces("test" if apart else None))
     return traces[validation_traces:], traces[:validation_traces]
 
 
@@ -651,7 +654,7 @@ def check_not_trained_on(
     missing = []
     for key in train_sets(model.source.folder, model.version.get("model_version") or {}):
         if dataset_folder(key).exists():
-            check_no_overlap(load_dataset(key), traces)
+            check_no_overlap(load_dataset(key).train_traces(), traces)
         else:
             missing.append(key)
     return missing
@@ -668,6 +671,7 @@ def evaluate(
     model: Model | str,  # Model, or its name
     dataset: Dataset | str,  # Evaluation set, or its key
     *,
+    split: str = "",  # Split of the dataset; "" for all of it
     limit: int = 0,  # Maximum number of questions; 0 for all
     name: str = "",  # Name of the model in tables; "" for that of its folder
     max_new_tokens: int = 0,  # Longest response; 0 for twice the longest of the set, at least 128
@@ -687,6 +691,7 @@ def evaluate(
     Args:
         model: Model, or its name
         dataset: Evaluation set, or its key
+        split: Split of the dataset; "" for all of it
         limit: Maximum number of questions; 0 for all
         name: Name of the model in tables; "" for that of its folder
         max_new_tokens: Longest response; 0 for twice the longest of the set, at least 128
@@ -707,10 +712,10 @@ def evaluate(
     model = load_model(model, trainable=False) if isinstance(model, str) else model
     data, own = _named(dataset), run is None
     if run is None:
-        given = {"model": model.source.name, "dataset": data.key, "limit": limit, "seed": seed}
-        given |= {"samples": samples, "temperature": temperature, "name": name}
+        given = {"model": model.source.name, "dataset": data.key, "split": split, "limit": limit}
+        given |= {"samples": samples, "temperature": temperature, "name": name, "seed": seed}
         run = open_run("evaluate", run_dir, given)
-    traces = list(islice(data, limit or None))
+    traces = list(islice(data.traces(split or None), limit or None))
     if not model.origin.startswith("fresh"):
         for key in check_not_trained_on(model, traces):
             print(f"trained on {key}, which is not here: overlap could not be checked")
@@ -730,8 +735,9 @@ def evaluate(
     )  # fmt: skip
     write_predictions(run.predictions, predictions)
     evaluation = score_predictions(
-        predictions, traces, name=name or _called(model), dataset_key=data.key,
-        dataset_fingerprint=data.fingerprint, seed=seed,
+        predictions, traces, name=name or _called(model), dataset_key=part_name(data.key, split),
+        dataset_fingerprint=part_fingerprint(data.fingerprint, split),
+        seed=seed,
     )  # fmt: skip
     write_evaluation(run.evaluation, evaluation)
     evaluations, texts, comparisons = (
@@ -748,8 +754,8 @@ def evaluate(
     facts = {"model": model.source.name, "evaluation set": data.key, "sha256": data.fingerprint}
     facts |= {"device": str(model.device), "seed": str(seed)}
     write_report(
-        run.report, title=f"{evaluation.name} on {data.key}", evaluations=evaluations,
-        predictions=texts, comparisons=comparisons, facts=facts,
+        run.report, title=f"{evaluation.name} on {evaluation.dataset_key}",
+        evaluations=evaluations, predictions=texts, comparisons=comparisons, facts=facts,
     )  # fmt: skip
     if own:
         right = evaluation.scores["answer_correctness"]
