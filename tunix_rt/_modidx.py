@@ -14,6 +14,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'tunix_rt.api._identity': ('api.html#_identity', 'tunix_rt/api.py'),
                               'tunix_rt.api._key_figures': ('api.html#_key_figures', 'tunix_rt/api.py'),
                               'tunix_rt.api._named': ('api.html#_named', 'tunix_rt/api.py'),
+                              'tunix_rt.api._own_run': ('api.html#_own_run', 'tunix_rt/api.py'),
                               'tunix_rt.api._rates': ('api.html#_rates', 'tunix_rt/api.py'),
                               'tunix_rt.api._write_model': ('api.html#_write_model', 'tunix_rt/api.py'),
                               'tunix_rt.api.check_not_trained_on': ('api.html#check_not_trained_on', 'tunix_rt/api.py'),
