@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -24,11 +25,13 @@ from .core.settings import resolve, settings
 from tunix_rt.data.datasets import (
     Dataset,
     build_dataset,
-    check_no_overlap,
     dataset_folder,
     freeze_recipe,
     load_dataset,
+    part_fingerprint,
+    part_name,
 )
+from .data.overlap import check_no_overlap
 from .evaluation.compare import Comparison, compare_evaluations
 from tunix_rt.evaluation.evaluate import (
     Evaluation,
@@ -63,6 +66,7 @@ from .models.sharding import check_rows, row_shards
 from .models.tokenizer import Tokenizer, encode_prompts, train_tokenizer
 from .registry.model_refs import pin_model
 from .runs.folder import Run, open_run
+from .runs.lock import release
 from .runs.lookup import find_run, train_sets
 from .scoring.predictions import read_predictions, write_predictions
 from .traces.display import Html
@@ -362,9 +366,10 @@ def training_split(
     Returns:
         Traces to train on, and those held back
     """
+    traces = list(dataset.train_traces())
     if evaluation_set is not None:
-        check_no_overlap(dataset, evaluation_set)
-    traces = list(dataset.traces("train") if "train" in dataset.splits else dataset)
+        apart = "train" in evaluation_set.splits and "test" in evaluation_set.splits
+        check_no_overlap(traces, evaluation_set.traces("test" if apart else None))
     return traces[validation_traces:], traces[:validation_traces]
 
 
@@ -454,6 +459,18 @@ class SFTResult:
         return f"{pd.Series(self.results, name='').to_frame().to_html()}{Html(curves)}"
 
 # %% ../nbs/10_api.ipynb #07bcf6f9
+@contextmanager
+def _own_run(pipeline: str, run_dir: str, given: dict[str, Any]) -> Iterator[Run]:
+    "Open a run, and write down why it failed if it does."
+    run = open_run(pipeline, run_dir, given)
+    try:
+        yield run
+    except BaseException as error:
+        run.fail(error)
+        release(run.folder)
+        raise
+
+
 def _rates(model: Model, optimizer: str, learning_rate: float) -> tuple[str, float]:
     fresh = model.source.folder is None and model.module.lora is None
     optimizer = optimizer or ("muon" if fresh else "adamw")
@@ -528,13 +545,15 @@ def sft(
         Metrics, run folder and files
     """
     optimizer, learning_rate = _rates(model, optimizer, learning_rate)
-    own = run is None
     if run is None:
-        given = {k: v for k, v in locals().items() if isinstance(v, str | int | float | bool)}
-        given = {
-            k: v for k, v in given.items() if k not in ("own", "run_dir", "train_data", "quiet")
-        }
-        run = open_run("train", run_dir, given | {"model": model.source.name})
+        given = dict(locals())
+        plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
+        plain = {k: v for k, v in plain.items() if k not in ("run_dir", "train_data", "quiet")}
+        with _own_run("train", run_dir, plain | {"model": model.source.name}) as opened:
+            result = sft(**given | {"run": opened})
+            early = result.results["stopped_by"] != "steps"
+            opened.finish(result.results, stopped_early=early)
+        return result
     shards = row_shards(model.mesh)
     check_rows(batch_size, model.mesh)
     if micro_batch_size < 0:
@@ -581,8 +600,6 @@ def sft(
     model.origin = weights_fingerprint(model.module)
     if jax.process_count() == 1:  # From now on it is the model of this run
         model.source = resolve_source(str(done.folder))
-    if own:
-        run.finish(results, stopped_early=done.stopped_by != "steps")
     return SFTResult(model, run, metrics, results, files)
 
 # %% ../nbs/10_api.ipynb #4b835fa1
@@ -651,7 +668,7 @@ def check_not_trained_on(
     missing = []
     for key in train_sets(model.source.folder, model.version.get("model_version") or {}):
         if dataset_folder(key).exists():
-            check_no_overlap(load_dataset(key), traces)
+            check_no_overlap(load_dataset(key).train_traces(), traces)
         else:
             missing.append(key)
     return missing
@@ -668,6 +685,7 @@ def evaluate(
     model: Model | str,  # Model, or its name
     dataset: Dataset | str,  # Evaluation set, or its key
     *,
+    split: str = "",  # Split of the dataset; "" for all of it
     limit: int = 0,  # Maximum number of questions; 0 for all
     name: str = "",  # Name of the model in tables; "" for that of its folder
     max_new_tokens: int = 0,  # Longest response; 0 for twice the longest of the set, at least 128
@@ -687,6 +705,7 @@ def evaluate(
     Args:
         model: Model, or its name
         dataset: Evaluation set, or its key
+        split: Split of the dataset; "" for all of it
         limit: Maximum number of questions; 0 for all
         name: Name of the model in tables; "" for that of its folder
         max_new_tokens: Longest response; 0 for twice the longest of the set, at least 128
@@ -705,12 +724,20 @@ def evaluate(
         Scores with intervals; shows itself as a table
     """
     model = load_model(model, trainable=False) if isinstance(model, str) else model
-    data, own = _named(dataset), run is None
+    data = _named(dataset)
     if run is None:
-        given = {"model": model.source.name, "dataset": data.key, "limit": limit, "seed": seed}
-        given |= {"samples": samples, "temperature": temperature, "name": name}
-        run = open_run("evaluate", run_dir, given)
-    traces = list(islice(data, limit or None))
+        given = dict(locals())
+        plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
+        plain |= {"model": model.source.name, "dataset": data.key}
+        plain |= {"untrained": model.origin.startswith("fresh")}
+        plain.pop("run_dir")
+        given.pop("data")
+        with _own_run("evaluate", run_dir, plain) as opened:
+            evaluation = evaluate(**given | {"run": opened})
+            right = evaluation.scores["answer_correctness"]
+            opened.finish({"answer_correctness": right.mean, "low": right.low, "high": right.high})
+        return evaluation
+    traces = list(islice(data.traces(split or None), limit or None))
     if not model.origin.startswith("fresh"):
         for key in check_not_trained_on(model, traces):
             print(f"trained on {key}, which is not here: overlap could not be checked")
@@ -730,8 +757,9 @@ def evaluate(
     )  # fmt: skip
     write_predictions(run.predictions, predictions)
     evaluation = score_predictions(
-        predictions, traces, name=name or _called(model), dataset_key=data.key,
-        dataset_fingerprint=data.fingerprint, seed=seed,
+        predictions, traces, name=name or _called(model), dataset_key=part_name(data.key, split),
+        dataset_fingerprint=part_fingerprint(data.fingerprint, split),
+        seed=seed,
     )  # fmt: skip
     write_evaluation(run.evaluation, evaluation)
     evaluations, texts, comparisons = (
@@ -748,12 +776,9 @@ def evaluate(
     facts = {"model": model.source.name, "evaluation set": data.key, "sha256": data.fingerprint}
     facts |= {"device": str(model.device), "seed": str(seed)}
     write_report(
-        run.report, title=f"{evaluation.name} on {data.key}", evaluations=evaluations,
-        predictions=texts, comparisons=comparisons, facts=facts,
+        run.report, title=f"{evaluation.name} on {evaluation.dataset_key}",
+        evaluations=evaluations, predictions=texts, comparisons=comparisons, facts=facts,
     )  # fmt: skip
-    if own:
-        right = evaluation.scores["answer_correctness"]
-        run.finish({"answer_correctness": right.mean, "low": right.low, "high": right.high})
     return evaluation
 
 # %% ../nbs/10_api.ipynb #6f029736

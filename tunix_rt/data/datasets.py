@@ -16,11 +16,10 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
-from uuid import UUID
 
 import tunix_rt
 from ..core.errors import DatasetError, PathError
-from ..core.files import canonical_json, new_folder, read_json, sha256_file
+from ..core.files import canonical_json, new_folder, read_json, sha256_file, sha256_text
 from ..core.settings import inside, resolve, settings
 from .dataset_card import dataset_card, dataset_manifest
 from .generators import PRESETS, generate
@@ -29,16 +28,15 @@ from tunix_rt.data.selection import (
     choose,
     chosen_lines,
     index_traces,
-    prompt_digest,
     refuse_shared_prompts,
     split_sizes,
 )
 from ..traces.schema import Trace, read_traces, trace_lines
 
 # %% auto #0
-__all__ = ['T', 'SHIPPED', 'REQUIRED', 'dataset_key', 'Dataset', 'shipped_folder', 'dataset_folder', 'dataset_folders',
-           'is_shipped', 'dataset_names', 'load_dataset', 'make_files', 'disk_full_explained', 'same_or_refuse',
-           'put_in_place', 'build_dataset', 'Overlap', 'overlap', 'check_no_overlap', 'freeze_recipe']
+__all__ = ['T', 'SHIPPED', 'REQUIRED', 'dataset_key', 'part_name', 'part_fingerprint', 'Dataset', 'shipped_folder',
+           'dataset_folder', 'dataset_folders', 'is_shipped', 'dataset_names', 'load_dataset', 'make_files',
+           'disk_full_explained', 'same_or_refuse', 'put_in_place', 'build_dataset', 'freeze_recipe']
 
 # %% ../../nbs/data/45_datasets.ipynb #1421b26d
 def dataset_key(
@@ -71,6 +69,38 @@ def dataset_key(
 T = TypeVar("T")
 
 
+def part_name(
+    key: str,  # Key of a dataset
+    split: str = "",  # Name of one of its splits; "" for all of it
+) -> str:  # Such as "math-v1", or "math-v1:test"
+    """Name a dataset, or one of its splits.
+
+    Args:
+        key: Key of a dataset
+        split: Name of one of its splits; "" for all of it
+
+    Returns:
+        Such as "math-v1", or "math-v1:test"
+    """
+    return f"{key}:{split}" if split else key
+
+
+def part_fingerprint(
+    fingerprint: str,  # The sha256 of a dataset
+    split: str = "",  # Name of one of its splits; "" for all of it
+) -> str:  # 64 hexadecimal digits
+    """Identify a dataset, or one of its splits, so that scores on the two are never mixed.
+
+    Args:
+        fingerprint: The sha256 of a dataset
+        split: Name of one of its splits; "" for all of it
+
+    Returns:
+        64 hexadecimal digits
+    """
+    return sha256_text(f"{fingerprint}:{split}") if split else fingerprint
+
+
 @dataclass(frozen=True)
 class Dataset:
     "A frozen folder of traces."
@@ -96,6 +126,10 @@ class Dataset:
     def traces(self, split: str | None = None) -> Iterator[Trace]:
         "Read the traces of one split, or all of them, one in memory at a time."
         return self._part(read_traces(self.folder / "traces.jsonl"), split)
+
+    def train_traces(self) -> Iterator[Trace]:
+        "Read the traces that a training uses: the split `train` if there is one, else all."
+        return self.traces("train" if "train" in self.splits else None)
 
     def lines(self, split: str | None = None) -> Iterator[tuple[int, bytes]]:
         "Read the same traces as the file has them, with line numbers, to hand them on unread."
@@ -458,64 +492,6 @@ def build_dataset(
             provenance=provenance or {},
         )
         return put_in_place(Path(bench), inside(home, key), manifest)
-
-# %% ../../nbs/data/45_datasets.ipynb #33b050d8
-@dataclass(frozen=True)
-class Overlap:
-    """A trace to train on that the evaluation set asks about.
-
-    Attributes:
-        reason: "fingerprint" or "prompt"
-    """
-
-    trace_id: UUID
-    prompt: str
-    reason: str  # "fingerprint" or "prompt"
-
-
-def overlap(
-    training: Iterable[Trace],  # A dataset or any traces; streamed
-    evaluation: Iterable[Trace],  # A dataset or any traces; digests are kept
-) -> list[Overlap]:  # Clashes in the order of the training set
-    """Find what two sets of traces have in common.
-
-    Args:
-        training: A dataset or any traces; streamed
-        evaluation: A dataset or any traces; digests are kept
-
-    Returns:
-        Clashes in the order of the training set
-    """
-    ids: set[bytes] = set()
-    prompts: set[bytes] = set()
-    for trace in evaluation:
-        ids.add(trace.id.bytes)
-        prompts.add(prompt_digest(trace.prompt))
-    clashes = []
-    for trace in training:
-        if prompt_digest(trace.prompt) in prompts:
-            reason = "fingerprint" if trace.id.bytes in ids else "prompt"
-            clashes.append(Overlap(trace.id, trace.prompt, reason))
-    return clashes
-
-
-def check_no_overlap(
-    training: Iterable[Trace],  # A dataset or any traces
-    evaluation: Iterable[Trace],  # A dataset or any traces
-) -> None:
-    """Refuse to train on what will be asked.
-
-    Args:
-        training: A dataset or any traces
-        evaluation: A dataset or any traces
-    """
-    clashes = overlap(training, evaluation)
-    if clashes:
-        examples = "; ".join(repr(clash.prompt[:80]) for clash in clashes[:3])
-        raise DatasetError(
-            f"{len(clashes)} traces of the training set ask what the evaluation set asks, such as "
-            f"{examples}. A score would measure memory; leave them out of one of the two."
-        )
 
 # %% ../../nbs/data/45_datasets.ipynb #a98918d1
 def freeze_recipe(

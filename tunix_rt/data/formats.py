@@ -29,6 +29,7 @@ from tunix_rt.data.importers import (
     refuse_target,
     with_source,
 )
+from .overlap import EvaluationPrompts
 from .record_files import Twice, is_table, read_records
 from tunix_rt.data.responses import (
     NoWorking,
@@ -40,18 +41,17 @@ from tunix_rt.data.responses import (
     split_thought,
     steps_of,
 )
-from .selection import prompt_digest
 from ..traces.render import check_renderable
-from ..traces.schema import Trace, normalized_prompt, parse_trace, trace_json
+from ..traces.schema import Trace, parse_trace, trace_json
 
 # %% auto #0
 __all__ = ['SUBJECT', 'MOST_KEPT', 'QUESTION', 'MATERIAL', 'OPTIONS', 'ROLES', 'THOUGHT', 'CHATS', 'COMPLETION', 'WORKING',
-           'GOLD', 'REPLY', 'ATTEMPTS', 'from_table', 'FORMATS_IN', 'FEW', 'WINDOW', 'BARE', 'canonical_name', 'Fields',
+           'GOLD', 'REPLY', 'ATTEMPTS', 'from_table', 'FORMATS_IN', 'FEW', 'BARE', 'canonical_name', 'Fields',
            'fields_of', 'clean_text', 'as_text', 'text_under', 'field_of', 'made', 'respond', 'respond_to',
            'options_text', 'add_system', 'asked_in', 'from_gsm8k', 'Turn', 'turns_of', 'exchange', 'response_of',
            'from_messages', 'from_prompt_completion', 'gold_under', 'worked', 'refuse_marked_wrong', 'from_prm800k',
-           'from_processbench', 'from_reasoning', 'from_export', 'detect_format', 'windows', 'EvaluationPrompts',
-           'ImportReport', 'read_format', 'import_file']
+           'from_processbench', 'from_reasoning', 'from_export', 'detect_format', 'ImportReport', 'read_format',
+           'import_file']
 
 # %% ../../nbs/data/55_formats.ipynb #89192f9d
 @lru_cache(maxsize=4096)
@@ -995,46 +995,6 @@ def detect_format(
                 if shape != "csv" and read(record):
                     return shape
     return None
-
-# %% ../../nbs/data/55_formats.ipynb #c5de1e23
-WINDOW = 13  # Words in a row that no two questions share by accident
-
-
-def windows(
-    prompt: str,  # Prompt as written
-) -> set[int]:  # One number for each stretch of words; empty for a short prompt
-    """Cut a prompt into all its stretches of thirteen words.
-
-    Args:
-        prompt: Prompt as written
-
-    Returns:
-        One number for each stretch of words; empty for a short prompt
-    """
-    words = re.findall(r"\w+", normalized_prompt(prompt))
-    return {hash(tuple(words[i : i + WINDOW])) for i in range(len(words) - WINDOW + 1)}
-
-# %% ../../nbs/data/55_formats.ipynb #1a674a8a
-class EvaluationPrompts:
-    "What the evaluation sets ask, so that nobody is taught it."
-
-    def __init__(
-        self,
-        traces: Iterable[Trace],  # Traces of all evaluation sets
-    ):
-        """
-        Args:
-            traces: Traces of all evaluation sets
-        """
-        self.whole: set[bytes] = set()
-        self.parts: set[int] = set()
-        for trace in traces:
-            self.whole.add(prompt_digest(trace.prompt))
-            self.parts |= windows(trace.prompt)
-
-    def asks(self, prompt: str) -> bool:
-        "Say whether a prompt is asked there, word for word or nearly."
-        return prompt_digest(prompt) in self.whole or not self.parts.isdisjoint(windows(prompt))
 
 # %% ../../nbs/data/55_formats.ipynb #0633dea5
 @dataclass

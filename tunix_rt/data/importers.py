@@ -16,8 +16,8 @@ from ..core.files import ADVICE, JSONRefused, parse_json, replacing
 from ..core.settings import inside, resolve, settings
 from .datasets import disk_full_explained
 from .exports import exported_parts
+from .overlap import EvaluationPrompts
 from .record_files import json_lines, marked_encoding
-from .selection import prompt_digest
 from ..traces.schema import Trace, check_trace
 from tunix_rt.traces.serialization import (
     EncodedTrace,
@@ -148,7 +148,7 @@ def iter_import(
         The good ones, once each; keep them only if the end is reached
     """
     limit = settings().trace_max_bytes
-    examined = {prompt_digest(trace.prompt) for trace in evaluation}
+    asked = EvaluationPrompts(evaluation)
     seen: set[bytes] = set()
     lines = 0
     encoding = marked_encoding(path) or "utf-8"
@@ -162,7 +162,7 @@ def iter_import(
         except TraceError as error:
             intake.note(number, str(error).removeprefix(f"{LINE}: ").removesuffix(ADVICE))
             continue
-        if examined and prompt_digest(record["prompt"]) in examined:
+        if asked.asks(record["prompt"]):
             intake.note(number, f"the evaluation set asks this: {record['prompt'][:80]!r}")
             continue
         record["meta"] = with_source(record["meta"], intake)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import tunix_rt
-from ..data.datasets import Dataset, check_no_overlap, freeze_recipe, load_dataset
+from ..data.datasets import Dataset, freeze_recipe, load_dataset
 from ..data.generators import PRESETS
+from ..data.overlap import check_no_overlap
 from .environment import Place, find_dataset
 from .metadata import KaggleError
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import insert, select
 
 from ..core.errors import MissingError, RunError
+from ..data.datasets import part_fingerprint, part_name
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judges import ALIASES, GradeFunction, Judge, evaluate_with, find_judge
 from ..runs.folder import Run, read_run
@@ -29,6 +30,7 @@ from tunix_rt.tracking.run_predictions import (
     questions_of,
     run_folder,
     short_path,
+    split_of,
     trained_row,
 )
 
@@ -259,8 +261,8 @@ def evaluate_run(
         read_predictions(run.predictions),
         questions,
         name=_name(run),
-        dataset_key=key,
-        dataset_fingerprint=sha256,
+        dataset_key=part_name(key, split_of(run)),
+        dataset_fingerprint=part_fingerprint(sha256, split_of(run)),
     )
     common = _columns(deciding, evaluation, pass_mark) | {
         "predictions_run_id": source.id,

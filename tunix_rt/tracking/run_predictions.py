@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from ..core.errors import MissingError, PathError, RunError, TunixError
 from ..core.settings import resolve, settings
-from ..data.datasets import check_no_overlap, dataset_folder, load_dataset
+from ..data.datasets import dataset_folder, load_dataset
+from ..data.overlap import check_no_overlap
 from ..evaluation.evaluate import load_evaluation
 from ..runs.folder import RECORD, Run, read_run
 from ..runs.lookup import train_sets
@@ -24,7 +25,7 @@ from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['finished_run', 'run_folder', 'trained_folder', 'trained_row', 'short_path', 'find_predictions', 'evaluation_set_of',
-           'questions_of', 'check_not_trained_on']
+           'split_of', 'questions_of', 'check_not_trained_on']
 
 # %% ../../nbs/tracking/10_run_predictions.ipynb #ffbfe1bc
 def finished_run(
@@ -194,6 +195,21 @@ def evaluation_set_of(
     return key, sha256
 
 
+def split_of(
+    run: Run,  # Run with predictions
+) -> str:  # Name of a split of its evaluation set; "" for all of it
+    """Find which split of the evaluation set was answered.
+
+    Args:
+        run: Run with predictions
+
+    Returns:
+        Name of a split of its evaluation set; "" for all of it
+    """
+    split = run.parameters.get("split")
+    return split if isinstance(split, str) else ""
+
+
 def questions_of(
     run: Run,  # One with predictions
 ) -> list[Trace]:  # Questions of the set, up to the run's limit
@@ -213,7 +229,8 @@ def questions_of(
             f"is here has {data.fingerprint[:12]}. Bring that set here, or evaluate again."
         )
     limit = run.parameters.get("limit", 0)
-    return list(islice(data, limit if isinstance(limit, int) and limit > 0 else None))
+    asked = data.traces(split_of(run) or None)
+    return list(islice(asked, limit if isinstance(limit, int) and limit > 0 else None))
 
 # %% ../../nbs/tracking/10_run_predictions.ipynb #38c504f2
 def check_not_trained_on(
@@ -239,7 +256,7 @@ def check_not_trained_on(
     home = resolve(settings().datasets)
     here = [key for key in keys if dataset_folder(key, home).is_dir()]
     for key in here:
-        check_no_overlap(load_dataset(key, home), questions)
+        check_no_overlap(load_dataset(key, home).train_traces(), questions)
     away = [f"{key} is not here" for key in keys if key not in here]
     checked = f"none with {', '.join(here)}" if here else ""
     return "; ".join(filter(None, [checked, f"not checked: {', '.join(away)}" if away else ""]))
