@@ -109,7 +109,7 @@ def test_a_lapsed_lease_goes_to_another_and_the_first_can_say_nothing_more(store
     lapse(store, run.id)
     assert expire_leases(store) == 1
     back = get_queued(store, run.id)
-    assert back.status == "pending" and "ada:1 was not heard of" in back.message
+    assert back.status == "pending" and "ada:1 stopped renewing" in back.message
     assert claim(store, "bob:2", 60.0) is None  # it is given a pause
     change(store, run.id, available_at=now())
     new = claim(store, "bob:2", 60.0)

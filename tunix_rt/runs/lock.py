@@ -18,7 +18,7 @@ __all__ = ['LOCK', 'OWNER', 'DYING', 'owner', 'acquire', 'join', 'release', 'hel
 
 # %% ../../nbs/runs/10_lock.ipynb #ea0baaee
 LOCK, OWNER = ".lock", ".owner"  # Hidden, so that a listing shows only what the run made
-DYING = 1.0  # Seconds that a killed process may take to be gone, on a busy machine
+DYING = 1.0  # Seconds a killed process may take to exit on a busy machine
 
 _held: dict[Path, list[IO[str]]] = {}
 
@@ -42,14 +42,14 @@ def _take(handle: IO[str], kind: int) -> bool:
 # %% ../../nbs/runs/10_lock.ipynb #1d47b7c0
 def owner(
     folder: Path,  # A run folder
-) -> int | None:  # Process id of the living process that claimed it
-    """Say who has claimed a folder.
+) -> int | None:  # Process id of the live owner, if there is one
+    """Return the process id of the folder's owner.
 
     Args:
         folder: A run folder
 
     Returns:
-        Process id of the living process that claimed it
+        Process id of the live owner, if there is one
     """
     if not (folder / OWNER).exists():
         return None
@@ -63,7 +63,7 @@ def acquire(
     *,
     patience: float = 15.0,  # Seconds to wait for the children of a process that was killed
 ) -> None:
-    """Take a folder for this process, or say who has it.
+    """Lock a folder for this process, or raise an error that names its owner.
 
     Args:
         folder: An existing run folder
@@ -83,7 +83,7 @@ def acquire(
             )
         time.sleep(0.1)
     name = (folder / OWNER).open("a+")
-    fcntl.flock(name, fcntl.LOCK_EX)  # at most a moment: somebody may be asking who the owner is
+    fcntl.flock(name, fcntl.LOCK_EX)  # brief wait: another process may be reading the owner
     name.truncate(0)
     name.write(str(os.getpid()))
     name.flush()
@@ -102,12 +102,12 @@ def _share(folder: Path, handles: list[IO[str]]) -> None:
 
 
 def join(
-    folder: Path,  # A run folder that the process which started this one has claimed
+    folder: Path,  # Run folder acquired by the parent process
 ) -> None:
-    """Hold a folder together with the process that started this one.
+    """Share the lock of the parent process.
 
     Args:
-        folder: A run folder that the process which started this one has claimed
+        folder: Run folder acquired by the parent process
     """
     folder = folder.resolve()
     if folder not in _held:
@@ -115,27 +115,27 @@ def join(
 
 # %% ../../nbs/runs/10_lock.ipynb #d4fbf230
 def release(
-    folder: Path,  # A folder that was claimed or joined; anything else is let be
+    folder: Path,  # Folder acquired or joined earlier; any other is ignored
 ) -> None:
-    """Give a folder back.
+    """Release a folder.
 
     Args:
-        folder: A folder that was claimed or joined; anything else is let be
+        folder: Folder acquired or joined earlier; any other is ignored
     """
     for handle in _held.pop(folder.resolve(), []):
         handle.close()
 
 
 def held(
-    folder: Path,  # A run folder, possibly on a disk that cannot be written
-) -> bool:  # True if a live process is working in it
-    """Ask whether anybody holds the folder.
+    folder: Path,  # Run folder, possibly on a read-only disk
+) -> bool:  # True if a live process holds it
+    """Return whether any process holds the folder.
 
     Args:
-        folder: A run folder, possibly on a disk that cannot be written
+        folder: Run folder, possibly on a read-only disk
 
     Returns:
-        True if a live process is working in it
+        True if a live process holds it
     """
     if folder.resolve() in _held:
         return True

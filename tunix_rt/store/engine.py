@@ -43,13 +43,12 @@ DEFAULT = "outputs/tunix_rt.db"
 
 
 def database_url(
-    written: str
-    | None = None,  # As a person or a hosting service wrote it; the default file if None
+    written: str | None = None,  # Address in any common spelling; None is the default file
 ) -> URL:  # URL with our driver and, for SQLite, an absolute path
-    """Work out which database is meant.
+    """Normalize a database address.
 
     Args:
-        written: As a person or a hosting service wrote it; the default file if None
+        written: Address in any common spelling; None is the default file
 
     Returns:
         URL with our driver and, for SQLite, an absolute path
@@ -74,7 +73,7 @@ def database_url(
     return url.set(drivername="sqlite", database=str(resolve(str(url.database))))
 
 # %% ../../nbs/store/20_engine.ipynb #95aab2f9
-PATIENCE = 60  # Seconds to wait for another writer
+PATIENCE = 60  # Maximum seconds to wait for another writer
 PRAGMAS = (
     f"busy_timeout={PATIENCE * 1000}",
     "journal_mode=WAL",
@@ -86,7 +85,7 @@ PRAGMAS = (
 )
 
 # %% ../../nbs/store/20_engine.ipynb #663fb3dc
-WRITING = "tunix_rt_writing"  # The execution option that tells a writer from a reader
+WRITING = "tunix_rt_writing"  # Execution option of writing transactions
 
 
 def _lower(
@@ -96,12 +95,12 @@ def _lower(
 
 
 def _make_safe(
-    engine: Engine,  # SQLite, before its first connection
+    engine: Engine,  # SQLite engine before its first connection
 ) -> None:
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves
-        connection.create_function("lower", 1, _lower, deterministic=True)  # theirs knows A to Z
+        connection.isolation_level = None  # we issue BEGIN ourselves
+        connection.create_function("lower", 1, _lower, deterministic=True)  # SQLite's: A to Z
         for pragma in PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
 
@@ -113,11 +112,11 @@ def _make_safe(
         driver.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 # %% ../../nbs/store/20_engine.ipynb #1dde6ec4
-RESTED = 1.0  # Seconds without use after which a connection is asked whether it lives
+RESTED = 1.0  # Idle seconds after which a connection is tested
 
 
 def _look_after_a_rest(
-    engine: Engine,  # Postgres, before its first connection
+    engine: Engine,  # Postgres engine before its first connection
 ) -> None:
     @event.listens_for(engine, "checkin")
     def note(connection: Any, record: Any) -> None:
@@ -135,7 +134,7 @@ def _look_after_a_rest(
 # %% ../../nbs/store/20_engine.ipynb #1fb34d21
 def _engine(
     url: URL,  # URL from `database_url`
-) -> Engine:  # Connected to nothing yet
+) -> Engine:  # Engine without connections
     common: dict[str, Any] = {"json_serializer": canonical_json}
     pool = {"pool_size": settings().database_pool, "max_overflow": 0, "pool_timeout": PATIENCE}
     if url.get_backend_name() == "sqlite":
@@ -153,12 +152,12 @@ class Store:
     """An open database.
 
     Attributes:
-        writer: The thread whose turn it is
+        writer: Id of the writing thread
     """
 
     engine: Engine
     turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    writer: int | None = field(default=None, repr=False)  # The thread whose turn it is
+    writer: int | None = field(default=None, repr=False)  # Id of the writing thread
 
     @property
     def dialect(self) -> str:
@@ -167,27 +166,27 @@ class Store:
 
     @property
     def name(self) -> str:
-        "Its address, without the password."
+        "Address without the password."
         return self.engine.url.render_as_string(hide_password=True)
 
     @cached_property
     def for_writing(self) -> Engine:
-        "The same connections, whose transactions begin as those of a writer."
+        "The engine for writing transactions."
         return self.engine.execution_options(**{WRITING: True})
 
     @cached_property
     def for_inserting(self) -> Engine:
-        "The same connections; on Postgres a statement is a transaction of its own."
+        "The engine for single statements; on Postgres in autocommit mode."
         alone = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         return alone if self.dialect == "postgresql" else self.for_writing
 
     @cached_property
     def for_reading(self) -> Engine:
-        "The same connections, held to reading."
+        "The engine for read-only transactions."
         return self.engine.execution_options(postgresql_readonly=True)
 
     def close(self) -> None:
-        "Let go of all connections."
+        "Close all connections."
         self.engine.dispose()
 
     def reading(self) -> AbstractContextManager[Session]:
@@ -195,11 +194,11 @@ class Store:
         return reading(self)
 
     def writing(self) -> AbstractContextManager[Session]:
-        "Open a session that commits when its block ends well."
+        "Open a session that commits when its block ends normally."
         return writing(self)
 
     def inserting(self) -> AbstractContextManager[Connection]:
-        "Open a connection for one statement that is kept at once."
+        "Open a connection for one statement that commits at once."
         return inserting(self)
 
 # %% ../../nbs/store/20_engine.ipynb #b812e5c4
@@ -208,7 +207,7 @@ GONE = (OperationalError, InterfaceError)  # Driver errors that mean the connect
 
 @contextmanager
 def _trouble_explained(
-    store: Store,  # Named in the refusal, without its password
+    store: Store,  # Database named in the error, without its password
 ) -> Iterator[None]:
     try:
         yield
@@ -227,7 +226,7 @@ def _trouble_explained(
 # %% ../../nbs/store/20_engine.ipynb #1e265433
 @contextmanager
 def _turn(
-    store: Store,  # SQLite waits here; Postgres lets its writers in together
+    store: Store,  # Database; only SQLite waits here
 ) -> Iterator[None]:
     if store.dialect != "sqlite":
         yield
@@ -250,14 +249,14 @@ def _turn(
 @contextmanager
 def writing(
     store: Store,  # Database to write to
-) -> Iterator[Session]:  # Everything done with it is kept together, or not at all
-    """Open a session that commits when its block ends well.
+) -> Iterator[Session]:  # Session of one transaction
+    """Open a session that commits when its block ends normally.
 
     Args:
         store: Database to write to
 
     Returns:
-        Everything done with it is kept together, or not at all
+        Session of one transaction
     """
     with _trouble_explained(store), _turn(store):
         with Session(store.for_writing, expire_on_commit=False) as session, session.begin():
@@ -269,7 +268,7 @@ def writing(
 def inserting(
     store: Store,  # Database to write to
 ) -> Iterator[Connection]:  # Connection for one statement
-    """Open a connection for one statement that is kept at once.
+    """Open a connection for one statement that commits at once.
 
     Args:
         store: Database to write to
@@ -284,14 +283,14 @@ def inserting(
 @contextmanager
 def reading(
     store: Store,  # Database to read from
-) -> Iterator[Session]:  # Sees what was committed, and cannot change it
+) -> Iterator[Session]:  # Read-only session
     """Open a session that only reads.
 
     Args:
         store: Database to read from
 
     Returns:
-        Sees what was committed, and cannot change it
+        Read-only session
     """
     with _trouble_explained(store):
         with Session(store.for_reading, expire_on_commit=False) as session:
@@ -300,14 +299,14 @@ def reading(
 # %% ../../nbs/store/20_engine.ipynb #6d0ab6d7
 def current(
     store: Store,  # Database with the tables
-) -> str | None:  # Such as "0001"; None when there are none
-    """Tell which version the tables have.
+) -> str | None:  # Such as "0001"; None if there are no tables
+    """Return the version of the tables.
 
     Args:
         store: Database with the tables
 
     Returns:
-        Such as "0001"; None when there are none
+        Such as "0001"; None if there are no tables
     """
     with reading(store) as session:
         connection = session.connection()
@@ -318,7 +317,7 @@ def current(
 # %% ../../nbs/store/20_engine.ipynb #b49cb769
 def _migrate(
     store: Store,  # Database with the tables
-    move: Callable[[Any], None],  # Given Alembic's configuration
+    move: Callable[[Any], None],  # Migration, called with Alembic's configuration
 ) -> None:
     from alembic.config import Config
 
@@ -344,13 +343,13 @@ def _refuse_unknown(
 
 def upgrade(
     store: Store,  # Database with the tables
-    revision: str = "head",  # The version to reach; the newest by default
+    revision: str = "head",  # Version to reach; "head" is the newest
 ) -> None:
-    """Bring the tables up to a version.
+    """Upgrade the tables to a version.
 
     Args:
         store: Database with the tables
-        revision: The version to reach; the newest by default
+        revision: Version to reach; "head" is the newest
     """
     from alembic import command
 
@@ -360,13 +359,13 @@ def upgrade(
 
 def downgrade(
     store: Store,  # Database with the tables
-    revision: str,  # The version to go back to; "base" removes the tables and all they hold
+    revision: str,  # Version to go back to; "base" drops the tables and their rows
 ) -> None:
-    """Take the tables back to an older version.
+    """Downgrade the tables to an older version.
 
     Args:
         store: Database with the tables
-        revision: The version to go back to; "base" removes the tables and all they hold
+        revision: Version to go back to; "base" drops the tables and their rows
     """
     from alembic import command
 
@@ -375,12 +374,12 @@ def downgrade(
 
 # %% ../../nbs/store/20_engine.ipynb #2f2572ad
 def ready(
-    store: Store,  # Any
+    store: Store,  # Connected database
 ) -> None:
-    """Refuse unless the database answers and has the tables of this version.
+    """Refuse a database that is unreachable or has tables of another version.
 
     Args:
-        store: Any
+        store: Connected database
     """
     found = current(store)
     if found == migrations.HEAD:
@@ -397,29 +396,29 @@ def ready(
 
 # %% ../../nbs/store/20_engine.ipynb #0f466df2
 def connect(
-    url: str | None = None,  # That of the settings by default
-) -> Store:  # Whatever its tables are; for those who mean to change them
-    """Connect to a database without looking at its tables.
+    url: str | None = None,  # Address; None takes that of the settings
+) -> Store:  # Store with tables of any version
+    """Connect to a database without checking its tables.
 
     Args:
-        url: That of the settings by default
+        url: Address; None takes that of the settings
 
     Returns:
-        Whatever its tables are; for those who mean to change them
+        Store with tables of any version
     """
     return Store(_engine(database_url(url or settings().database_url)))
 
 
 def open_store(
-    url: str | None = None,  # That of the settings by default
-) -> Store:  # Ready to be read and written
+    url: str | None = None,  # Address; None takes that of the settings
+) -> Store:  # Store with tables of this version
     """Open the database.
 
     Args:
-        url: That of the settings by default
+        url: Address; None takes that of the settings
 
     Returns:
-        Ready to be read and written
+        Store with tables of this version
     """
     store = connect(url)
     try:
