@@ -22,9 +22,10 @@ from flax import nnx
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.lora import LoraConfig, add_lora
-from tunix_rt.models.sharding import bytes_per_device, feed, join_hosts, make_mesh, place
+from tunix_rt.models.sharding import bytes_per_device, feed, make_mesh, place
 from tunix_rt.training.checkpoints import Checkpoints, restore_state, save_state
 from tunix_rt.training.config import TrainConfig
+from tunix_rt.training.multihost import join_hosts
 from tunix_rt.training.packing import PackedBatch, get_batch
 from tunix_rt.training.sft import sft_objective
 from tunix_rt.training.train_step import Step, TrainState, make_step

@@ -17,8 +17,9 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
-from .show import columns, size
+from .show import columns
 from ..core.errors import TrainingError
+from ..core.formatting import format_bytes
 from ..core.settings import resolve, settings
 from ..data.datasets import dataset_names
 from ..runs.lookup import list_runs
@@ -60,7 +61,7 @@ def devices(
         return [], f"JAX does not start: {reason}"
     counted: dict[str, int] = {}
     for kind, name, memory in json.loads(answer.stdout.strip().splitlines()[-1]):
-        label = f"{kind}: {name}" + (f", {size(memory)}" if memory else "")
+        label = f"{kind}: {name}" + (f", {format_bytes(memory, binary=True)}" if memory else "")
         counted[label] = counted.get(label, 0) + 1
     return [f"{count} x {label}" for label, count in counted.items()], None
 
@@ -77,7 +78,7 @@ def machine() -> dict[str, Any]:  # Label to value
         "system": platform.platform(),
         "python": f"{platform.python_version()} at {sys.executable}",
         "processors": usable,
-        "memory": size(pages * os.sysconf("SC_PAGE_SIZE")) if pages else None,
+        "memory": format_bytes(pages * os.sysconf("SC_PAGE_SIZE"), binary=True) if pages else None,
     }
 
 # %% ../../nbs/cli/15_doctor.ipynb #c2112394
@@ -94,7 +95,7 @@ def places() -> dict[str, Any]:  # Label to value
         "datasets": f"{resolve(settings().datasets)} ({dataset_names()})",
         "imports": str(resolve(settings().imports)),
         "runs": f"{resolve(settings().runs)} ({len(list_runs())} so far)",
-        "room left": size(shutil.disk_usage(existing).free),
+        "room left": format_bytes(shutil.disk_usage(existing).free),
     }
 
 # %% ../../nbs/cli/15_doctor.ipynb #bff9fcb3
@@ -129,7 +130,9 @@ def missing(
     if not os.access(existing, os.W_OK):
         found.append(f"{existing} cannot be written to: set TUNIX_RT_ROOT to a folder that can")
     elif shutil.disk_usage(existing).free < LITTLE:
-        found.append(f"less than {size(LITTLE)} of disk are left: make room, or set TUNIX_RT_RUNS")
+        found.append(
+            f"less than {format_bytes(LITTLE)} of disk are left: make room, or set TUNIX_RT_RUNS"
+        )
     return found
 
 # %% ../../nbs/cli/15_doctor.ipynb #ac125c86

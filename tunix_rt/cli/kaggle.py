@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tunix_rt.runs.folder import Run
 
 # %% auto #0
-__all__ = ['app', 'HOME', 'Output', 'Owner', 'owner_of', 'fresh_folder', 'bundle', 'push', 'status', 'pull', 'save', 'outline']
+__all__ = ['app', 'HOME', 'Output', 'Owner', 'owner_of', 'fresh_folder', 'bundle', 'push', 'status', 'pull', 'save']
 
 # %% ../../nbs/cli/55_kaggle.ipynb #be2eade8
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -253,17 +253,3 @@ def save(
     typer.echo(f"{ready.ref}\n  in {ready.folder}")
     for line in upload_all(api, [ready]) if upload else ():
         typer.echo(line)
-
-# %% ../../nbs/cli/55_kaggle.ipynb #de2a728c
-@app.command()
-def outline(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder, name or id of a submission")],
-) -> None:
-    """Lay out a video of three minutes, with the figures of a run in it.
-
-    Example: tunix-rt kaggle outline submission
-    """
-    from tunix_rt.kaggle.outline import video_outline
-    from tunix_rt.runs.lookup import find_run
-
-    typer.echo(video_outline(find_run(run).results))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .database import opened, stored_run, table
-from .show import columns, size
+from .show import columns
 from ..core.errors import MissingError
+from ..core.formatting import format_bytes
 
 if TYPE_CHECKING:
     from tunix_rt.tracking.leaderboard import Standing
@@ -170,7 +171,7 @@ def promote(
         "model": version.model_name,
         "version": ", ".join([version.version, *(alias or [])]),
         "run": version.source_run_id,
-        "size": size(version.size_bytes),
+        "size": format_bytes(version.size_bytes),
         "sha256": version.sha256,
         "folder": str(version_folder(version)),
     }
@@ -218,7 +219,7 @@ def models(
             pointing.get(each.version),
             str(each.source_run_id)[:8],
             f"{each.created_at:%Y-%m-%d %H:%M}",
-            size(each.size_bytes),
+            format_bytes(each.size_bytes),
             each.sha256[:12],
         )
         for each in versions

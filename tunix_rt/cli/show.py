@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DatasetError, PathError, TraceError, TunixError
+from ..core.formatting import format_bytes, format_duration
 from ..core.settings import resolve, settings
 from ..data.datasets import Dataset, dataset_folder, dataset_names, load_dataset
 from ..runs.folder import AT_WORK, Run, read_run
@@ -23,7 +24,7 @@ from ..traces.display import trace_text, visible
 from ..traces.schema import Trace, read_traces
 
 # %% auto #0
-__all__ = ['TYPED', 'columns', 'text_of', 'sum_of', 'size', 'run_text', 'way_on', 'dataset_text', 'find_trace', 'show_text']
+__all__ = ['TYPED', 'columns', 'text_of', 'sum_of', 'run_text', 'way_on', 'dataset_text', 'find_trace', 'show_text']
 
 # %% ../../nbs/cli/10_show.ipynb #51a1c5d8
 def columns(
@@ -80,9 +81,9 @@ def _files(folder: Path) -> dict[str, str]:
     for path in sorted(folder.glob("[!.]*")):
         if path.is_dir():
             inner = [item for item in path.rglob("*") if item.is_file()]
-            found[f"{path.name}/"] = f"{len(inner)} files, {size(sum_of(inner))}"
+            found[f"{path.name}/"] = f"{len(inner)} files, {format_bytes(sum_of(inner))}"
         else:
-            found[path.name] = size(path.stat().st_size)
+            found[path.name] = format_bytes(path.stat().st_size)
     return found
 
 # %% ../../nbs/cli/10_show.ipynb #c691c44b
@@ -98,24 +99,6 @@ def sum_of(
         Bytes
     """
     return sum(path.stat().st_size for path in files)
-
-
-def size(
-    count: float,  # Bytes
-) -> str:  # Such as "1.5 MB"
-    """Write a number of bytes for people.
-
-    Args:
-        count: Bytes
-
-    Returns:
-        Such as "1.5 MB"
-    """
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    units = ("kB", "MB", "GB")
-    power = next((i for i in (1, 2) if count < 1000 ** (i + 1)), 3)
-    return f"{count / 1000**power:,.1f} {units[power - 1]}"
 
 # %% ../../nbs/cli/10_show.ipynb #30ecd4cb
 def _scores(run: Run) -> dict[str, str]:
@@ -153,7 +136,7 @@ def run_text(
         "why": f"{error['name']}: {error['message']}" if error else None,
         "started": facts["started_at"],
         "resumed": len(facts.get("resumed_at", [])) or None,
-        "took": None if took is None else f"{took:,.1f} s",
+        "took": None if took is None else format_duration(took),
         "device": facts.get("device"),
         "code": f"{code.get('version', '?')} {commit}".strip(),
         "folder": str(run.folder),

@@ -5,17 +5,17 @@
 # %% ../../nbs/data/40_dataset_card.ipynb #86035f5b
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from ..core.files import canonical_json, sha256_text
+from ..core.formatting import front_matter
 from .selection import TraceIndex, statistics
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['SIZES', 'dataset_manifest', 'front_matter', 'dataset_card']
+__all__ = ['SIZES', 'dataset_manifest', 'card_data', 'dataset_card']
 
 # %% ../../nbs/data/40_dataset_card.ipynb #8326d8b2
 def dataset_manifest(
@@ -72,32 +72,33 @@ def dataset_manifest(
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def front_matter(
+def card_data(
     manifest: Mapping[str, Any],  # The dataset's manifest
-) -> str:  # YAML between two lines of dashes
-    """Write what the Hugging Face hub reads.
+) -> dict[str, Any]:  # Field name to value
+    """List the fields that the Hugging Face hub reads in a dataset card.
 
     Args:
         manifest: The dataset's manifest
 
     Returns:
-        YAML between two lines of dashes
+        Field name to value
     """
     count = manifest["trace_count"]
-    size = next((name for limit, name in SIZES if count < limit), "n>1M")
     splits = list(manifest["splits"])
     split = splits[0] if len(splits) == 1 else "train"
-    lines = [
-        f"pretty_name: {json.dumps(manifest['dataset_key'])}",
-        "language: [en]",
-        "task_categories: [text-generation]",
-        "tags: [reasoning, tunix-rt]",
-        f"size_categories: ['{size}']",
-        "configs:",
-        "- config_name: default",
-        f"  data_files: [{{split: {json.dumps(split)}, path: traces.jsonl}}]",
-    ]
-    return "\n".join(["---", *lines, "---"])
+    return {
+        "pretty_name": manifest["dataset_key"],
+        "language": ["en"],
+        "task_categories": ["text-generation"],
+        "tags": ["reasoning", "tunix-rt"],
+        "size_categories": [next((name for limit, name in SIZES if count < limit), "n>1M")],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": "traces.jsonl"}],
+            }
+        ],
+    }
 
 # %% ../../nbs/data/40_dataset_card.ipynb #2f53c489
 def dataset_card(
@@ -122,7 +123,7 @@ def dataset_card(
     if chosen == "random":
         chosen += f" with seed {manifest['seed']}"
     filters = canonical_json(manifest["filters"]) if manifest["filters"] else "none"
-    return f"""{front_matter(manifest)}
+    return f"""{front_matter(card_data(manifest))}
 
 # {manifest["dataset_key"]}
 

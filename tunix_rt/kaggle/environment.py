@@ -17,6 +17,7 @@ from typing import Any
 
 from ..core.errors import ModelError, PathError, RunError
 from ..core.files import read_json
+from ..core.formatting import format_bytes
 from ..core.settings import resolve, settings
 from ..data.datasets import dataset_folders, is_shipped
 from ..runs.folder import Run
@@ -274,8 +275,8 @@ def need_room(
     if there < wanted:
         limit = " of the 20 GB that Kaggle keeps" if place.on_kaggle else ""
         raise RunError(
-            f"{place.working} has {there / 1e9:.1f} GB left{limit}, and this run writes about "
-            f"{wanted / 1e9:.1f} GB. Delete what is not needed there, or train adapters only"
+            f"{place.working} has {format_bytes(there)} left{limit}, and this run writes about "
+            f"{format_bytes(wanted)}. Delete what is not needed there, or train adapters only"
         )
     return there
 

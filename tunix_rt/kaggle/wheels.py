@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 
 import tunix_rt
 from ..core.files import new_folder, read_json, sha256_file, write_json
+from ..core.formatting import format_bytes
 from ..data.datasets import SHIPPED
 from .metadata import KaggleError
 
@@ -376,10 +377,10 @@ class Bundle:
     facts: dict[str, Any]
 
     def __repr__(self) -> str:
-        size = sum(path.stat().st_size for path in self.folder.glob("*.whl")) / 1e6
+        size = format_bytes(sum(path.stat().st_size for path in self.folder.glob("*.whl")))
         names = [f"{item['name']} {item['version']}" for item in self.facts["wheels"]]
         listed = ", ".join(names)
-        return f"{len(names)} wheels, {size:.1f} MB, for Python {self.facts['python']}: {listed}"
+        return f"{len(names)} wheels, {size}, for Python {self.facts['python']}: {listed}"
 
 
 def with_needs(

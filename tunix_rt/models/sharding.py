@@ -18,7 +18,7 @@ from ..core.errors import ModelError
 # %% auto #0
 __all__ = ['AXES', 'ROWS', 'READS', 'WRITES', 'Axis', 'make_mesh', 'plain_names', 'placement', 'placements', 'place', 'put_array',
            'bytes_per_device', 'row_shards', 'batch_placement', 'feed', 'check_rows', 'active_mesh', 'constrain',
-           'settle', 'vocabulary_sides', 'look_up', 'gather_rows', 'scatter_rows', 'join_hosts']
+           'settle', 'vocabulary_sides', 'look_up', 'gather_rows', 'scatter_rows']
 
 # %% ../../nbs/models/15_sharding.ipynb #dc70e6c7
 AXES = ("data", "fsdp", "tensor")  # The sides of a mesh, the slowest link first
@@ -395,37 +395,3 @@ def scatter_rows(
     if "fsdp" in sides:
         x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
     return jax.lax.psum(x, "tensor") if "tensor" in sides else x
-
-# %% ../../nbs/models/15_sharding.ipynb #7c3e38cc
-def join_hosts(
-    coordinator: str | None = None,  # Address of process 0, "host:port"; None to detect it
-    processes: int | None = None,  # Number of processes
-    index: int | None = None,  # Index of this process, from 0
-) -> str:  # One line for the log
-    """Meet the other processes of this training, before anything is computed.
-
-    Args:
-        coordinator: Address of process 0, "host:port"; None to detect it
-        processes: Number of processes
-        index: Index of this process, from 0
-
-    Returns:
-        One line for the log
-    """
-    given = (coordinator, processes, index)
-    if None in given and given != (None, None, None):
-        raise ModelError(
-            f"coordinator={coordinator!r}, processes={processes}, index={index}: to meet the other "
-            f"processes all three are needed, or none where a scheduler knows them"
-        )
-    if not jax.distributed.is_initialized():
-        try:
-            jax.distributed.initialize(coordinator, processes, index)
-        except (ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"the processes of this training could not meet: {error}. Give the address of "
-                f"process 0, the number of processes and the index of this one, before "
-                f"anything is computed"
-            ) from None
-    here, there = len(jax.local_devices()), len(jax.devices())
-    return f"process {jax.process_index()} of {jax.process_count()}, {here} of {there} devices"

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from ..core.formatting import format_bytes
 from ..core.settings import resolve
 from ..models.config import GemmaConfig, preset
 from ..models.devices import platform
@@ -25,7 +26,6 @@ from .config import TrainConfig
 from tunix_rt.training.memory import (
     WHAT,
     TrainSetup,
-    in_units,
     memory_breakdown,
     setup_text,
     sum_of_parts,
@@ -254,6 +254,10 @@ def plan_memory(
     return made
 
 # %% ../../nbs/training/65_memory_plan.ipynb #ef01f3cc
+def _gib(count: float) -> str:
+    return format_bytes(count, binary=True)
+
+
 def verdict(
     made: MemoryPlan,  # Plan from `plan_memory`
 ) -> str:  # One line
@@ -266,8 +270,8 @@ def verdict(
         One line
     """
     if made.memory is None:
-        return f"{in_units(made.total)} on each device"
-    of = f"{in_units(made.total)} of {in_units(made.memory)} on each device"
+        return f"{_gib(made.total)} on each device"
+    of = f"{_gib(made.total)} of {_gib(made.memory)} on each device"
     if made.fits:
         return f"{of}: fits"
     if made.total <= made.memory:
@@ -280,7 +284,7 @@ def _advice(made: MemoryPlan) -> list[str]:
         return []
     if not made.suggestions:
         return ["nothing known here makes it fit: take more devices along fsdp, or a smaller model"]
-    return [f"{s.change}  {in_units(s.total)}, at the cost of {s.cost}" for s in made.suggestions]
+    return [f"{s.change}  {_gib(s.total)}, at the cost of {s.cost}" for s in made.suggestions]
 
 
 def _unseen(made: MemoryPlan) -> str:
@@ -307,7 +311,7 @@ def plan_text(
     for name, size in made.parts.items():
         letter = "·" if name == _unseen(made) else "█"
         bar = letter * math.ceil(width * size / scale)
-        lines.append(f"{name:<12} {in_units(size):>10}  {bar:<{width}}  {WHAT[name]}".rstrip())
+        lines.append(f"{name:<12} {_gib(size):>10}  {bar:<{width}}  {WHAT[name]}".rstrip())
     lines += ["", verdict(made), *(f"  {line}" for line in _advice(made))]
     return "\n".join(lines)
 
@@ -328,7 +332,7 @@ def plan_html(
     for name, size in made.parts.items():
         color = "rgba(127,127,127,.35)" if name == _unseen(made) else "rgba(66,133,244,.75)"
         style = f"width:{100 * size / scale:.1f}%;min-width:1px;height:.8em;background:{color}"
-        cells = (name, f'<td style="text-align:right">{in_units(size)}</td>', style, WHAT[name])
+        cells = (name, f'<td style="text-align:right">{_gib(size)}</td>', style, WHAT[name])
         rows.append(
             f'<tr><td style="text-align:left">{cells[0]}</td>{cells[1]}'
             f'<td style="width:16em"><div style="{cells[2]}"></div></td>'

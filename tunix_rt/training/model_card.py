@@ -5,11 +5,11 @@
 # %% ../../nbs/training/70_model_card.ipynb #6169f1f7
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.formatting import front_matter
 from ..models.config import GemmaConfig, parameter_count
 from ..models.lora import LoraConfig
 from .config import TrainConfig
@@ -45,8 +45,7 @@ def front_matter(
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         facts["base_model"] = base
         facts["base_model_relation"] = "adapter" if adapter else "finetune"
-    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in facts.items()]
-    return "\n".join(["---", *lines, "---"])
+    return facts
 
 # %% ../../nbs/training/70_model_card.ipynb #057b3ccc
 def table(
@@ -189,6 +188,6 @@ def model_card(
         ),
         "What it is for": PURPOSE,
     }
-    start = front_matter(config, dataset=dataset, base=base, adapter=adapter)
+    start = front_matter(card_data(config, dataset=dataset, base=base, adapter=adapter))
     words = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"{start}\n\n# A model that shows its work\n\n{words}\n"

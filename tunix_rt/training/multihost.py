@@ -11,8 +11,44 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ..core.errors import ModelError
+
 # %% auto #0
-__all__ = ['LONGEST', 'REASONS', 'leader_folder', 'agree_on_stop']
+__all__ = ['LONGEST', 'REASONS', 'join_hosts', 'leader_folder', 'agree_on_stop']
+
+# %% ../../nbs/training/35_multihost.ipynb #7c3e38cc
+def join_hosts(
+    coordinator: str | None = None,  # Address of process 0, "host:port"; None to detect it
+    processes: int | None = None,  # Number of processes
+    index: int | None = None,  # Index of this process, from 0
+) -> str:  # One line for the log
+    """Meet the other processes of this training, before anything is computed.
+
+    Args:
+        coordinator: Address of process 0, "host:port"; None to detect it
+        processes: Number of processes
+        index: Index of this process, from 0
+
+    Returns:
+        One line for the log
+    """
+    given = (coordinator, processes, index)
+    if None in given and given != (None, None, None):
+        raise ModelError(
+            f"coordinator={coordinator!r}, processes={processes}, index={index}: to meet the other "
+            f"processes all three are needed, or none where a scheduler knows them"
+        )
+    if not jax.distributed.is_initialized():
+        try:
+            jax.distributed.initialize(coordinator, processes, index)
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"the processes of this training could not meet: {error}. Give the address of "
+                f"process 0, the number of processes and the index of this one, before "
+                f"anything is computed"
+            ) from None
+    here, there = len(jax.local_devices()), len(jax.devices())
+    return f"process {jax.process_index()} of {jax.process_count()}, {here} of {there} devices"
 
 # %% ../../nbs/training/35_multihost.ipynb #e8e0527d
 LONGEST = 4096  # Largest path to broadcast, in bytes

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from functools import lru_cache
+from html import escape
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -18,16 +20,17 @@ from pydantic import BeforeValidator
 
 from ... import __version__
 from ...core.errors import MissingError
+from ...core.files import canonical_json
+from ...core.formatting import format_ago, format_bytes, format_duration, format_moment
 from ...evaluation.charts import CHART_STYLE
 from ...evaluation.transcripts import TRANSCRIPT_STYLE
-from .words import ago, figure_text, lasted, size_text, status_html, when
 from ..strict_json import SafeStr, StrictRoute
 from ...traces.diff import COMPARE_STYLE
-from ...traces.display import STYLE, excerpt, text_html
+from ...traces.display import STYLE, Html, excerpt, text_html
 
 # %% auto #0
-__all__ = ['POLICY', 'RENDERERS', 'KINDS', 'router', 'FOREVER', 'Filter', 'Skip', 'static_file', 'address_of', 'static_page',
-           'templates', 'show', 'blank_is_none', 'around']
+__all__ = ['POLICY', 'RENDERERS', 'KINDS', 'router', 'FOREVER', 'MARKS', 'Filter', 'Skip', 'static_file', 'address_of',
+           'static_page', 'moment_html', 'figure_text', 'status_html', 'templates', 'show', 'blank_is_none', 'around']
 
 # %% ../../../nbs/serve/pages/10_rendering.ipynb #e1684794
 POLICY = (
@@ -84,6 +87,86 @@ def static_page(name: SafeStr, v: str = "") -> Response:
     kind = KINDS.get(PurePath(name).suffix, "text/plain")
     return Response(static_file(name), media_type=kind, headers=kept)
 
+# %% ../../../nbs/serve/pages/10_rendering.ipynb #f9cf5f69
+def moment_html(
+    moment: datetime | str | None,  # Aware time, or its JSON text; None for what was not yet
+    at: datetime | None = None,  # Time of reading; this moment by default
+) -> Html:  # A `time` element; a dash for None
+    """Write when something was, for people and for programs.
+
+    Args:
+        moment: Aware time, or its JSON text; None for what was not yet
+        at: Time of reading; this moment by default
+
+    Returns:
+        A `time` element; a dash for None
+    """
+    if moment is None:
+        return Html("–", plain="–")
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    text, ago = format_moment(moment, at), format_ago(moment, at)
+    moment = moment.astimezone(UTC)
+    exact, title = f"{moment:%Y-%m-%dT%H:%M:%SZ}", f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    return Html(
+        f'<time datetime="{exact}" title="{title}">{text} <small>{ago}</small></time>',
+        plain=f"{text} UTC, {ago}",
+    )
+
+# %% ../../../nbs/serve/pages/10_rendering.ipynb #92ab7da0
+def figure_text(
+    value: Any,  # A parameter, a metric, anything JSON can hold
+) -> str:  # Text on one line
+    """Write a value for a table.
+
+    Args:
+        value: A parameter, a metric, anything JSON can hold
+
+    Returns:
+        Text on one line
+    """
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return excerpt(value if isinstance(value, str) else canonical_json(value), 300)
+
+# %% ../../../nbs/serve/pages/10_rendering.ipynb #67e4c488
+MARKS = {
+    "completed": "✓",
+    "passed": "✓",
+    "pass": "✓",
+    "best": "★",
+    "running": "●",
+    "evaluating": "●",
+    "failed": "✕",
+    "fail": "✕",
+    "timeout": "✕",
+    "behind": "↓",
+    "ahead": "↑",
+    "level": "≈",
+    "uncertain": "?",
+}
+
+
+def status_html(
+    status: str,  # Status of a run, a trial, a search, a verdict or a standing
+) -> Html:  # A word with a mark
+    """Show where something stands.
+
+    Args:
+        status: Status of a run, a trial, a search, a verdict or a standing
+
+    Returns:
+        A word with a mark
+    """
+    word = escape(status.replace("_", " "))
+    kind = status if status in MARKS else "other"
+    mark = f'<i aria-hidden="true">{MARKS.get(status, "○")}</i>'
+    return Html(f'<span class="status status-{kind}">{mark} {word}</span>', plain=word)
+
 # %% ../../../nbs/serve/pages/10_rendering.ipynb #74b6cf93
 @lru_cache(maxsize=1)
 def templates() -> Environment:
@@ -97,14 +180,13 @@ def templates() -> Environment:
     )
     made.globals |= {
         "address_of": address_of,
-        "ago": ago,
-        "lasted": lasted,
+        "duration": format_duration,
         "status": status_html,
         "text_html": text_html,
         "version": __version__,
-        "when": when,
+        "when": moment_html,
     }
-    made.filters |= {"excerpt": excerpt, "figure": figure_text, "size": size_text}
+    made.filters |= {"excerpt": excerpt, "figure": figure_text, "bytes": format_bytes}
     return made
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from uuid import UUID
 
 from ...core.errors import MissingError, TunixError
+from ...core.formatting import format_ago, format_duration
 from ...jobs.queue import QueuedRun
 from ...runs.pipelines import find_pipeline, with_defaults
-from .words import ago, lasted
 from ..routers.tunix_runs import get_run_metrics
 from ...store.engine import Store
 from ...store.tables import now
@@ -40,8 +40,8 @@ def lease_words(
     seen = at or now()
     left = (run.lease_until - seen).total_seconds()
     if left > 0:
-        return f"at work; its lease lasts {lasted(float(round(left)))} more"
-    return f"silent; its lease ran out {ago(run.lease_until, seen)}"
+        return f"at work; its lease lasts {format_duration(round(left))} more"
+    return f"silent; its lease ran out {format_ago(run.lease_until, seen)}"
 
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #de018072
 def records_of(
