@@ -38,9 +38,9 @@ from .sft import sft_objective
 from .train_step import Step, init_train_state, make_step, split_params
 
 # %% auto #0
-__all__ = ['SLICE', 'WHAT', 'TrainSetup', 'setup_text', 'in_units', 'shape_of', 'held_bytes', 'own_share', 'residual_bytes',
-           'layer_bytes', 'scores_bytes', 'activation_bytes', 'memory_breakdown', 'sum_of_parts', 'trace_step',
-           'MeasuredMemory', 'measure_memory']
+__all__ = ['SLICE', 'WHAT', 'TrainSetup', 'setup_text', 'shape_of', 'held_bytes', 'own_share', 'residual_bytes', 'layer_bytes',
+           'scores_bytes', 'activation_bytes', 'memory_breakdown', 'sum_of_parts', 'trace_step', 'MeasuredMemory',
+           'measure_memory']
 
 # %% ../../nbs/training/60_memory.ipynb #4365db94
 @dataclass(frozen=True)
@@ -127,21 +127,6 @@ def setup_text(
         " x ".join(sides) or "one device",
     ]
     return " · ".join(parts)
-
-
-def in_units(
-    count: float,  # Bytes
-) -> str:  # Such as "1.50 GiB"
-    """Format bytes in MiB or GiB.
-
-    Args:
-        count: Bytes
-
-    Returns:
-        Such as "1.50 GiB"
-    """
-    gibi, mebi = count / 2**30, count / 2**20
-    return f"{gibi:.2f} GiB" if gibi >= 1 else f"{mebi:,.0f} MiB"
 
 # %% ../../nbs/training/60_memory.ipynb #cdb71268
 def shape_of(
