@@ -169,7 +169,7 @@ def in_pieces(
 def export_dataset(
     dataset_key: DatasetKey, format: Format = "trace", split: Annotated[Name | None, Query()] = None
 ) -> StreamingResponse:
-    "Write a dataset as lines."
+    "Export a dataset, one JSON object a line."
     dataset = load_dataset(dataset_key, resolve(settings().datasets))
     lines: Iterator[bytes]
     if format == "trace":

@@ -23,13 +23,13 @@ router = APIRouter(route_class=StrictRoute, tags=["health"])
 
 @router.get("/api/health")
 async def get_api_health() -> Health:
-    "Say that the process lives."
+    "Check that the server is up."
     return Health()
 
 
 @router.get("/api/ready")
 def get_ready(store: StoreDep) -> Ready:
-    "Say that the database answers and has the tables of this version."
+    "Check that the database answers and has the tables of this version."
     ready(store)
     kind = "postgresql" if store.dialect == "postgresql" else "sqlite"
     return Ready(database=kind, version=__version__)
@@ -37,15 +37,15 @@ def get_ready(store: StoreDep) -> Ready:
 
 @router.get("/api/redi/health")
 async def get_redi_health(services: ServicesDep) -> RediHealth:
-    "Say how RediAI is."
+    "Check how RediAI is."
     return await services.rediai.health()
 
 # %% ../../../nbs/serve/routers/10_health.ipynb #31f0266c
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}, "description": "For Prometheus"}},
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus text"}},
 )
 def get_metrics(services: ServicesDep) -> Response:
-    "Write the figures for Prometheus."
+    "Show the figures for Prometheus."
     return Response(services.measures.text(), media_type=CONTENT_TYPE_LATEST)

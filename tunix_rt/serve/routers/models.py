@@ -79,7 +79,7 @@ def get_model_version(store: StoreDep, version_id: UUID) -> ModelVersionPublic:
     responses={200: {"content": {"application/zip": {}}, "description": "The folder, zipped"}},
 )
 def download_model_version(store: StoreDep, version_id: UUID) -> StreamingResponse:
-    "Hand out a version as a zip that unpacks to a folder in Hugging Face layout."
+    "Download a version as a zip that unpacks to a folder in Hugging Face layout."
     packed = promotion.zip_version(store, version_id)
     headers = {"Content-Disposition": f'attachment; filename="{packed.filename}"'}
     return StreamingResponse(packed.chunks, media_type="application/zip", headers=headers)

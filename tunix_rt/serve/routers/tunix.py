@@ -55,7 +55,7 @@ router = APIRouter(route_class=StrictRoute, tags=["tunix"])
 
 @router.get("/api/tunix/status")
 def get_tunix_status() -> TunixStatus:
-    "Say whether google-tunix is installed; runs do not need it."
+    "Check whether google-tunix is installed; runs do not need it."
     try:
         found = version("google-tunix")
     except PackageNotFoundError:
@@ -80,7 +80,7 @@ def _asked_for(store: Store, asked: ExportRequest) -> Iterable[Trace]:
 
 @router.post("/api/tunix/sft/export", response_class=StreamingResponse, responses=LINES)
 def export_sft(store: StoreDep, asked: ExportRequest) -> StreamingResponse:
-    "Write traces as whole Gemma turns, one a line."
+    "Export traces as whole Gemma turns, one a line."
     lines = export_lines(_asked_for(store, asked), "tunix_sft")
     return StreamingResponse(lines, media_type="application/x-ndjson")
 

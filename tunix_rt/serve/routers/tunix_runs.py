@@ -76,7 +76,7 @@ def get_tunix_run(store: StoreDep, run_id: UUID) -> RunDetail:
 
 @router.get("/{run_id}/status")
 def get_tunix_run_status(store: StoreDep, run_id: UUID) -> RunStatus:
-    "Say how far a run is."
+    "Show the status of a run."
     return RunStatus.model_validate(get_queued(store, run_id))
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #04dc8553
@@ -132,7 +132,7 @@ def list_artifacts(store: StoreDep, run_id: UUID) -> Artifacts:
 def download_artifact(
     store: StoreDep, run_id: UUID, filename: Annotated[SafeStr, InPath(max_length=1024)]
 ) -> FileResponse:
-    "Hand out one file of a run."
+    "Download one file of a run."
     path = open_file(_folder(store, run_id), filename)
     return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 

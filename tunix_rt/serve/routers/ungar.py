@@ -33,7 +33,7 @@ LINES: dict[int | str, dict[str, Any]] = {
 # %% ../../../nbs/serve/routers/20_ungar.ipynb #5cd3afc4
 @router.get("/api/ungar/status")
 async def get_ungar_status() -> EngineStatus:
-    "Say whether games can be played."
+    "Check whether games can be played."
     return EngineStatus(available=True, version=__version__)
 
 
