@@ -1,5 +1,6 @@
 "The client against a server in a process of its own, and against the server's document."
 
+import importlib.util
 import inspect
 import json
 import shutil
@@ -7,11 +8,13 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Query, Response
+from fastapi import Path as InPath
 from fastapi.testclient import TestClient
 from serving import make_run, server_process, sum_trace
 
@@ -24,6 +27,7 @@ from tunix_rt.registry.models import create_model, set_alias, version_folder
 from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.idempotency import CLAIMED, STALE, IdempotencyMiddleware
+from tunix_rt.serve.schemas.datasets import IngestedFile
 from tunix_rt.serve.schemas.runs import RunRequest
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import IdempotentReply, RunRow, now
@@ -42,17 +46,88 @@ def test_endpoints_and_functions_are_the_same():
         for name in module.__all__
         if inspect.isfunction(getattr(module, name))
     }
-    assert functions.keys() == endpoints.keys()
+    assert functions.keys() == endpoints.keys(), "run `sh .ci/sync`: it writes what is missing"
     for name, function in functions.items():
         method, path, way = endpoints[name]
         source = inspect.getsource(function)
         for piece in path.replace("{", "}").split("}")[::2]:
-            assert piece.strip("/") in source.replace("{name}", "{part(filename)}"), (name, path)
+            assert piece.strip("/") in source, (name, path)
         takes = set(inspect.signature(function).parameters)
         for parameter in way.get("parameters", []):
             known = {"mode", parameter["name"].replace("-", "_")}
             assert known & takes or parameter["in"] == "header", (name, parameter["name"])
-        assert method in ("get", "delete") or "key" in takes or "_records" in source, name
+        assert method in ("get", "delete") or "key" in takes or "stream_records" in source, name
+
+
+@pytest.fixture(scope="module")
+def writer():
+    "The module that writes the functions from the routes."
+    path = Path(__file__).parents[1] / ".ci" / "endpoints.py"
+    spec = importlib.util.spec_from_file_location("endpoints", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_functions_are_those_that_follow_from_the_routes(writer):
+    written = writer.write_module(writer.list_routes())
+    assert written == writer.TARGET.read_text(encoding="utf-8"), "run `sh .ci/sync`"
+
+
+def test_a_new_route_changes_the_file_and_its_function_calls_it(writer):
+    router, sent = APIRouter(prefix="/api/things"), []
+
+    @router.put("/{thing_id}/{file:path}")
+    def put_thing(
+        thing_id: UUID,
+        file: Annotated[str, InPath(description="Name of a file")],
+        asked: client.ModelRequest,
+        loud: Annotated[bool, Query(description="Volume")] = False,
+        color: Annotated[Literal["red", "blue"] | None, Query()] = None,
+    ) -> list[IngestedFile]:
+        "Put a thing."
+
+    written = writer.write_module([*writer.list_routes(), *router.routes])
+    assert written != writer.TARGET.read_text(encoding="utf-8")
+    scope = {}
+    exec(written, scope)
+    assert "put_thing" in scope["__all__"]
+    assert str(inspect.signature(scope["put_thing"])).replace('"', "'") == (
+        "(client: 'Client', thing_id: 'UUID', file: 'str', asked: 'ModelRequest', "
+        "loud: 'bool' = False, color: 'Literal['red', 'blue'] | None' = None, "
+        "key: 'str | None' = None) -> 'list[IngestedFile]'"
+    )
+    assert "Put a thing." in scope["put_thing"].__doc__
+    assert "asked: Content of the request; needs name" in scope["put_thing"].__doc__
+
+    def answer(request):
+        sent.append(request)
+        return httpx.Response(200, json=[])
+
+    there = client.connect(transport=httpx.MockTransport(answer))
+    asked = client.ModelRequest(name="adder")
+    assert scope["put_thing"](there, UUID(int=7), "a b/c", asked, key="monday") == []
+    assert (sent[0].method, sent[0].headers["idempotency-key"]) == ("PUT", "monday")
+    assert sent[0].url.raw_path.decode() == f"/api/things/{UUID(int=7)}/a%20b/c?loud=false"
+    assert json.loads(sent[0].content) == {"name": "adder"}
+
+
+def test_a_route_from_which_no_function_follows_is_refused(writer):
+    router = APIRouter()
+
+    @router.post("/events", responses={200: {"content": {"text/event-stream": {}}}})
+    def follow_events() -> Response: ...
+
+    @router.post("/many")
+    def post_many(asked: list[IngestedFile]) -> IngestedFile: ...
+
+    @router.get("/{thing}")
+    def get_thing(thing: str) -> IngestedFile: ...
+
+    advice = ("write one of the same name", "write one of the same name", "Query.description=")
+    for route, said in zip(router.routes, advice, strict=True):
+        with pytest.raises(ValueError, match=said):
+            writer.write_module([route])
 
 
 @pytest.fixture

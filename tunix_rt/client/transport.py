@@ -5,6 +5,7 @@
 # %% ../../nbs/client/10_transport.ipynb #5e2cdb9b
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from ..serve.errors import Problem
 
 # %% auto #0
 __all__ = ['AGAIN', 'Answer', 'APIError', 'Unreachable', 'Client', 'connect', 'max_attempts', 'wait_before', 'send', 'request',
-           'request_list', 'quote_segment', 'streaming', 'save']
+           'request_list', 'quote_segment', 'streaming', 'stream_records', 'save']
 
 # %% ../../nbs/client/10_transport.ipynb #73e4f7b7
 class APIError(TunixError):
@@ -284,6 +285,28 @@ def streaming(
             yield answer
     except httpx.TransportError as error:
         raise Unreachable(f"{client.address} broke off ({type(error).__name__})") from error
+
+# %% ../../nbs/client/10_transport.ipynb #9285eb98
+def stream_records(
+    client: Client,  # Server to call
+    method: str,  # "GET" or "POST"
+    path: str,  # Path from the server's root
+    **rest: Any,  # Other arguments of `streaming`
+) -> Iterator[dict[str, Any]]:  # One record a line
+    """Read an answer of JSON lines record by record.
+
+    Args:
+        client: Server to call
+        method: "GET" or "POST"
+        path: Path from the server's root
+        **rest: Other arguments of `streaming`
+
+    Returns:
+        One record a line
+    """
+    with streaming(client, method, path, **rest) as answer:
+        for line in answer.iter_lines():
+            yield json.loads(line)
 
 # %% ../../nbs/client/10_transport.ipynb #6c60fa9f
 def save(

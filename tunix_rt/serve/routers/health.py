@@ -44,7 +44,7 @@ async def get_redi_health(services: ServicesDep) -> RediHealth:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}, "description": "For Prometheus"}},
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus text"}},
 )
 def get_metrics(services: ServicesDep) -> Response:
     "Return the metrics for Prometheus."

@@ -1,0 +1,907 @@
+"""One function for each route of the server that needs no code of its own."""
+
+# Written by .ci/endpoints.py. DO NOT EDIT! Change the route, then run `sh .ci/sync`.
+
+from __future__ import annotations
+
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+from tunix_rt.client.transport import (
+    Client,
+    quote_segment,
+    request,
+    request_list,
+    save,
+    send,
+    stream_records,
+)
+from tunix_rt.serve.schemas.datasets import (
+    BuildRequest,
+    DatasetBuilt,
+    DatasetPage,
+    DuelRequest,
+    DuelsPlayed,
+    EngineStatus,
+    IngestRequest,
+    IngestedFile,
+)
+from tunix_rt.serve.schemas.evaluation import (
+    BaselineRequest,
+    BaselineSet,
+    BaselinesPublic,
+    CheckRequest,
+    Evaluation,
+    Leaderboard,
+    RegressionResult,
+)
+from tunix_rt.serve.schemas.health import Health, Ready, RediHealth
+from tunix_rt.serve.schemas.models import (
+    ModelPublic,
+    ModelRequest,
+    ModelVersionPublic,
+    ModelVersionsPublic,
+    PromoteRequest,
+    VersionVerified,
+)
+from tunix_rt.serve.schemas.runs import (
+    Artifacts,
+    Cancelled,
+    EvaluateModelRequest,
+    ExportRequest,
+    ManifestRequest,
+    RunDetail,
+    RunResult,
+    RunStatus,
+    RunsPublic,
+    TrainingManifest,
+    TunixStatus,
+)
+from tunix_rt.serve.schemas.traces import FoundTrace, StoredTrace, TraceComparison, TracePage
+from tunix_rt.serve.schemas.tuning import (
+    TuningJobDetail,
+    TuningJobPublic,
+    TuningRequest,
+    TuningStarted,
+)
+from tunix_rt.traces.schema import Trace
+
+__all__ = [
+    "BaselineRequest",
+    "BuildRequest",
+    "CheckRequest",
+    "DuelRequest",
+    "EvaluateModelRequest",
+    "ExportRequest",
+    "IngestRequest",
+    "ManifestRequest",
+    "ModelRequest",
+    "PromoteRequest",
+    "Trace",
+    "TuningRequest",
+    "create_trace",
+    "list_traces",
+    "compare_traces",
+    "get_trace",
+    "get_api_health",
+    "get_ready",
+    "get_redi_health",
+    "get_metrics",
+    "build_dataset",
+    "ingest_dataset",
+    "export_dataset",
+    "get_dataset",
+    "list_datasets",
+    "get_ungar_status",
+    "generate_high_card_duel",
+    "get_tunix_status",
+    "export_sft",
+    "build_training_manifest",
+    "evaluate_model",
+    "list_tunix_runs",
+    "get_tunix_run",
+    "get_tunix_run_status",
+    "cancel_tunix_run",
+    "list_artifacts",
+    "download_artifact",
+    "get_run_metrics",
+    "get_evaluation",
+    "get_leaderboard",
+    "create_baseline",
+    "list_baselines",
+    "check_regression",
+    "create_tuning_job",
+    "start_tuning_job",
+    "cancel_tuning_job",
+    "list_tuning_jobs",
+    "get_tuning_job",
+    "create_model_artifact",
+    "list_model_artifacts",
+    "get_model_version",
+    "download_model_version",
+    "verify_model_version",
+    "get_model_artifact",
+    "list_model_versions",
+    "promote_model_version",
+    "remove_model_alias",
+]
+
+
+def create_trace(
+    client: Client,
+    trace: Trace,
+    key: str | None = None,
+) -> StoredTrace:
+    """Store one trace; it is on the disk when the response is sent.
+
+    Args:
+        client: Server to call
+        trace: Content of the request; needs prompt, steps, final_answer
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, StoredTrace, "POST", "/api/traces", body=trace, key=key)
+
+
+def list_traces(
+    client: Client,
+    limit: int = 20,
+    offset: int = 0,
+    after: int | None = None,
+    source: str | None = None,
+    category: str | None = None,
+    fingerprint: str | None = None,
+    text: str | None = None,
+) -> TracePage:
+    """List traces, newest first.
+
+    Args:
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+        after: A page's next_after
+        source: Filter on the source
+        category: Filter on the category
+        fingerprint: Filter on the fingerprint
+        text: Filter on the text
+    """
+    return request(
+        client,
+        TracePage,
+        "GET",
+        "/api/traces",
+        query={
+            "limit": limit,
+            "offset": offset,
+            "after": after,
+            "source": source,
+            "category": category,
+            "fingerprint": fingerprint,
+            "text": text,
+        },
+    )
+
+
+def compare_traces(
+    client: Client,
+    base: UUID,
+    other: UUID,
+) -> TraceComparison:
+    """Show two traces side by side.
+
+    Args:
+        client: Server to call
+        base: Id of a trace
+        other: Id of another trace
+    """
+    return request(
+        client, TraceComparison, "GET", "/api/traces/compare", query={"base": base, "other": other}
+    )
+
+
+def get_trace(
+    client: Client,
+    trace_id: UUID,
+) -> FoundTrace:
+    """Show one trace.
+
+    Args:
+        client: Server to call
+        trace_id: Id of a trace
+    """
+    return request(client, FoundTrace, "GET", f"/api/traces/{quote_segment(trace_id)}")
+
+
+def get_api_health(
+    client: Client,
+) -> Health:
+    """Report that the process is alive.
+
+    Args:
+        client: Server to call
+    """
+    return request(client, Health, "GET", "/api/health")
+
+
+def get_ready(
+    client: Client,
+) -> Ready:
+    """Report that the database responds and has the tables of this version.
+
+    Args:
+        client: Server to call
+    """
+    return request(client, Ready, "GET", "/api/ready")
+
+
+def get_redi_health(
+    client: Client,
+) -> RediHealth:
+    """Report the health of RediAI.
+
+    Args:
+        client: Server to call
+    """
+    return request(client, RediHealth, "GET", "/api/redi/health")
+
+
+def get_metrics(
+    client: Client,
+) -> str:
+    """Return the metrics for Prometheus.
+
+    Args:
+        client: Server to call
+
+    Returns:
+        Prometheus text
+    """
+    return send(client, "GET", "/metrics").text
+
+
+def build_dataset(
+    client: Client,
+    asked: BuildRequest,
+    key: str | None = None,
+) -> DatasetBuilt:
+    """Build a dataset from stored traces.
+
+    Args:
+        client: Server to call
+        asked: Content of the request; needs dataset_name, dataset_version
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, DatasetBuilt, "POST", "/api/datasets/build", body=asked, key=key)
+
+
+def ingest_dataset(
+    client: Client,
+    asked: IngestRequest,
+    key: str | None = None,
+) -> IngestedFile:
+    """Ingest a file from the imports folder, all of it or nothing.
+
+    Args:
+        client: Server to call
+        asked: Content of the request; needs path, source_name
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, IngestedFile, "POST", "/api/datasets/ingest", body=asked, key=key)
+
+
+def export_dataset(
+    client: Client,
+    dataset_key: str,
+    format: Literal[
+        "trace", "tunix_sft", "training_example", "messages", "prompt_completion"
+    ] = "trace",
+    split: str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Export a dataset as lines.
+
+    Args:
+        client: Server to call
+        dataset_key: Key of a dataset, such as "golden-v2"
+        format: Shape of the records
+        split: Filter on the split
+
+    Returns:
+        One JSON object a line
+    """
+    return stream_records(
+        client,
+        "GET",
+        f"/api/datasets/{quote_segment(dataset_key)}/export.jsonl",
+        query={"format": format, "split": split},
+    )
+
+
+def get_dataset(
+    client: Client,
+    dataset_key: str,
+) -> dict[str, Any]:
+    """Show the manifest of a dataset.
+
+    Args:
+        client: Server to call
+        dataset_key: Key of a dataset, such as "golden-v2"
+    """
+    return dict(send(client, "GET", f"/api/datasets/{quote_segment(dataset_key)}").json())
+
+
+def list_datasets(
+    client: Client,
+    limit: int = 20,
+    offset: int = 0,
+) -> DatasetPage:
+    """List datasets by key.
+
+    Args:
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+    """
+    return request(
+        client, DatasetPage, "GET", "/api/datasets", query={"limit": limit, "offset": offset}
+    )
+
+
+def get_ungar_status(
+    client: Client,
+) -> EngineStatus:
+    """Report whether games can be generated.
+
+    Args:
+        client: Server to call
+    """
+    return request(client, EngineStatus, "GET", "/api/ungar/status")
+
+
+def generate_high_card_duel(
+    client: Client,
+    asked: DuelRequest,
+    key: str | None = None,
+) -> DuelsPlayed:
+    """Generate games, and store them as traces.
+
+    Args:
+        client: Server to call
+        asked: Content of the request; needs count
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client, DuelsPlayed, "POST", "/api/ungar/high-card-duel/generate", body=asked, key=key
+    )
+
+
+def get_tunix_status(
+    client: Client,
+) -> TunixStatus:
+    """Report whether google-tunix is installed; runs do not need it.
+
+    Args:
+        client: Server to call
+    """
+    return request(client, TunixStatus, "GET", "/api/tunix/status")
+
+
+def export_sft(
+    client: Client,
+    asked: ExportRequest,
+) -> Iterator[dict[str, Any]]:
+    """Export traces as complete Gemma turns, one a line.
+
+    Args:
+        client: Server to call
+        asked: Content of the request
+
+    Returns:
+        One JSON object a line
+    """
+    return stream_records(client, "POST", "/api/tunix/sft/export", body=asked)
+
+
+def build_training_manifest(
+    client: Client,
+    asked: ManifestRequest,
+    key: str | None = None,
+) -> TrainingManifest:
+    """Write a training manifest for a dataset.
+
+    Args:
+        client: Server to call
+        asked: Content of the request; needs dataset_key, model_id, output_dir
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, TrainingManifest, "POST", "/api/tunix/sft/manifest", body=asked, key=key)
+
+
+def evaluate_model(
+    client: Client,
+    asked: EvaluateModelRequest,
+    key: str | None = None,
+) -> RunResult:
+    """Evaluate a model on an evaluation set; the scores are stored when the run has ended.
+
+    Args:
+        client: Server to call
+        asked: Content of the request; needs evaluation_set
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, RunResult, "POST", "/api/tunix/evaluate", body=asked, key=key)
+
+
+def list_tunix_runs(
+    client: Client,
+    limit: int = 20,
+    offset: int = 0,
+    status: Literal[
+        "pending", "running", "completed", "failed", "timeout", "cancel_requested", "cancelled"
+    ]
+    | None = None,
+    dataset_key: str | None = None,
+    mode: Literal["dry-run", "local"] | None = None,
+    model_id: str | None = None,
+) -> RunsPublic:
+    """List runs, newest first; several filters are combined with AND.
+
+    Args:
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+        status: Filter on the status
+        dataset_key: Filter on the dataset
+        mode: Filter on the mode
+        model_id: Filter on the model
+    """
+    return request(
+        client,
+        RunsPublic,
+        "GET",
+        "/api/tunix/runs",
+        query={
+            "limit": limit,
+            "offset": offset,
+            "status": status,
+            "dataset_key": dataset_key,
+            "mode": mode,
+            "model_id": model_id,
+        },
+    )
+
+
+def get_tunix_run(
+    client: Client,
+    run_id: UUID,
+) -> RunDetail:
+    """Show a run.
+
+    Args:
+        client: Server to call
+        run_id: Id of a run
+    """
+    return request(client, RunDetail, "GET", f"/api/tunix/runs/{quote_segment(run_id)}")
+
+
+def get_tunix_run_status(
+    client: Client,
+    run_id: UUID,
+) -> RunStatus:
+    """Show the status of a run.
+
+    Args:
+        client: Server to call
+        run_id: Id of a run
+    """
+    return request(client, RunStatus, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/status")
+
+
+def cancel_tunix_run(
+    client: Client,
+    run_id: UUID,
+    key: str | None = None,
+) -> Cancelled:
+    """Request the cancellation of a run.
+
+    Args:
+        client: Server to call
+        run_id: Id of a run
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client, Cancelled, "POST", f"/api/tunix/runs/{quote_segment(run_id)}/cancel", key=key
+    )
+
+
+def list_artifacts(
+    client: Client,
+    run_id: UUID,
+) -> Artifacts:
+    """List the files of a run.
+
+    Args:
+        client: Server to call
+        run_id: Id of a run
+    """
+    return request(client, Artifacts, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/artifacts")
+
+
+def download_artifact(
+    client: Client,
+    run_id: UUID,
+    filename: str,
+    to: Path,
+) -> Path:
+    """Download one file of a run.
+
+    Args:
+        client: Server to call
+        run_id: Id of a run
+        filename: Name as listed
+        to: File to create or to replace, by rename
+
+    Returns:
+        Same as `to`
+    """
+    return save(
+        client,
+        f"/api/tunix/runs/{quote_segment(run_id)}/artifacts/{quote_segment(filename, '/')}/download",
+        to,
+    )
+
+
+def get_run_metrics(
+    client: Client,
+    run_id: UUID,
+) -> list[dict[str, Any]]:
+    """Show the metrics of a run, step by step.
+
+    Args:
+        client: Server to call
+        run_id: Id of a run
+    """
+    return list(send(client, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/metrics").json())
+
+
+def get_evaluation(
+    client: Client,
+    run_id: UUID,
+) -> Evaluation:
+    """Show the newest evaluation of a run.
+
+    Args:
+        client: Server to call
+        run_id: Id of a run
+    """
+    return request(client, Evaluation, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/evaluation")
+
+
+def get_leaderboard(
+    client: Client,
+    limit: int = 50,
+    offset: int = 0,
+    dataset_key: str | None = None,
+    evaluation_set: str | None = None,
+    model_id: str | None = None,
+    judge: str | None = None,
+) -> Leaderboard:
+    """Rank the runs.
+
+    Args:
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+        dataset_key: Filter on the dataset
+        evaluation_set: Filter on the evaluation set
+        model_id: Filter on the model
+        judge: Filter on the judge
+    """
+    return request(
+        client,
+        Leaderboard,
+        "GET",
+        "/api/tunix/evaluations",
+        query={
+            "limit": limit,
+            "offset": offset,
+            "dataset_key": dataset_key,
+            "evaluation_set": evaluation_set,
+            "model_id": model_id,
+            "judge": judge,
+        },
+    )
+
+
+def create_baseline(
+    client: Client,
+    asked: BaselineRequest,
+    key: str | None = None,
+) -> BaselineSet:
+    """Set a baseline, or move it.
+
+    Args:
+        client: Server to call
+        asked: Content of the request; needs name, run_id, metric
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, BaselineSet, "POST", "/api/regression/baselines", body=asked, key=key)
+
+
+def list_baselines(
+    client: Client,
+    limit: int = 50,
+    offset: int = 0,
+) -> BaselinesPublic:
+    """List baselines by name.
+
+    Args:
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+    """
+    return request(
+        client,
+        BaselinesPublic,
+        "GET",
+        "/api/regression/baselines",
+        query={"limit": limit, "offset": offset},
+    )
+
+
+def check_regression(
+    client: Client,
+    asked: CheckRequest,
+    key: str | None = None,
+) -> RegressionResult:
+    """Check a run against a baseline.
+
+    Args:
+        client: Server to call
+        asked: Content of the request; needs run_id, baseline_name
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, RegressionResult, "POST", "/api/regression/check", body=asked, key=key)
+
+
+def create_tuning_job(
+    client: Client,
+    asked: TuningRequest,
+    key: str | None = None,
+) -> TuningJobPublic:
+    """Create a search.
+
+    Args:
+        client: Server to call
+        asked: Content of the request; needs name, dataset_key, base_model_id, search_space
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, TuningJobPublic, "POST", "/api/tuning/jobs", body=asked, key=key)
+
+
+def start_tuning_job(
+    client: Client,
+    job_id: UUID,
+    key: str | None = None,
+) -> TuningStarted:
+    """Start a search.
+
+    Args:
+        client: Server to call
+        job_id: Id of a job
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client, TuningStarted, "POST", f"/api/tuning/jobs/{quote_segment(job_id)}/start", key=key
+    )
+
+
+def cancel_tuning_job(
+    client: Client,
+    job_id: UUID,
+    key: str | None = None,
+) -> TuningJobDetail:
+    """Cancel a search and its active trials.
+
+    Args:
+        client: Server to call
+        job_id: Id of a job
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client, TuningJobDetail, "POST", f"/api/tuning/jobs/{quote_segment(job_id)}/cancel", key=key
+    )
+
+
+def list_tuning_jobs(
+    client: Client,
+    limit: int = 20,
+    offset: int = 0,
+) -> list[TuningJobPublic]:
+    """List searches, newest first; X-Next-Offset has the offset of the next page.
+
+    Args:
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+    """
+    return request_list(
+        client, TuningJobPublic, "GET", "/api/tuning/jobs", query={"limit": limit, "offset": offset}
+    )
+
+
+def get_tuning_job(
+    client: Client,
+    job_id: UUID,
+) -> TuningJobDetail:
+    """Show a search with its trials.
+
+    Args:
+        client: Server to call
+        job_id: Id of a job
+    """
+    return request(client, TuningJobDetail, "GET", f"/api/tuning/jobs/{quote_segment(job_id)}")
+
+
+def create_model_artifact(
+    client: Client,
+    asked: ModelRequest,
+    key: str | None = None,
+) -> ModelPublic:
+    """Create a model without versions.
+
+    Args:
+        client: Server to call
+        asked: Content of the request; needs name
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, ModelPublic, "POST", "/api/models", body=asked, key=key)
+
+
+def list_model_artifacts(
+    client: Client,
+    limit: int = 20,
+    offset: int = 0,
+) -> list[ModelPublic]:
+    """List models, most recently changed first; X-Next-Offset has the offset of the next page.
+
+    Args:
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+    """
+    return request_list(
+        client, ModelPublic, "GET", "/api/models", query={"limit": limit, "offset": offset}
+    )
+
+
+def get_model_version(
+    client: Client,
+    version_id: UUID,
+) -> ModelVersionPublic:
+    """Show a version.
+
+    Args:
+        client: Server to call
+        version_id: Id of a version
+    """
+    return request(
+        client, ModelVersionPublic, "GET", f"/api/models/versions/{quote_segment(version_id)}"
+    )
+
+
+def download_model_version(
+    client: Client,
+    version_id: UUID,
+    to: Path,
+) -> Path:
+    """Download a version as a zip of a folder in Hugging Face layout.
+
+    Args:
+        client: Server to call
+        version_id: Id of a version
+        to: File to create or to replace, by rename
+
+    Returns:
+        Same as `to`
+    """
+    return save(client, f"/api/models/versions/{quote_segment(version_id)}/download", to)
+
+
+def verify_model_version(
+    client: Client,
+    version_id: UUID,
+) -> VersionVerified:
+    """Verify the files of a version.
+
+    Args:
+        client: Server to call
+        version_id: Id of a version
+    """
+    return request(
+        client, VersionVerified, "GET", f"/api/models/versions/{quote_segment(version_id)}/verify"
+    )
+
+
+def get_model_artifact(
+    client: Client,
+    model_id: UUID,
+) -> ModelPublic:
+    """Show a model.
+
+    Args:
+        client: Server to call
+        model_id: Id of a model
+    """
+    return request(client, ModelPublic, "GET", f"/api/models/{quote_segment(model_id)}")
+
+
+def list_model_versions(
+    client: Client,
+    model_id: UUID,
+    limit: int = 20,
+    offset: int = 0,
+) -> ModelVersionsPublic:
+    """List the versions of a model, newest first.
+
+    Args:
+        client: Server to call
+        model_id: Id of a model
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+    """
+    return request(
+        client,
+        ModelVersionsPublic,
+        "GET",
+        f"/api/models/{quote_segment(model_id)}/versions",
+        query={"limit": limit, "offset": offset},
+    )
+
+
+def promote_model_version(
+    client: Client,
+    model_id: UUID,
+    asked: PromoteRequest,
+    key: str | None = None,
+) -> ModelVersionPublic:
+    """Promote a completed run to a version.
+
+    Args:
+        client: Server to call
+        model_id: Id of a model
+        asked: Content of the request; needs source_run_id
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        ModelVersionPublic,
+        "POST",
+        f"/api/models/{quote_segment(model_id)}/versions/promote",
+        body=asked,
+        key=key,
+    )
+
+
+def remove_model_alias(
+    client: Client,
+    model_id: UUID,
+    alias: str,
+    key: str | None = None,
+) -> ModelPublic:
+    """Remove an alias.
+
+    Args:
+        client: Server to call
+        model_id: Id of a model
+        alias: Name of an alias, such as "champion"
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        ModelPublic,
+        "DELETE",
+        f"/api/models/{quote_segment(model_id)}/aliases/{quote_segment(alias)}",
+        key=key,
+    )
