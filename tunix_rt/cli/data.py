@@ -21,8 +21,9 @@ from ..data.exports import FORMATS, export_file, export_lines
 from ..data.formats import FORMATS_IN, detect_format, import_file
 from ..data.generators import PRESETS
 from ..data.importers import ingest as read_file
+from ..data.overlap import EvaluationPrompts
 from ..data.ungar import high_card_duel
-from ..traces.schema import read_traces
+from ..traces.schema import Trace, read_traces
 
 # %% auto #0
 __all__ = ['DUEL', 'announce', 'generate', 'lengths_text', 'ingest', 'assignments', 'traces_of', 'build', 'export']
@@ -258,6 +259,9 @@ def build(
     splits: Annotated[
         list[str] | None, typer.Option("--split", help="NAME=COUNT or NAME=FRACTION, in file order")
     ] = None,
+    decontaminate: Annotated[
+        list[str] | None, typer.Option(help="Evaluation set whose questions are left out")
+    ] = None,
 ) -> None:
     """Freeze traces into a dataset that never changes.
 
@@ -267,8 +271,16 @@ def build(
     wrong = [key for key, value in sizes.items() if isinstance(value, bool | str)]
     if wrong:
         raise typer.BadParameter(f"{wrong[0]!r} needs a number", param_hint="--split")
+    asked = EvaluationPrompts(t for key in decontaminate or [] for t in load_dataset(key))
+    left_out: list[str] = []
+
+    def kept(trace: Trace) -> bool:
+        if same := asked.asks(trace.prompt):
+            left_out.append(trace.prompt)
+        return not same
+
     dataset = build_dataset(
-        chain.from_iterable(traces_of(source) for source in sources),
+        filter(kept, chain.from_iterable(traces_of(source) for source in sources)),
         name=name,
         version=version,
         filters={key: _value(text) for key, text in assignments(filters, "--filter").items()},
@@ -278,6 +290,9 @@ def build(
         splits=sizes or None,
     )
     announce(dataset)
+    if left_out:
+        examples = "; ".join(repr(prompt[:60]) for prompt in left_out[:3])
+        typer.echo(f"  {len(left_out):,} evaluation questions left out, such as {examples}")
 
 # %% ../../nbs/cli/20_data.ipynb #1047c4e3
 def export(
