@@ -473,4 +473,4 @@ def test_who_listens_hears_of_trouble_of_any_kind(store, root, monkeypatch):
 
     monkeypatch.setattr("tunix_rt.serve.sse.run_states", broken)
     heard = asyncio.run(asyncio.wait_for(listen(), 20))
-    assert "event: error" in heard[-1] and "could not be seen" in heard[-1]
+    assert "event: error" in heard[-1] and "could not be read" in heard[-1]
