@@ -160,7 +160,7 @@ def test_ctrl_c_cancels(root: Path):
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)  # longer than the grace that it is given
-    assert process.returncode == 130 and "cancelled; to go on from here" in errors
+    assert process.returncode == 130 and "cancelled; to resume it" in errors
     assert read_run(root / "outputs/long").status == "cancelled"
 
 

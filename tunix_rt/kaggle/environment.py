@@ -27,7 +27,7 @@ __all__ = ['RUN_TYPE', 'DISK', 'WORKING_LIMIT', 'SESSION_HOURS', 'WEEK_HOURS', '
            'need_room', 'Budget', 'clock_in', 'clock', 'week_hours', 'week_text']
 
 # %% ../../nbs/kaggle/10_environment.ipynb #8c753e52
-RUN_TYPE = "KAGGLE_KERNEL_RUN_TYPE"  # Variable set by Kaggle: "Interactive", or "Batch" for a saved version
+RUN_TYPE = "KAGGLE_KERNEL_RUN_TYPE"  # Kaggle sets it: "Interactive", or "Batch" for a saved version
 DISK = "TUNIX_RT_KAGGLE_ROOT"  # Variable that replaces / in tests
 WORKING_LIMIT = 20 * 10**9  # Bytes that /kaggle/working may hold
 SESSION_HOURS = 9.0  # Longest session with an accelerator
