@@ -20,7 +20,7 @@ SHOTS = (
     (30, "A trace", "One worked example, a step appearing at a time.",
      "It is trained on examples in which every step is written out and checked."),
     (30, "Training", "The notebook's loss curve being drawn.",
-     "{steps} steps, {tokens} tokens, one session. Its settings and their reasons are on the page."),
+     "{steps} steps, {tokens} tokens, one session. The settings and reasons are on the page."),
     (30, "After", "The same question, the same model, its steps appearing.",
      "After, {answer_correctness} are right, between {low} and {high} with 95 % confidence."),
     (20, "Is it luck?", "The table of differences, question by question.",
