@@ -100,7 +100,7 @@ def test_refusals_are_one_paragraph_without_a_traceback(root: Path, typed: Typed
     refused = {
         "build bad.jsonl --name bad": "bad.jsonl:1: steps: it is missing",
         "generate nonsense": "there is no recipe 'nonsense'; there are golden, dev-reasoning",
-        "ingest sums.csv --source x": "It reads as csv: say --format csv",
+        "ingest sums.csv --source x": "It looks like csv: use --format csv",
         "export golden-v9": "there is no dataset 'golden-v9'",
         "run count.ipynb -p step=3": "did you mean 'steps'?",
         "run count.ipynb -p steps=many": "steps should be int",
@@ -160,7 +160,7 @@ def test_ctrl_c_cancels(root: Path):
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)  # longer than the grace that it is given
-    assert process.returncode == 130 and "cancelled; to go on from here" in errors
+    assert process.returncode == 130 and "cancelled; to resume it" in errors
     assert read_run(root / "outputs/long").status == "cancelled"
 
 
@@ -180,7 +180,7 @@ def test_ingest_writes_over_nothing_unasked(root: Path, typed: Typed):
     assert typed("ingest a/train.jsonl --source a")[0] == 0
     before = kept.read_bytes()
     code, _, said = typed("ingest b/train.jsonl --source b")
-    assert code == 1 and "is there already" in said and kept.read_bytes() == before
+    assert code == 1 and "exists already" in said and kept.read_bytes() == before
     code, _, said = typed("ingest data/traces/train.jsonl --source a --replace")
     assert code == 1 and "is the file that is read" in said and kept.read_bytes() == before
     code, _, said = typed("ingest a/train.jsonl --source a --output data")

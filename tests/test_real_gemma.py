@@ -279,7 +279,7 @@ def test_the_chat_template_renders_the_same_tokens(story: Story) -> None:
 
 def test_what_stops_with_a_signal_is_saved_and_goes_on(story: Story) -> None:
     told = story.wait("cut")
-    assert "then stopping" in told and "to go on from here" in told
+    assert "then stopping" in told and "to resume it" in told
     attached = story.wait("attached")
     record = json.loads((attached / "run.json").read_text())
     assert record["status"] == "cancelled" and "goes on" in record["error"]["message"]

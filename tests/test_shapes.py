@@ -70,7 +70,7 @@ def test_a_public_file_from_the_command_line(root: Path, capsys: pytest.CaptureF
         main([*words, "--max-tokens", "20"])
     assert not ended.value.code
     said = capsys.readouterr().out
-    assert "30 traces taken in, 1 copies" in said and "1 questions of the examination" in said
+    assert "30 traces taken in, 1 copies" in said and "1 questions of the evaluation set" in said
     assert "sums" in said and "too long" in said
     taken = list(read_traces(root / "data/traces/gsm.jsonl"))
     assert taken[3].steps[0].content == "3+3=6" and taken[3].category == "sums"
