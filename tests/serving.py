@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,11 @@ from tunix_rt.store.tables import RunRow
 from tunix_rt.traces.schema import Trace
 
 TOKEN = "correct-horse-battery-staple"
+
+
+def accept_ctrl_c() -> None:
+    "Undo the ignored SIGINT that a process inherits from a background job (`preexec_fn`)."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def sum_trace(number: int, **meta) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from serving import accept_ctrl_c
 
 from tunix_rt.cli.app import main
 from tunix_rt.core.settings import settings
@@ -64,6 +65,7 @@ def start(root: Path, *words: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=accept_ctrl_c,
     )
 
 

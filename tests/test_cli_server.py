@@ -20,6 +20,7 @@ import pytest
 from databases import empty_database
 from nbformat.v4 import new_code_cell, new_notebook
 from safetensors.numpy import save_file
+from serving import accept_ctrl_c
 
 from tunix_rt.cli.app import main
 from tunix_rt.core.settings import settings
@@ -88,6 +89,7 @@ def start(root, *words):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=accept_ctrl_c,
     )
 
 

@@ -5,8 +5,6 @@
 # %% ../../nbs/cli/40_server.ipynb #8cbafc4d
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +15,7 @@ from .database import opened, stored_run, table
 from .pipelines import Parameters
 from .show import columns
 from ..core.errors import RunError
+from ..core.logging import log_to_stderr
 from ..core.settings import resolve, settings
 from ..runs.folder import RECORD
 from ..runs.pipelines import check_parameters, find_pipeline
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from tunix_rt.jobs.queue import QueuedRun
 
 # %% auto #0
-__all__ = ['missing_extra', 'serve', 'log_to_stderr', 'worker', 'portable', 'queue', 'key_figure', 'runs', 'cancel']
+__all__ = ['missing_extra', 'serve', 'worker', 'portable', 'queue', 'key_figure', 'runs', 'cancel']
 
 # %% ../../nbs/cli/40_server.ipynb #0680cae4
 def missing_extra(
@@ -68,15 +67,6 @@ def serve(
         raise typer.Exit(130) from None
 
 # %% ../../nbs/cli/40_server.ipynb #9572be17
-def log_to_stderr() -> None:
-    "Log to the terminal."
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    ours = logging.getLogger("tunix_rt")
-    ours.handlers, ours.propagate = [handler], False
-    ours.setLevel(logging.INFO)
-
-
 def worker(
     once: Annotated[bool, typer.Option("--once", help="Execute at most one run, then end")] = False,
     name: Annotated[str, typer.Option(help="Name of the worker [default: host and process]")] = "",

@@ -14,10 +14,11 @@ import typer
 from .data import assignments
 from .database import opened, table
 from .pipelines import Parameters
-from .server import log_to_stderr, portable
+from .server import portable
 from .show import columns
 from ..core.errors import MissingError, RunError, TunixError
 from ..core.files import parse_json, read_json
+from ..core.logging import log_to_stderr
 from ..runs.pipelines import check_parameters, find_pipeline
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,9 +35,10 @@ from tunix_rt.data.selection import (
 from ..traces.schema import Trace, read_traces, trace_lines
 
 # %% auto #0
-__all__ = ['T', 'SHIPPED', 'REQUIRED', 'dataset_key', 'part_name', 'part_fingerprint', 'Dataset', 'shipped_folder',
-           'dataset_folder', 'dataset_folders', 'is_shipped', 'dataset_names', 'load_dataset', 'make_files',
-           'disk_full_explained', 'same_or_refuse', 'put_in_place', 'build_dataset', 'freeze_recipe']
+__all__ = ['T', 'SHIPPED', 'REQUIRED', 'CHARACTERS_PER_TOKEN', 'FRAME_TOKENS', 'dataset_key', 'part_name', 'part_fingerprint',
+           'Dataset', 'shipped_folder', 'dataset_folder', 'dataset_folders', 'is_shipped', 'dataset_names',
+           'load_dataset', 'make_files', 'disk_full_explained', 'same_or_refuse', 'put_in_place', 'build_dataset',
+           'Overlap', 'overlap', 'check_no_overlap', 'estimate_steps', 'freeze_recipe']
 
 # %% ../../nbs/data/45_datasets.ipynb #1421b26d
 def dataset_key(
@@ -492,6 +494,92 @@ def build_dataset(
             provenance=provenance or {},
         )
         return put_in_place(Path(bench), inside(home, key), manifest)
+
+# %% ../../nbs/data/45_datasets.ipynb #33b050d8
+@dataclass(frozen=True)
+class Overlap:
+    """A trace to train on that the evaluation set asks about.
+
+    Attributes:
+        reason: "fingerprint" or "prompt"
+    """
+
+    trace_id: UUID
+    prompt: str
+    reason: str  # "fingerprint" or "prompt"
+
+
+def overlap(
+    training: Iterable[Trace],  # A dataset or any traces; streamed
+    evaluation: Iterable[Trace],  # A dataset or any traces; digests are kept
+) -> list[Overlap]:  # Clashes in the order of the training set
+    """Find what two sets of traces have in common.
+
+    Args:
+        training: A dataset or any traces; streamed
+        evaluation: A dataset or any traces; digests are kept
+
+    Returns:
+        Clashes in the order of the training set
+    """
+    ids: set[bytes] = set()
+    prompts: set[bytes] = set()
+    for trace in evaluation:
+        ids.add(trace.id.bytes)
+        prompts.add(prompt_digest(trace.prompt))
+    clashes = []
+    for trace in training:
+        if prompt_digest(trace.prompt) in prompts:
+            reason = "fingerprint" if trace.id.bytes in ids else "prompt"
+            clashes.append(Overlap(trace.id, trace.prompt, reason))
+    return clashes
+
+
+def check_no_overlap(
+    training: Iterable[Trace],  # A dataset or any traces
+    evaluation: Iterable[Trace],  # A dataset or any traces
+) -> None:
+    """Refuse to train on what will be asked.
+
+    Args:
+        training: A dataset or any traces
+        evaluation: A dataset or any traces
+    """
+    clashes = overlap(training, evaluation)
+    if clashes:
+        examples = "; ".join(repr(clash.prompt[:80]) for clash in clashes[:3])
+        raise DatasetError(
+            f"{len(clashes)} traces of the training set ask what the evaluation set asks, such as "
+            f"{examples}. A score would measure memory; leave them out of one of the two."
+        )
+
+# %% ../../nbs/data/45_datasets.ipynb #5c71eca6
+CHARACTERS_PER_TOKEN = 3.0  # Estimate for English and sums
+FRAME_TOKENS = 16  # Tokens of the chat template around a trace
+
+
+def estimate_steps(
+    stats: Mapping[str, Any],  # Statistics from the dataset's manifest
+    *,
+    epochs: int = 1,  # Passes over every trace
+    batch_size: int,  # Packed rows in one optimizer step
+    seq_length: int,  # Row length, in tokens
+) -> int:  # Optimizer steps, at least one
+    """Estimate how many optimizer steps so many epochs take.
+
+    Args:
+        stats: Statistics from the dataset's manifest
+        epochs: Passes over every trace
+        batch_size: Packed rows in one optimizer step
+        seq_length: Row length, in tokens
+
+    Returns:
+        Optimizer steps, at least one
+    """
+    tokens = float(stats.get("avg_total_chars", 0.0)) / CHARACTERS_PER_TOKEN + FRAME_TOKENS
+    traces = int(stats.get("trace_count", 1))
+    rows = math.ceil(traces * min(tokens, seq_length) / seq_length)
+    return max(1, epochs * math.ceil(rows / batch_size))
 
 # %% ../../nbs/data/45_datasets.ipynb #a98918d1
 def freeze_recipe(

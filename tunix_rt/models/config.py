@@ -21,7 +21,7 @@ from ..core.files import ADVICE, JSONRefused, parse_json
 __all__ = ['SIZES', 'SECOND', 'THIRD', 'SEEING', 'PRESETS', 'POINTER', 'MARKS', 'LEFT_OUT', 'GRANTED', 'ARCHITECTURES',
            'GemmaConfig', 'preset', 'parameter_count', 'read_number', 'read_section', 'check_first_bytes',
            'read_described', 'rope_factor', 'rope_settings', 'layer_rhythm', 'check_granted', 'text_part',
-           'check_family', 'from_hugging_face', 'to_hugging_face']
+           'check_family', 'from_hugging_face', 'write_number', 'to_hugging_face']
 
 # %% ../../nbs/models/20_config.ipynb #a64c6150
 SIZES = (
@@ -601,10 +601,17 @@ def _soft_cap(given: dict[str, Any], key: str) -> float | None:
     return None if given[key] is None else float(read_number(given, key, whole=False))
 
 # %% ../../nbs/models/20_config.ipynb #2b0a730c
-def _whole(
-    number: float,
-) -> float | int:
-    "Spell a whole number without a point."
+def write_number(
+    number: float,  # Any finite number
+) -> float | int:  # An integer where it is whole
+    """Write a whole number without a point.
+
+    Args:
+        number: Any finite number
+
+    Returns:
+        An integer where it is whole
+    """
     return int(number) if number == int(number) else number
 
 # %% ../../nbs/models/20_config.ipynb #527e4364
@@ -633,7 +640,7 @@ def to_hugging_face(
         "num_key_value_heads": config.key_heads,
         "head_dim": config.head_width,
         "intermediate_size": config.hidden,
-        "query_pre_attn_scalar": _whole(config.query_scale),
+        "query_pre_attn_scalar": write_number(config.query_scale),
         "sliding_window": config.window,
         "layer_types": [kinds[not config.is_sliding(layer)] for layer in range(config.layers)],
         "rope_theta": config.rope_base,

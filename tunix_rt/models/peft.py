@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from ..core.errors import ModelError, TunixError
 from ..core.files import new_folder, read_json, write_json
-from .config import GemmaConfig, read_described, read_number
+from .config import GemmaConfig, read_described, read_number, write_number
 from .gemma import PROJECTIONS, Adapter, Gemma, kernel_shapes
 from tunix_rt.models.hf_layout import (
     StoredTensor,
@@ -118,7 +118,7 @@ def peft_config(
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": lora.rank,
-        "lora_alpha": _whole(lora.alpha),
+        "lora_alpha": write_number(lora.alpha),
         "lora_dropout": lora.dropout,
         "target_modules": rf".*language_model.*\.({'|'.join(targets)})" if eyes else targets,
         "bias": "none",
@@ -128,11 +128,6 @@ def peft_config(
         "use_dora": False,
         "use_rslora": False,
     }
-
-
-def _whole(number: float) -> float | int:
-    "Spell a whole number without a point."
-    return int(number) if number == int(number) else number
 
 
 def can_see(

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 from ..core.errors import MissingError, PathError, RunError
 from ..core.files import read_json
 from ..core.settings import inside, resolve, settings
-from ..data.datasets import dataset_folder
+from ..data.datasets import dataset_folder, estimate_steps
 from ..jobs.queue import QueuedRun, enqueue, get_queued
 from ..jobs.worker import work
 from ..registry.model_refs import VERSIONED
@@ -30,30 +29,8 @@ from ..store.engine import Store
 from ..tracking.evaluations import evaluate_parameters
 
 # %% auto #0
-__all__ = ['CHARACTERS', 'PATH_PARAMETERS', 'epochs_to_steps', 'model_source', 'training_parameters', 'find_existing_run',
-           'enqueue_training', 'enqueue_and_wait', 'enqueue_evaluation', 'search_settings', 'training_manifest']
-
-# %% ../../nbs/serve/65_run_requests.ipynb #204ccba6
-CHARACTERS = 3.0  # Characters per token, estimated
-
-
-def epochs_to_steps(
-    asked: TrainingFields,  # Request with epochs, batch size and sequence length
-    stats: Mapping[str, Any],  # Stats in the dataset's manifest
-) -> int:  # Optimizer updates, at least one
-    """Estimate the number of updates for some epochs.
-
-    Args:
-        asked: Request with epochs, batch size and sequence length
-        stats: Stats in the dataset's manifest
-
-    Returns:
-        Optimizer updates, at least one
-    """
-    traces = int(stats.get("trace_count", 1))
-    tokens = float(stats.get("avg_total_chars", 0.0)) / CHARACTERS + 16
-    rows = math.ceil(traces * min(tokens, asked.max_seq_length) / asked.max_seq_length)
-    return max(1, asked.num_epochs * math.ceil(rows / asked.batch_size))
+__all__ = ['PATH_PARAMETERS', 'model_source', 'training_parameters', 'find_existing_run', 'enqueue_training', 'enqueue_and_wait',
+           'enqueue_evaluation', 'search_settings', 'training_manifest']
 
 # %% ../../nbs/serve/65_run_requests.ipynb #e5346e7d
 def model_source(
@@ -102,7 +79,12 @@ def training_parameters(
         "dataset": asked.dataset_key,
         "model": model_source(asked.model_id),
         "weight_decay": asked.weight_decay,
-        "max_steps": epochs_to_steps(asked, manifest.get("stats", {})),
+        "max_steps": estimate_steps(
+            manifest.get("stats", {}),
+            epochs=asked.num_epochs,
+            batch_size=asked.batch_size,
+            seq_length=asked.max_seq_length,
+        ),
         "batch_size": asked.batch_size,
         "seq_length": asked.max_seq_length,
         "device": {"cuda": "gpu"}.get(asked.device, asked.device),

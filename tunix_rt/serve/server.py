@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 from socket import socket
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from ..core.logging import log_to_stderr
 from ..core.settings import Settings
 from ..core.settings import settings as current_settings
 from .app import create_app
@@ -20,7 +20,7 @@ from .auth import check_bind
 from ..store.engine import open_store
 
 # %% auto #0
-__all__ = ['GRACE', 'log', 'Server', 'log_to_stderr', 'serve']
+__all__ = ['GRACE', 'log', 'Server', 'serve']
 
 # %% ../../nbs/serve/85_server.ipynb #912c610e
 GRACE = 20  # Seconds for open requests to finish
@@ -46,18 +46,6 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 # %% ../../nbs/serve/85_server.ipynb #30b69fc9
-def log_to_stderr() -> None:
-    "Log to standard error, unless logging is already configured."
-    ours = logging.getLogger("tunix_rt")
-    if ours.handlers or logging.getLogger().handlers:
-        return
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
-
-
 def serve(
     host: str = "127.0.0.1",  # Address to listen on
     port: int = 8000,  # Port; 0 takes any free one
@@ -74,7 +62,7 @@ def serve(
     chosen = settings or current_settings()
     check_bind(host, chosen)
     open_store(chosen.database_url).close()
-    log_to_stderr()
+    log_to_stderr("%(message)s", replace=False)
     config = uvicorn.Config(
         create_app(chosen),
         host=host,

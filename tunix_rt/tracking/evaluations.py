@@ -5,7 +5,8 @@
 # %% ../../nbs/tracking/20_evaluations.ipynb #670f2dbf
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
 
 from ..core.errors import MissingError, RunError
 from ..data.datasets import part_fingerprint, part_name
@@ -36,7 +38,7 @@ from tunix_rt.tracking.run_predictions import (
 
 # %% auto #0
 __all__ = ['PASS_MARK', 'EvaluationView', 'view', 'verdict_of', 'evaluate_run', 'record_evaluation', 'evaluate_parameters',
-           'latest_evaluation', 'get_evaluation', 'ItemView', 'ItemPage', 'list_items']
+           'latest_evaluation', 'get_evaluation', 'scores_by_prompt', 'ItemView', 'ItemPage', 'list_items']
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #eb2cb3ef
 @dataclass(frozen=True, slots=True)
@@ -375,6 +377,37 @@ def get_evaluation(
     if row is None:
         raise MissingError(f"there is no evaluation {evaluation_id}")
     return view(row)
+
+# %% ../../nbs/tracking/20_evaluations.ipynb #da180430
+def scores_by_prompt(
+    session: Session,  # Open for reading
+    evaluations: Iterable[UUID],  # Evaluation ids
+    metric: str = "score",  # "score" for the judge's, or the name of a scorer
+) -> dict[UUID, dict[str, float]]:  # By trace fingerprint, where an answer has a score
+    """Average the scores of single answers by prompt.
+
+    Args:
+        session: Open for reading
+        evaluations: Evaluation ids
+        metric: "score" for the judge's, or the name of a scorer
+
+    Returns:
+        By trace fingerprint, where an answer has a score
+    """
+    judged = metric == "score"
+    column = EvaluationItem.score if judged else EvaluationItem.details
+    query = select(EvaluationItem.evaluation_id, EvaluationItem.fingerprint, column)
+    gathered: dict[UUID, dict[str, list[float]]] = {}
+    for id, prompt, found in session.execute(
+        query.where(EvaluationItem.evaluation_id.in_(set(evaluations)))
+    ):
+        score = found if judged else found.get("scores", {}).get(metric)
+        if score is not None:
+            gathered.setdefault(id, {}).setdefault(prompt, []).append(score)
+    return {
+        id: {prompt: math.fsum(scores) / len(scores) for prompt, scores in prompts.items()}
+        for id, prompts in gathered.items()
+    }
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #948a30a0
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
 # %% ../../nbs/tracking/40_leaderboard.ipynb #a58d0d32
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -17,8 +17,8 @@ from ..core.errors import MissingError
 from ..evaluation.judges import ALIASES
 from ..evaluation.statistics import Difference, paired_difference
 from ..store.engine import Store
-from ..store.tables import EvaluationItem, EvaluationRow
-from .evaluations import EvaluationView, view
+from ..store.tables import EvaluationRow
+from .evaluations import EvaluationView, scores_by_prompt, view
 
 # %% auto #0
 __all__ = ['Narrowed', 'Kind', 'Word', 'paired', 'Standing', 'Board', 'standing_of', 'leaderboard']
@@ -101,18 +101,6 @@ def _best_of_kind(
     }
 
 # %% ../../nbs/tracking/40_leaderboard.ipynb #5f7940e7
-def _by_question(
-    session: Session,  # Reading session
-    evaluations: Iterable[UUID],  # Ids of a page, and of the best
-) -> dict[UUID, dict[str, float]]:  # Mean score by fingerprint
-    each = (EvaluationItem.evaluation_id, EvaluationItem.fingerprint)
-    query = select(*each, func.avg(EvaluationItem.score)).group_by(*each)
-    found: dict[UUID, dict[str, float]] = {}
-    for id, fingerprint, mean in session.execute(query.where(each[0].in_(set(evaluations)))):
-        found.setdefault(id, {})[fingerprint] = float(mean)
-    return found
-
-
 def paired(
     before: dict[str, float],  # Mean score by fingerprint
     after: dict[str, float],  # Scores of another evaluation of the same kind
@@ -188,7 +176,7 @@ def _standings(
     before: int,  # Number of rows above it
 ) -> list[Standing]:
     best = _best_of_kind(session, narrowed, rows)
-    scores = _by_question(session, [row.id for row in rows] + [id for id, _ in best.values()])
+    scores = scores_by_prompt(session, [row.id for row in rows] + [id for id, _ in best.values()])
     found = []
     for place, row in enumerate(rows, start=before + 1):
         leading, run_id = best.get(_kind(row), (None, None))

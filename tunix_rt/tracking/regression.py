@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..core.errors import RunError
 from ..evaluation.statistics import Difference
 from ..store.engine import Store
-from ..store.tables import EvaluationItem, EvaluationRow, RunRow
+from ..store.tables import EvaluationRow, RunRow
 from tunix_rt.tracking.baselines import (
     baseline_named,
     higher_is_better,
     measure_run,
     newest_evaluation,
 )
+from .evaluations import scores_by_prompt
 from .leaderboard import paired
 from .run_predictions import finished_run
 
@@ -65,22 +65,6 @@ def _measured_alike(
             f"Evaluate the older run again, and set the baseline on it."
         )
     return found
-
-# %% ../../nbs/tracking/60_regression.ipynb #0347561f
-def _by_question(
-    session: Session,  # Open session
-    evaluation: EvaluationRow,  # Evaluation to read
-    metric: str,  # "score" or a scorer
-) -> dict[str, float]:  # Mean by fingerprint; empty if items have no such score
-    query = select(EvaluationItem.fingerprint, EvaluationItem.score, EvaluationItem.details)
-    gathered: dict[str, list[float]] = {}
-    for fingerprint, score, details in session.execute(
-        query.where(EvaluationItem.evaluation_id == evaluation.id)
-    ):
-        one = score if metric == "score" else details.get("scores", {}).get(metric)
-        if one is not None:
-            gathered.setdefault(fingerprint, []).append(one)
-    return {name: math.fsum(scores) / len(scores) for name, scores in gathered.items()}
 
 # %% ../../nbs/tracking/60_regression.ipynb #29e59118
 def verdict_on(
@@ -175,8 +159,8 @@ def check_regression(
         value = measure_run(run, after, bar.metric)
         difference = None
         if before is not None and after is not None:
-            pair = [_by_question(session, one, bar.metric) for one in (before, after)]
-            difference = paired(*pair)
+            scores = scores_by_prompt(session, (before.id, after.id), bar.metric)
+            difference = paired(scores.get(before.id, {}), scores.get(after.id, {}))
         rises = higher_is_better(bar.metric, before)
     if bar.lower_is_better is not None:
         rises = not bar.lower_is_better

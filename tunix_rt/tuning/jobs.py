@@ -17,7 +17,7 @@ from sqlalchemy import select
 from ..core.errors import MissingError, RunError
 from ..core.files import json_fault, read_json
 from ..core.settings import resolve, settings
-from ..data.datasets import dataset_folder
+from ..data.datasets import dataset_folder, estimate_steps
 from ..jobs.queue import moment, request_cancel
 from ..registry.model_refs import pin_model
 from ..runs.old_names import with_new_names
@@ -32,9 +32,8 @@ from ..store.tables import RunRow, Trial, TuningJob
 from .search_space import FIXED, current_name, read_space
 
 # %% auto #0
-__all__ = ['JOB_STATUSES', 'TRIAL_STATUSES', 'ACTIVE', 'CHARACTERS', 'FRAME', 'TrialView', 'TuningJobView', 'trial_view',
-           'job_view', 'epoch_steps', 'TuningSpec', 'spec_of', 'create_job', 'get_job', 'JobPage', 'list_jobs',
-           'start_job', 'cancel_runs', 'cancel_job']
+__all__ = ['JOB_STATUSES', 'TRIAL_STATUSES', 'ACTIVE', 'TrialView', 'TuningJobView', 'trial_view', 'job_view', 'TuningSpec',
+           'spec_of', 'create_job', 'get_job', 'JobPage', 'list_jobs', 'start_job', 'cancel_runs', 'cancel_job']
 
 # %% ../../nbs/tuning/20_jobs.ipynb #9d31a195
 @dataclass(frozen=True)
@@ -135,34 +134,6 @@ def job_view(
     views = [trial_view(each) for each in trials or []]
     return replace(TuningJobView(*(getattr(row, name) for name in names)), trials=views)
 
-# %% ../../nbs/tuning/20_jobs.ipynb #fdf9000c
-CHARACTERS = 3.0  # Characters per token, estimated
-FRAME = 16  # Tokens around a trace
-
-
-def epoch_steps(
-    dataset_key: str,  # Key of an existing dataset
-    batch_size: int,  # Sequences in an update
-    seq_length: int,  # Tokens in a sequence
-) -> int:  # Updates, at least one
-    """Estimate the number of updates in one epoch.
-
-    Args:
-        dataset_key: Key of an existing dataset
-        batch_size: Sequences in an update
-        seq_length: Tokens in a sequence
-
-    Returns:
-        Updates, at least one
-    """
-    manifest = read_json(
-        dataset_folder(dataset_key, resolve(settings().datasets)) / "manifest.json"
-    )
-    stats = manifest.get("stats", {})
-    tokens = float(stats.get("avg_total_chars", 0.0)) / CHARACTERS + FRAME
-    rows = math.ceil(int(stats.get("trace_count", 1)) * min(1.0, tokens / seq_length))
-    return max(1, math.ceil(rows / batch_size))
-
 # %% ../../nbs/tuning/20_jobs.ipynb #d9a91fd2
 @dataclass(frozen=True)
 class TuningSpec:
@@ -205,9 +176,13 @@ class TuningSpec:
         asked = {current_name(self.pipeline, name): value for name, value in params.items()}
         if "num_epochs" in params and self.pipeline == "train":
             shape = with_defaults(notebook, {**self.parameters, **asked})
-            asked["max_steps"] = epoch_steps(
-                job.dataset_key, shape["batch_size"], shape["seq_length"]
-            ) * int(params["num_epochs"])
+            home = dataset_folder(job.dataset_key, resolve(settings().datasets))
+            asked["max_steps"] = estimate_steps(
+                read_json(home / "manifest.json").get("stats", {}),
+                epochs=int(params["num_epochs"]),
+                batch_size=shape["batch_size"],
+                seq_length=shape["seq_length"],
+            )
         common = {"model": job.base_model_id, "evaluation_set": self.evaluation_set}
         known = {
             name: value for name, value in common.items() if name in declared and value is not None
