@@ -18,7 +18,7 @@ from .server import log_to_stderr, portable
 from .show import columns
 from ..core.errors import MissingError, RunError, TunixError
 from ..core.files import parse_json, read_json
-from ..runs.pipelines import check_parameters, find_pipeline
+from ..runs.run_spec import make_spec
 
 if TYPE_CHECKING:
     from tunix_rt.store.engine import Store
@@ -86,13 +86,17 @@ def _work_on(
     job: TuningJobView,  # Running
 ) -> None:
     from tunix_rt.jobs.worker import work
+    from tunix_rt.tracking.evaluations import score_completed
     from tunix_rt.tuning.controller import advance_jobs, advancing
     from tunix_rt.tuning.jobs import get_job
+
+    def ended() -> bool:
+        return get_job(store, job.id).status != "running"
 
     log_to_stderr()
     advance_jobs(store)
     with advancing(store, seconds=1.0):
-        work(store, until=lambda: get_job(store, job.id).status != "running", poll_seconds=0.5)
+        work(store, until=ended, poll_seconds=0.5, on_completed=score_completed)
 
 # %% ../../nbs/cli/50_tune.ipynb #1767bfde
 def job_text(
@@ -167,14 +171,14 @@ def tune(
     if name.endswith(".json"):
         asked = _from_file(name)
     else:
-        given, verb = assignments(parameter, "--parameter"), portable(pipeline)
+        given = assignments(parameter, "--parameter")
         spaces = assignments(search, "--space")
         asked = {
             "name": name, "dataset_key": dataset, "base_model_id": model, "metric_name": metric,
             "metric_mode": mode, "num_samples": trials, "max_concurrent_trials": max_concurrent,
             "search_space": {key: dimension(key, text) for key, text in spaces.items()},
-            "pipeline": verb, "sampler": sampler, "prune": prune, "seed": seed,
-            "parameters": check_parameters(find_pipeline(verb), given, as_text=True),
+            "spec": portable(make_spec(pipeline, given, as_text=True)),
+            "sampler": sampler, "prune": prune, "seed": seed,
             "evaluation_set": evaluation_set or None,
         }  # fmt: skip
     with opened() as store:

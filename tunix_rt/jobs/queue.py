@@ -21,15 +21,8 @@ from ..core.errors import MissingError, RunError, TunixError
 from ..core.files import canonical_json, json_fault
 from ..core.settings import resolve, settings
 from ..data.datasets import dataset_folder, load_dataset
-from ..registry.model_refs import pin_parameters
 from ..runs.old_names import with_new_names
-from tunix_rt.runs.pipelines import (
-    check_parameters,
-    find_pipeline,
-    pipeline_name,
-    read_parameters,
-    with_defaults,
-)
+from ..runs.run_spec import RunSpec, make_spec, require_pinned
 from ..store.engine import Store
 from ..store.tables import MODES, STATUSES, RunRow, now
 
@@ -127,56 +120,57 @@ def view(
 
 # %% ../../nbs/jobs/10_queue.ipynb #714a663e
 def _checked(
-    pipeline: str,  # Requested pipeline
+    pipeline: RunSpec | str,  # Requested pipeline
     parameters: Mapping[str, Any],  # Requested parameters
     mode: str,  # Requested mode
-) -> tuple[Path, dict[str, Any]]:  # The notebook, and the parameters
+) -> RunSpec:
     if mode not in MODES:
         raise RunError(f"the mode is {mode!r}; choose one of {', '.join(MODES)}")
-    notebook = find_pipeline(pipeline)
-    if len(pipeline) > 128:
-        raise RunError(f"the name {pipeline[:40]!r}... has over 128 characters; use a shorter path")
-    if "run_dir" in parameters:
+    if "run_dir" in (pipeline.given if isinstance(pipeline, RunSpec) else parameters):
         raise RunError(
             "run_dir is among the parameters, and a queued run gets its folder from the queue; "
             "leave it out"
         )
-    return notebook, check_parameters(notebook, parameters)
+    spec = make_spec(pipeline, parameters)
+    if len(spec.name) > 128:
+        raise RunError(
+            f"the name {spec.name[:40]!r}... has over 128 characters; use a shorter path"
+        )
+    require_pinned(spec)
+    return spec
 
 # %% ../../nbs/jobs/10_queue.ipynb #a7fc4e5f
 def _dataset(
-    notebook: Path,  # Says whether there is such a parameter, and what it is by default
-    given: dict[str, Any],  # Checked parameters
+    spec: RunSpec,  # Says whether there is such a parameter, and its value
     key: str | None,  # Requested dataset
-) -> tuple[dict[str, Any], str | None]:  # Both, in agreement
-    declared = "dataset" in read_parameters(notebook)
-    named = with_defaults(notebook, given).get("dataset") if declared else None
-    if declared and key is not None and given.get("dataset", key) != key:
+) -> tuple[RunSpec, str | None]:  # Both, in agreement
+    declared = "dataset" in spec.declared
+    named = spec.parameters.get("dataset") if declared else None
+    if declared and key is not None and spec.given.get("dataset", key) != key:
         raise RunError(
-            f"the run is asked for dataset {key!r} and its parameter says {given['dataset']!r}; "
-            f"name one of them"
+            f"the run is asked for dataset {key!r} and its parameter says "
+            f"{spec.given['dataset']!r}; name one of them"
         )
     if declared and key is not None:
-        given = given | {"dataset": key}
+        spec = spec.with_given(dataset=key)
     wanted = key or named
     if not isinstance(wanted, str) or not wanted:
-        return given, None
+        return spec, None
     path = key is None and "/" in wanted
     folder = dataset_folder(wanted, None if path else resolve(settings().datasets))
     if not (folder / "manifest.json").is_file():
         raise MissingError(
             f"there is no dataset {wanted!r}; build it first, or name one of those there are"
         )
-    return given, None if path else wanted[:200]
+    return spec, None if path else wanted[:200]
 
 # %% ../../nbs/jobs/10_queue.ipynb #89c96d4f
 def _rehearse(
-    pipeline: str,  # Requested pipeline
-    everything: Mapping[str, Any],  # Parameters, defaults too
+    spec: RunSpec,  # Run as it was requested
 ) -> dict[str, Any]:  # Final values of the row's fields
-    names = [everything.get(name) for name in ("dataset", "evaluation_set")]
-    said = [f"{pipeline} would run with:"]
-    said += [f"  {name} = {canonical_json(value)}" for name, value in everything.items()]
+    names = [spec.parameters.get(name) for name in ("dataset", "evaluation_set")]
+    said = [f"{spec.pipeline} would run with:"]
+    said += [f"  {name} = {canonical_json(value)}" for name, value in spec.parameters.items()]
     trouble = ""
     try:
         for name in names:
@@ -251,7 +245,8 @@ def _keep(
 # %% ../../nbs/jobs/10_queue.ipynb #c196496d
 def enqueue(
     store: Store,  # Target database
-    pipeline: str,  # A verb such as "train", or the path of a notebook that workers see as well
+    pipeline: RunSpec
+    | str,  # Spec, verb such as "train", or path of a notebook that workers see too
     parameters: Mapping[str, Any] | None = None,  # Values that differ from the defaults
     *,
     mode: str = "local",  # "dry-run" checks and trains nothing
@@ -267,7 +262,7 @@ def enqueue(
 
     Args:
         store: Target database
-        pipeline: A verb such as "train", or the path of a notebook that workers see as well
+        pipeline: Spec, verb such as "train", or path of a notebook that workers see too
         parameters: Values that differ from the defaults
         mode: "dry-run" checks and trains nothing
         dataset_key: Fills the parameter `dataset`, if there is one
@@ -281,20 +276,18 @@ def enqueue(
     Returns:
         Waiting; or, if it is a dry run, done
     """
-    notebook, given = _checked(pipeline, parameters or {}, mode)
-    given, key = _dataset(notebook, given, dataset_key)
-    given, pinned = pin_parameters(given, store)
+    spec, key = _dataset(_checked(pipeline, parameters or {}, mode), dataset_key)
     _limits(timeout_seconds, max_attempts, model_id, request or {})
-    version = (pinned.get("model_version") or {}).get("version")
+    version = (spec.pinned.get("model_version") or {}).get("version")
     model_id = model_id or (version and version[:256])
     row = RunRow(
-        id=run_id or uuid4(), pipeline=pipeline, mode=mode, dataset_key=key, model_id=model_id,
-        parameters=given, request={**(request or {}), **pinned}, parent_run_id=parent_run_id,
-        timeout_seconds=timeout_seconds, max_attempts=max_attempts or settings().max_attempts,
+        id=run_id or uuid4(), pipeline=spec.name, mode=mode, dataset_key=key, model_id=model_id,
+        parameters=dict(spec.given), request={**(request or {}), **spec.pinned},
+        parent_run_id=parent_run_id, timeout_seconds=timeout_seconds,
+        max_attempts=max_attempts or settings().max_attempts,
     )  # fmt: skip
     if mode == "dry-run":
-        outcome = _rehearse(pipeline_name(notebook), with_defaults(notebook, given))
-        for name, value in outcome.items():
+        for name, value in _rehearse(spec).items():
             setattr(row, name, value)
     _keep(store, row)
     return get_queued(store, row.id)

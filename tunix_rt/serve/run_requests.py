@@ -18,7 +18,8 @@ from ..core.settings import inside, resolve, settings
 from ..data.datasets import dataset_folder
 from ..jobs.queue import QueuedRun, enqueue, get_queued
 from ..jobs.worker import work
-from ..registry.model_refs import VERSIONED
+from ..registry.model_refs import pin_spec
+from ..runs.run_spec import VERSIONED, make_spec
 from tunix_rt.serve.schemas.runs import (
     EvaluateModelRequest,
     ManifestRequest,
@@ -27,7 +28,7 @@ from tunix_rt.serve.schemas.runs import (
 )
 from .schemas.tuning import TuningRequest
 from ..store.engine import Store
-from ..tracking.evaluations import evaluate_parameters
+from ..tracking.evaluations import evaluate_parameters, score_completed
 
 # %% auto #0
 __all__ = ['CHARACTERS', 'PATH_PARAMETERS', 'epochs_to_steps', 'model_source', 'training_parameters', 'find_existing_run',
@@ -147,8 +148,7 @@ def enqueue_training(
     """
     return find_existing_run(store, run_id) or enqueue(
         store,
-        "train",
-        training_parameters(asked),
+        pin_spec(make_spec("train", training_parameters(asked)), store),
         mode="dry-run" if asked.dry_run else "local",
         dataset_key=asked.dataset_key,
         model_id=asked.model_id,
@@ -180,7 +180,7 @@ def enqueue_and_wait(
         return stopping() or get_queued(store, run.id).ended
 
     if not enough():
-        work(store, until=enough, poll_seconds=0.5)
+        work(store, until=enough, poll_seconds=0.5, on_completed=score_completed)
     return get_queued(store, run.id)
 
 # %% ../../nbs/serve/65_run_requests.ipynb #cc443f2a
@@ -210,10 +210,10 @@ def enqueue_evaluation(
         called = None if VERSIONED.fullmatch(model) else model
         if re.fullmatch(r"[\w.-]+", given["model"]):
             given["name"] = called = f"{model}, fresh weights"
+    given |= {"limit": asked.limit, "max_new_tokens": asked.max_new_tokens}
     return enqueue(
         store,
-        "evaluate",
-        {**given, "limit": asked.limit, "max_new_tokens": asked.max_new_tokens},
+        pin_spec(make_spec("evaluate", given), store),
         dataset_key=asked.evaluation_set,
         model_id=called,
         request=asked.model_dump(mode="json"),

@@ -5,6 +5,7 @@
 # %% ../../nbs/tracking/20_evaluations.ipynb #670f2dbf
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -14,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import insert, select
 
-from ..core.errors import MissingError, RunError
+from ..core.errors import MissingError, RunError, TunixError
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judges import ALIASES, GradeFunction, Judge, evaluate_with, find_judge
 from ..runs.folder import Run, read_run
@@ -33,8 +34,8 @@ from tunix_rt.tracking.run_predictions import (
 )
 
 # %% auto #0
-__all__ = ['PASS_MARK', 'EvaluationView', 'view', 'verdict_of', 'evaluate_run', 'record_evaluation', 'evaluate_parameters',
-           'latest_evaluation', 'get_evaluation', 'ItemView', 'ItemPage', 'list_items']
+__all__ = ['PASS_MARK', 'log', 'EvaluationView', 'view', 'verdict_of', 'evaluate_run', 'record_evaluation', 'evaluate_parameters',
+           'latest_evaluation', 'get_evaluation', 'score_completed', 'ItemView', 'ItemPage', 'list_items']
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #eb2cb3ef
 @dataclass(frozen=True, slots=True)
@@ -373,6 +374,35 @@ def get_evaluation(
     if row is None:
         raise MissingError(f"there is no evaluation {evaluation_id}")
     return view(row)
+
+# %% ../../nbs/tracking/20_evaluations.ipynb #2f739610
+log = logging.getLogger("tunix_rt.tracking")
+
+
+def score_completed(
+    store: Store,  # Database of the run
+    run: Run,  # Completed, and known to the store
+) -> None:
+    """Score a run, if it has answered anything.
+
+    Args:
+        store: Database of the run
+        run: Completed, and known to the store
+    """
+    try:
+        latest_evaluation(store, UUID(run.run_id))
+    except MissingError:
+        pass
+    else:
+        return
+    try:
+        record_evaluation(store, UUID(run.run_id))
+    except TunixError as error:
+        log.warning("the run %s is completed, and not scored: %s", run.run_id, error)
+        with store.writing() as session:
+            row, said = session.get_one(RunRow, UUID(run.run_id)), f"; not scored: {error}"
+            if said not in (row.message or ""):
+                row.message = f"{row.message}{said}"
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #948a30a0
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ from ..core.files import new_folder, parse_json
 from ..core.settings import inside, resolve, settings
 from ..jobs.logs import TAIL, chunks
 from ..jobs.queue import QueuedRun, get_queued
-from ..jobs.worker import score_completed
 from ..runs.folder import LEFT, RECORD, plain_files, read_run
 from ..runs.provenance import UNFIT
 from ..store.engine import Store
 from ..store.tables import LogChunk, RunRow, now
+from .evaluations import score_completed
 
 # %% auto #0
 __all__ = ['LARGEST_RECORD', 'DIGEST', 'PROPORTION', 'SMALL', 'Source', 'LOG_KEPT', 'Record', 'read_record', 'FolderSource',

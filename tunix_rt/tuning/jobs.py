@@ -21,12 +21,8 @@ from ..data.datasets import dataset_folder
 from ..jobs.queue import moment, request_cancel
 from ..registry.model_refs import pin_model
 from ..runs.old_names import with_new_names
-from tunix_rt.runs.pipelines import (
-    check_parameters,
-    find_pipeline,
-    read_parameters,
-    with_defaults,
-)
+from ..runs.pipelines import find_pipeline, read_parameters, with_defaults
+from ..runs.run_spec import RunSpec, make_spec
 from ..store.engine import Store
 from ..store.tables import RunRow, Trial, TuningJob
 from .search_space import FIXED, current_name, read_space
@@ -257,11 +253,10 @@ def _evaluation_set(
 def _check_plan(
     plan: TuningSpec,  # Requested plan
     space: Mapping[str, Any],  # Requested space
+    spec: RunSpec | None,  # Pipeline and parameters of the plan, where they are checked already
 ) -> None:
-    notebook = find_pipeline(plan.pipeline)
-    declared = read_parameters(notebook)
-    read_space(space, declared, plan.pipeline)
-    check_parameters(notebook, plan.parameters)
+    spec = spec or make_spec(plan.pipeline, plan.parameters)
+    read_space(space, spec.declared, plan.pipeline)
     searched = {current_name(plan.pipeline, name) for name in space}
     if twice := searched.intersection(plan.parameters):
         raise RunError(f"{', '.join(twice)} is to be searched and is fixed as well; choose one")
@@ -274,7 +269,7 @@ def _check_plan(
         raise RunError(f"timeout_seconds is {plan.timeout_seconds}; give seconds above 0, or None")
     if not 0 <= plan.seed < 2**32 or plan.prune_after < 0:
         raise RunError("seed goes from 0 to 2**32 - 1, and prune_after from 0")
-    check_parameters(find_pipeline("evaluate"), plan.evaluation_parameters)
+    make_spec("evaluate", plan.evaluation_parameters)
 
 # %% ../../nbs/tuning/20_jobs.ipynb #7f0aa996
 def _check_job(
@@ -308,6 +303,7 @@ def create_job(
     metric_mode: str = "max",  # Or "min"
     num_samples: int = 1,  # Trials in all
     max_concurrent_trials: int = 1,  # Trials at a time
+    spec: RunSpec | None = None,  # Instead of the fields `pipeline` and `parameters`
     job_id: UUID | None = None,  # None makes one up; one that is there already is handed back
     **plan: Any,  # Fields of `TuningSpec`
 ) -> TuningJobView:  # Not started yet
@@ -323,6 +319,7 @@ def create_job(
         metric_mode: Or "min"
         num_samples: Trials in all
         max_concurrent_trials: Trials at a time
+        spec: Instead of the fields `pipeline` and `parameters`
         job_id: None makes one up; one that is there already is handed back
         **plan: Fields of `TuningSpec`
 
@@ -332,12 +329,14 @@ def create_job(
     _check_job(
         name, base_model_id, (metric_name, metric_mode), (num_samples, max_concurrent_trials)
     )
+    if spec is not None:
+        plan |= {"pipeline": spec.name, "parameters": dict(spec.given)}
     if foreign := set(plan) - {each.name for each in fields(TuningSpec)}:
         raise RunError(f"a job has nothing called {', '.join(sorted(foreign))}")
     if fault := json_fault(plan):
         raise RunError(f"the plan cannot be kept: {fault}")
     chosen = TuningSpec(**{key: value for key, value in plan.items() if value is not None})
-    _check_plan(chosen, search_space)
+    _check_plan(chosen, search_space, spec)
     if not _has_dataset(dataset_key):
         raise MissingError(f"there is no dataset {dataset_key!r}; build it first")
     examined_on = _evaluation_set(chosen, metric_name, dataset_key)

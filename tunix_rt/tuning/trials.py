@@ -12,6 +12,8 @@ from uuid import UUID, uuid5
 from ..core.errors import MissingError, RunError, StoreError, TunixError
 from ..core.files import read_log
 from ..jobs.queue import QueuedRun, enqueue, get_queued, moment, request_cancel
+from ..registry.model_refs import pin_spec
+from ..runs.run_spec import make_spec
 from ..store.engine import Store
 from ..store.tables import Trial
 from .jobs import ACTIVE, TrialView, TuningJobView, spec_of
@@ -101,8 +103,7 @@ def _launch(
         try:
             enqueue(
                 store,
-                plan.pipeline,
-                plan.given(job, trial.params),
+                pin_spec(make_spec(plan.pipeline, plan.given(job, trial.params)), store),
                 dataset_key=job.dataset_key,
                 model_id=job.base_model_id,
                 request={"tuning_job": str(job.id), "trial": trial.number},
@@ -147,8 +148,7 @@ def _examine(
     asked["name"] = f"{job.name[:80]}, trial {trial.number}"
     queued = enqueue(
         store,
-        "evaluate",
-        asked | plan.evaluation_parameters,
+        pin_spec(make_spec("evaluate", asked | plan.evaluation_parameters), store),
         model_id=job.base_model_id,
         request={"tuning_job": str(job.id), "trial": trial.number},
         parent_run_id=run_id_of(trial.id),
