@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -34,51 +33,8 @@ from tunix_rt.tracking.run_predictions import (
 )
 
 # %% auto #0
-__all__ = ['PASS_MARK', 'log', 'EvaluationView', 'view', 'verdict_of', 'evaluate_run', 'record_evaluation', 'evaluate_parameters',
-           'latest_evaluation', 'get_evaluation', 'score_completed', 'ItemView', 'ItemPage', 'list_items']
-
-# %% ../../nbs/tracking/20_evaluations.ipynb #eb2cb3ef
-@dataclass(frozen=True, slots=True)
-class EvaluationView:
-    """An evaluation as it was kept; scores go from 0 to 100, metrics from 0 to 1.
-
-    Attributes:
-        predictions_run_id: Run whose predictions were judged; often the same
-        dataset_key: Dataset of the run: for training, what was trained on
-        low: Lower end of the 95% interval of the score
-        verdict: "pass", "fail" or "uncertain"
-    """
-
-    id: UUID
-    run_id: UUID
-    predictions_run_id: UUID | None  # Run whose predictions were judged; often the same
-    model_id: str | None
-    dataset_key: str | None  # Dataset of the run: for training, what was trained on
-    evaluation_set: str | None
-    evaluation_fingerprint: str | None
-    judge_name: str
-    judge_version: str
-    score: float
-    low: float | None  # Lower end of the 95% interval of the score
-    high: float | None
-    verdict: str  # "pass", "fail" or "uncertain"
-    item_count: int
-    metrics: dict[str, Any]
-    detailed_metrics: list[Any]
-    categories: dict[str, Any]
-    details: dict[str, Any]
-    evaluated_at: datetime
-
-
-def view(
-    row: EvaluationRow,  # Stored row
-) -> EvaluationView:
-    """Take an evaluation out of the database's hands.
-
-    Args:
-        row: Stored row
-    """
-    return EvaluationView(*(getattr(row, each.name) for each in fields(EvaluationView)))
+__all__ = ['PASS_MARK', 'log', 'verdict_of', 'evaluate_run', 'record_evaluation', 'evaluate_parameters', 'latest_evaluation',
+           'get_evaluation', 'score_completed', 'ItemPage', 'list_items']
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #83052b92
 PASS_MARK = 50.0  # Score out of 100
@@ -184,7 +140,7 @@ def _keep(
     owners: Mapping[str, RunRow],  # Source of the score, to the run that gets it
     common: dict[str, Any],  # Columns that they share
     items: list[dict[str, Any]],  # Items from `_items`
-) -> EvaluationView:  # That of the first
+) -> EvaluationRow:  # That of the first
     rows = [
         EvaluationRow(
             run_id=owner.id,
@@ -201,7 +157,7 @@ def _keep(
             session.execute(
                 insert(EvaluationItem), [{**it, "evaluation_id": row.id} for it in items]
             )
-    return view(rows[0])
+    return rows[0]
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #a3bc3742
 def _name(
@@ -235,7 +191,7 @@ def evaluate_run(
     *,
     judge: str | None = None,  # `answer_correctness` by default; see `evaluation.judges`
     pass_mark: float = PASS_MARK,  # Score out of 100 that has to be reached
-) -> EvaluationView:  # Stored evaluation
+) -> EvaluationRow:  # Stored evaluation
     """Score what a run said, or what its model said when it was asked.
 
     Args:
@@ -284,7 +240,7 @@ def evaluate_run(
 def record_evaluation(
     store: Store,  # Database of the run
     run_id: UUID,  # A completed run
-) -> EvaluationView | None:  # None when it made no predictions
+) -> EvaluationRow | None:  # None when it made no predictions
     """Evaluate a run that has just been completed, if it said anything.
 
     Args:
@@ -332,7 +288,7 @@ def latest_evaluation(
     run_id: UUID,  # Id of a run in the store
     *,
     judge: str | None = None,  # Judge to filter by; any by default
-) -> EvaluationView:  # The newest
+) -> EvaluationRow:  # The newest
     """Read the newest evaluation of a run.
 
     Args:
@@ -356,13 +312,13 @@ def latest_evaluation(
                 if there
                 else f"there is no run {run_id}; list the runs to see which there are"
             )
-    return view(row)
+    return row
 
 
 def get_evaluation(
     store: Store,  # Database to read from
     evaluation_id: UUID,  # Id of an evaluation
-) -> EvaluationView:
+) -> EvaluationRow:
     """Read one evaluation.
 
     Args:
@@ -373,7 +329,7 @@ def get_evaluation(
         row = session.get(EvaluationRow, evaluation_id)
     if row is None:
         raise MissingError(f"there is no evaluation {evaluation_id}")
-    return view(row)
+    return row
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #2f739610
 log = logging.getLogger("tunix_rt.tracking")
@@ -406,18 +362,6 @@ def score_completed(
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #948a30a0
 @dataclass(frozen=True, slots=True)
-class ItemView:
-    "The score of one answer, from 0 to 1, and what led to it."
-
-    position: int
-    fingerprint: str
-    category: str
-    sample: int
-    score: float
-    details: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class ItemPage:
     """Some items of an evaluation, in the order of the set.
 
@@ -425,7 +369,7 @@ class ItemPage:
         next_offset: None at the end
     """
 
-    items: list[ItemView]
+    items: list[EvaluationItem]
     next_offset: int | None  # None at the end
 
 
@@ -453,6 +397,4 @@ def list_items(
     )
     with store.reading() as session:
         rows = session.scalars(mine.order_by(EvaluationItem.position).limit(limit + 1)).all()
-    names = [each.name for each in fields(ItemView)]
-    items = [ItemView(*(getattr(row, name) for name in names)) for row in rows[:limit]]
-    return ItemPage(items, offset + limit if len(rows) > limit else None)
+    return ItemPage(list(rows[:limit]), offset + limit if len(rows) > limit else None)

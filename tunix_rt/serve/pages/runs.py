@@ -28,7 +28,8 @@ from .run_progress import progress_of, records_of
 from ..schemas.runs import Mode, Status
 from ..strict_json import StrictRoute
 from ...store.engine import Store
-from ...tracking.evaluations import EvaluationView, latest_evaluation
+from ...store.tables import EvaluationRow
+from ...tracking.evaluations import latest_evaluation
 
 # %% auto #0
 __all__ = ['router', 'AT_ONCE', 'PIPELINES', 'TAIL', 'SANDBOX', 'runs_page', 'score_figures', 'category_figures', 'state_facts',
@@ -76,7 +77,7 @@ def runs_page(
 TAIL = 60  # Pieces of a log to begin with
 
 
-def _evaluated(store: Store, run_id: UUID) -> EvaluationView | None:
+def _evaluated(store: Store, run_id: UUID) -> EvaluationRow | None:
     try:
         return latest_evaluation(store, run_id)
     except MissingError:
@@ -84,7 +85,7 @@ def _evaluated(store: Store, run_id: UUID) -> EvaluationView | None:
 
 
 def score_figures(
-    evaluation: EvaluationView,  # Any
+    evaluation: EvaluationRow,  # Any
 ) -> dict[str, dict[str, Figure]]:  # Figures by scorer
     """Gather the figures of an evaluation by scorer.
 
@@ -104,7 +105,7 @@ def score_figures(
 
 
 def category_figures(
-    evaluation: EvaluationView,  # Any
+    evaluation: EvaluationRow,  # Any
 ) -> dict[str, dict[str, Figure]]:  # Figures by category, from the judge only
     """Gather the figures of an evaluation by category.
 
@@ -147,7 +148,7 @@ def state_facts(
 
 
 def evaluation_facts(
-    evaluation: EvaluationView | None,  # The newest, if there is one
+    evaluation: EvaluationRow | None,  # The newest, if there is one
 ) -> dict[str, Any]:  # Variables of `run.html` for it
     """Draw an evaluation.
 
