@@ -22,7 +22,7 @@ from ..runs.run_spec import make_spec
 
 if TYPE_CHECKING:
     from tunix_rt.store.engine import Store
-    from tunix_rt.tuning.jobs import TuningJobView
+    from tunix_rt.store.tables import TuningJob
 
 # %% auto #0
 __all__ = ['WIDE', 'Search', 'dimension', 'job_text', 'tune', 'tuning']
@@ -83,7 +83,7 @@ def _from_file(
 # %% ../../nbs/cli/50_tune.ipynb #8807ce22
 def _work_on(
     store: Store,  # Database with the job
-    job: TuningJobView,  # Running
+    job: TuningJob,  # Running
 ) -> None:
     from tunix_rt.jobs.worker import work
     from tunix_rt.tracking.evaluations import score_completed
@@ -100,7 +100,7 @@ def _work_on(
 
 # %% ../../nbs/cli/50_tune.ipynb #1767bfde
 def job_text(
-    job: TuningJobView,  # Job with its trials
+    job: TuningJob,  # Job with its trials
 ) -> str:  # A screen of text
     """Describe a search.
 
@@ -195,7 +195,7 @@ def tune(
 def _find_job(
     store: Store,  # Database to search
     name: str,  # Beginning of an id, or the name of a search
-) -> TuningJobView:  # The newest that fits
+) -> TuningJob:  # The newest that fits
     from tunix_rt.tuning.jobs import get_job, list_jobs
 
     for job in list_jobs(store, limit=1000).jobs:

@@ -28,7 +28,7 @@ from sqlalchemy import (
     literal_column,
 )
 from sqlalchemy import DateTime as DatabaseTime
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 from ..core.errors import StoreError
@@ -320,6 +320,7 @@ class TuningJob(Base):
     completed_at: Mapped[datetime | None]
     turn_token: Mapped[str | None] = mapped_column(String(64))
     turn_until: Mapped[datetime | None]
+    trials: Mapped[list[Trial]] = relationship(order_by="Trial.number", viewonly=True, lazy="raise")
 
 # %% ../../nbs/store/10_tables.ipynb #00728439
 class Trial(Base):

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import select
+from sqlalchemy.orm import selectinload
+from sqlalchemy.orm.attributes import set_committed_value
 
 from ..core.errors import MissingError, RunError
 from ..core.files import json_fault, read_json
@@ -28,68 +29,8 @@ from ..store.tables import RunRow, Trial, TuningJob
 from .search_space import FIXED, current_name, read_space
 
 # %% auto #0
-__all__ = ['JOB_STATUSES', 'TRIAL_STATUSES', 'ACTIVE', 'CHARACTERS', 'FRAME', 'TrialView', 'TuningJobView', 'trial_view',
-           'job_view', 'epoch_steps', 'TuningSpec', 'spec_of', 'create_job', 'get_job', 'JobPage', 'list_jobs',
-           'start_job', 'cancel_runs', 'cancel_job']
-
-# %% ../../nbs/tuning/20_jobs.ipynb #9d31a195
-@dataclass(frozen=True)
-class TrialView:
-    """A trial as the store knew it at one moment.
-
-    Attributes:
-        number: Number, from 0
-        run_id: The run it stands for; None until that is in the queue
-        status: One of `TRIAL_STATUSES`
-        params: Values in the search space only
-        value: Value of the metric
-    """
-
-    id: UUID
-    number: int  # Number, from 0
-    run_id: UUID | None  # The run it stands for; None until that is in the queue
-    status: str  # One of `TRIAL_STATUSES`
-    params: dict[str, Any]  # Values in the search space only
-    value: float | None  # Value of the metric
-    message: str | None
-    created_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-
-
-@dataclass(frozen=True)
-class TuningJobView:
-    """A search as the store knew it at one moment.
-
-    Attributes:
-        status: One of `JOB_STATUSES`
-        settings: Fields of `TuningSpec`
-        study_name: Name of Optuna's study, in the same database
-        importances: Share of each parameter in what came out
-        trials: Empty in lists
-    """
-
-    id: UUID
-    name: str
-    status: str  # One of `JOB_STATUSES`
-    dataset_key: str
-    base_model_id: str
-    metric_name: str
-    metric_mode: str
-    num_samples: int
-    max_concurrent_trials: int
-    search_space: dict[str, Any]
-    settings: dict[str, Any]  # Fields of `TuningSpec`
-    study_name: str | None  # Name of Optuna's study, in the same database
-    best_run_id: UUID | None
-    best_value: float | None
-    best_params: dict[str, Any] | None
-    importances: dict[str, Any] | None  # Share of each parameter in what came out
-    message: str | None
-    created_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    trials: list[TrialView] = field(default_factory=list)  # Empty in lists
+__all__ = ['JOB_STATUSES', 'TRIAL_STATUSES', 'ACTIVE', 'CHARACTERS', 'FRAME', 'epoch_steps', 'TuningSpec', 'spec_of',
+           'create_job', 'get_job', 'JobPage', 'list_jobs', 'start_job', 'cancel_runs', 'cancel_job']
 
 # %% ../../nbs/tuning/20_jobs.ipynb #50b5ef19
 JOB_STATUSES = ("created", "running", "completed", "failed", "cancelled")
@@ -106,30 +47,11 @@ TRIAL_STATUSES = (
 ACTIVE = ("pending", "running", "evaluating", "pruning")
 
 
-def trial_view(
-    row: Trial,  # Stored row
-) -> TrialView:
-    """Take a trial out of the database's hands.
-
-    Args:
-        row: Stored row
-    """
-    return TrialView(*(getattr(row, each.name) for each in fields(TrialView)))
-
-
-def job_view(
+def _without_trials(
     row: TuningJob,  # Stored row
-    trials: list[Trial] | None = None,  # Stored rows, if they are wanted
-) -> TuningJobView:
-    """Take a job out of the database's hands.
-
-    Args:
-        row: Stored row
-        trials: Stored rows, if they are wanted
-    """
-    names = [each.name for each in fields(TuningJobView) if each.name != "trials"]
-    views = [trial_view(each) for each in trials or []]
-    return replace(TuningJobView(*(getattr(row, name) for name in names)), trials=views)
+) -> TuningJob:
+    set_committed_value(row, "trials", [])
+    return row
 
 # %% ../../nbs/tuning/20_jobs.ipynb #fdf9000c
 CHARACTERS = 3.0  # Characters per token, estimated
@@ -194,7 +116,7 @@ class TuningSpec:
         evaluation = with_new_names("evaluate", self.evaluation_parameters)
         object.__setattr__(self, "evaluation_parameters", evaluation)
 
-    def given(self, job: TuningJobView, params: Mapping[str, Any]) -> dict[str, Any]:
+    def given(self, job: TuningJob, params: Mapping[str, Any]) -> dict[str, Any]:
         "Put together what a trial asks its run for."
         notebook = find_pipeline(self.pipeline)
         declared = read_parameters(notebook)
@@ -212,7 +134,7 @@ class TuningSpec:
 
 # %% ../../nbs/tuning/20_jobs.ipynb #373183dc
 def spec_of(
-    job: TuningJobView,  # Any
+    job: TuningJob,  # Any
 ) -> TuningSpec:
     """Read the plan of a job.
 
@@ -306,7 +228,7 @@ def create_job(
     spec: RunSpec | None = None,  # Instead of the fields `pipeline` and `parameters`
     job_id: UUID | None = None,  # None makes one up; one that is there already is handed back
     **plan: Any,  # Fields of `TuningSpec`
-) -> TuningJobView:  # Not started yet
+) -> TuningJob:  # Not started yet
     """Ask for a search.
 
     Args:
@@ -347,7 +269,7 @@ def create_job(
     kept = {each.name: getattr(chosen, each.name) for each in fields(TuningSpec)}
     with store.writing() as session:
         if job_id is not None and (known := session.get(TuningJob, job_id)) is not None:
-            return job_view(known)
+            return _without_trials(known)
         row = TuningJob(
             id=job_id or uuid4(), name=name, dataset_key=dataset_key, base_model_id=base_model_id,
             metric_name=metric_name, metric_mode=metric_mode, num_samples=num_samples,
@@ -357,7 +279,7 @@ def create_job(
         session.add(row)
         session.flush()
         row.study_name = f"tunix_rt-{row.id}"
-    return job_view(row)
+    return _without_trials(row)
 
 # %% ../../nbs/tuning/20_jobs.ipynb #ea177c28
 def _find(
@@ -372,7 +294,7 @@ def _find(
 def get_job(
     store: Store,  # Database to read from
     job_id: UUID,  # Id of the job
-) -> TuningJobView:  # Job with its trials
+) -> TuningJob:  # Job with its trials
     """Read one job.
 
     Args:
@@ -382,10 +304,9 @@ def get_job(
     Returns:
         Job with its trials
     """
-    mine = select(Trial).where(Trial.job_id == job_id).order_by(Trial.number)
+    trials = selectinload(TuningJob.trials)
     with store.reading() as session:
-        row = _find(job_id, session.get(TuningJob, job_id))
-        return job_view(row, list(session.scalars(mine)))
+        return _find(job_id, session.get(TuningJob, job_id, options=[trials]))
 
 # %% ../../nbs/tuning/20_jobs.ipynb #cbdb7c30
 @dataclass(frozen=True)
@@ -393,10 +314,11 @@ class JobPage:
     """A page of jobs.
 
     Attributes:
+        jobs: Their `trials` are empty
         next_offset: None at the end
     """
 
-    jobs: list[TuningJobView]
+    jobs: list[TuningJob]  # Their `trials` are empty
     next_offset: int | None  # None at the end
 
 
@@ -425,14 +347,14 @@ def list_jobs(
         query = query.where(TuningJob.status == status)
     with store.reading() as session:
         rows = session.scalars(query.offset(offset).limit(limit + 1)).all()
-    jobs = [job_view(row) for row in rows[:limit]]
+    jobs = [_without_trials(row) for row in rows[:limit]]
     return JobPage(jobs, offset + limit if len(rows) > limit else None)
 
 # %% ../../nbs/tuning/20_jobs.ipynb #9827a61e
 def start_job(
     store: Store,  # Database of the job
     job_id: UUID,  # Id of the job
-) -> TuningJobView:  # Running
+) -> TuningJob:  # Running
     """Start a search.
 
     Args:
@@ -483,7 +405,7 @@ def cancel_runs(
 def cancel_job(
     store: Store,  # Database of the job
     job_id: UUID,  # Id of the job
-) -> TuningJobView:  # Cancelled
+) -> TuningJob:  # Cancelled
     """Call a search off.
 
     Args:

@@ -18,7 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..core.errors import StoreError
 from ..runs.pipelines import find_pipeline, read_parameters
 from ..store.engine import PATIENCE, Store
-from .jobs import TrialView, TuningJobView, spec_of
+from ..store.tables import Trial, TuningJob
+from .jobs import spec_of
 from .search_space import Dimension, distributions, read_space
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def study_storage(
 
 # %% ../../nbs/tuning/30_study.ipynb #9bdb294f
 def sampler_for(
-    job: TuningJobView,  # Any
+    job: TuningJob,  # Any
     number: int,  # Number of the trial that is to be chosen
 ) -> BaseSampler:
     """Make the one that chooses the values of a trial.
@@ -133,7 +134,7 @@ def sampler_for(
 
 # %% ../../nbs/tuning/30_study.ipynb #ef2755c9
 def pruner_for(
-    job: TuningJobView,  # Any
+    job: TuningJob,  # Any
 ) -> BasePruner:
     """Make the one that tells hopeless trials.
 
@@ -150,7 +151,7 @@ def pruner_for(
 
 # %% ../../nbs/tuning/30_study.ipynb #a3b2da70
 def space_of(
-    job: TuningJobView,  # Any
+    job: TuningJob,  # Any
 ) -> dict[str, Dimension]:  # Checked
     """Read the search space of a job.
 
@@ -166,7 +167,7 @@ def space_of(
 
 # %% ../../nbs/tuning/30_study.ipynb #db88d8c4
 def _told(
-    trial: TrialView,  # Ours
+    trial: Trial,  # Ours
     space: dict[str, Dimension],  # Space of the job
 ) -> FrozenTrial:  # Optuna's
     from optuna.trial import TrialState, create_trial
@@ -189,7 +190,7 @@ def _told(
 
 def open_study(
     storage: RDBStorage,  # Storage from `study_storage`
-    job: TuningJobView,  # Job with its trials
+    job: TuningJob,  # Job with its trials
 ) -> Study:  # Study with at least as many trials as the job
     """Open the study of a job, and tell it what it does not know.
 

@@ -15,8 +15,8 @@ from ..jobs.queue import QueuedRun, enqueue, get_queued, moment, request_cancel
 from ..registry.model_refs import pin_spec
 from ..runs.run_spec import make_spec
 from ..store.engine import Store
-from ..store.tables import Trial
-from .jobs import ACTIVE, TrialView, TuningJobView, spec_of
+from ..store.tables import Trial, TuningJob
+from .jobs import ACTIVE, spec_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -53,7 +53,7 @@ def run_id_of(
 # %% ../../nbs/tuning/40_trials.ipynb #9920bab2
 def note(
     store: Store,  # Database of the trial
-    trial: TrialView,  # Trial as it was
+    trial: Trial,  # Trial as it was
     status: str,  # New status
     **columns: Any,  # Other changed columns
 ) -> None:
@@ -95,8 +95,8 @@ def run_of(
 # %% ../../nbs/tuning/40_trials.ipynb #bd98caa6
 def _launch(
     store: Store,  # Database of the queue
-    job: TuningJobView,  # Job of the trial
-    trial: TrialView,  # Without a run so far
+    job: TuningJob,  # Job of the trial
+    trial: Trial,  # Without a run so far
 ) -> str | None:  # Why not
     plan, run_id = spec_of(job), run_id_of(trial.id)
     if run_of(store, run_id) is None:
@@ -135,8 +135,8 @@ def _stop(
 # %% ../../nbs/tuning/40_trials.ipynb #e52f32ec
 def _examine(
     store: Store,  # Database of the queue
-    job: TuningJobView,  # Job with an evaluation set
-    trial: TrialView,  # Trial whose model exists
+    job: TuningJob,  # Job with an evaluation set
+    trial: Trial,  # Trial whose model exists
 ) -> QueuedRun:  # The examination
     from tunix_rt.tracking.evaluations import evaluate_parameters
 
@@ -204,7 +204,7 @@ def value_in(
 def _end(
     store: Store,  # Database of the trial
     study: Study,  # Study of its job
-    trial: TrialView,  # That has come to its end
+    trial: Trial,  # That has come to its end
     status: str,  # "completed", "pruned" or "failed"
     value: float | None = None,  # Metric, if it is completed
     message: str | None = None,  # Message for people
@@ -220,8 +220,8 @@ def _end(
 def collect(
     store: Store,  # Database of jobs and runs
     study: Study,  # Study of the job
-    job: TuningJobView,  # Job of the trial
-    trial: TrialView,  # Active
+    job: TuningJob,  # Job of the trial
+    trial: Trial,  # Active
 ) -> None:
     """
     Args:
@@ -261,8 +261,8 @@ def collect(
 def _watch(
     store: Store,  # Database of the run
     study: Study,  # Study of the job
-    job: TuningJobView,  # Job of the trial
-    trial: TrialView,  # Active
+    job: TuningJob,  # Job of the trial
+    trial: Trial,  # Active
     run: QueuedRun,  # Not ended
 ) -> None:
     from optuna.trial import Trial as OptunaTrial
