@@ -24,7 +24,7 @@ from ..runs.folder import RECORD
 from ..runs.run_spec import RunSpec, make_spec
 
 if TYPE_CHECKING:
-    from tunix_rt.jobs.queue import QueuedRun
+    from tunix_rt.store.tables import RunRow
 
 # %% auto #0
 __all__ = ['missing_extra', 'serve', 'log_to_stderr', 'worker', 'portable', 'queue', 'key_figure', 'runs', 'cancel']
@@ -164,7 +164,7 @@ def queue(
 
 # %% ../../nbs/cli/40_server.ipynb #69141e37
 def key_figure(
-    run: QueuedRun,  # Any
+    run: RunRow,  # Any
 ) -> str | None:  # Such as "loss 0.41"; None when there is none
     """Choose the figure that a list shows.
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm.attributes import set_committed_value
 
 from ..core.errors import MissingError, RunError, TunixError
 from ..core.files import canonical_json, json_fault
@@ -24,71 +24,32 @@ from ..data.datasets import dataset_folder, load_dataset
 from ..runs.old_names import with_new_names
 from ..runs.run_spec import RunSpec, make_spec, require_pinned
 from ..store.engine import Store
-from ..store.tables import MODES, STATUSES, RunRow, now
+from ..store.tables import ENDED, MODES, STATUSES, RunRow, now
 
 # %% auto #0
-__all__ = ['ENDED', 'COLUMNS', 'LIGHT', 'QueuedRun', 'get_queued', 'view', 'moment', 'enqueue', 'RunPage', 'list_queued', 'Tally',
-           'tally_runs', 'end_row', 'request_cancel']
-
-# %% ../../nbs/jobs/10_queue.ipynb #daba5526
-ENDED = ("completed", "failed", "timeout", "cancelled")  # Final states of a run
-
-
-@dataclass(frozen=True)
-class QueuedRun:
-    "A run as the store knew it at one moment."
-
-    id: UUID
-    pipeline: str
-    mode: str
-    status: str
-    dataset_key: str | None
-    model_id: str | None
-    parent_run_id: UUID | None
-    parameters: dict[str, Any]
-    request: dict[str, Any]
-    folder: str | None
-    metrics: dict[str, Any] | None
-    exit_code: int | None
-    message: str | None
-    stdout: str
-    stderr: str
-    queued_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    duration_seconds: float | None
-    timeout_seconds: float | None
-    attempts: int
-    max_attempts: int
-    worker: str | None
-    lease_until: datetime | None
-    cancel_requested_at: datetime | None
-    last_seq: int
-
-    def __post_init__(self) -> None:
-        # A row of version 0.1 has the parameter names of 0.1
-        named = with_new_names(self.pipeline, self.parameters)
-        object.__setattr__(self, "parameters", named)
-
-    @property
-    def ended(self) -> bool:
-        "Whether nothing will happen to it any more."
-        return self.status in ENDED
-
-    @property
-    def path(self) -> Path | None:
-        "Its run folder on this machine; it need not exist yet."
-        return None if self.folder is None else resolve(self.folder)
+__all__ = ['with_current_names', 'get_queued', 'moment', 'enqueue', 'RunPage', 'list_queued', 'Tally', 'tally_runs', 'end_row',
+           'request_cancel']
 
 # %% ../../nbs/jobs/10_queue.ipynb #a4aaa197
-COLUMNS = [getattr(RunRow, field.name) for field in fields(QueuedRun)]
-LIGHT = [column for column in COLUMNS if column.key not in ("stdout", "stderr")]
+def with_current_names(
+    row: RunRow,  # Loaded row
+) -> RunRow:  # The same; what is in the database stays as it is
+    """Give the parameters of a run their names of today.
+
+    Args:
+        row: Loaded row
+
+    Returns:
+        The same; what is in the database stays as it is
+    """
+    set_committed_value(row, "parameters", with_new_names(row.pipeline, row.parameters))
+    return row
 
 
 def get_queued(
     store: Store,  # Database to read
     run_id: UUID,  # Id of the run
-) -> QueuedRun:  # Run in its current state
+) -> RunRow:  # Run in its current state
     """Read one run.
 
     Args:
@@ -99,24 +60,10 @@ def get_queued(
         Run in its current state
     """
     with store.reading() as session:
-        row = session.execute(select(*COLUMNS).where(RunRow.id == run_id)).first()
+        row = session.get(RunRow, run_id)
     if row is None:
         raise MissingError(f"there is no run {run_id}; list the runs to see which there are")
-    return QueuedRun(**row._mapping)
-
-
-def view(
-    row: RunRow,  # Row in a session
-) -> QueuedRun:  # A copy
-    """Show a row as people see it.
-
-    Args:
-        row: Row in a session
-
-    Returns:
-        A copy
-    """
-    return QueuedRun(**{column.key: getattr(row, column.key) for column in COLUMNS})
+    return with_current_names(row)
 
 # %% ../../nbs/jobs/10_queue.ipynb #714a663e
 def _checked(
@@ -257,7 +204,7 @@ def enqueue(
     timeout_seconds: float | None = None,  # Longest time of one attempt; None is for ever
     max_attempts: int | None = None,  # That of the settings by default
     run_id: UUID | None = None,  # None makes one up
-) -> QueuedRun:  # Waiting; or, if it is a dry run, done
+) -> RunRow:  # Waiting; or, if it is a dry run, done
     """Ask for a run.
 
     Args:
@@ -298,10 +245,11 @@ class RunPage:
     """A page of runs.
 
     Attributes:
+        runs: Without what they printed
         next_offset: None at the end
     """
 
-    runs: list[QueuedRun]
+    runs: list[RunRow]  # Without what they printed
     next_offset: int | None  # None at the end
 
 
@@ -344,10 +292,14 @@ def list_queued(
     order = (RunRow.queued_at.desc(), RunRow.id.desc())
     ids = select(RunRow.id).where(*conditions).order_by(*order).offset(offset).limit(limit + 1)
     page = ids.subquery()
-    query = select(*LIGHT).join(page, page.c.id == RunRow.id).order_by(*order)
+    query = select(RunRow).options(defer(RunRow.stdout), defer(RunRow.stderr))
+    query = query.join(page, page.c.id == RunRow.id).order_by(*order)
     with store.reading() as session:
-        rows = session.execute(query).all()
-    runs = [QueuedRun(**row._mapping, stdout="", stderr="") for row in rows[:limit]]
+        rows = session.scalars(query).all()
+    runs = [with_current_names(row) for row in rows[:limit]]
+    for row in runs:
+        set_committed_value(row, "stdout", "")
+        set_committed_value(row, "stderr", "")
     return RunPage(runs, offset + limit if len(rows) > limit else None)
 
 # %% ../../nbs/jobs/10_queue.ipynb #e1f9750a
@@ -411,7 +363,7 @@ def end_row(
 def request_cancel(
     store: Store,  # Database of the run
     run_id: UUID,  # Id of the run
-) -> QueuedRun:  # Cancelled, or about to be
+) -> RunRow:  # Cancelled, or about to be
     """Ask a run to stop.
 
     Args:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from ..core.errors import MissingError, PathError
 from ..core.settings import inside, resolve, settings
-from ..jobs.queue import QueuedRun
 from .schemas.runs import Artifact
+from ..store.tables import RunRow
 
 # %% auto #0
 __all__ = ['run_files', 'list_files', 'open_file']
 
 # %% ../../nbs/serve/70_artifacts.ipynb #3331ffd7
 def run_files(
-    run: QueuedRun,  # Run from the store
+    run: RunRow,  # Run from the store
 ) -> Path | None:  # Absolute; None while it has none
     """Find the folder of a run.
 

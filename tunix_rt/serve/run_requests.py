@@ -16,7 +16,7 @@ from ..core.errors import MissingError, PathError, RunError
 from ..core.files import read_json
 from ..core.settings import inside, resolve, settings
 from ..data.datasets import dataset_folder
-from ..jobs.queue import QueuedRun, enqueue, get_queued
+from ..jobs.queue import enqueue, get_queued
 from ..jobs.worker import work
 from ..registry.model_refs import pin_spec
 from ..runs.run_spec import VERSIONED, make_spec
@@ -28,6 +28,7 @@ from tunix_rt.serve.schemas.runs import (
 )
 from .schemas.tuning import TuningRequest
 from ..store.engine import Store
+from ..store.tables import RunRow
 from ..tracking.evaluations import evaluate_parameters, score_completed
 
 # %% auto #0
@@ -115,7 +116,7 @@ def training_parameters(
 def find_existing_run(
     store: Store,  # Database to search
     run_id: UUID | None,  # That a run is to have
-) -> QueuedRun | None:  # None when there is none so far
+) -> RunRow | None:  # None when there is none so far
     """Find the run that an earlier attempt at the same request has left.
 
     Args:
@@ -135,7 +136,7 @@ def enqueue_training(
     store: Store,  # Database to write to
     asked: RunRequest,  # Request as sent
     run_id: UUID | None = None,  # That the run is to have; made up by default
-) -> QueuedRun:  # Waiting, or done if it was a dry run
+) -> RunRow:  # Waiting, or done if it was a dry run
     """Put a run into the queue, or rehearse it.
 
     Args:
@@ -162,7 +163,7 @@ def enqueue_and_wait(
     asked: RunRequest,  # Request as sent
     stopping: Callable[[], bool],  # True when the server is to stop
     run_id: UUID | None = None,  # That the run is to have; made up by default
-) -> QueuedRun:  # Ended, unless the server stops first
+) -> RunRow:  # Ended, unless the server stops first
     """Put a run into the queue and work until it has ended.
 
     Args:
@@ -188,7 +189,7 @@ def enqueue_evaluation(
     store: Store,  # Database to write to
     asked: EvaluateModelRequest,  # Request as sent
     run_id: UUID | None = None,  # That the run is to have; made up by default
-) -> QueuedRun:  # Waiting
+) -> RunRow:  # Waiting
     """Put the examination of a model into the queue.
 
     Args:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -32,10 +33,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 from ..core.errors import StoreError
+from ..core.settings import resolve
 
 # %% auto #0
-__all__ = ['Counting', 'STATUSES', 'MODES', 'now', 'Moment', 'Base', 'TraceRow', 'copied', 'TraceTally', 'ScoreRow', 'RunRow',
-           'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
+__all__ = ['Counting', 'STATUSES', 'ENDED', 'MODES', 'now', 'Moment', 'Base', 'TraceRow', 'copied', 'TraceTally', 'ScoreRow',
+           'RunRow', 'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
            'ModelVersion', 'ModelAlias', 'IdempotentReply']
 
 # %% ../../nbs/store/10_tables.ipynb #322249a4
@@ -155,6 +157,7 @@ STATUSES = (
     "cancel_requested",
     "cancelled",
 )
+ENDED = ("completed", "failed", "timeout", "cancelled")  # Statuses that a run does not leave
 MODES = ("dry-run", "local")
 
 
@@ -209,6 +212,16 @@ class RunRow(Base):
     attempt_token: Mapped[str | None] = mapped_column(String(64))
     cancel_requested_at: Mapped[datetime | None]
     last_seq: Mapped[int] = mapped_column(BigInteger, default=0)
+
+    @property
+    def ended(self) -> bool:
+        "Whether nothing will happen to it any more."
+        return self.status in ENDED
+
+    @property
+    def path(self) -> Path | None:
+        "Its run folder on this machine; it need not exist yet."
+        return None if self.folder is None else resolve(self.folder)
 
 # %% ../../nbs/store/10_tables.ipynb #df3320f8
 class LogChunk(Base):

@@ -21,7 +21,7 @@ from ..core.errors import MissingError, PathError, RunError
 from ..core.files import new_folder, parse_json
 from ..core.settings import inside, resolve, settings
 from ..jobs.logs import TAIL, chunks
-from ..jobs.queue import QueuedRun, get_queued
+from ..jobs.queue import get_queued
 from ..runs.folder import LEFT, RECORD, plain_files, read_run
 from ..runs.provenance import UNFIT
 from ..store.engine import Store
@@ -344,7 +344,7 @@ def _register(
 def _known(
     store: Store,  # Database to search
     run_id: UUID,  # Id from the record
-) -> QueuedRun | None:
+) -> RunRow | None:
     try:
         return get_queued(store, run_id)
     except MissingError:
@@ -354,7 +354,7 @@ def _known(
 def import_run(
     store: Store,  # Database to write to
     path: str | Path,  # A run folder, or a zip of one
-) -> QueuedRun:  # Run as it is in the store now
+) -> RunRow:  # Run as it is in the store now
     """Take in a run that was executed elsewhere.
 
     Args:

@@ -11,11 +11,11 @@ from uuid import UUID, uuid5
 
 from ..core.errors import MissingError, RunError, StoreError, TunixError
 from ..core.files import read_log
-from ..jobs.queue import QueuedRun, enqueue, get_queued, moment, request_cancel
+from ..jobs.queue import enqueue, get_queued, moment, request_cancel
 from ..registry.model_refs import pin_spec
 from ..runs.run_spec import make_spec
 from ..store.engine import Store
-from ..store.tables import Trial, TuningJob
+from ..store.tables import RunRow, Trial, TuningJob
 from .jobs import ACTIVE, spec_of
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def note(
 def run_of(
     store: Store,  # Database of the run
     run_id: UUID,  # Id from `run_id_of`
-) -> QueuedRun | None:  # None when it was never asked for
+) -> RunRow | None:  # None when it was never asked for
     """
     Args:
         store: Database of the run
@@ -137,7 +137,7 @@ def _examine(
     store: Store,  # Database of the queue
     job: TuningJob,  # Job with an evaluation set
     trial: Trial,  # Trial whose model exists
-) -> QueuedRun:  # The examination
+) -> RunRow:  # The examination
     from tunix_rt.tracking.evaluations import evaluate_parameters
 
     plan, run_id = spec_of(job), run_id_of(trial.id, "evaluate")
@@ -164,8 +164,8 @@ def _examine(
 # %% ../../nbs/tuning/40_trials.ipynb #88117cf3
 def _figures(
     store: Store,  # Database of the runs
-    run: QueuedRun,  # Completed
-    examination: QueuedRun | None,  # Completed evaluation of its model; None if the job has no set
+    run: RunRow,  # Completed
+    examination: RunRow | None,  # Completed evaluation of its model; None if the job has no set
 ) -> dict[str, Any]:  # Name to number; those of the examination win
     found = dict(run.metrics or {})
     if examination is not None:
@@ -263,7 +263,7 @@ def _watch(
     study: Study,  # Study of the job
     job: TuningJob,  # Job of the trial
     trial: Trial,  # Active
-    run: QueuedRun,  # Not ended
+    run: RunRow,  # Not ended
 ) -> None:
     from optuna.trial import Trial as OptunaTrial
 

@@ -11,19 +11,18 @@ from typing import Any
 from uuid import UUID
 
 from ...core.errors import MissingError, TunixError
-from ...jobs.queue import QueuedRun
 from ...runs.pipelines import find_pipeline, with_defaults
 from .words import ago, lasted
 from ..routers.tunix_runs import get_run_metrics
 from ...store.engine import Store
-from ...store.tables import now
+from ...store.tables import RunRow, now
 
 # %% auto #0
 __all__ = ['lease_words', 'records_of', 'Progress', 'progress_of']
 
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #6f856de4
 def lease_words(
-    run: QueuedRun,  # Any
+    run: RunRow,  # Any
     at: datetime | None = None,  # This moment by default
 ) -> str:  # Text; empty for a run that nobody has
     """Say whether a worker is still there.
@@ -77,7 +76,7 @@ class Progress:
         lease: Result of `lease_words`
     """
 
-    run: QueuedRun
+    run: RunRow
     step: int | None  # The last that was logged
     steps: int | None  # Total number of steps, if the notebook gives it
     loss: float | None  # The last that was logged
@@ -85,7 +84,7 @@ class Progress:
     lease: str  # Result of `lease_words`
 
 
-def _steps(run: QueuedRun) -> int | None:
+def _steps(run: RunRow) -> int | None:
     try:
         asked = with_defaults(find_pipeline(run.pipeline), run.parameters)
     except TunixError:
@@ -95,7 +94,7 @@ def _steps(run: QueuedRun) -> int | None:
 
 
 def progress_of(
-    run: QueuedRun,  # Any
+    run: RunRow,  # Any
     records: list[dict[str, Any]],  # Records of its metrics.jsonl
 ) -> Progress:
     """Say how far a run is.

@@ -17,7 +17,7 @@ from ...evaluation.judges import JUDGES
 from ...evaluation.report import curves_of
 from ...evaluation.statistics import Figure
 from ...jobs.logs import read_log
-from ...jobs.queue import QueuedRun, get_queued, list_queued
+from ...jobs.queue import get_queued, list_queued
 from ...runs.pipelines import find_pipeline
 from ..artifacts import list_files, open_file, run_files
 from ..dependencies import StoreDep
@@ -28,7 +28,7 @@ from .run_progress import progress_of, records_of
 from ..schemas.runs import Mode, Status
 from ..strict_json import StrictRoute
 from ...store.engine import Store
-from ...store.tables import EvaluationRow
+from ...store.tables import EvaluationRow, RunRow
 from ...tracking.evaluations import latest_evaluation
 
 # %% auto #0
@@ -122,7 +122,7 @@ def category_figures(
     }
 
 # %% ../../../nbs/serve/pages/50_runs.ipynb #17a6c433
-def _files(run: QueuedRun) -> list[Any]:
+def _files(run: RunRow) -> list[Any]:
     try:
         folder = run_files(run)
     except PathError:
@@ -132,7 +132,7 @@ def _files(run: QueuedRun) -> list[Any]:
 
 def state_facts(
     store: Store,  # Database to read from
-    run: QueuedRun,  # Any
+    run: RunRow,  # Any
 ) -> dict[str, Any]:  # Variables of `run_state.html`
     """Say how a run stands.
 
