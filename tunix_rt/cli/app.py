@@ -178,7 +178,7 @@ OLD_OPTIONS = {
         "--seq-length": "--seq-length",
         "--batch-size": "--batch-size",
         "--micro-batch-size": "--micro-batch-size",
-        "--optimizer": "--optimizer",
+        "--optimiser": "--optimizer",
         "--scan-layers": "--scan-layers",
         "--no-scan-layers": "--no-scan-layers",
     },
