@@ -175,12 +175,12 @@ OLD_OPTIONS = {
     "kaggle": {"--into": "--output"},
     "tune": {"--at-a-time": "--max-concurrent", "--here": "--work", "--search": "--space"},
     "doctor": {
-        "--seq-length": "--seq-length",
-        "--batch-size": "--batch-size",
-        "--micro-batch-size": "--micro-batch-size",
+        "--row-tokens": "--seq-length",
+        "--batch-rows": "--batch-size",
+        "--slice-rows": "--micro-batch-size",
         "--optimiser": "--optimizer",
-        "--scan-layers": "--scan-layers",
-        "--no-scan-layers": "--no-scan-layers",
+        "--stacked": "--scan-layers",
+        "--no-stacked": "--no-scan-layers",
     },
 }
 
