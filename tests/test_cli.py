@@ -13,8 +13,11 @@ from nbformat.v4 import new_code_cell, new_notebook
 from serving import accept_ctrl_c
 
 from tunix_rt.cli.app import main
+from tunix_rt.cli.pipelines import run_notebook
 from tunix_rt.core.settings import settings
+from tunix_rt.runs.execute import execute
 from tunix_rt.runs.folder import read_run
+from tunix_rt.runs.pipelines import check_parameters
 
 ASK = 'steps: int = 3  # How far to count\nrun_dir: str = ""  # The run folder'
 OPEN = (
@@ -132,6 +135,14 @@ def test_run_then_show(root: Path, typed: Typed):
     assert code == 0 and "status    completed" in output
     code, _, errors = typed("run count.ipynb -p steps=4 --run-dir outputs/four")
     assert code == 1 and "is not overwritten" in errors
+
+
+def test_a_run_is_checked_once_and_executed_once(root: Path, count_calls):
+    checks, entries = count_calls(check_parameters), count_calls(execute)
+    run_notebook("count.ipynb", {"steps": "4"}, run_dir="outputs/given")
+    assert (len(checks), len(entries)) == (1, 1)
+    run_notebook("count.ipynb", {"steps": "4"}, resume=True)  # it looks for an unfinished one
+    assert (len(checks), len(entries)) == (2, 2)
 
 
 def test_failed_run_says_why_and_how_to_go_on_and_a_full_disk_is_explained(

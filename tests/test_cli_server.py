@@ -27,6 +27,7 @@ from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import build_dataset
 from tunix_rt.jobs.queue import get_queued, list_queued
 from tunix_rt.runs.folder import start_run
+from tunix_rt.runs.pipelines import check_parameters
 from tunix_rt.scoring.predictions import make_prediction, write_predictions
 from tunix_rt.store.engine import open_store
 from tunix_rt.traces.schema import Trace
@@ -154,12 +155,14 @@ def test_a_backup_comes_back_elsewhere(shared, typed, monkeypatch):
 # Queue and workers
 
 
-def test_asked_for_taken_listed_and_cancelled(shared, typed, database_url):
+def test_asked_for_taken_listed_and_cancelled(shared, typed, database_url, count_calls):
+    checks = count_calls(check_parameters)
     code, output, _ = typed("queue count.ipynb -p steps=4 --model-id counter")
-    assert code == 0
+    assert code == 0 and len(checks) == 1
     run_id = UUID(output.split()[0])
     code, output, errors = typed("worker --once")
     assert code == 0 and "did one run" in output and f"{run_id}: completed" in errors
+    assert len(checks) == 2  # a worker comes later, and reads the notebook as it is then
     assert "nothing was waiting" in typed("worker --once")[1]
     code, output, _ = typed("runs --status completed")
     assert code == 0 and re.search(rf"{str(run_id)[:8]}\s+count\s+completed", output)

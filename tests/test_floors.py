@@ -18,13 +18,7 @@ FLOORS = (
     {"client", "cli"},
 )
 LEVEL = {package: level for level, packages in enumerate(FLOORS) for package in packages}
-# What still goes up: a version (name@alias) is resolved where a run is executed or queued, not
-# where a request enters; the worker evaluates what it has run.
-KNOWN = {
-    ("runs.execute", "registry.model_refs"),
-    ("jobs.queue", "registry.model_refs"),
-    ("jobs.worker", "tracking.evaluations"),
-}
+KNOWN: set[tuple[str, str]] = set()  # Imports that still go up
 
 
 def modules() -> dict[str, set[str]]:

@@ -3,13 +3,17 @@
 from contextlib import closing
 
 import nbformat
+import pytest
 
+from tunix_rt.core.errors import RunError
 from tunix_rt.core.settings import settings
 from tunix_rt.jobs.queue import enqueue, get_queued
 from tunix_rt.jobs.worker import work
+from tunix_rt.registry.model_refs import pin_spec
 from tunix_rt.registry.models import create_model, set_alias
 from tunix_rt.runs.execute import execute
 from tunix_rt.runs.folder import read_run
+from tunix_rt.runs.run_spec import make_spec
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import ModelVersion, RunRow
 
@@ -47,7 +51,11 @@ def test_a_moved_alias_does_not_change_a_run_that_waits(root, monkeypatch):
                 session.add(row)
             versions[label] = row.id
         set_alias(store, model.id, "champion", versions["v1"])
-        waiting = enqueue(store, pipeline, {"model": "adder@champion"})
+        moving = make_spec(pipeline, {"model": "adder@champion"})
+        for start in (lambda: enqueue(store, moving), lambda: execute(moving, echo=False)):
+            with pytest.raises(RunError, match="Resolve it first"):
+                start()
+        waiting = enqueue(store, pin_spec(moving, store))
         set_alias(store, model.id, "champion", versions["v2"])
         assert work(store, once=True) == 1
 
@@ -58,6 +66,6 @@ def test_a_moved_alias_does_not_change_a_run_that_waits(root, monkeypatch):
         assert facts["model_version"]["asked"] == "adder@champion"
         assert facts["model_version"]["sha256"] == "1" * 64
 
-        at_once = execute(pipeline, {"model": "adder@champion"}, echo=False)
+        at_once = execute(pin_spec(moving), echo=False)
         assert at_once.facts["model_version"]["version"] == "adder@v2"
         assert at_once.parameters["model"] == "outputs/models/" + "2" * 64

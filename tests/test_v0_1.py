@@ -59,7 +59,7 @@ TRAINING = {  # Of finished, interrupted and killed, and of the run that waits
     "validation_traces": 4,
     "checkpoint_every": 1000, "validate_every": 100, "log_every": 10,
 }  # fmt: skip
-SEARCHED = {"seq_length", "grad_clip", "final_lr_ratio", "optimizer", "learning_rate"}
+SEARCHED = {"row_tokens", "clip", "final_rate", "optimiser", "learning_rate"}
 SENT_ONCE = (
     b'{"prompt": "What is 2 + 2?", "final_answer": "4", '
     b'"steps": [{"i": 0, "type": "sum", "content": "2 + 2 = 4"}]}'
@@ -249,7 +249,7 @@ def test_everything_in_the_database_is_listed(root, store):
     ]  # fmt: skip
     [worked] = [r for r in known if r.worker == "worker-1" and r.pipeline == "train"]
     printed = "".join(line.chunk for line in read_printed(store, worked.id))
-    assert "parity-v1: 20 traces to train on" in printed
+    assert "parity-v1: 20 traces to learn from" in printed
     assert printed.endswith(get_queued(store, worked.id).stdout[-100:])
     assert all(read_run(run.path).run_id == str(run.id) for run in known if run.folder)
 
@@ -283,10 +283,10 @@ def test_a_search_keeps_its_trials_and_another_begins(store):
     assert advance_jobs(store) == 1
     [trial] = get_job(store, later.id).trials
     asked = get_queued(store, trial.run_id).parameters
-    assert set(trial.params) == {"batch_size", "seq_length", "optimizer", "final_lr_ratio"}
+    assert set(trial.params) == {"batch_size", "row_tokens", "optimiser", "final_rate"}
     assert asked["batch_size"] == trial.params["batch_size"] and asked["seq_length"] == 64
     assert (asked["micro_batch_size"], asked["grad_clip"], asked["scan_layers"]) == (2, 0.5, True)
-    assert asked["final_lr_ratio"] == trial.params["final_lr_ratio"]
+    assert asked["final_lr_ratio"] == trial.params["final_rate"]
 
 
 def test_a_promoted_model_answers_to_its_alias(store):

@@ -184,12 +184,12 @@ OLD_OPTIONS = {
     "kaggle": {"--into": "--output"},
     "tune": {"--at-a-time": "--max-concurrent", "--here": "--work", "--search": "--space"},
     "doctor": {
-        "--seq-length": "--seq-length",
-        "--batch-size": "--batch-size",
-        "--micro-batch-size": "--micro-batch-size",
-        "--optimizer": "--optimizer",
-        "--scan-layers": "--scan-layers",
-        "--no-scan-layers": "--no-scan-layers",
+        "--row-tokens": "--seq-length",
+        "--batch-rows": "--batch-size",
+        "--slice-rows": "--micro-batch-size",
+        "--optimiser": "--optimizer",
+        "--stacked": "--scan-layers",
+        "--no-stacked": "--no-scan-layers",
     },
 }
 

@@ -135,14 +135,14 @@ def push(
     from tunix_rt.kaggle.submission import Submission, write_submission
     from tunix_rt.kaggle.upload import kaggle_client, upload_all
     from tunix_rt.runs.lookup import find_run
-    from tunix_rt.runs.pipelines import check_parameters, find_pipeline
+    from tunix_rt.runs.run_spec import make_spec
 
     api = None if dry_run else kaggle_client()
     typed = assignments(parameter, "--parameter")
     submission = Submission(
         owner=owner_of(owner, api),
         title=title,
-        parameters=check_parameters(find_pipeline(SUBMISSION), typed, as_text=True),
+        parameters=make_spec(SUBMISSION, typed, as_text=True),
         accelerator=accelerator,
         internet=internet,
         private=not public,

@@ -16,17 +16,12 @@ from typer.core import TyperCommand
 from .data import assignments
 from .show import TYPED, columns, way_on
 from ..core.errors import TunixError
+from ..registry.model_refs import pin_spec
 from ..runs.execute import RunCancelled, execute
 from ..runs.folder import Run
 from ..runs.lookup import unfinished_run
-from tunix_rt.runs.pipelines import (
-    check_parameters,
-    find_pipeline,
-    pipeline_name,
-    read_parameters,
-    read_summary,
-    with_defaults,
-)
+from ..runs.pipelines import pipeline_name, read_parameters, read_summary
+from ..runs.run_spec import make_spec
 
 # %% auto #0
 __all__ = ['Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending', 'run_notebook',
@@ -119,7 +114,7 @@ def run_notebook(
     run_dir: str = "",  # Run folder; "" for a new one
     resume: bool = False,  # True to resume the newest unfinished run with the same parameters
 ) -> None:
-    """Execute a notebook from the command line.
+    """Execute a notebook for somebody at a terminal.
 
     Args:
         name: Verb, or path of a notebook
@@ -127,15 +122,14 @@ def run_notebook(
         run_dir: Run folder; "" for a new one
         resume: True to resume the newest unfinished run with the same parameters
     """
-    notebook = find_pipeline(name)
-    if resume and not run_dir and "run_dir" not in parameters:
-        asked = with_defaults(notebook, check_parameters(notebook, parameters, as_text=True))
-        unfinished = unfinished_run(pipeline_name(notebook), asked)
+    spec = pin_spec(make_spec(name, parameters, as_text=True))
+    if resume and not run_dir and "run_dir" not in spec.given:
+        unfinished = unfinished_run(spec.pipeline, spec.parameters)
         if unfinished is not None:
             typer.echo(f"resuming {unfinished.folder}, which is unfinished")
             run_dir = str(unfinished.folder)
     try:
-        run = execute(notebook, parameters, run_dir, as_text=True)
+        run = execute(spec, run_dir=run_dir)
     except RunCancelled as stopped:
         typer.echo(f"\ncancelled; to resume it:\n  {way_on(stopped.run)}", err=True)
         raise typer.Exit(130) from None

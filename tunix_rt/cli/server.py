@@ -5,6 +5,8 @@
 # %% ../../nbs/cli/40_server.ipynb #8cbafc4d
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,11 +19,12 @@ from .show import columns
 from ..core.errors import RunError
 from ..core.logging import log_to_stderr
 from ..core.settings import resolve, settings
+from ..registry.model_refs import pin_spec
 from ..runs.folder import RECORD
-from ..runs.pipelines import check_parameters, find_pipeline
+from ..runs.run_spec import RunSpec, make_spec
 
 if TYPE_CHECKING:
-    from tunix_rt.jobs.queue import QueuedRun
+    from tunix_rt.store.tables import RunRow
 
 # %% auto #0
 __all__ = ['missing_extra', 'serve', 'worker', 'portable', 'queue', 'key_figure', 'runs', 'cancel']
@@ -83,10 +86,13 @@ def worker(
     Example: tunix-rt worker
     """
     from tunix_rt.jobs.worker import work
+    from tunix_rt.tracking.evaluations import score_completed
     from tunix_rt.tuning.controller import advance_jobs, advancing
 
     log_to_stderr()
-    options: dict[str, Any] = {"worker": name or None, "lease_seconds": lease_seconds}
+    options: dict[str, Any] = {
+        "worker": name or None, "lease_seconds": lease_seconds, "on_completed": score_completed,
+    }  # fmt: skip
     with opened() as store:
         if not once:
             with advancing(store):
@@ -99,20 +105,21 @@ def worker(
 
 # %% ../../nbs/cli/40_server.ipynb #eeca9cb8
 def portable(
-    pipeline: str,  # Verb, or path
-) -> str:  # Name that a worker resolves to the same notebook
-    """Make the name of a pipeline independent of the current folder.
+    spec: RunSpec,  # Of a verb, or of a path as it was typed here
+) -> RunSpec:  # With a name that means the same to a worker
+    """Name a pipeline for somebody who is elsewhere.
 
     Args:
-        pipeline: Verb, or path
+        spec: Of a verb, or of a path as it was typed here
 
     Returns:
-        Name that a worker resolves to the same notebook
+        With a name that means the same to a worker
     """
-    if not pipeline.endswith(".ipynb"):
-        return pipeline
-    notebook, root = find_pipeline(pipeline).resolve(), settings().root.resolve()
-    return str(notebook.relative_to(root) if notebook.is_relative_to(root) else notebook)
+    if not spec.name.endswith(".ipynb"):
+        return spec
+    notebook, root = spec.notebook.resolve(), settings().root.resolve()
+    name = notebook.relative_to(root) if notebook.is_relative_to(root) else notebook
+    return replace(spec, name=str(name))
 
 
 def queue(
@@ -131,14 +138,12 @@ def queue(
     """
     from tunix_rt.jobs.queue import enqueue
 
-    name = portable(pipeline)
     given = assignments(parameter, "--parameter")
-    asked = check_parameters(find_pipeline(name), given, as_text=True)
+    spec = portable(make_spec(pipeline, given, as_text=True))
     with opened() as store:
         run = enqueue(
             store,
-            name,
-            asked,
+            pin_spec(spec, store),
             mode="dry-run" if dry_run else "local",
             model_id=model_id or None,
             parent_run_id=stored_run(store, parent) if parent else None,
@@ -151,12 +156,12 @@ def queue(
 
 # %% ../../nbs/cli/40_server.ipynb #69141e37
 def key_figure(
-    run: QueuedRun,  # Run from the queue
+    run: RunRow,  # Any
 ) -> str | None:  # Such as "loss 0.41"; None when there is none
     """Choose the metric to show in a list.
 
     Args:
-        run: Run from the queue
+        run: Any
 
     Returns:
         Such as "loss 0.41"; None when there is none

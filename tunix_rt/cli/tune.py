@@ -19,11 +19,11 @@ from .show import columns
 from ..core.errors import MissingError, RunError, TunixError
 from ..core.files import parse_json, read_json
 from ..core.logging import log_to_stderr
-from ..runs.pipelines import check_parameters, find_pipeline
+from ..runs.run_spec import make_spec
 
 if TYPE_CHECKING:
     from tunix_rt.store.engine import Store
-    from tunix_rt.tuning.jobs import TuningJobView
+    from tunix_rt.store.tables import TuningJob
 
 # %% auto #0
 __all__ = ['WIDE', 'Search', 'dimension', 'job_text', 'tune', 'tuning']
@@ -84,20 +84,24 @@ def _from_file(
 # %% ../../nbs/cli/50_tune.ipynb #8807ce22
 def _work_on(
     store: Store,  # Database with the job
-    job: TuningJobView,  # Running job
+    job: TuningJob,  # Running
 ) -> None:
     from tunix_rt.jobs.worker import work
+    from tunix_rt.tracking.evaluations import score_completed
     from tunix_rt.tuning.controller import advance_jobs, advancing
     from tunix_rt.tuning.jobs import get_job
+
+    def ended() -> bool:
+        return get_job(store, job.id).status != "running"
 
     log_to_stderr()
     advance_jobs(store)
     with advancing(store, seconds=1.0):
-        work(store, until=lambda: get_job(store, job.id).status != "running", poll_seconds=0.5)
+        work(store, until=ended, poll_seconds=0.5, on_completed=score_completed)
 
 # %% ../../nbs/cli/50_tune.ipynb #1767bfde
 def job_text(
-    job: TuningJobView,  # Job with its trials
+    job: TuningJob,  # Job with its trials
 ) -> str:  # A screen of text
     """Describe a search.
 
@@ -170,14 +174,14 @@ def tune(
     if name.endswith(".json"):
         asked = _from_file(name)
     else:
-        given, verb = assignments(parameter, "--parameter"), portable(pipeline)
+        given = assignments(parameter, "--parameter")
         spaces = assignments(search, "--space")
         asked = {
             "name": name, "dataset_key": dataset, "base_model_id": model, "metric_name": metric,
             "metric_mode": mode, "num_samples": trials, "max_concurrent_trials": max_concurrent,
             "search_space": {key: dimension(key, text) for key, text in spaces.items()},
-            "pipeline": verb, "sampler": sampler, "prune": prune, "seed": seed,
-            "parameters": check_parameters(find_pipeline(verb), given, as_text=True),
+            "spec": portable(make_spec(pipeline, given, as_text=True)),
+            "sampler": sampler, "prune": prune, "seed": seed,
             "evaluation_set": evaluation_set or None,
         }  # fmt: skip
     with opened() as store:
@@ -193,8 +197,8 @@ def tune(
 # %% ../../nbs/cli/50_tune.ipynb #e95aa797
 def _find_job(
     store: Store,  # Database to search
-    name: str,  # Beginning of an id, or name of a search
-) -> TuningJobView:  # Newest match
+    name: str,  # Beginning of an id, or the name of a search
+) -> TuningJob:  # The newest that fits
     from tunix_rt.tuning.jobs import get_job, list_jobs
 
     for job in list_jobs(store, limit=1000).jobs:

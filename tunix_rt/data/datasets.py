@@ -38,7 +38,7 @@ from ..traces.schema import Trace, read_traces, trace_lines
 __all__ = ['T', 'SHIPPED', 'REQUIRED', 'CHARACTERS_PER_TOKEN', 'FRAME_TOKENS', 'dataset_key', 'part_name', 'part_fingerprint',
            'Dataset', 'shipped_folder', 'dataset_folder', 'dataset_folders', 'is_shipped', 'dataset_names',
            'load_dataset', 'make_files', 'disk_full_explained', 'same_or_refuse', 'put_in_place', 'build_dataset',
-           'Overlap', 'overlap', 'check_no_overlap', 'estimate_steps', 'freeze_recipe']
+           'estimate_steps', 'freeze_recipe']
 
 # %% ../../nbs/data/45_datasets.ipynb #1421b26d
 def dataset_key(
@@ -494,64 +494,6 @@ def build_dataset(
             provenance=provenance or {},
         )
         return put_in_place(Path(bench), inside(home, key), manifest)
-
-# %% ../../nbs/data/45_datasets.ipynb #33b050d8
-@dataclass(frozen=True)
-class Overlap:
-    """A trace to train on that the evaluation set asks about.
-
-    Attributes:
-        reason: "fingerprint" or "prompt"
-    """
-
-    trace_id: UUID
-    prompt: str
-    reason: str  # "fingerprint" or "prompt"
-
-
-def overlap(
-    training: Iterable[Trace],  # A dataset or any traces; streamed
-    evaluation: Iterable[Trace],  # A dataset or any traces; digests are kept
-) -> list[Overlap]:  # Clashes in the order of the training set
-    """Find what two sets of traces have in common.
-
-    Args:
-        training: A dataset or any traces; streamed
-        evaluation: A dataset or any traces; digests are kept
-
-    Returns:
-        Clashes in the order of the training set
-    """
-    ids: set[bytes] = set()
-    prompts: set[bytes] = set()
-    for trace in evaluation:
-        ids.add(trace.id.bytes)
-        prompts.add(prompt_digest(trace.prompt))
-    clashes = []
-    for trace in training:
-        if prompt_digest(trace.prompt) in prompts:
-            reason = "fingerprint" if trace.id.bytes in ids else "prompt"
-            clashes.append(Overlap(trace.id, trace.prompt, reason))
-    return clashes
-
-
-def check_no_overlap(
-    training: Iterable[Trace],  # A dataset or any traces
-    evaluation: Iterable[Trace],  # A dataset or any traces
-) -> None:
-    """Refuse to train on what will be asked.
-
-    Args:
-        training: A dataset or any traces
-        evaluation: A dataset or any traces
-    """
-    clashes = overlap(training, evaluation)
-    if clashes:
-        examples = "; ".join(repr(clash.prompt[:80]) for clash in clashes[:3])
-        raise DatasetError(
-            f"{len(clashes)} traces of the training set ask what the evaluation set asks, such as "
-            f"{examples}. A score would measure memory; leave them out of one of the two."
-        )
 
 # %% ../../nbs/data/45_datasets.ipynb #5c71eca6
 CHARACTERS_PER_TOKEN = 3.0  # Estimate for English and sums

@@ -16,11 +16,11 @@ from sqlalchemy import select, update
 
 from ..core.errors import RunError
 from ..core.settings import resolve, settings
-from .queue import ENDED, QueuedRun, end_row, moment, view
+from .queue import end_row, moment, with_current_names
 from ..runs.folder import AT_WORK
 from ..runs.pipelines import pipeline_name
 from ..store.engine import Store
-from ..store.tables import RunRow
+from ..store.tables import ENDED, RunRow
 
 # %% auto #0
 __all__ = ['BACKOFF', 'LONGEST_BACKOFF', 'Claim', 'folder_for', 'claim', 'renew', 'requeue', 'record_result', 'expire_leases']
@@ -30,7 +30,7 @@ __all__ = ['BACKOFF', 'LONGEST_BACKOFF', 'Claim', 'folder_for', 'claim', 'renew'
 class Claim:
     "A run that a worker holds, with the token that proves it."
 
-    run: QueuedRun
+    run: RunRow
     token: str
     worker: str
     lease_seconds: float
@@ -85,7 +85,7 @@ def claim(
         row.started_at = row.started_at or at
         row.lease_until = at + timedelta(seconds=lease_seconds)
         row.folder = row.folder or folder_for(row)
-        return Claim(view(row), row.attempt_token, worker, lease_seconds)
+        return Claim(with_current_names(row), row.attempt_token, worker, lease_seconds)
 
 # %% ../../nbs/jobs/20_leases.ipynb #821244d3
 def renew(

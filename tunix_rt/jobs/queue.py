@@ -7,95 +7,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm.attributes import set_committed_value
 
 from ..core.errors import MissingError, RunError, TunixError
 from ..core.files import canonical_json, json_fault
 from ..core.settings import resolve, settings
 from ..data.datasets import dataset_folder, load_dataset
-from ..registry.model_refs import pin_parameters
 from ..runs.old_names import with_new_names
-from tunix_rt.runs.pipelines import (
-    check_parameters,
-    find_pipeline,
-    pipeline_name,
-    read_parameters,
-    with_defaults,
-)
+from ..runs.run_spec import RunSpec, make_spec, require_pinned
 from ..store.engine import Store
-from ..store.tables import MODES, STATUSES, RunRow, now
+from ..store.tables import ENDED, MODES, STATUSES, RunRow, now
 
 # %% auto #0
-__all__ = ['ENDED', 'COLUMNS', 'LIGHT', 'QueuedRun', 'get_queued', 'view', 'moment', 'enqueue', 'RunPage', 'list_queued', 'Tally',
-           'tally_runs', 'end_row', 'request_cancel']
-
-# %% ../../nbs/jobs/10_queue.ipynb #daba5526
-ENDED = ("completed", "failed", "timeout", "cancelled")  # Final states of a run
-
-
-@dataclass(frozen=True)
-class QueuedRun:
-    "A snapshot of a run's row."
-
-    id: UUID
-    pipeline: str
-    mode: str
-    status: str
-    dataset_key: str | None
-    model_id: str | None
-    parent_run_id: UUID | None
-    parameters: dict[str, Any]
-    request: dict[str, Any]
-    folder: str | None
-    metrics: dict[str, Any] | None
-    exit_code: int | None
-    message: str | None
-    stdout: str
-    stderr: str
-    queued_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    duration_seconds: float | None
-    timeout_seconds: float | None
-    attempts: int
-    max_attempts: int
-    worker: str | None
-    lease_until: datetime | None
-    cancel_requested_at: datetime | None
-    last_seq: int
-
-    def __post_init__(self) -> None:
-        # A row of version 0.1 has the parameter names of 0.1
-        named = with_new_names(self.pipeline, self.parameters)
-        object.__setattr__(self, "parameters", named)
-
-    @property
-    def ended(self) -> bool:
-        "Whether its status is final."
-        return self.status in ENDED
-
-    @property
-    def path(self) -> Path | None:
-        "Run folder on this machine, which may not exist yet."
-        return None if self.folder is None else resolve(self.folder)
+__all__ = ['with_current_names', 'get_queued', 'moment', 'enqueue', 'RunPage', 'list_queued', 'Tally', 'tally_runs', 'end_row',
+           'request_cancel']
 
 # %% ../../nbs/jobs/10_queue.ipynb #a4aaa197
-COLUMNS = [getattr(RunRow, field.name) for field in fields(QueuedRun)]
-LIGHT = [column for column in COLUMNS if column.key not in ("stdout", "stderr")]
+def with_current_names(
+    row: RunRow,  # Loaded row
+) -> RunRow:  # The same; what is in the database stays as it is
+    """Give the parameters of a run their names of today.
+
+    Args:
+        row: Loaded row
+
+    Returns:
+        The same; what is in the database stays as it is
+    """
+    set_committed_value(row, "parameters", with_new_names(row.pipeline, row.parameters))
+    return row
 
 
 def get_queued(
     store: Store,  # Database to read
     run_id: UUID,  # Id of the run
-) -> QueuedRun:  # Run in its current state
+) -> RunRow:  # Run in its current state
     """Read one run.
 
     Args:
@@ -106,77 +60,64 @@ def get_queued(
         Run in its current state
     """
     with store.reading() as session:
-        row = session.execute(select(*COLUMNS).where(RunRow.id == run_id)).first()
+        row = session.get(RunRow, run_id)
     if row is None:
         raise MissingError(f"there is no run {run_id}; list the runs to see which there are")
-    return QueuedRun(**row._mapping)
-
-
-def view(
-    row: RunRow,  # Row in a session
-) -> QueuedRun:  # A copy
-    """Copy a row into a `QueuedRun`.
-
-    Args:
-        row: Row in a session
-
-    Returns:
-        A copy
-    """
-    return QueuedRun(**{column.key: getattr(row, column.key) for column in COLUMNS})
+    return with_current_names(row)
 
 # %% ../../nbs/jobs/10_queue.ipynb #714a663e
 def _checked(
-    pipeline: str,  # Requested pipeline
+    pipeline: RunSpec | str,  # Requested pipeline
     parameters: Mapping[str, Any],  # Requested parameters
     mode: str,  # Requested mode
-) -> tuple[Path, dict[str, Any]]:  # The notebook, and the parameters
+) -> RunSpec:
     if mode not in MODES:
         raise RunError(f"the mode is {mode!r}; choose one of {', '.join(MODES)}")
-    notebook = find_pipeline(pipeline)
-    if len(pipeline) > 128:
-        raise RunError(f"the name {pipeline[:40]!r}... has over 128 characters; use a shorter path")
-    if "run_dir" in parameters:
+    if "run_dir" in (pipeline.given if isinstance(pipeline, RunSpec) else parameters):
         raise RunError(
             "run_dir is among the parameters, and a queued run gets its folder from the queue; "
             "leave it out"
         )
-    return notebook, check_parameters(notebook, parameters)
+    spec = make_spec(pipeline, parameters)
+    if len(spec.name) > 128:
+        raise RunError(
+            f"the name {spec.name[:40]!r}... has over 128 characters; use a shorter path"
+        )
+    require_pinned(spec)
+    return spec
 
 # %% ../../nbs/jobs/10_queue.ipynb #a7fc4e5f
 def _dataset(
-    notebook: Path,  # Notebook whose parameters and defaults apply
-    given: dict[str, Any],  # Checked parameters
+    spec: RunSpec,  # Says whether there is such a parameter, and its value
     key: str | None,  # Requested dataset
-) -> tuple[dict[str, Any], str | None]:  # Both, in agreement
-    declared = "dataset" in read_parameters(notebook)
-    named = with_defaults(notebook, given).get("dataset") if declared else None
-    if declared and key is not None and given.get("dataset", key) != key:
+) -> tuple[RunSpec, str | None]:  # Both, in agreement
+    declared = "dataset" in spec.declared
+    named = spec.parameters.get("dataset") if declared else None
+    if declared and key is not None and spec.given.get("dataset", key) != key:
         raise RunError(
-            f"the run is asked for dataset {key!r} and its parameter says {given['dataset']!r}; "
-            f"name one of them"
+            f"the run is asked for dataset {key!r} and its parameter says "
+            f"{spec.given['dataset']!r}; name one of them"
         )
     if declared and key is not None:
-        given = given | {"dataset": key}
+        spec = spec.with_given(dataset=key)
     wanted = key or named
     if not isinstance(wanted, str) or not wanted:
-        return given, None
+        return spec, None
     path = key is None and "/" in wanted
     folder = dataset_folder(wanted, None if path else resolve(settings().datasets))
     if not (folder / "manifest.json").is_file():
         raise MissingError(
             f"there is no dataset {wanted!r}; build it first, or name one of those there are"
         )
-    return given, None if path else wanted[:200]
+    return spec, None if path else wanted[:200]
 
 # %% ../../nbs/jobs/10_queue.ipynb #89c96d4f
 def _rehearse(
-    pipeline: str,  # Requested pipeline
-    everything: Mapping[str, Any],  # Parameters, defaults too
+    spec: RunSpec,  # Run as it was requested
 ) -> dict[str, Any]:  # Final values of the row's fields
-    names = [everything.get(name) for name in ("dataset", "evaluation_set")]
-    said = [f"{pipeline} would run with:"]
-    said += [f"  {name} = {canonical_json(value)}" for name, value in everything.items()]
+    names = [spec.parameters.get(name) for name in ("dataset", "evaluation_set")]
+    said = [f"{spec.pipeline} would run with:"]
+    said += [f"  {name} = {canonical_json(value)}" for name, value in spec.parameters.items()]
     trouble = ""
     try:
         for name in names:
@@ -251,50 +192,49 @@ def _keep(
 # %% ../../nbs/jobs/10_queue.ipynb #c196496d
 def enqueue(
     store: Store,  # Target database
-    pipeline: str,  # Verb such as "train", or path of a notebook that workers can read
+    pipeline: RunSpec
+    | str,  # Spec, verb such as "train", or path of a notebook that workers see too
     parameters: Mapping[str, Any] | None = None,  # Values that differ from the defaults
     *,
     mode: str = "local",  # "dry-run" checks and trains nothing
     dataset_key: str | None = None,  # Fills the parameter `dataset`, if there is one
     model_id: str | None = None,  # Name of the model in lists and leaderboards
-    request: Mapping[str, Any] | None = None,  # Original request, stored unchanged
-    parent_run_id: UUID | None = None,  # Id of the parent run
-    timeout_seconds: float | None = None,  # Time limit of one attempt; None is no limit
-    max_attempts: int | None = None,  # Number of attempts; None takes that of the settings
-    run_id: UUID | None = None,  # Id of the run; None generates one
-) -> QueuedRun:  # Pending, or ended if it is a dry run
-    """Queue a run.
+    request: Mapping[str, Any] | None = None,  # Kept as it is, for whoever asked
+    parent_run_id: UUID | None = None,  # The run that this one belongs to
+    timeout_seconds: float | None = None,  # Longest time of one attempt; None is for ever
+    max_attempts: int | None = None,  # That of the settings by default
+    run_id: UUID | None = None,  # None makes one up
+) -> RunRow:  # Waiting; or, if it is a dry run, done
+    """Ask for a run.
 
     Args:
         store: Target database
-        pipeline: Verb such as "train", or path of a notebook that workers can read
+        pipeline: Spec, verb such as "train", or path of a notebook that workers see too
         parameters: Values that differ from the defaults
         mode: "dry-run" checks and trains nothing
         dataset_key: Fills the parameter `dataset`, if there is one
         model_id: Name of the model in lists and leaderboards
-        request: Original request, stored unchanged
-        parent_run_id: Id of the parent run
-        timeout_seconds: Time limit of one attempt; None is no limit
-        max_attempts: Number of attempts; None takes that of the settings
-        run_id: Id of the run; None generates one
+        request: Kept as it is, for whoever asked
+        parent_run_id: The run that this one belongs to
+        timeout_seconds: Longest time of one attempt; None is for ever
+        max_attempts: That of the settings by default
+        run_id: None makes one up
 
     Returns:
-        Pending, or ended if it is a dry run
+        Waiting; or, if it is a dry run, done
     """
-    notebook, given = _checked(pipeline, parameters or {}, mode)
-    given, key = _dataset(notebook, given, dataset_key)
-    given, pinned = pin_parameters(given, store)
+    spec, key = _dataset(_checked(pipeline, parameters or {}, mode), dataset_key)
     _limits(timeout_seconds, max_attempts, model_id, request or {})
-    version = (pinned.get("model_version") or {}).get("version")
+    version = (spec.pinned.get("model_version") or {}).get("version")
     model_id = model_id or (version and version[:256])
     row = RunRow(
-        id=run_id or uuid4(), pipeline=pipeline, mode=mode, dataset_key=key, model_id=model_id,
-        parameters=given, request={**(request or {}), **pinned}, parent_run_id=parent_run_id,
-        timeout_seconds=timeout_seconds, max_attempts=max_attempts or settings().max_attempts,
+        id=run_id or uuid4(), pipeline=spec.name, mode=mode, dataset_key=key, model_id=model_id,
+        parameters=dict(spec.given), request={**(request or {}), **spec.pinned},
+        parent_run_id=parent_run_id, timeout_seconds=timeout_seconds,
+        max_attempts=max_attempts or settings().max_attempts,
     )  # fmt: skip
     if mode == "dry-run":
-        outcome = _rehearse(pipeline_name(notebook), with_defaults(notebook, given))
-        for name, value in outcome.items():
+        for name, value in _rehearse(spec).items():
             setattr(row, name, value)
     _keep(store, row)
     return get_queued(store, row.id)
@@ -305,10 +245,11 @@ class RunPage:
     """A page of runs.
 
     Attributes:
+        runs: Without what they printed
         next_offset: None at the end
     """
 
-    runs: list[QueuedRun]
+    runs: list[RunRow]  # Without what they printed
     next_offset: int | None  # None at the end
 
 
@@ -351,10 +292,14 @@ def list_queued(
     order = (RunRow.queued_at.desc(), RunRow.id.desc())
     ids = select(RunRow.id).where(*conditions).order_by(*order).offset(offset).limit(limit + 1)
     page = ids.subquery()
-    query = select(*LIGHT).join(page, page.c.id == RunRow.id).order_by(*order)
+    query = select(RunRow).options(defer(RunRow.stdout), defer(RunRow.stderr))
+    query = query.join(page, page.c.id == RunRow.id).order_by(*order)
     with store.reading() as session:
-        rows = session.execute(query).all()
-    runs = [QueuedRun(**row._mapping, stdout="", stderr="") for row in rows[:limit]]
+        rows = session.scalars(query).all()
+    runs = [with_current_names(row) for row in rows[:limit]]
+    for row in runs:
+        set_committed_value(row, "stdout", "")
+        set_committed_value(row, "stderr", "")
     return RunPage(runs, offset + limit if len(rows) > limit else None)
 
 # %% ../../nbs/jobs/10_queue.ipynb #e1f9750a
@@ -418,15 +363,15 @@ def end_row(
 def request_cancel(
     store: Store,  # Database of the run
     run_id: UUID,  # Id of the run
-) -> QueuedRun:  # Cancelled, or cancel_requested
-    """Cancel a run, or ask its worker to stop.
+) -> RunRow:  # Cancelled, or about to be
+    """Ask a run to stop.
 
     Args:
         store: Database of the run
         run_id: Id of the run
 
     Returns:
-        Cancelled, or cancel_requested
+        Cancelled, or about to be
     """
     get_queued(store, run_id)
     with store.writing() as session:

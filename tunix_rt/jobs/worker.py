@@ -14,22 +14,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
-from uuid import UUID
 
-from ..core.errors import MissingError, TunixError
+from ..core.errors import TunixError
 from ..core.settings import settings
 from .leases import Claim, claim, expire_leases, record_result, renew, requeue
 from .logs import AWAY, LogStream, tail
 from ..runs.execute import GRACE, RunCancelled, RunFailed, execute
 from ..runs.folder import RECORD, Run, read_run
 from ..runs.lock import held
+from ..runs.run_spec import make_spec
 from ..store.engine import Store
-from ..store.tables import RunRow
 from ..training.preemption import catch_signals
 
 # %% auto #0
-__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'Heartbeat', 'Outcome', 'attempt_run', 'retry_until',
-           'record_outcome', 'score_completed', 'run_claim', 'work']
+__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'OnCompleted', 'Heartbeat', 'Outcome', 'attempt_run',
+           'retry_until', 'record_outcome', 'run_claim', 'work']
 
 # %% ../../nbs/jobs/40_worker.ipynb #2dec61cc
 log = logging.getLogger("tunix_rt.worker")
@@ -115,10 +114,11 @@ def attempt_run(
         if (folder / RECORD).is_file() and (run := read_run(folder)).completed:
             run.write_checksums()
             return Outcome("completed", "it was done already", run)
+        pinned = {name: asked.request[name] for name in PINNED if name in asked.request}
         run = execute(
-            asked.pipeline, asked.parameters, folder, echo=False, run_id=str(asked.id),
-            max_seconds=asked.timeout_seconds, on_output=on_output, grace_seconds=grace_seconds,
-            facts={name: asked.request[name] for name in PINNED if name in asked.request},
+            make_spec(asked.pipeline, asked.parameters, pinned=pinned), None, folder, echo=False,
+            run_id=str(asked.id), max_seconds=asked.timeout_seconds, on_output=on_output,
+            grace_seconds=grace_seconds,
         )  # fmt: skip
     except RunFailed as failure:
         return _from_failure(failure)
@@ -197,48 +197,25 @@ def record_outcome(
     )  # fmt: skip
 
 # %% ../../nbs/jobs/40_worker.ipynb #2f739610
-def score_completed(
-    store: Store,  # Database of the run
-    run: Run,  # Completed run that is in the store
-) -> None:
-    """Score a completed run, unless it has an evaluation.
-
-    Args:
-        store: Database of the run
-        run: Completed run that is in the store
-    """
-    from tunix_rt.tracking.evaluations import latest_evaluation, record_evaluation
-
-    try:
-        latest_evaluation(store, UUID(run.run_id))
-    except MissingError:
-        pass
-    else:
-        return
-    try:
-        record_evaluation(store, UUID(run.run_id))
-    except TunixError as error:
-        log.warning("the run %s is completed, and not scored: %s", run.run_id, error)
-        with store.writing() as session:
-            row, said = session.get_one(RunRow, UUID(run.run_id)), f"; not scored: {error}"
-            if said not in (row.message or ""):
-                row.message = f"{row.message}{said}"
+OnCompleted = Callable[[Store, Run], None]  # Called with a completed run that the store knows
 
 # %% ../../nbs/jobs/40_worker.ipynb #450e3eda
 def run_claim(
     store: Store,  # Database of the run
-    claim: Claim,  # New claim
-    stopping: Callable[[], bool] = lambda: False,  # True if the worker itself must stop
-) -> Outcome:  # Outcome, recorded unless the store is unreachable
-    """Execute one claimed run and record its outcome.
+    claim: Claim,  # Just taken
+    stopping: Callable[[], bool] = lambda: False,  # True when the worker itself must stop
+    on_completed: OnCompleted | None = None,  # Called when the run is completed
+) -> Outcome:  # Already told to the store
+    """Do one run from beginning to end.
 
     Args:
         store: Database of the run
-        claim: New claim
-        stopping: True if the worker itself must stop
+        claim: Just taken
+        stopping: True when the worker itself must stop
+        on_completed: Called when the run is completed
 
     Returns:
-        Outcome, recorded unless the store is unreachable
+        Already told to the store
     """
     heart, stream = Heartbeat(store, claim), LogStream(store, claim)
 
@@ -256,11 +233,12 @@ def run_claim(
         told = False
     finally:
         heart.stop()
-    if told and outcome.word == "completed" and (run := outcome.run) is not None:
+    run = outcome.run if told and outcome.word == "completed" else None
+    if run is not None and on_completed is not None:
         try:
-            retry_until(lambda: score_completed(store, run))
-        except Exception:  # the result is stored, and the worker has more to do
-            log.exception("the run %s is completed, and could not be scored", run.run_id)
+            retry_until(lambda: on_completed(store, run))
+        except Exception:  # the run is done and safe, and the worker has more to do
+            log.exception("the run %s is completed, and on_completed failed", run.run_id)
     name, kept = f"{claim.run.pipeline} {claim.run.id}", "" if told else ", and that was not kept"
     log.info("%s: %s%s", name, outcome.word, kept)
     return outcome
@@ -291,21 +269,23 @@ def _pause(
 def work(
     store: Store,  # Queue's database
     *,
-    worker: str | None = None,  # Name of the worker; None takes host and process id
-    once: bool = False,  # Execute one run at most, without waiting for one
-    until: Callable[[], bool] | None = None,  # Stop in order once it returns True
-    poll_seconds: float = 1.0,  # Mean seconds between two polls of an empty queue
-    lease_seconds: float | None = None,  # Length of a lease, in seconds; None takes the settings'
+    worker: str | None = None,  # Its name; the host and process by default
+    once: bool = False,  # Do one run at most, and do not wait for it
+    until: Callable[[], bool] | None = None,  # Stop in good order when this says so
+    poll_seconds: float = 1.0,  # Seconds between two looks at an empty queue, roughly
+    lease_seconds: float | None = None,  # That of the settings by default
+    on_completed: OnCompleted | None = None,  # Called with each run that completes, to score it
 ) -> int:  # Number of runs it worked on
     """Claim runs and execute them until stopped.
 
     Args:
         store: Queue's database
-        worker: Name of the worker; None takes host and process id
-        once: Execute one run at most, without waiting for one
-        until: Stop in order once it returns True
-        poll_seconds: Mean seconds between two polls of an empty queue
-        lease_seconds: Length of a lease, in seconds; None takes the settings'
+        worker: Its name; the host and process by default
+        once: Do one run at most, and do not wait for it
+        until: Stop in good order when this says so
+        poll_seconds: Seconds between two looks at an empty queue, roughly
+        lease_seconds: That of the settings by default
+        on_completed: Called with each run that completes, to score it
 
     Returns:
         Number of runs it worked on
@@ -322,7 +302,7 @@ def work(
             taken = _next(store, name, lease)
             if taken is not None:
                 log.info("%s %s: attempt %d", taken.run.pipeline, taken.run.id, taken.run.attempts)
-                run_claim(store, taken, stopping)
+                run_claim(store, taken, stopping, on_completed)
                 done += 1
             if once:
                 break

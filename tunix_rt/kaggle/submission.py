@@ -26,38 +26,48 @@ from tunix_rt.kaggle.metadata import (
 from .session import SUBMISSION, save_session
 from .wheels import check_bundle
 from ..runs.folder import Run
-from ..runs.pipelines import check_parameters, find_pipeline, with_defaults
+from ..runs.run_spec import RunSpec, make_spec
 
 # %% auto #0
-__all__ = ['CODE', 'BASES', 'USAGE', 'render', 'Submission', 'Upload', 'base_source', 'dataset_upload', 'write_model',
-           'write_submission']
+__all__ = ['CODE', 'BASES', 'USAGE', 'submission_spec', 'render', 'Submission', 'Upload', 'base_source', 'dataset_upload',
+           'write_model', 'write_submission']
 
 # %% ../../nbs/kaggle/70_submission.ipynb #0a849438
 CODE = "submission.ipynb"
 
 
+def submission_spec(
+    parameters: RunSpec | Mapping[str, Any],  # Those that differ from the defaults; or checked
+) -> RunSpec:
+    """Check the parameters of the submission's notebook, unless that is done.
+
+    Args:
+        parameters: Those that differ from the defaults; or checked
+    """
+    return parameters if isinstance(parameters, RunSpec) else make_spec(SUBMISSION, parameters)
+
+
 def render(
-    parameters: Mapping[str, Any],  # Parameters that differ from the defaults
-    folder: Path,  # Existing folder
-) -> Path:  # Notebook to upload
+    parameters: RunSpec | Mapping[str, Any],  # Those that differ from the defaults; or checked
+    folder: Path,  # An existing folder
+) -> Path:  # The notebook to be uploaded
     """Write the submission's notebook with its parameters in it.
 
     Args:
-        parameters: Parameters that differ from the defaults
-        folder: Existing folder
+        parameters: Those that differ from the defaults; or checked
+        folder: An existing folder
 
     Returns:
-        Notebook to upload
+        The notebook to be uploaded
     """
     import papermill
 
-    source = find_pipeline(SUBMISSION)
-    given = check_parameters(source, parameters)
+    spec = submission_spec(parameters)
     target = folder / CODE
     papermill.execute_notebook(
-        str(source).replace("{", "{{").replace("}", "}}"),
+        str(spec.notebook).replace("{", "{{").replace("}", "}}"),
         str(target).replace("{", "{{").replace("}", "}}"),
-        given,
+        dict(spec.given),
         prepare_only=True,
         progress_bar=False,
         kernel_name="python3",
@@ -80,7 +90,7 @@ class Submission:
     Attributes:
         owner: Kaggle user name
         title: Title of the notebook, 5 to 50 characters
-        parameters: Notebook parameters
+        parameters: Of the notebook
         accelerator: "tpu", "gpu" or "none"
         bundle: Bundle of wheels
         session: Run to resume
@@ -91,7 +101,7 @@ class Submission:
 
     owner: str  # Kaggle user name
     title: str  # Title of the notebook, 5 to 50 characters
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # Notebook parameters
+    parameters: RunSpec | Mapping[str, Any] = field(default_factory=dict)  # Of the notebook
     accelerator: str = "tpu"  # "tpu", "gpu" or "none"
     internet: bool = False
     private: bool = True
@@ -249,19 +259,18 @@ def write_model(
 # %% ../../nbs/kaggle/70_submission.ipynb #91900f35
 def write_submission(
     submission: Submission,  # Submission to push
-    into: Path,  # Folder to create; must not exist
-) -> list[Upload]:  # Uploads in order
-    """Write everything that goes to Kaggle, checked against its rules.
+    into: Path,  # The folder to create; must not exist
+) -> list[Upload]:  # Uploads in the order in which they must arrive
+    """Write everything that goes to Kaggle, and nothing that breaks its rules.
 
     Args:
         submission: Submission to push
-        into: Folder to create; must not exist
+        into: The folder to create; must not exist
 
     Returns:
-        Uploads in order
+        Uploads in the order in which they must arrive
     """
-    notebook = find_pipeline(SUBMISSION)
-    asked = with_defaults(notebook, check_parameters(notebook, submission.parameters))
+    spec = submission_spec(submission.parameters)
     if submission.bundle is None and not submission.datasets:
         raise KaggleError(
             "the session installs tunix_rt from wheels, and none are given. Make them with "
@@ -269,13 +278,13 @@ def write_submission(
             "earlier push has uploaded with --dataset-source owner/...-wheels"
         )
     with new_folder(into) as folder:
-        uploads = _datasets(submission, asked, folder)
+        uploads = _datasets(submission, spec.parameters, folder)
         attached = [upload.ref for upload in uploads]
         if submission.publish is not None:
             words = (submission.publish, submission.owner, submission.title, folder / "model")
             uploads.append(write_model(*words, private=submission.private))
         (folder / "notebook").mkdir()
-        render(submission.parameters, folder / "notebook")
+        render(spec, folder / "notebook")
         metadata = kernel_metadata(
             submission.owner,
             submission.title,
@@ -283,7 +292,7 @@ def write_submission(
             internet=submission.internet,
             private=submission.private,
             datasets=[*attached, *submission.datasets],
-            models=[*base_source(str(asked["model"])), *submission.models],
+            models=[*base_source(str(spec.parameters["model"])), *submission.models],
         )
         write_metadata("kernel", folder / "notebook", metadata)
         uploads.append(Upload("kernel", folder / "notebook", metadata["id"]))

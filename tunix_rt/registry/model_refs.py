@@ -5,24 +5,22 @@
 # %% ../../nbs/registry/40_model_refs.ipynb #5b7219f0
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ModelError
 from ..core.settings import resolve, settings
+from ..runs.run_spec import RunSpec, match_version
 
 if TYPE_CHECKING:
     from tunix_rt.store.engine import Store
 
 # %% auto #0
-__all__ = ['VERSIONED', 'pin_model', 'pin_parameters']
+__all__ = ['pin_model', 'pin_spec']
 
 # %% ../../nbs/registry/40_model_refs.ipynb #ed31215a
-VERSIONED = re.compile(r"([a-zA-Z0-9._-]{1,256})@([A-Za-z0-9][A-Za-z0-9._-]{0,63})")
-
-
 @contextmanager
 def _known(store: Store | None) -> Iterator[Store]:
     from tunix_rt.store.engine import open_store
@@ -38,20 +36,20 @@ def _known(store: Store | None) -> Iterator[Store]:
 
 # %% ../../nbs/registry/40_model_refs.ipynb #21c1cc56
 def pin_model(
-    model: str,  # Name of a model; most are returned unchanged
-    store: Store | None = None,  # Database of the versions; None opens that of the settings
-) -> tuple[str, dict[str, Any]]:  # Pinned name, and facts for run.json
-    """Resolve a model's name to a version.
+    model: str,  # Any name of a model; most are handed back as they are
+    store: Store | None = None,  # That knows the versions; None opens the one in the settings
+) -> tuple[str, dict[str, Any]]:  # A name that cannot move, and what run.json should say about it
+    """Settle which version a model's name means at this moment.
 
     Args:
-        model: Name of a model; most are returned unchanged
-        store: Database of the versions; None opens that of the settings
+        model: Any name of a model; most are handed back as they are
+        store: That knows the versions; None opens the one in the settings
 
     Returns:
-        Pinned name, and facts for run.json
+        A name that cannot move, and what run.json should say about it
     """
-    named = VERSIONED.fullmatch(model)
-    if named is None or resolve(model).exists():
+    named = match_version(model)
+    if named is None:
         return model, {}
     from tunix_rt.registry.models import find_version, version_folder
 
@@ -75,21 +73,21 @@ def pin_model(
     return str(short), {"model_version": meant}
 
 # %% ../../nbs/registry/40_model_refs.ipynb #0f06c41a
-def pin_parameters(
-    parameters: Mapping[str, Any],  # Run parameters
-    store: Store | None = None,  # Database of the versions; None opens that of the settings
-) -> tuple[dict[str, Any], dict[str, Any]]:  # Pinned parameters, and facts for run.json
-    """Resolve the model that a run starts from.
+def pin_spec(
+    spec: RunSpec,  # Run as it was requested
+    store: Store | None = None,  # That knows the versions; None opens the one in the settings
+) -> RunSpec:  # The same with a model that cannot move, and what run.json should say about it
+    """Settle which version a run is to start from.
 
     Args:
-        parameters: Run parameters
-        store: Database of the versions; None opens that of the settings
+        spec: Run as it was requested
+        store: That knows the versions; None opens the one in the settings
 
     Returns:
-        Pinned parameters, and facts for run.json
+        The same with a model that cannot move, and what run.json should say about it
     """
-    model = parameters.get("model")
+    model = spec.given.get("model")
     if not isinstance(model, str):
-        return dict(parameters), {}
+        return spec
     pinned, facts = pin_model(model, store)
-    return {**parameters, "model": pinned}, facts
+    return replace(spec.with_given(model=pinned), pinned={**spec.pinned, **facts})

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import delete, func, select
@@ -24,38 +23,12 @@ from ..store.engine import Store
 from ..store.tables import ModelAlias, ModelRow, ModelVersion, now
 
 # %% auto #0
-__all__ = ['COLUMNS', 'NAME', 'LABEL', 'VersionView', 'ModelView', 'version_view', 'NameTaken', 'refuse_text', 'refuse_name',
-           'create_model', 'family_row', 'model_row', 'get_model', 'find_model_named', 'ModelPage', 'list_models',
-           'VersionPage', 'get_version', 'list_versions', 'find_version', 'version_folder', 'refuse_alias',
-           'point_alias', 'set_alias', 'remove_alias']
+__all__ = ['COLUMNS', 'NAME', 'LABEL', 'ModelView', 'NameTaken', 'refuse_text', 'refuse_name', 'create_model', 'family_row',
+           'model_row', 'get_model', 'find_model_named', 'ModelPage', 'list_models', 'VersionPage', 'get_version',
+           'list_versions', 'find_version', 'version_folder', 'refuse_alias', 'point_alias', 'set_alias',
+           'remove_alias']
 
 # %% ../../nbs/registry/20_models.ipynb #d343594c
-@dataclass(frozen=True, slots=True)
-class VersionView:
-    """One promoted run.
-
-    Attributes:
-        version: Label, such as "v1"
-        parent_version_id: Id of the version that its run started from
-    """
-
-    id: UUID
-    model_id: UUID
-    model_name: str
-    version: str  # Label, such as "v1"
-    description: str | None
-    source_run_id: UUID
-    parent_version_id: UUID | None  # Id of the version that its run started from
-    status: str
-    metrics: dict[str, Any]
-    config: dict[str, Any]
-    provenance: dict[str, Any]
-    storage_uri: str
-    sha256: str
-    size_bytes: int
-    created_at: datetime
-
-
 @dataclass(frozen=True, slots=True)
 class ModelView:
     """A family of versions.
@@ -70,25 +43,11 @@ class ModelView:
     task_type: str | None
     created_at: datetime
     updated_at: datetime
-    latest_version: VersionView | None
+    latest_version: ModelVersion | None
     aliases: dict[str, str]  # Alias to version label
 
-
-def version_view(
-    row: ModelVersion,  # Stored row
-    model_name: str,  # Name of its model
-) -> VersionView:
-    """Copy a version's row.
-
-    Args:
-        row: Stored row
-        model_name: Name of its model
-    """
-    names = [each.name for each in fields(VersionView) if each.name != "model_name"]
-    return VersionView(model_name=model_name, **{name: getattr(row, name) for name in names})
-
 # %% ../../nbs/registry/20_models.ipynb #fd793a42
-COLUMNS = ("id", "name", "description", "task_type", "created_at", "updated_at")
+COLUMNS = tuple(ModelRow.__table__.columns.keys())
 
 
 def _views(
@@ -111,7 +70,7 @@ def _views(
     return [
         ModelView(
             **{name: getattr(row, name) for name in COLUMNS},
-            latest_version=version_view(latest[row.id], row.name) if row.id in latest else None,
+            latest_version=latest.get(row.id),
             aliases=dict(sorted(named[row.id].items())),
         )
         for row in rows
@@ -311,26 +270,25 @@ class VersionPage:
         next_offset: None at the end
     """
 
-    versions: list[VersionView]
+    versions: list[ModelVersion]
     next_offset: int | None  # None at the end
 
 
 def get_version(
     store: Store,  # Database to read from
     version_id: UUID,  # Id of a version
-) -> VersionView:
+) -> ModelVersion:
     """Read one version.
 
     Args:
         store: Database to read from
         version_id: Id of a version
     """
-    query = select(ModelVersion, ModelRow.name).join(ModelRow, ModelRow.id == ModelVersion.model_id)
     with store.reading() as session:
-        found = session.execute(query.where(ModelVersion.id == version_id)).first()
+        found = session.get(ModelVersion, version_id)
     if found is None:
         raise MissingError(f"there is no model version {version_id}")
-    return version_view(*found)
+    return found
 
 
 def list_versions(
@@ -354,23 +312,22 @@ def list_versions(
     query = select(ModelVersion).where(ModelVersion.model_id == model_id)
     query = query.order_by(ModelVersion.created_at.desc(), ModelVersion.id.desc())
     with store.reading() as session:
-        name = model_row(session, model_id).name
+        model_row(session, model_id)
         rows = session.scalars(query.offset(offset).limit(limit + 1)).all()
-    versions = [version_view(row, name) for row in rows[:limit]]
-    return VersionPage(versions, offset + limit if len(rows) > limit else None)
+    return VersionPage(list(rows[:limit]), offset + limit if len(rows) > limit else None)
 
 # %% ../../nbs/registry/20_models.ipynb #f03cdfa7
 def find_version(
     store: Store,  # Database to read from
     model_name: str,  # Name given at creation
-    which: str,  # Label such as "v2", or alias such as "champion"
-) -> VersionView:
-    """Read a version of a model by its label or alias.
+    which: str,  # A label such as "v2", or an alias such as "champion"
+) -> ModelVersion:
+    """Read the version of a model that goes by a name.
 
     Args:
         store: Database to read from
         model_name: Name given at creation
-        which: Label such as "v2", or alias such as "champion"
+        which: A label such as "v2", or an alias such as "champion"
     """
     model = find_model_named(store, model_name)
     mine = select(ModelVersion).where(ModelVersion.model_id == model.id)
@@ -382,16 +339,16 @@ def find_version(
         raise MissingError(
             f"{model_name} has no version and no alias {which[:80]!r}; its aliases are: {aliases}"
         )
-    return version_view(row, model.name)
+    return row
 
 
 def version_folder(
-    version: VersionView,  # Version of the store
+    version: ModelVersion,  # Any
 ) -> Path:  # Folder in Hugging Face layout, ready to load
     """Compute the folder of a version.
 
     Args:
-        version: Version of the store
+        version: Any
 
     Returns:
         Folder in Hugging Face layout, ready to load

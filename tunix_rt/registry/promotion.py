@@ -27,7 +27,6 @@ from tunix_rt.registry.content_store import (
 )
 from tunix_rt.registry.models import (
     LABEL,
-    VersionView,
     family_row,
     get_version,
     model_row,
@@ -36,7 +35,6 @@ from tunix_rt.registry.models import (
     refuse_name,
     refuse_text,
     version_folder,
-    version_view,
 )
 from ..runs.folder import RECORD, Run, read_run
 from ..runs.lookup import train_sets
@@ -181,8 +179,8 @@ def promote(
     gate: str | None = None,  # Name of a baseline that the run must not fail
     tolerance: float = 0.0,  # Regression that the gate accepts, in the units of its metric
     aliases: Sequence[str] = (),  # Names to point to the version, such as "champion"
-) -> VersionView:  # New version, or the existing one with this content
-    """Promote a run to a version of a model.
+) -> ModelVersion:  # New, or the one that held the same already
+    """Make a run a version of a model.
 
     Args:
         store: Database to write to
@@ -195,7 +193,7 @@ def promote(
         aliases: Names to point to the version, such as "champion"
 
     Returns:
-        New version, or the existing one with this content
+        New, or the one that held the same already
     """
     _refuse_label(version_label)
     refuse_text("the description", description, 10_000)
@@ -241,7 +239,8 @@ def promote(
             session.flush()
         for alias in aliases:
             point_alias(session, family, alias, version.id)
-        return version_view(version, family.name)
+        session.refresh(version, ["model_name"])
+    return version
 
 # %% ../../nbs/registry/30_promotion.ipynb #95ff1c81
 @dataclass(frozen=True, slots=True)
@@ -256,7 +255,7 @@ class Verification:
 
 
 def _files(
-    version: VersionView,  # Version of the store
+    version: ModelVersion,  # Any
 ) -> list[FileDigest]:
     return [FileDigest(**note) for note in version.provenance["files"]]
 

@@ -24,16 +24,9 @@ from typing import IO, Any
 from ..core.errors import RunError, TunixError
 from ..core.files import replacing, sha256_file
 from ..core.settings import resolve, settings
-from ..registry.model_refs import pin_parameters
 from .folder import Run, read_run, start_run
 from .lock import release
-from tunix_rt.runs.pipelines import (
-    check_parameters,
-    find_pipeline,
-    pipeline_name,
-    read_parameters,
-    with_defaults,
-)
+from .run_spec import RunSpec, make_spec, require_pinned
 
 # %% auto #0
 __all__ = ['LOCAL', 'COMPILED_BYTES', 'GRACE', 'STOPPED', 'RunCrashed', 'executor', 'trim', 'compiled_before', 'RunFailed',
@@ -389,7 +382,7 @@ def _start_executor(notebook: Path, run: Run, given: dict[str, Any]) -> subproce
 
 # %% ../../nbs/runs/60_execute.ipynb #720eabc7
 def execute(
-    pipeline: str | os.PathLike[str],  # A verb such as "train", or the path of a notebook
+    pipeline: RunSpec | str | os.PathLike[str],  # Spec, verb such as "train", or path of a notebook
     parameters: Mapping[str, Any] | None = None,  # Values that differ from the defaults
     run_dir: str | os.PathLike[str] | None = None,  # The run folder; None makes a fresh one
     *,
@@ -400,13 +393,12 @@ def execute(
     run_id: str | None = None,  # Required UUID; None generates one
     on_output: Callable[[str, str], None] | None = None,  # Receives "stdout" or "stderr", and text
     grace_seconds: Callable[[], float | None]
-    | None = None,  # Seconds left for the run; None is no limit
-    facts: Mapping[str, Any] | None = None,  # Further facts for run.json
+    | None = None,  # Seconds it has to end; None is for ever
 ) -> Run:  # Completed; anything else raises
     """Execute a pipeline notebook in a process of its own.
 
     Args:
-        pipeline: A verb such as "train", or the path of a notebook
+        pipeline: Spec, verb such as "train", or path of a notebook
         parameters: Values that differ from the defaults
         run_dir: The run folder; None makes a fresh one
         reuse: Return a completed run with the same parameters as it is
@@ -415,22 +407,18 @@ def execute(
         max_seconds: Stop after this long; None is never
         run_id: Required UUID; None generates one
         on_output: Receives "stdout" or "stderr", and text
-        grace_seconds: Seconds left for the run; None is no limit
-        facts: Further facts for run.json
+        grace_seconds: Seconds it has to end; None is for ever
 
     Returns:
         Completed; anything else raises
     """
-    notebook = find_pipeline(pipeline)
-    given = check_parameters(notebook, parameters or {}, as_text=as_text)
-    given, pinned = pin_parameters(given)
-    named = given.pop("run_dir", "")
-    everything = with_defaults(notebook, given)
+    spec = make_spec(pipeline, parameters, as_text=as_text)
+    require_pinned(spec)
     parent = os.environ.get("TUNIX_RT_RUN")
     run = start_run(
-        pipeline_name(notebook),
-        run_dir or named,
-        everything,
+        spec.pipeline,
+        run_dir or spec.given.get("run_dir", ""),
+        spec.parameters,
         reuse=reuse,
         parent_run_id=read_run(Path(parent)).run_id if parent else None,
         run_id=run_id,
@@ -438,11 +426,10 @@ def execute(
     if run.completed:
         return run
     try:
-        source = {"path": str(notebook), "sha256": sha256_file(notebook)}
-        run.record(source=source, **{**(facts or {}), **pinned})
-        if "run_dir" in read_parameters(notebook):
-            given["run_dir"] = str(run.folder)
-        process = _start_executor(notebook, run, given)
+        source = {"path": str(spec.notebook), "sha256": sha256_file(spec.notebook)}
+        run.record(source=source, **spec.pinned)
+        where = {"run_dir": str(run.folder)} if "run_dir" in spec.declared else {}
+        process = _start_executor(spec.notebook, run, {**spec.given, **where})
         with run.log.open("a", encoding="utf-8") as log, _sigterm_interrupts(grace_seconds is None):
             stopped = _supervise(
                 process, _OutputSink(log, echo, on_output, grace_seconds), max_seconds

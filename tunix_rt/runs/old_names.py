@@ -15,12 +15,12 @@ __all__ = ['OLD_NAMES', 'new_name', 'with_new_names']
 # %% ../../nbs/runs/25_old_names.ipynb #ae16cc11
 OLD_NAMES: dict[str, dict[str, str]] = {
     "train": {
-        "seq_length": "seq_length",
-        "batch_size": "batch_size",
-        "micro_batch_size": "micro_batch_size",
-        "final_lr_ratio": "final_lr_ratio",
+        "row_tokens": "seq_length",
+        "batch_rows": "batch_size",
+        "slice_rows": "micro_batch_size",
+        "final_rate": "final_lr_ratio",
         "clip": "grad_clip",
-        "optimizer": "optimizer",
+        "optimiser": "optimizer",
         "stacked": "scan_layers",
     },
     "evaluate": {"rows": "batch_size", "weights": "untrained"},

@@ -11,23 +11,23 @@ from pathlib import Path
 
 from ..core.errors import MissingError, PathError
 from ..core.settings import inside, resolve, settings
-from ..jobs.queue import QueuedRun
 from .schemas.runs import Artifact
+from ..store.tables import RunRow
 
 # %% auto #0
 __all__ = ['run_files', 'list_files', 'open_file']
 
 # %% ../../nbs/serve/70_artifacts.ipynb #3331ffd7
 def run_files(
-    run: QueuedRun,  # Run from the store
-) -> Path | None:  # Absolute path; None while it has none
+    run: RunRow,  # Run from the store
+) -> Path | None:  # Absolute; None while it has none
     """Find the folder of a run.
 
     Args:
         run: Run from the store
 
     Returns:
-        Absolute path; None while it has none
+        Absolute; None while it has none
     """
     if run.path is None or not run.path.is_dir():
         return None

@@ -22,9 +22,10 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from ..jobs.queue import ENDED, tally_runs
+from ..jobs.queue import tally_runs
 from .strict_json import OPERATION
 from ..store.engine import Store
+from ..store.tables import ENDED
 
 # %% auto #0
 __all__ = ['MILLISECONDS', 'SECONDS', 'T', 'Metrics', 'TimedStore', 'RunCountCollector']

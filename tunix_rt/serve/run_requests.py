@@ -15,9 +15,10 @@ from ..core.errors import MissingError, PathError, RunError
 from ..core.files import read_json
 from ..core.settings import inside, resolve, settings
 from ..data.datasets import dataset_folder, estimate_steps
-from ..jobs.queue import QueuedRun, enqueue, get_queued
+from ..jobs.queue import enqueue, get_queued
 from ..jobs.worker import work
-from ..registry.model_refs import VERSIONED
+from ..registry.model_refs import pin_spec
+from ..runs.run_spec import VERSIONED, make_spec
 from tunix_rt.serve.schemas.runs import (
     EvaluateModelRequest,
     ManifestRequest,
@@ -26,7 +27,8 @@ from tunix_rt.serve.schemas.runs import (
 )
 from .schemas.tuning import TuningRequest
 from ..store.engine import Store
-from ..tracking.evaluations import evaluate_parameters
+from ..store.tables import RunRow
+from ..tracking.evaluations import evaluate_parameters, score_completed
 
 # %% auto #0
 __all__ = ['PATH_PARAMETERS', 'model_source', 'training_parameters', 'find_existing_run', 'enqueue_training', 'enqueue_and_wait',
@@ -95,16 +97,16 @@ def training_parameters(
 # %% ../../nbs/serve/65_run_requests.ipynb #b6ad6ed3
 def find_existing_run(
     store: Store,  # Database to search
-    run_id: UUID | None,  # Id derived from the idempotency key, if any
-) -> QueuedRun | None:  # Existing run; None when there is none
-    """Find the run that an earlier attempt at the same request has created.
+    run_id: UUID | None,  # That a run is to have
+) -> RunRow | None:  # None when there is none so far
+    """Find the run that an earlier attempt at the same request has left.
 
     Args:
         store: Database to search
-        run_id: Id derived from the idempotency key, if any
+        run_id: That a run is to have
 
     Returns:
-        Existing run; None when there is none
+        None when there is none so far
     """
     try:
         return None if run_id is None else get_queued(store, run_id)
@@ -115,22 +117,21 @@ def find_existing_run(
 def enqueue_training(
     store: Store,  # Database to write to
     asked: RunRequest,  # Request as sent
-    run_id: UUID | None = None,  # Id of the new run; random by default
-) -> QueuedRun:  # Queued run, or finished if it was a dry run
-    """Queue a training run, or do a dry run.
+    run_id: UUID | None = None,  # That the run is to have; made up by default
+) -> RunRow:  # Waiting, or done if it was a dry run
+    """Put a run into the queue, or rehearse it.
 
     Args:
         store: Database to write to
         asked: Request as sent
-        run_id: Id of the new run; random by default
+        run_id: That the run is to have; made up by default
 
     Returns:
-        Queued run, or finished if it was a dry run
+        Waiting, or done if it was a dry run
     """
     return find_existing_run(store, run_id) or enqueue(
         store,
-        "train",
-        training_parameters(asked),
+        pin_spec(make_spec("train", training_parameters(asked)), store),
         mode="dry-run" if asked.dry_run else "local",
         dataset_key=asked.dataset_key,
         model_id=asked.model_id,
@@ -143,18 +144,18 @@ def enqueue_and_wait(
     store: Store,  # Database to write to
     asked: RunRequest,  # Request as sent
     stopping: Callable[[], bool],  # True when the server is to stop
-    run_id: UUID | None = None,  # Id of the new run; random by default
-) -> QueuedRun:  # Finished run, unless the server stops first
-    """Queue a run and work until it has ended.
+    run_id: UUID | None = None,  # That the run is to have; made up by default
+) -> RunRow:  # Ended, unless the server stops first
+    """Put a run into the queue and work until it has ended.
 
     Args:
         store: Database to write to
         asked: Request as sent
         stopping: True when the server is to stop
-        run_id: Id of the new run; random by default
+        run_id: That the run is to have; made up by default
 
     Returns:
-        Finished run, unless the server stops first
+        Ended, unless the server stops first
     """
     run = enqueue_training(store, asked, run_id)
 
@@ -162,24 +163,24 @@ def enqueue_and_wait(
         return stopping() or get_queued(store, run.id).ended
 
     if not enough():
-        work(store, until=enough, poll_seconds=0.5)
+        work(store, until=enough, poll_seconds=0.5, on_completed=score_completed)
     return get_queued(store, run.id)
 
 # %% ../../nbs/serve/65_run_requests.ipynb #cc443f2a
 def enqueue_evaluation(
     store: Store,  # Database to write to
     asked: EvaluateModelRequest,  # Request as sent
-    run_id: UUID | None = None,  # Id of the new run; random by default
-) -> QueuedRun:  # Queued run
-    """Queue the evaluation of a model.
+    run_id: UUID | None = None,  # That the run is to have; made up by default
+) -> RunRow:  # Waiting
+    """Put the examination of a model into the queue.
 
     Args:
         store: Database to write to
         asked: Request as sent
-        run_id: Id of the new run; random by default
+        run_id: That the run is to have; made up by default
 
     Returns:
-        Queued run
+        Waiting
     """
     if found := find_existing_run(store, run_id):
         return found
@@ -192,10 +193,10 @@ def enqueue_evaluation(
         called = None if VERSIONED.fullmatch(model) else model
         if re.fullmatch(r"[\w.-]+", given["model"]):
             given["name"] = called = f"{model}, fresh weights"
+    given |= {"limit": asked.limit, "max_new_tokens": asked.max_new_tokens}
     return enqueue(
         store,
-        "evaluate",
-        {**given, "limit": asked.limit, "max_new_tokens": asked.max_new_tokens},
+        pin_spec(make_spec("evaluate", given), store),
         dataset_key=asked.evaluation_set,
         model_id=called,
         request=asked.model_dump(mode="json"),

@@ -21,9 +21,8 @@ from starlette.concurrency import run_in_threadpool
 
 from ..core.errors import StoreError, TunixError
 from ..jobs.logs import LogLine, read_log
-from ..jobs.queue import ENDED
 from ..store.engine import Store
-from ..store.tables import RunRow
+from ..store.tables import ENDED, RunRow
 
 # %% auto #0
 __all__ = ['States', 'log', 'UNSEEN', 'BEAT', 'AT_ONCE', 'event', 'log_event', 'run_states', 'Watch', 'follow']

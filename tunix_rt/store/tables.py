@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,16 +27,18 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
+    select,
 )
 from sqlalchemy import DateTime as DatabaseTime
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 from ..core.errors import StoreError
+from ..core.settings import resolve
 
 # %% auto #0
-__all__ = ['Counting', 'STATUSES', 'MODES', 'now', 'Moment', 'Base', 'TraceRow', 'copied', 'TraceTally', 'ScoreRow', 'RunRow',
-           'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
+__all__ = ['Counting', 'STATUSES', 'ENDED', 'MODES', 'now', 'Moment', 'Base', 'TraceRow', 'copied', 'TraceTally', 'ScoreRow',
+           'RunRow', 'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
            'ModelVersion', 'ModelAlias', 'IdempotentReply']
 
 # %% ../../nbs/store/10_tables.ipynb #322249a4
@@ -81,6 +84,17 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {datetime: Moment, dict[str, Any]: JSON, list[Any]: JSON, str: Text}
+
+    def __eq__(self, other: object) -> bool:
+        "Compare by what both hold, as far as it is loaded."
+        if type(other) is not type(self):
+            return NotImplemented
+        names = self.__mapper__.attrs.keys()
+        return all(self.__dict__.get(name) == other.__dict__.get(name) for name in names)
+
+    def __repr__(self) -> str:
+        held = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in held.items())})"
 
 # %% ../../nbs/store/10_tables.ipynb #56c4f6b0
 Counting = BigInteger().with_variant(Integer, "sqlite")
@@ -155,6 +169,7 @@ STATUSES = (
     "cancel_requested",
     "cancelled",
 )
+ENDED = ("completed", "failed", "timeout", "cancelled")  # Statuses that a run does not leave
 MODES = ("dry-run", "local")
 
 
@@ -209,6 +224,16 @@ class RunRow(Base):
     attempt_token: Mapped[str | None] = mapped_column(String(64))
     cancel_requested_at: Mapped[datetime | None]
     last_seq: Mapped[int] = mapped_column(BigInteger, default=0)
+
+    @property
+    def ended(self) -> bool:
+        "Whether nothing will happen to it any more."
+        return self.status in ENDED
+
+    @property
+    def path(self) -> Path | None:
+        "Its run folder on this machine; it need not exist yet."
+        return None if self.folder is None else resolve(self.folder)
 
 # %% ../../nbs/store/10_tables.ipynb #df3320f8
 class LogChunk(Base):
@@ -320,6 +345,7 @@ class TuningJob(Base):
     completed_at: Mapped[datetime | None]
     turn_token: Mapped[str | None] = mapped_column(String(64))
     turn_until: Mapped[datetime | None]
+    trials: Mapped[list[Trial]] = relationship(order_by="Trial.number", viewonly=True, lazy="raise")
 
 # %% ../../nbs/store/10_tables.ipynb #00728439
 class Trial(Base):
@@ -330,11 +356,11 @@ class Trial(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     job_id: Mapped[UUID] = mapped_column(ForeignKey("tuning_jobs.id", ondelete="CASCADE"))
-    number: Mapped[int]
+    number: Mapped[int]  # From 0
     run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id"), index=True)
     status: Mapped[str] = mapped_column(String(32), default="pending")
-    params: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    value: Mapped[float | None]
+    params: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Of the search space only
+    value: Mapped[float | None]  # Of the metric
     message: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
@@ -367,7 +393,7 @@ class ModelVersion(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     model_id: Mapped[UUID] = mapped_column(ForeignKey("models.id"))
-    version: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(64))  # Its label, such as "v1"
     description: Mapped[str | None]
     source_run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id"), index=True)
     parent_version_id: Mapped[UUID | None] = mapped_column(
@@ -381,6 +407,12 @@ class ModelVersion(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(default=now)
+    model_name: Mapped[str] = column_property(  # Of its family; read along with the row
+        select(ModelRow.name)
+        .where(ModelRow.id == model_id)
+        .correlate_except(ModelRow)
+        .scalar_subquery()
+    )
 
 
 class ModelAlias(Base):

@@ -5,10 +5,10 @@
 # %% ../../nbs/tracking/20_evaluations.ipynb #670f2dbf
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from ..core.errors import MissingError, RunError
+from ..core.errors import MissingError, RunError, TunixError
 from ..data.datasets import part_fingerprint, part_name
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judges import ALIASES, GradeFunction, Judge, evaluate_with, find_judge
@@ -37,51 +37,8 @@ from tunix_rt.tracking.run_predictions import (
 )
 
 # %% auto #0
-__all__ = ['PASS_MARK', 'EvaluationView', 'view', 'verdict_of', 'evaluate_run', 'record_evaluation', 'evaluate_parameters',
-           'latest_evaluation', 'get_evaluation', 'scores_by_prompt', 'ItemView', 'ItemPage', 'list_items']
-
-# %% ../../nbs/tracking/20_evaluations.ipynb #eb2cb3ef
-@dataclass(frozen=True, slots=True)
-class EvaluationView:
-    """A stored evaluation; scores go from 0 to 100, metrics from 0 to 1.
-
-    Attributes:
-        predictions_run_id: Id of the run with the predictions; often the same
-        dataset_key: Dataset of the run: for training, what was trained on
-        low: Lower end of the 95% interval of the score
-        verdict: "pass", "fail" or "uncertain"
-    """
-
-    id: UUID
-    run_id: UUID
-    predictions_run_id: UUID | None  # Id of the run with the predictions; often the same
-    model_id: str | None
-    dataset_key: str | None  # Dataset of the run: for training, what was trained on
-    evaluation_set: str | None
-    evaluation_fingerprint: str | None
-    judge_name: str
-    judge_version: str
-    score: float
-    low: float | None  # Lower end of the 95% interval of the score
-    high: float | None
-    verdict: str  # "pass", "fail" or "uncertain"
-    item_count: int
-    metrics: dict[str, Any]
-    detailed_metrics: list[Any]
-    categories: dict[str, Any]
-    details: dict[str, Any]
-    evaluated_at: datetime
-
-
-def view(
-    row: EvaluationRow,  # Stored row
-) -> EvaluationView:
-    """Copy an evaluation's row.
-
-    Args:
-        row: Stored row
-    """
-    return EvaluationView(*(getattr(row, each.name) for each in fields(EvaluationView)))
+__all__ = ['PASS_MARK', 'log', 'verdict_of', 'evaluate_run', 'record_evaluation', 'evaluate_parameters', 'latest_evaluation',
+           'get_evaluation', 'score_completed', 'scores_by_prompt', 'ItemPage', 'list_items']
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #83052b92
 PASS_MARK = 50.0  # Score out of 100
@@ -187,7 +144,7 @@ def _keep(
     owners: Mapping[str, RunRow],  # Source of the score, to the run that gets it
     common: dict[str, Any],  # Columns that they share
     items: list[dict[str, Any]],  # Items from `_items`
-) -> EvaluationView:  # That of the first
+) -> EvaluationRow:  # That of the first
     rows = [
         EvaluationRow(
             run_id=owner.id,
@@ -204,7 +161,7 @@ def _keep(
             session.execute(
                 insert(EvaluationItem), [{**it, "evaluation_id": row.id} for it in items]
             )
-    return view(rows[0])
+    return rows[0]
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #a3bc3742
 def _name(
@@ -236,16 +193,16 @@ def evaluate_run(
     store: Store,  # Database of the run, and for the evaluation
     run_id: UUID,  # Id of a completed run
     *,
-    judge: str | None = None,  # Judge; None is `answer_correctness`, see `evaluation.judges`
-    pass_mark: float = PASS_MARK,  # Minimum score to pass, out of 100
-) -> EvaluationView:  # Stored evaluation
-    """Score the predictions of a run, or of its model, and store the evaluation.
+    judge: str | None = None,  # `answer_correctness` by default; see `evaluation.judges`
+    pass_mark: float = PASS_MARK,  # Score out of 100 that has to be reached
+) -> EvaluationRow:  # Stored evaluation
+    """Score what a run said, or what its model said when it was asked.
 
     Args:
         store: Database of the run, and for the evaluation
         run_id: Id of a completed run
-        judge: Judge; None is `answer_correctness`, see `evaluation.judges`
-        pass_mark: Minimum score to pass, out of 100
+        judge: `answer_correctness` by default; see `evaluation.judges`
+        pass_mark: Score out of 100 that has to be reached
 
     Returns:
         Stored evaluation
@@ -286,16 +243,16 @@ def evaluate_run(
 # %% ../../nbs/tracking/20_evaluations.ipynb #48878867
 def record_evaluation(
     store: Store,  # Database of the run
-    run_id: UUID,  # Id of a completed run
-) -> EvaluationView | None:  # None if it made no predictions
-    """Evaluate a newly completed run, if it has predictions.
+    run_id: UUID,  # A completed run
+) -> EvaluationRow | None:  # None when it made no predictions
+    """Evaluate a run that has just been completed, if it said anything.
 
     Args:
         store: Database of the run
-        run_id: Id of a completed run
+        run_id: A completed run
 
     Returns:
-        None if it made no predictions
+        None when it made no predictions
     """
     with store.reading() as session:
         said = read_run(run_folder(finished_run(session, run_id))).predictions
@@ -334,17 +291,17 @@ def latest_evaluation(
     store: Store,  # Database to read from
     run_id: UUID,  # Id of a run in the store
     *,
-    judge: str | None = None,  # Judge to filter by; None is any
-) -> EvaluationView:  # Newest evaluation
+    judge: str | None = None,  # Judge to filter by; any by default
+) -> EvaluationRow:  # The newest
     """Read the newest evaluation of a run.
 
     Args:
         store: Database to read from
         run_id: Id of a run in the store
-        judge: Judge to filter by; None is any
+        judge: Judge to filter by; any by default
 
     Returns:
-        Newest evaluation
+        The newest
     """
     query = select(EvaluationRow).where(EvaluationRow.run_id == run_id)
     if judge is not None:
@@ -359,13 +316,13 @@ def latest_evaluation(
                 if there
                 else f"there is no run {run_id}; list the runs to see which there are"
             )
-    return view(row)
+    return row
 
 
 def get_evaluation(
     store: Store,  # Database to read from
     evaluation_id: UUID,  # Id of an evaluation
-) -> EvaluationView:
+) -> EvaluationRow:
     """Read one evaluation.
 
     Args:
@@ -376,7 +333,36 @@ def get_evaluation(
         row = session.get(EvaluationRow, evaluation_id)
     if row is None:
         raise MissingError(f"there is no evaluation {evaluation_id}")
-    return view(row)
+    return row
+
+# %% ../../nbs/tracking/20_evaluations.ipynb #2f739610
+log = logging.getLogger("tunix_rt.tracking")
+
+
+def score_completed(
+    store: Store,  # Database of the run
+    run: Run,  # Completed, and known to the store
+) -> None:
+    """Score a run, if it has answered anything.
+
+    Args:
+        store: Database of the run
+        run: Completed, and known to the store
+    """
+    try:
+        latest_evaluation(store, UUID(run.run_id))
+    except MissingError:
+        pass
+    else:
+        return
+    try:
+        record_evaluation(store, UUID(run.run_id))
+    except TunixError as error:
+        log.warning("the run %s is completed, and not scored: %s", run.run_id, error)
+        with store.writing() as session:
+            row, said = session.get_one(RunRow, UUID(run.run_id)), f"; not scored: {error}"
+            if said not in (row.message or ""):
+                row.message = f"{row.message}{said}"
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #da180430
 def scores_by_prompt(
@@ -411,18 +397,6 @@ def scores_by_prompt(
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #948a30a0
 @dataclass(frozen=True, slots=True)
-class ItemView:
-    "The score of one prediction, from 0 to 1, and its details."
-
-    position: int
-    fingerprint: str
-    category: str
-    sample: int
-    score: float
-    details: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class ItemPage:
     """A page of items of an evaluation.
 
@@ -430,7 +404,7 @@ class ItemPage:
         next_offset: None at the end
     """
 
-    items: list[ItemView]
+    items: list[EvaluationItem]
     next_offset: int | None  # None at the end
 
 
@@ -458,6 +432,4 @@ def list_items(
     )
     with store.reading() as session:
         rows = session.scalars(mine.order_by(EvaluationItem.position).limit(limit + 1)).all()
-    names = [each.name for each in fields(ItemView)]
-    items = [ItemView(*(getattr(row, name) for name in names)) for row in rows[:limit]]
-    return ItemPage(items, offset + limit if len(rows) > limit else None)
+    return ItemPage(list(rows[:limit]), offset + limit if len(rows) > limit else None)

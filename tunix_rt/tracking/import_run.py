@@ -21,12 +21,12 @@ from ..core.errors import MissingError, PathError, RunError
 from ..core.files import new_folder, parse_json
 from ..core.settings import inside, resolve, settings
 from ..jobs.logs import TAIL, chunks
-from ..jobs.queue import QueuedRun, get_queued
-from ..jobs.worker import score_completed
+from ..jobs.queue import get_queued
 from ..runs.folder import LEFT, RECORD, plain_files, read_run
 from ..runs.provenance import UNFIT
 from ..store.engine import Store
 from ..store.tables import LogChunk, RunRow, now
+from .evaluations import score_completed
 
 # %% auto #0
 __all__ = ['LARGEST_RECORD', 'DIGEST', 'PROPORTION', 'SMALL', 'Source', 'LOG_KEPT', 'Record', 'read_record', 'FolderSource',
@@ -344,7 +344,7 @@ def _register(
 def _known(
     store: Store,  # Database to search
     run_id: UUID,  # Id from the record
-) -> QueuedRun | None:
+) -> RunRow | None:
     try:
         return get_queued(store, run_id)
     except MissingError:
@@ -353,16 +353,16 @@ def _known(
 
 def import_run(
     store: Store,  # Database to write to
-    path: str | Path,  # Run folder, or zip of one
-) -> QueuedRun:  # Imported run
-    """Import a run that was executed elsewhere.
+    path: str | Path,  # A run folder, or a zip of one
+) -> RunRow:  # Run as it is in the store now
+    """Take in a run that was executed elsewhere.
 
     Args:
         store: Database to write to
-        path: Run folder, or zip of one
+        path: A run folder, or a zip of one
 
     Returns:
-        Imported run
+        Run as it is in the store now
     """
     source = open_source(path)
     with source.open(RECORD) as file:

@@ -18,7 +18,7 @@ from ..evaluation.judges import ALIASES
 from ..evaluation.statistics import Difference, paired_difference
 from ..store.engine import Store
 from ..store.tables import EvaluationRow
-from .evaluations import EvaluationView, scores_by_prompt, view
+from .evaluations import scores_by_prompt
 
 # %% auto #0
 __all__ = ['Narrowed', 'Kind', 'Word', 'paired', 'Standing', 'Board', 'standing_of', 'leaderboard']
@@ -129,14 +129,14 @@ class Standing:
 
     Attributes:
         place: Rank, from 1
-        best_run_id: Id of the best run of its kind
-        difference: This run minus the best, from -1 to 1
+        best_run_id: The best of its kind
+        difference: This one less the best, in shares of 1
     """
 
     place: int  # Rank, from 1
-    evaluation: EvaluationView
-    best_run_id: UUID | None  # Id of the best run of its kind
-    difference: Difference | None  # This run minus the best, from -1 to 1
+    evaluation: EvaluationRow
+    best_run_id: UUID | None  # The best of its kind
+    difference: Difference | None  # This one less the best, in shares of 1
     standing: Word
 
 
@@ -186,7 +186,7 @@ def _standings(
             if leading is not None:
                 difference = paired(scores.get(leading, {}), scores.get(row.id, {}))
             word = standing_of(difference)
-        found.append(Standing(place, view(row), run_id, difference, word))
+        found.append(Standing(place, row, run_id, difference, word))
     return found
 
 
@@ -232,7 +232,7 @@ def leaderboard(
             standings = _standings(session, narrowed, rows, offset)
         else:
             places = enumerate(rows, start=offset + 1)
-            standings = [Standing(n, view(row), None, None, "not comparable") for n, row in places]
+            standings = [Standing(n, row, None, None, "not comparable") for n, row in places]
     return Board(
         rows=standings,
         next_offset=offset + limit if more else None,

@@ -111,7 +111,7 @@ def check_identity(
         )
 
 # %% ../../nbs/training/25_checkpoints.ipynb #ce4c653b
-OLD_FIELDS = {"opt_state": "optimizer"}  # As version 0.1 spelled it
+OLD_FIELDS = {"opt_state": "optimiser"}  # As version 0.1 spelled it
 
 
 def _read_state(checkpoints: Checkpoints, number: int, like: Any) -> Any:

@@ -19,7 +19,7 @@ from ..jobs.leases import expire_leases
 from ..jobs.queue import moment
 from ..store.engine import Store
 from ..store.tables import Trial, TuningJob
-from .jobs import ACTIVE, TrialView, TuningJobView, get_job, spec_of
+from .jobs import ACTIVE, get_job, spec_of
 from .search_space import draw
 from .study import importances, log, open_study, sampler_for, space_of, study_storage
 from .trials import collect, run_id_of, run_of, trial_id
@@ -62,8 +62,8 @@ def _end_turn(
 def _ask(
     store: Store,  # Database to write to
     study: Study,  # Study of the job
-    job: TuningJobView,  # Job with all its trials
-) -> TrialView | None:  # Trial without a run; None if the job was cancelled
+    job: TuningJob,  # Job with all its trials
+) -> Trial | None:  # Without a run so far; None when the job was called off
     from optuna.trial import Trial as OptunaTrial
 
     number = len(job.trials)
@@ -87,7 +87,7 @@ GIVE_UP = 5  # Failures at the beginning after which a job has failed
 
 
 def _hopeless(
-    job: TuningJobView,  # Job with its trials
+    job: TuningJob,  # Job with its trials
 ) -> bool:
     failed = [trial for trial in job.trials if trial.status == "failed"]
     return len(failed) == len(job.trials) and len(failed) >= GIVE_UP
@@ -95,8 +95,8 @@ def _hopeless(
 # %% ../../nbs/tuning/50_controller.ipynb #bef5a545
 def _sum_up(
     store: Store,  # Database of the job
-    study: Study,  # Study of the job
-    job: TuningJobView,  # Job with its trials
+    study: Study,  # Its study
+    job: TuningJob,  # Job with its trials
 ) -> None:
     done = [trial for trial in job.trials if trial.value is not None]
     sign = -1.0 if job.metric_mode == "max" else 1.0
@@ -121,7 +121,7 @@ def _sum_up(
 # %% ../../nbs/tuning/50_controller.ipynb #49eee99b
 def _has_news(
     store: Store,  # Database of the runs
-    job: TuningJobView,  # Job with its trials
+    job: TuningJob,  # Job with its trials
 ) -> bool:
     active = [trial for trial in job.trials if trial.status in ACTIVE]
     if not active or (

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import select
+from sqlalchemy.orm import selectinload
+from sqlalchemy.orm.attributes import set_committed_value
 
 from ..core.errors import MissingError, RunError
 from ..core.files import json_fault, read_json
@@ -21,78 +22,15 @@ from ..data.datasets import dataset_folder, estimate_steps
 from ..jobs.queue import moment, request_cancel
 from ..registry.model_refs import pin_model
 from ..runs.old_names import with_new_names
-from tunix_rt.runs.pipelines import (
-    check_parameters,
-    find_pipeline,
-    read_parameters,
-    with_defaults,
-)
+from ..runs.pipelines import find_pipeline, read_parameters, with_defaults
+from ..runs.run_spec import RunSpec, make_spec
 from ..store.engine import Store
 from ..store.tables import RunRow, Trial, TuningJob
 from .search_space import FIXED, current_name, read_space
 
 # %% auto #0
-__all__ = ['JOB_STATUSES', 'TRIAL_STATUSES', 'ACTIVE', 'TrialView', 'TuningJobView', 'trial_view', 'job_view', 'TuningSpec',
-           'spec_of', 'create_job', 'get_job', 'JobPage', 'list_jobs', 'start_job', 'cancel_runs', 'cancel_job']
-
-# %% ../../nbs/tuning/20_jobs.ipynb #9d31a195
-@dataclass(frozen=True)
-class TrialView:
-    """A snapshot of a trial's row.
-
-    Attributes:
-        number: Number, from 0
-        run_id: Id of its run; None until the run is queued
-        status: One of `TRIAL_STATUSES`
-        params: Values in the search space only
-        value: Value of the metric
-    """
-
-    id: UUID
-    number: int  # Number, from 0
-    run_id: UUID | None  # Id of its run; None until the run is queued
-    status: str  # One of `TRIAL_STATUSES`
-    params: dict[str, Any]  # Values in the search space only
-    value: float | None  # Value of the metric
-    message: str | None
-    created_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-
-
-@dataclass(frozen=True)
-class TuningJobView:
-    """A snapshot of a job's row.
-
-    Attributes:
-        status: One of `JOB_STATUSES`
-        settings: Fields of `TuningSpec`
-        study_name: Name of Optuna's study, in the same database
-        importances: Importance of each parameter; they add up to 1
-        trials: Empty in lists
-    """
-
-    id: UUID
-    name: str
-    status: str  # One of `JOB_STATUSES`
-    dataset_key: str
-    base_model_id: str
-    metric_name: str
-    metric_mode: str
-    num_samples: int
-    max_concurrent_trials: int
-    search_space: dict[str, Any]
-    settings: dict[str, Any]  # Fields of `TuningSpec`
-    study_name: str | None  # Name of Optuna's study, in the same database
-    best_run_id: UUID | None
-    best_value: float | None
-    best_params: dict[str, Any] | None
-    importances: dict[str, Any] | None  # Importance of each parameter; they add up to 1
-    message: str | None
-    created_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    trials: list[TrialView] = field(default_factory=list)  # Empty in lists
+__all__ = ['JOB_STATUSES', 'TRIAL_STATUSES', 'ACTIVE', 'TuningSpec', 'spec_of', 'create_job', 'get_job', 'JobPage', 'list_jobs',
+           'start_job', 'cancel_runs', 'cancel_job']
 
 # %% ../../nbs/tuning/20_jobs.ipynb #50b5ef19
 JOB_STATUSES = ("created", "running", "completed", "failed", "cancelled")
@@ -109,30 +47,11 @@ TRIAL_STATUSES = (
 ACTIVE = ("pending", "running", "evaluating", "pruning")
 
 
-def trial_view(
-    row: Trial,  # Stored row
-) -> TrialView:
-    """Copy a trial's row.
-
-    Args:
-        row: Stored row
-    """
-    return TrialView(*(getattr(row, each.name) for each in fields(TrialView)))
-
-
-def job_view(
+def _without_trials(
     row: TuningJob,  # Stored row
-    trials: list[Trial] | None = None,  # Stored rows; None leaves the trials out
-) -> TuningJobView:
-    """Copy a job's row.
-
-    Args:
-        row: Stored row
-        trials: Stored rows; None leaves the trials out
-    """
-    names = [each.name for each in fields(TuningJobView) if each.name != "trials"]
-    views = [trial_view(each) for each in trials or []]
-    return replace(TuningJobView(*(getattr(row, name) for name in names)), trials=views)
+) -> TuningJob:
+    set_committed_value(row, "trials", [])
+    return row
 
 # %% ../../nbs/tuning/20_jobs.ipynb #d9a91fd2
 @dataclass(frozen=True)
@@ -169,8 +88,8 @@ class TuningSpec:
         evaluation = with_new_names("evaluate", self.evaluation_parameters)
         object.__setattr__(self, "evaluation_parameters", evaluation)
 
-    def given(self, job: TuningJobView, params: Mapping[str, Any]) -> dict[str, Any]:
-        "Assemble the parameters of a trial's run."
+    def given(self, job: TuningJob, params: Mapping[str, Any]) -> dict[str, Any]:
+        "Put together what a trial asks its run for."
         notebook = find_pipeline(self.pipeline)
         declared = read_parameters(notebook)
         asked = {current_name(self.pipeline, name): value for name, value in params.items()}
@@ -191,12 +110,12 @@ class TuningSpec:
 
 # %% ../../nbs/tuning/20_jobs.ipynb #373183dc
 def spec_of(
-    job: TuningJobView,  # Job of the store
+    job: TuningJob,  # Any
 ) -> TuningSpec:
     """Read the spec of a job.
 
     Args:
-        job: Job of the store
+        job: Any
     """
     return TuningSpec(**job.settings)
 
@@ -232,11 +151,10 @@ def _evaluation_set(
 def _check_plan(
     plan: TuningSpec,  # Requested spec
     space: Mapping[str, Any],  # Requested space
+    spec: RunSpec | None,  # Pipeline and parameters of the plan, where they are checked already
 ) -> None:
-    notebook = find_pipeline(plan.pipeline)
-    declared = read_parameters(notebook)
-    read_space(space, declared, plan.pipeline)
-    check_parameters(notebook, plan.parameters)
+    spec = spec or make_spec(plan.pipeline, plan.parameters)
+    read_space(space, spec.declared, plan.pipeline)
     searched = {current_name(plan.pipeline, name) for name in space}
     if twice := searched.intersection(plan.parameters):
         raise RunError(f"{', '.join(twice)} is to be searched and is fixed as well; choose one")
@@ -249,7 +167,7 @@ def _check_plan(
         raise RunError(f"timeout_seconds is {plan.timeout_seconds}; give seconds above 0, or None")
     if not 0 <= plan.seed < 2**32 or plan.prune_after < 0:
         raise RunError("seed goes from 0 to 2**32 - 1, and prune_after from 0")
-    check_parameters(find_pipeline("evaluate"), plan.evaluation_parameters)
+    make_spec("evaluate", plan.evaluation_parameters)
 
 # %% ../../nbs/tuning/20_jobs.ipynb #7f0aa996
 def _check_job(
@@ -283,10 +201,11 @@ def create_job(
     metric_mode: str = "max",  # Or "min"
     num_samples: int = 1,  # Trials in all
     max_concurrent_trials: int = 1,  # Trials at a time
-    job_id: UUID | None = None,  # Id of the job, returned if it exists; None generates one
+    spec: RunSpec | None = None,  # Instead of the fields `pipeline` and `parameters`
+    job_id: UUID | None = None,  # None makes one up; one that is there already is handed back
     **plan: Any,  # Fields of `TuningSpec`
-) -> TuningJobView:  # Created job, not started
-    """Create a search job.
+) -> TuningJob:  # Not started yet
+    """Ask for a search.
 
     Args:
         store: Database to write to
@@ -298,21 +217,24 @@ def create_job(
         metric_mode: Or "min"
         num_samples: Trials in all
         max_concurrent_trials: Trials at a time
-        job_id: Id of the job, returned if it exists; None generates one
+        spec: Instead of the fields `pipeline` and `parameters`
+        job_id: None makes one up; one that is there already is handed back
         **plan: Fields of `TuningSpec`
 
     Returns:
-        Created job, not started
+        Not started yet
     """
     _check_job(
         name, base_model_id, (metric_name, metric_mode), (num_samples, max_concurrent_trials)
     )
+    if spec is not None:
+        plan |= {"pipeline": spec.name, "parameters": dict(spec.given)}
     if foreign := set(plan) - {each.name for each in fields(TuningSpec)}:
         raise RunError(f"a job has nothing called {', '.join(sorted(foreign))}")
     if fault := json_fault(plan):
         raise RunError(f"the plan cannot be kept: {fault}")
     chosen = TuningSpec(**{key: value for key, value in plan.items() if value is not None})
-    _check_plan(chosen, search_space)
+    _check_plan(chosen, search_space, spec)
     if not _has_dataset(dataset_key):
         raise MissingError(f"there is no dataset {dataset_key!r}; build it first")
     examined_on = _evaluation_set(chosen, metric_name, dataset_key)
@@ -323,7 +245,7 @@ def create_job(
     kept = {each.name: getattr(chosen, each.name) for each in fields(TuningSpec)}
     with store.writing() as session:
         if job_id is not None and (known := session.get(TuningJob, job_id)) is not None:
-            return job_view(known)
+            return _without_trials(known)
         row = TuningJob(
             id=job_id or uuid4(), name=name, dataset_key=dataset_key, base_model_id=base_model_id,
             metric_name=metric_name, metric_mode=metric_mode, num_samples=num_samples,
@@ -333,7 +255,7 @@ def create_job(
         session.add(row)
         session.flush()
         row.study_name = f"tunix_rt-{row.id}"
-    return job_view(row)
+    return _without_trials(row)
 
 # %% ../../nbs/tuning/20_jobs.ipynb #ea177c28
 def _find(
@@ -348,7 +270,7 @@ def _find(
 def get_job(
     store: Store,  # Database to read from
     job_id: UUID,  # Id of the job
-) -> TuningJobView:  # Job with its trials
+) -> TuningJob:  # Job with its trials
     """Read one job.
 
     Args:
@@ -358,10 +280,9 @@ def get_job(
     Returns:
         Job with its trials
     """
-    mine = select(Trial).where(Trial.job_id == job_id).order_by(Trial.number)
+    trials = selectinload(TuningJob.trials)
     with store.reading() as session:
-        row = _find(job_id, session.get(TuningJob, job_id))
-        return job_view(row, list(session.scalars(mine)))
+        return _find(job_id, session.get(TuningJob, job_id, options=[trials]))
 
 # %% ../../nbs/tuning/20_jobs.ipynb #cbdb7c30
 @dataclass(frozen=True)
@@ -369,10 +290,11 @@ class JobPage:
     """A page of jobs.
 
     Attributes:
+        jobs: Their `trials` are empty
         next_offset: None at the end
     """
 
-    jobs: list[TuningJobView]
+    jobs: list[TuningJob]  # Their `trials` are empty
     next_offset: int | None  # None at the end
 
 
@@ -401,14 +323,14 @@ def list_jobs(
         query = query.where(TuningJob.status == status)
     with store.reading() as session:
         rows = session.scalars(query.offset(offset).limit(limit + 1)).all()
-    jobs = [job_view(row) for row in rows[:limit]]
+    jobs = [_without_trials(row) for row in rows[:limit]]
     return JobPage(jobs, offset + limit if len(rows) > limit else None)
 
 # %% ../../nbs/tuning/20_jobs.ipynb #9827a61e
 def start_job(
     store: Store,  # Database of the job
     job_id: UUID,  # Id of the job
-) -> TuningJobView:  # Running
+) -> TuningJob:  # Running
     """Start a search.
 
     Args:
@@ -459,8 +381,8 @@ def cancel_runs(
 def cancel_job(
     store: Store,  # Database of the job
     job_id: UUID,  # Id of the job
-) -> TuningJobView:  # Cancelled
-    """Cancel a search.
+) -> TuningJob:  # Cancelled
+    """Call a search off.
 
     Args:
         store: Database of the job

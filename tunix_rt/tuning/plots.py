@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import MissingError
 from ..store.engine import Store
+from ..store.tables import TuningJob
 from ..traces.display import Html
-from .jobs import TuningJobView
 from .study import open_study, study_storage
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def draw_chart(
 # %% ../../nbs/tuning/60_plots.ipynb #d4cd2dbf
 def job_charts(
     store: Store,  # Database of the job
-    job: TuningJobView,  # Job with its trials
+    job: TuningJob,  # Job with its trials
 ) -> dict[str, str]:  # Name to words; empty before a trial has ended
     """List the plots of a search.
 
@@ -159,7 +159,7 @@ def job_charts(
 
 def job_chart(
     store: Store,  # Database of the job
-    job: TuningJobView,  # Job with its trials
+    job: TuningJob,  # Job with its trials
     name: str,  # One of `job_charts`
 ) -> str:  # SVG
     """Draw one plot of a search.
@@ -180,16 +180,16 @@ def job_chart(
 # %% ../../nbs/tuning/60_plots.ipynb #678772f6
 def study_html(
     store: Store,  # Database of the job
-    job: TuningJobView,  # Job with its trials
-) -> Html:  # Rendered in JupyterLab; a terminal gets the list of plots
-    """Show all plots of a search.
+    job: TuningJob,  # Job with its trials
+) -> Html:  # Shows itself in JupyterLab; a terminal sees what there would be to see
+    """Show all pictures of a search.
 
     Args:
         store: Database of the job
         job: Job with its trials
 
     Returns:
-        Rendered in JupyterLab; a terminal gets the list of plots
+        Shows itself in JupyterLab; a terminal sees what there would be to see
     """
     shown = job_charts(store, job)
     pictures = ""

@@ -18,7 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..core.errors import StoreError
 from ..runs.pipelines import find_pipeline, read_parameters
 from ..store.engine import PATIENCE, Store
-from .jobs import TrialView, TuningJobView, spec_of
+from ..store.tables import Trial, TuningJob
+from .jobs import spec_of
 from .search_space import Dimension, distributions, read_space
 
 if TYPE_CHECKING:
@@ -113,14 +114,14 @@ def study_storage(
 
 # %% ../../nbs/tuning/30_study.ipynb #9bdb294f
 def sampler_for(
-    job: TuningJobView,  # Job of the store
-    number: int,  # Number of the next trial
+    job: TuningJob,  # Any
+    number: int,  # Number of the trial that is to be chosen
 ) -> BaseSampler:
     """Create the sampler for the next trial of a job.
 
     Args:
-        job: Job of the store
-        number: Number of the next trial
+        job: Any
+        number: Number of the trial that is to be chosen
     """
     from optuna.samplers import RandomSampler, TPESampler
 
@@ -133,12 +134,12 @@ def sampler_for(
 
 # %% ../../nbs/tuning/30_study.ipynb #ef2755c9
 def pruner_for(
-    job: TuningJobView,  # Job of the store
+    job: TuningJob,  # Any
 ) -> BasePruner:
     """Create the pruner of a job.
 
     Args:
-        job: Job of the store
+        job: Any
     """
     from optuna.pruners import MedianPruner, NopPruner
 
@@ -150,15 +151,15 @@ def pruner_for(
 
 # %% ../../nbs/tuning/30_study.ipynb #a3b2da70
 def space_of(
-    job: TuningJobView,  # Job of the store
-) -> dict[str, Dimension]:  # Checked search space
+    job: TuningJob,  # Any
+) -> dict[str, Dimension]:  # Checked
     """Read the search space of a job.
 
     Args:
-        job: Job of the store
+        job: Any
 
     Returns:
-        Checked search space
+        Checked
     """
     plan = spec_of(job)
     declared = read_parameters(find_pipeline(plan.pipeline))
@@ -166,7 +167,7 @@ def space_of(
 
 # %% ../../nbs/tuning/30_study.ipynb #db88d8c4
 def _told(
-    trial: TrialView,  # Trial of the job
+    trial: Trial,  # Ours
     space: dict[str, Dimension],  # Space of the job
 ) -> FrozenTrial:  # The same trial for Optuna
     from optuna.trial import TrialState, create_trial
@@ -189,7 +190,7 @@ def _told(
 
 def open_study(
     storage: RDBStorage,  # Storage from `study_storage`
-    job: TuningJobView,  # Job with its trials
+    job: TuningJob,  # Job with its trials
 ) -> Study:  # Study with at least as many trials as the job
     """Open the study of a job, and add the trials that it lacks.
 

@@ -11,10 +11,12 @@ from uuid import UUID, uuid5
 
 from ..core.errors import MissingError, RunError, StoreError, TunixError
 from ..core.files import read_log
-from ..jobs.queue import QueuedRun, enqueue, get_queued, moment, request_cancel
+from ..jobs.queue import enqueue, get_queued, moment, request_cancel
+from ..registry.model_refs import pin_spec
+from ..runs.run_spec import make_spec
 from ..store.engine import Store
-from ..store.tables import Trial
-from .jobs import ACTIVE, TrialView, TuningJobView, spec_of
+from ..store.tables import RunRow, Trial, TuningJob
+from .jobs import ACTIVE, spec_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -51,7 +53,7 @@ def run_id_of(
 # %% ../../nbs/tuning/40_trials.ipynb #9920bab2
 def note(
     store: Store,  # Database of the trial
-    trial: TrialView,  # Trial as it was
+    trial: Trial,  # Trial as it was
     status: str,  # New status
     **columns: Any,  # Other changed columns
 ) -> None:
@@ -76,14 +78,14 @@ def note(
 def run_of(
     store: Store,  # Database of the run
     run_id: UUID,  # Id from `run_id_of`
-) -> QueuedRun | None:  # None if it was never queued
+) -> RunRow | None:  # None when it was never asked for
     """
     Args:
         store: Database of the run
         run_id: Id from `run_id_of`
 
     Returns:
-        None if it was never queued
+        None when it was never asked for
     """
     try:
         return get_queued(store, run_id)
@@ -93,16 +95,15 @@ def run_of(
 # %% ../../nbs/tuning/40_trials.ipynb #bd98caa6
 def _launch(
     store: Store,  # Database of the queue
-    job: TuningJobView,  # Job of the trial
-    trial: TrialView,  # Trial without a run
-) -> str | None:  # Reason of a refusal
+    job: TuningJob,  # Job of the trial
+    trial: Trial,  # Without a run so far
+) -> str | None:  # Why not
     plan, run_id = spec_of(job), run_id_of(trial.id)
     if run_of(store, run_id) is None:
         try:
             enqueue(
                 store,
-                plan.pipeline,
-                plan.given(job, trial.params),
+                pin_spec(make_spec(plan.pipeline, plan.given(job, trial.params)), store),
                 dataset_key=job.dataset_key,
                 model_id=job.base_model_id,
                 request={"tuning_job": str(job.id), "trial": trial.number},
@@ -134,9 +135,9 @@ def _stop(
 # %% ../../nbs/tuning/40_trials.ipynb #e52f32ec
 def _examine(
     store: Store,  # Database of the queue
-    job: TuningJobView,  # Job with an evaluation set
-    trial: TrialView,  # Trial whose model exists
-) -> QueuedRun:  # Evaluation run
+    job: TuningJob,  # Job with an evaluation set
+    trial: Trial,  # Trial whose model exists
+) -> RunRow:  # The examination
     from tunix_rt.tracking.evaluations import evaluate_parameters
 
     plan, run_id = spec_of(job), run_id_of(trial.id, "evaluate")
@@ -147,8 +148,7 @@ def _examine(
     asked["name"] = f"{job.name[:80]}, trial {trial.number}"
     queued = enqueue(
         store,
-        "evaluate",
-        asked | plan.evaluation_parameters,
+        pin_spec(make_spec("evaluate", asked | plan.evaluation_parameters), store),
         model_id=job.base_model_id,
         request={"tuning_job": str(job.id), "trial": trial.number},
         parent_run_id=run_id_of(trial.id),
@@ -164,9 +164,9 @@ def _examine(
 # %% ../../nbs/tuning/40_trials.ipynb #88117cf3
 def _figures(
     store: Store,  # Database of the runs
-    run: QueuedRun,  # Completed run
-    examination: QueuedRun | None,  # Completed evaluation of its model; None if the job has no set
-) -> dict[str, Any]:  # Name to number; those of the evaluation take precedence
+    run: RunRow,  # Completed
+    examination: RunRow | None,  # Completed evaluation of its model; None if the job has no set
+) -> dict[str, Any]:  # Name to number; those of the examination win
     found = dict(run.metrics or {})
     if examination is not None:
         from tunix_rt.tracking.evaluations import evaluate_run, latest_evaluation
@@ -204,7 +204,7 @@ def value_in(
 def _end(
     store: Store,  # Database of the trial
     study: Study,  # Study of its job
-    trial: TrialView,  # Trial that has ended
+    trial: Trial,  # That has come to its end
     status: str,  # "completed", "pruned" or "failed"
     value: float | None = None,  # Metric, if it is completed
     message: str | None = None,  # Message for people
@@ -220,15 +220,15 @@ def _end(
 def collect(
     store: Store,  # Database of jobs and runs
     study: Study,  # Study of the job
-    job: TuningJobView,  # Job of the trial
-    trial: TrialView,  # Active trial
+    job: TuningJob,  # Job of the trial
+    trial: Trial,  # Active
 ) -> None:
     """
     Args:
         store: Database of jobs and runs
         study: Study of the job
         job: Job of the trial
-        trial: Active trial
+        trial: Active
     """
     refusal = _launch(store, job, trial) if trial.run_id is None else None
     if refusal:
@@ -261,9 +261,9 @@ def collect(
 def _watch(
     store: Store,  # Database of the run
     study: Study,  # Study of the job
-    job: TuningJobView,  # Job of the trial
-    trial: TrialView,  # Active trial
-    run: QueuedRun,  # Pending or running
+    job: TuningJob,  # Job of the trial
+    trial: Trial,  # Active
+    run: RunRow,  # Not ended
 ) -> None:
     from optuna.trial import Trial as OptunaTrial
 

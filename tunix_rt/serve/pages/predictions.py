@@ -24,13 +24,9 @@ from ..run_requests import enqueue_evaluation
 from ..schemas.runs import EvaluateModelRequest
 from ..strict_json import Key, Name, StrictRoute
 from ...store.engine import Store
+from ...store.tables import EvaluationRow
 from ...traces.display import Html, text_html
-from tunix_rt.tracking.evaluations import (
-    EvaluationView,
-    evaluate_run,
-    latest_evaluation,
-    list_items,
-)
+from ...tracking.evaluations import evaluate_run, latest_evaluation, list_items
 
 # %% auto #0
 __all__ = ['router', 'AT_ONCE', 'Answer', 'answers_of', 'answers_page', 'sent_to', 'cancel_form', 'evaluate_model_form',
@@ -58,7 +54,7 @@ def _predictions(store: Store, run_id: UUID) -> list[Prediction]:
     return read_predictions(open_file(folder, "predictions.jsonl"))
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #1a005ceb
-def _scores(store: Store, evaluation: EvaluationView | None) -> dict[tuple[str, int], float]:
+def _scores(store: Store, evaluation: EvaluationRow | None) -> dict[tuple[str, int], float]:
     found: dict[tuple[str, int], float] = {}
     offset: int | None = 0
     while evaluation is not None and offset is not None:

@@ -12,28 +12,27 @@ from uuid import UUID
 
 from ...core.errors import MissingError, TunixError
 from ...core.formatting import format_ago, format_duration
-from ...jobs.queue import QueuedRun
 from ...runs.pipelines import find_pipeline, with_defaults
 from ..routers.tunix_runs import get_run_metrics
 from ...store.engine import Store
-from ...store.tables import now
+from ...store.tables import RunRow, now
 
 # %% auto #0
 __all__ = ['lease_words', 'records_of', 'Progress', 'progress_of']
 
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #6f856de4
 def lease_words(
-    run: QueuedRun,  # Run from the queue
-    at: datetime | None = None,  # Reference time; now by default
-) -> str:  # Text; empty for a run without a worker
-    """Describe the state of a run's lease.
+    run: RunRow,  # Any
+    at: datetime | None = None,  # This moment by default
+) -> str:  # Text; empty for a run that nobody has
+    """Say whether a worker is still there.
 
     Args:
-        run: Run from the queue
-        at: Reference time; now by default
+        run: Any
+        at: This moment by default
 
     Returns:
-        Text; empty for a run without a worker
+        Text; empty for a run that nobody has
     """
     if run.lease_until is None or run.ended:
         return ""
@@ -71,21 +70,21 @@ class Progress:
     """The progress of a run.
 
     Attributes:
-        step: Last logged step
+        step: The last that was logged
         steps: Total number of steps, if the notebook gives it
         loss: Last logged loss
         lease: Result of `lease_words`
     """
 
-    run: QueuedRun
-    step: int | None  # Last logged step
+    run: RunRow
+    step: int | None  # The last that was logged
     steps: int | None  # Total number of steps, if the notebook gives it
     loss: float | None  # Last logged loss
     first_loss: float | None
     lease: str  # Result of `lease_words`
 
 
-def _steps(run: QueuedRun) -> int | None:
+def _steps(run: RunRow) -> int | None:
     try:
         asked = with_defaults(find_pipeline(run.pipeline), run.parameters)
     except TunixError:
@@ -95,13 +94,13 @@ def _steps(run: QueuedRun) -> int | None:
 
 
 def progress_of(
-    run: QueuedRun,  # Run from the queue
+    run: RunRow,  # Any
     records: list[dict[str, Any]],  # Records of its metrics.jsonl
 ) -> Progress:
     """Compute the progress of a run.
 
     Args:
-        run: Run from the queue
+        run: Any
         records: Records of its metrics.jsonl
     """
     steps = [each["step"] for each in records if isinstance(each.get("step"), int)]

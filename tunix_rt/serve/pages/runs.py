@@ -17,7 +17,7 @@ from ...evaluation.judges import JUDGES
 from ...evaluation.report import curves_of
 from ...evaluation.statistics import Figure
 from ...jobs.logs import read_log
-from ...jobs.queue import QueuedRun, get_queued, list_queued
+from ...jobs.queue import get_queued, list_queued
 from ...runs.pipelines import find_pipeline
 from ..artifacts import list_files, open_file, run_files
 from ..dependencies import StoreDep
@@ -28,7 +28,8 @@ from .run_progress import progress_of, records_of
 from ..schemas.runs import Mode, Status
 from ..strict_json import StrictRoute
 from ...store.engine import Store
-from ...tracking.evaluations import EvaluationView, latest_evaluation
+from ...store.tables import EvaluationRow, RunRow
+from ...tracking.evaluations import latest_evaluation
 
 # %% auto #0
 __all__ = ['router', 'AT_ONCE', 'PIPELINES', 'TAIL', 'SANDBOX', 'runs_page', 'score_figures', 'category_figures', 'state_facts',
@@ -76,7 +77,7 @@ def runs_page(
 TAIL = 60  # Log chunks to begin with
 
 
-def _evaluated(store: Store, run_id: UUID) -> EvaluationView | None:
+def _evaluated(store: Store, run_id: UUID) -> EvaluationRow | None:
     try:
         return latest_evaluation(store, run_id)
     except MissingError:
@@ -84,12 +85,12 @@ def _evaluated(store: Store, run_id: UUID) -> EvaluationView | None:
 
 
 def score_figures(
-    evaluation: EvaluationView,  # Evaluation from the store
+    evaluation: EvaluationRow,  # Any
 ) -> dict[str, dict[str, Figure]]:  # Figures by scorer
     """Collect the figures of an evaluation by scorer.
 
     Args:
-        evaluation: Evaluation from the store
+        evaluation: Any
 
     Returns:
         Figures by scorer
@@ -104,12 +105,12 @@ def score_figures(
 
 
 def category_figures(
-    evaluation: EvaluationView,  # Evaluation from the store
+    evaluation: EvaluationRow,  # Any
 ) -> dict[str, dict[str, Figure]]:  # Figures by category, from the judge only
     """Collect the figures of an evaluation by category.
 
     Args:
-        evaluation: Evaluation from the store
+        evaluation: Any
 
     Returns:
         Figures by category, from the judge only
@@ -121,7 +122,7 @@ def category_figures(
     }
 
 # %% ../../../nbs/serve/pages/50_runs.ipynb #17a6c433
-def _files(run: QueuedRun) -> list[Any]:
+def _files(run: RunRow) -> list[Any]:
     try:
         folder = run_files(run)
     except PathError:
@@ -131,13 +132,13 @@ def _files(run: QueuedRun) -> list[Any]:
 
 def state_facts(
     store: Store,  # Database to read from
-    run: QueuedRun,  # Run from the queue
+    run: RunRow,  # Any
 ) -> dict[str, Any]:  # Variables of `run_state.html`
     """Collect the state of a run.
 
     Args:
         store: Database to read from
-        run: Run from the queue
+        run: Any
 
     Returns:
         Variables of `run_state.html`
@@ -147,12 +148,12 @@ def state_facts(
 
 
 def evaluation_facts(
-    evaluation: EvaluationView | None,  # Newest evaluation, if there is one
+    evaluation: EvaluationRow | None,  # The newest, if there is one
 ) -> dict[str, Any]:  # Variables of `run.html` for it
     """Render an evaluation.
 
     Args:
-        evaluation: Newest evaluation, if there is one
+        evaluation: The newest, if there is one
 
     Returns:
         Variables of `run.html` for it

@@ -15,6 +15,7 @@ from ..dependencies import ServicesDep, StoreDep, run_in_slow_pool
 from .predictions import sent_to
 from .rendering import FOREVER, Skip, around, show
 from ..strict_json import StrictRoute
+from ...store.tables import TuningJob
 from ...tuning import jobs as tuning
 from ...tuning.plots import job_chart, job_charts
 
@@ -42,7 +43,7 @@ def ranked(
 
 # %% ../../../nbs/serve/pages/60_tuning.ipynb #1dd7dfaf
 def job_facts(
-    job: tuning.TuningJobView,  # Job with its trials
+    job: TuningJob,  # Job with its trials
 ) -> dict[str, Any]:  # Variables of `tuning_state.html`
     """Collect the state of a search.
 

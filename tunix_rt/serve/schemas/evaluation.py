@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .traces import Pagination
 from ..strict_json import Name, StrictBool, StrictFloat
+from ...store.tables import EvaluationRow
 from ...tracking.baselines import Baseline
-from ...tracking.evaluations import EvaluationView
 from ...tracking.leaderboard import Standing
 
 # %% auto #0
@@ -70,7 +70,7 @@ class Evaluation(BaseModel):
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #e81bcc94
 def evaluation(
-    view: EvaluationView,  # Evaluation from the store
+    view: EvaluationRow,  # Evaluation from the store
 ) -> Evaluation:
     """Convert an evaluation.
 

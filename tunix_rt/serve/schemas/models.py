@@ -11,10 +11,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from ...registry.models import ModelView, VersionView
+from ...registry.models import ModelView
 from ...registry.promotion import Verification
 from .traces import Pagination
 from ..strict_json import Name, SafeStr, StrictFloat
+from ...store.tables import ModelVersion
 
 # %% auto #0
 __all__ = ['Description', 'Label', 'ModelRequest', 'PromoteRequest', 'AliasRequest', 'ModelVersionPublic', 'version_shown',
@@ -70,7 +71,7 @@ class ModelVersionPublic(BaseModel):
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #fbdc59e4
 def version_shown(
-    view: VersionView,  # View from the store
+    view: ModelVersion,  # View from the store
 ) -> ModelVersionPublic:
     """Convert a version.
 

@@ -11,10 +11,10 @@ from uuid import UUID
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from ...jobs.queue import QueuedRun
 from ..errors import from_root
 from .traces import Pagination
 from ..strict_json import Key, Name, SafeStr, StrictBool, StrictFloat, StrictInt
+from ...store.tables import RunRow
 
 # %% auto #0
 __all__ = ['Output', 'Status', 'Mode', 'TrainingFields', 'ManifestRequest', 'TrainingManifest', 'RunRequest',
@@ -137,15 +137,15 @@ class RunDetail(RunResult):
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #b8a1dda1
 def run_result(
-    run: QueuedRun,  # Run from the store
-) -> dict[str, Any]:  # Fields of RunResult
-    """Convert a run to the fields of its result.
+    run: RunRow,  # Run from the store
+) -> dict[str, Any]:  # The fields of RunResult
+    """Say how a run stands.
 
     Args:
         run: Run from the store
 
     Returns:
-        Fields of RunResult
+        The fields of RunResult
     """
     asked = run.request.get("output_dir") if isinstance(run.request, dict) else None
     return {
@@ -166,7 +166,7 @@ def run_result(
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #07135d06
 def run_detail(
-    run: QueuedRun,  # Run from the store
+    run: RunRow,  # Run from the store
 ) -> RunDetail:
     """Convert a run with all its details.
 
