@@ -70,7 +70,7 @@ def prepare(kind: str, mesh: Any, micro_batch_size: int = 0) -> tuple[TrainState
         optimizer=words[-1],
         micro_batch_size=micro_batch_size,
     )
-    model = small_model("lora" in words, "scan_layers" in words)
+    model = small_model("lora" in words, "stacked" in words)
     state, step = make_step(model, sft_objective(train_config), train_config, mesh=mesh)
     if mesh is None:  # What is restored is tied to its device: so one program serves both
         state = jax.device_put(state, jax.devices()[0])
@@ -112,7 +112,7 @@ def compare(folder: Path, hosts: Path) -> dict[str, Any]:
         share = sharing(state)
         state, losses = go_on(state, step, 0, 3)
         found[f"{kind} {sides}"] = share | {"losses": losses, "expected": expected}
-        if "scan_layers" in kind:
+        if "stacked" in kind:
             found[f"{kind} moved"] = move(folder / kind, state, step, step_alone, alone)
         if kind == "full adamw":
             found["after hosts"] = after_hosts(hosts, step_alone, alone)
