@@ -233,7 +233,7 @@ def _turn(
         return
     if store.writer == threading.get_ident():
         raise StoreError(
-            "a write was begun inside a write, and each would wait for the other for ever; pass "
+            "a write was begun inside a write, and each would wait for the other forever; pass "
             "the session of the outer one on"
         )
     if not store.turn.acquire(timeout=PATIENCE):

@@ -179,14 +179,14 @@ def _source(
     trained: RunRow | None,  # Training run of the model, if known
 ) -> str:  # Text for people
     if source.id != row.id:
-        return f"what its model said to the run {source.id}"
+        return f"predictions of its model in the run {source.id}"
     if trained is not None:
-        return f"what the model of the run {trained.id} said to it; that run has this score too"
+        return f"predictions of the model of the run {trained.id}; that run has this score too"
     if version := run.facts.get("model_version"):
-        return f"what {version['version']} said to it, made by the run {version['source_run_id']}"
+        return f"predictions of {version['version']}, trained by the run {version['source_run_id']}"
     if run.pipeline == "evaluate":
-        return f"what {_name(run)} said to it, which no run here made; no other run has this score"
-    return "what it said itself"
+        return f"predictions of {_name(run)}, trained by no run here; no other run has this score"
+    return "its own predictions"
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #f010614d
 def evaluate_run(
@@ -237,7 +237,7 @@ def evaluate_run(
     }
     owners = {_source(row, source, run, trained): row}
     if trained is not None:
-        owners[f"what its model said to the run {row.id}"] = trained
+        owners[f"predictions of its model in the run {row.id}"] = trained
     return _keep(store, owners, common, _items(deciding, evaluation, opinions))
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #48878867
@@ -278,7 +278,7 @@ def evaluate_parameters(
         row = finished_run(session, run_id)
         folder = run_folder(row)
     if not (folder / "model").is_dir():
-        raise RunError(f"run {run_id} left no model that could be asked")
+        raise RunError(f"run {run_id} left no model to evaluate")
     return {
         "model": str(short_path(folder)),
         "dataset": evaluation_set,

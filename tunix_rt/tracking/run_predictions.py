@@ -45,7 +45,7 @@ def finished_run(
     if row is None:
         raise MissingError(f"there is no run {run_id}; list the runs to see which there are")
     if row.mode == "dry-run":
-        raise RunError(f"run {run_id} was a dry run: it made no model and said nothing")
+        raise RunError(f"run {run_id} was a dry run: it made no model and no predictions")
     if row.status != "completed":
         raise RunError(f"run {run_id} is {row.status}; only a completed run has results")
     return row
@@ -165,7 +165,7 @@ def find_predictions(
         if run.predictions.is_file() and trained_folder(run) == own.folder:
             return other, run
     raise RunError(
-        f"run {row.id} holds no predictions, and no run has asked its model yet. Ask it first: "
+        f"run {row.id} has no predictions, and no run has evaluated its model. Evaluate it: "
         f"tunix-rt evaluate -p model={short_path(own.folder)} -p dataset=EVALUATION-SET, or over "
         f"HTTP: POST /api/tunix/evaluate."
     )
@@ -252,7 +252,7 @@ def check_not_trained_on(
     else:
         keys = train_sets(None, run.facts.get("model_version"))
     if not keys:
-        return "not checked: what the model learnt from is not known"
+        return "not checked: the training data of the model is unknown"
     home = resolve(settings().datasets)
     here = [key for key in keys if dataset_folder(key, home).is_dir()]
     for key in here:
