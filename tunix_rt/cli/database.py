@@ -152,7 +152,7 @@ def downgrade(
         before = engine.current(store)
         if not yes:
             typer.confirm(
-                f"What only {before} can hold in {store.name} is lost. Go on?", abort=True
+                f"What only {before} can hold in {store.name} is lost. Continue?", abort=True
             )
         engine.downgrade(store, revision)
         typer.echo(f"{store.name}: {before} -> {engine.current(store) or 'no tables'}")
