@@ -79,7 +79,7 @@ class QueuedRun:
 
     @property
     def ended(self) -> bool:
-        "Whether its status is final."
+        "Return whether its status is final."
         return self.status in ENDED
 
     @property

@@ -183,7 +183,7 @@ def _keep(
     owners: Mapping[str, RunRow],  # Source of the score, to the run that gets it
     common: dict[str, Any],  # Columns that they share
     items: list[dict[str, Any]],  # Items from `_items`
-) -> EvaluationView:  # That of the first
+) -> EvaluationView:  # Evaluation of the first run
     rows = [
         EvaluationRow(
             run_id=owner.id,
