@@ -41,7 +41,7 @@ class Comparison(BaseModel):
         return repr(comparison_html(self))
 
     def __str__(self) -> str:
-        return repr(self)
+        return f"{'':20}  {self.before} -> {self.after}, points, p\n{self!r}"
 
     def _repr_html_(self) -> str:
         return str(comparison_html(self))

@@ -178,12 +178,12 @@ class RunRecord(RunFiles):
 
     @property
     def completed(self) -> bool:
-        "Whether it ran to its end."
+        "Return whether it ran to its end."
         return self.status == "completed"
 
     @property
     def resumable(self) -> bool:
-        "Whether the same call resumes it, because work is left."
+        "Return whether the same call resumes it, because work is left."
         return self.facts["status"] != "completed" or bool(self.facts.get("stopped_early"))
 
     @property
