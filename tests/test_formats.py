@@ -295,8 +295,8 @@ def test_the_command_line_says_what_became_of_the_fields(
             main(["ingest", str(FILES / name), *words, *options])
         assert not ended.value.code and said in capsys.readouterr().out
     for line, reason in {
-        "limo.jsonl": "It reads as reasoning: say --format reasoning",
-        "limo_array.json": "It reads as reasoning: say --format reasoning",
+        "limo.jsonl": "It looks like reasoning: use --format reasoning",
+        "limo_array.json": "It looks like reasoning: use --format reasoning",
         "limo.jsonl --annotations keep": "are for other formats",
         "sheet.xlsx": "save the sheet as CSV",
     }.items():
