@@ -574,6 +574,8 @@ def sft(
     )
     place = {"devices": str(model.device), "mesh": mesh_text(model.mesh)}
     place |= {"attention": f"{backend.name}: {backend.why}", "weights held in": model.base_dtype}
+    if not quiet:
+        print(f"attention by {place['attention']}")
     run.record(
         **model.version, device=str(model.device), mesh=place["mesh"], weights=model.origin,
         attention=place["attention"], seeds={"seed": seed},
