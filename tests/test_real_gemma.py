@@ -282,7 +282,7 @@ def test_what_stops_with_a_signal_is_saved_and_goes_on(story: Story) -> None:
     assert "then stopping" in told and "to resume it" in told
     attached = story.wait("attached")
     record = json.loads((attached / "run.json").read_text())
-    assert record["status"] == "cancelled" and "goes on" in record["error"]["message"]
+    assert record["status"] == "cancelled" and "continues" in record["error"]["message"]
     assert not (attached / "model").exists()
     stopped = max(int(path.name) for path in (attached / "checkpoints").glob("[0-9]*"))
     assert 0 < stopped < FULL["max_steps"]
@@ -337,7 +337,7 @@ def test_two_processes_learn_what_one_does_and_write_once(story: Story) -> None:
     ("name", "words"),
     [
         ("strange", ["1 missing (model.layers.1.mlp.up_proj", "1 unknown (model.layers.9.mlp"]),
-        ("poisoned", ["became nan at step 1", "row ", "traces ", "Nothing had been saved yet"]),
+        ("poisoned", ["NaN or infinite", "copy the file again"]),
     ],
 )
 def test_a_spoilt_model_is_refused_by_name(story: Story, name: str, words: list[str]) -> None:

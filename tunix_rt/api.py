@@ -199,11 +199,11 @@ class Model:
         return texts[0] if isinstance(prompt, str) else texts
 
     def __repr__(self) -> str:
-        trained = f", {adapter_count(self.module):,} of them in {self.module.lora}"
+        trained = f", {adapter_count(self.module):,} of them are trained, in {self.module.lora}"
         return (
             f"{self.source}: {parameter_count(self.config):,} parameters"
             f"{trained if self.module.lora else ''}, {self.config.layers} layers, "
-            f"{len(self.tokenizer)} tokens, {self.base_dtype}, {mesh_text(self.mesh)}"
+            f"{len(self.tokenizer)} tokens, {self.base_dtype}, on {mesh_text(self.mesh)}"
         )
 
 # %% ../nbs/10_api.ipynb #772db7d1

@@ -188,7 +188,7 @@ def ingest(
         f"lines left out\n  in {target}"
     )
     if secret := getattr(intake, "examined", 0):
-        typer.echo(f"  {secret:,} questions of the examination left out")
+        typer.echo(f"  {secret:,} questions of the evaluation set left out")
     for note, count in sorted(intake.notes.items()):
         typer.echo(f"  {note} ({count:,})")
     if max_tokens:

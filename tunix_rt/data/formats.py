@@ -1002,10 +1002,10 @@ class ImportReport(IngestReport):
     """What became of a file from elsewhere.
 
     Attributes:
-        examined: Questions of the examination, which are left out
+        examined: Number of evaluation questions, which are left out
     """
 
-    examined: int = 0  # Questions of the examination, which are left out
+    examined: int = 0  # Number of evaluation questions, which are left out
 
 # %% ../../nbs/data/55_formats.ipynb #71dadf3e
 BARE = "a question with an answer and no working, to be asked and not learned from"
