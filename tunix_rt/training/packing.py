@@ -60,7 +60,7 @@ class TokenizedTraces:
         lost = self.cut + self.dropped == self.traces
         hint = f"; not one ends, raise seq_length to {self.longest}" if lost else ""
         return (
-            f"{self.traces:,} traces, {total:,} tokens, {learnt:,} of them learnt; "
+            f"{self.traces:,} traces, {total:,} tokens, {learnt:,} of them trained on; "
             f"longest {self.longest}; {self.cut:,} cut, {self.dropped:,} dropped{hint}"
         )
 
