@@ -74,6 +74,11 @@ class Stage:
             aim, anchor = (source.parent / link[1]).resolve(), link[2] or ""
             if aim in self.targets:
                 return f"]({os.path.relpath(self.targets[aim], here)}{anchor})"
+            if aim.is_file() and aim.suffix in (".png", ".svg", ".jpg"):
+                copy = STAGE / "pictures" / aim.name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(aim, copy)
+                return f"]({os.path.relpath(copy.relative_to(STAGE), here)})"
             if aim.exists() and aim.is_relative_to(ROOT):
                 return f"]({self.address(aim)}{anchor})"
             return link[0]
