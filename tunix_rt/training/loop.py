@@ -34,7 +34,14 @@ from tunix_rt.training.preemption import (
     fits_budget,
     timing,
 )
-from .train_step import Objective, Step, TrainState, make_step, update_model
+from tunix_rt.training.train_step import (
+    Objective,
+    Step,
+    TrainState,
+    count_tokens,
+    make_step,
+    update_model,
+)
 
 # %% auto #0
 __all__ = ['Namer', 'AHEAD', 'SLOW_DISK', 'LoopConfig', 'TrainResult', 'LoopState', 'is_due', 'take_step', 'drain_metrics',
@@ -241,6 +248,7 @@ def mean_loss(
     params: Any,  # Tree of parameters
     rows: PackedBatch,  # Rows to evaluate
     size: int,  # Rows at a time
+    count: Callable[[Any], Any] = count_tokens,  # Rows -> what their summed loss is divided by
 ) -> float:  # Loss in nats per counted token
     """Compute the mean loss over rows without an update.
 
@@ -249,17 +257,18 @@ def mean_loss(
         params: Tree of parameters
         rows: Rows to evaluate
         size: Rows at a time
+        count: Rows -> what their summed loss is divided by
 
     Returns:
         Loss in nats per counted token
     """
     total = 0.0
     for first in range(0, len(rows.tokens), size):
-        part = PackedBatch(*(x[first : first + size] for x in rows))
+        part = type(rows)(*(x[first : first + size] for x in rows))
         spare = size - len(part.tokens)
-        part = PackedBatch(*(np.pad(x, ((0, spare), (0, 0))) for x in part))
+        part = type(rows)(*(np.pad(x, ((0, spare), (0, 0))) for x in part))
         total += float(eval_loss(params, part))
-    return total / max(int(rows.loss_mask.sum()), 1)
+    return total / float(count(rows))
 
 
 def validate_and_log(
@@ -277,11 +286,14 @@ def validate_and_log(
     if loop.validation is not None and looking:
         with timing(loop.clock, "look"):
             size = loop.train_config.batch_size
-            seen = mean_loss(loop.step.eval_loss, loop.state.params, loop.validation, size)
+            step = loop.step
+            seen = mean_loss(step.eval_loss, loop.state.params, loop.validation, size, step.count)
         more["validation_loss"] = loop.loss = seen
     if is_due(loop, loop_config.log_every):
         more["learning_rate"] = float(schedule(loop.train_config)(loop.number - 1))
-        more["gradient_norm"] = loop.figures["gradient_norm"]
+        more |= {
+            name: loop.figures[name] for name in loop.figures if name not in ("loss", "tokens")
+        }
         line = append(loop.progress, loop.number, **more)
         bar.set_postfix_str(f"loss {line['loss']:.3f}", refresh=False)
 
@@ -422,6 +434,7 @@ def train(
     loop_config: LoopConfig = LoopConfig(),  # noqa: B008 - it is frozen
     validation: PackedBatch | None = None,  # Rows for validation, never trained on
     mesh: Mesh | None = None,  # Device mesh; None for a single device
+    count: Callable[[Any], Any] = count_tokens,  # Batch -> what its summed loss is divided by
     continue_from: Path
     | None = None,  # Another run folder, only read, if this one has no checkpoint
     name_rows: Namer | None = None,  # Says which traces are in a row, should one go wrong
@@ -437,6 +450,7 @@ def train(
         identity: Fingerprints of model and data, kept with every checkpoint
         validation: Rows for validation, never trained on
         mesh: Device mesh; None for a single device
+        count: Batch -> what its summed loss is divided by
         continue_from: Another run folder, only read, if this one has no checkpoint
         name_rows: Says which traces are in a row, should one go wrong
 
@@ -451,7 +465,7 @@ def train(
             f"climbs until the last step and never falls; give fewer warmup_steps"
         )
     with catch_signals() as asked:
-        state, step = make_step(model, objective, train_config, mesh=mesh)
+        state, step = make_step(model, objective, train_config, mesh=mesh, count=count)
         _give_up(model, state)
         progress = MetricsLog(folder / "metrics.jsonl")
         checkpoints = Checkpoints(

@@ -5,6 +5,7 @@
 # %% ../../nbs/training/15_loss.ipynb #bc2a4d57
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,42 +24,82 @@ from tunix_rt.models.sharding import (
 )
 
 # %% auto #0
-__all__ = ['slice_slope', 'Wanted', 'summed_loss']
+__all__ = ['SliceSoftmax', 'slice_softmax', 'slice_slope', 'Wanted', 'cut_slices', 'join_slices', 'in_share', 'sliced_loss',
+           'summed_loss']
 
 # %% ../../nbs/training/15_loss.ipynb #38d504dc
-def slice_slope(
+class SliceSoftmax(NamedTuple):
+    """The softmax of one slice of tokens.
+
+    Attributes:
+        scores: Scores after the soft cap, [M, V]
+        probs: Probabilities at the given temperature, [M, V]
+        hit: True at the target, [M, V]
+        logprobs: Log-probability of the target, [M]
+        log_norm: Logarithm of the softmax's denominator, [M]
+    """
+
+    scores: jax.Array  # Scores after the soft cap, [M, V]
+    probs: jax.Array  # Probabilities at the given temperature, [M, V]
+    hit: jax.Array  # True at the target, [M, V]
+    logprobs: jax.Array  # Log-probability of the target, [M]
+    log_norm: jax.Array  # Logarithm of the softmax's denominator, [M]
+
+
+def slice_softmax(
     hidden: jax.Array,  # One slice, [M, D]
     table: jax.Array,  # The vocabulary, or this device's share of it, [V, D]
     targets: jax.Array,  # Correct next token of each, counted from 0 in the share, [M]
-    counted: jax.Array,  # 1 where the target counts, else 0, [M]
-    cap: float | None,  # Soft cap on the scores
+    *,
+    cap: float | None = None,  # Soft cap on the scores
+    temperature: float = 1.0,  # Divisor of the scores, after the cap
     sides: tuple[str, ...] = (),  # Sides of the mesh along which the vocabulary is cut
-) -> tuple[jax.Array, jax.Array]:  # Sum of losses, and its gradient by the scores, [M, V]
-    """Score one slice and sum the loss of its counted tokens.
+) -> SliceSoftmax:  # Probabilities and log-probabilities in float32
+    """Score one slice against the vocabulary.
 
     Args:
         hidden: One slice, [M, D]
         table: The vocabulary, or this device's share of it, [V, D]
         targets: Correct next token of each, counted from 0 in the share, [M]
-        counted: 1 where the target counts, else 0, [M]
         cap: Soft cap on the scores
+        temperature: Divisor of the scores, after the cap
         sides: Sides of the mesh along which the vocabulary is cut
 
     Returns:
-        Sum of losses, and its gradient by the scores, [M, V]
+        Probabilities and log-probabilities in float32
     """
     scores = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
-    squashed = scores if cap is None else cap * jnp.tanh(scores / cap)
-    top = _across(jax.lax.pmax, squashed.max(axis=-1, keepdims=True), sides)
-    odds = jnp.exp(squashed - top)
+    scores = scores if cap is None else cap * jnp.tanh(scores / cap)
+    scaled = scores if temperature == 1 else scores / temperature
+    top = _across(jax.lax.pmax, scaled.max(axis=-1, keepdims=True), sides)
+    odds = jnp.exp(scaled - top)
     total = _across(jax.lax.psum, odds.sum(axis=-1, keepdims=True), sides)
     hit = jnp.arange(table.shape[0]) == targets[:, None]
-    said = _across(jax.lax.psum, jnp.where(hit, squashed, 0).sum(axis=-1), sides)
-    loss = (counted * (jnp.log(total[:, 0]) + top[:, 0] - said)).sum()
-    slope = (odds / total - hit) * counted[:, None]
-    if cap is not None:
-        slope = slope * (1 - jnp.square(squashed / cap))
-    return loss, slope.astype(hidden.dtype)
+    target = _across(jax.lax.psum, jnp.where(hit, scaled, 0).sum(axis=-1), sides)
+    log_norm = jnp.log(total[:, 0]) + top[:, 0]
+    return SliceSoftmax(scores, odds / total, hit, target - log_norm, log_norm)
+
+
+def slice_slope(
+    slice: SliceSoftmax,  # Softmax of the slice
+    weights: jax.Array,  # Weight of each token's loss; 0 where it does not count, [M]
+    cap: float | None = None,  # Soft cap on the scores
+    temperature: float = 1.0,  # Divisor of the scores, after the cap
+) -> jax.Array:  # Gradient of the weighted loss by the scores before the cap, [M, V]
+    """Compute the gradient of one slice's loss.
+
+    Args:
+        slice: Softmax of the slice
+        weights: Weight of each token's loss; 0 where it does not count, [M]
+        cap: Soft cap on the scores
+        temperature: Divisor of the scores, after the cap
+
+    Returns:
+        Gradient of the weighted loss by the scores before the cap, [M, V]
+    """
+    slope = (slice.probs - slice.hit) * weights[:, None]
+    slope = slope if temperature == 1 else slope / temperature
+    return slope if cap is None else slope * (1 - jnp.square(slice.scores / cap))
 
 
 def _across(collective: Any, x: jax.Array, sides: tuple[str, ...]) -> jax.Array:
@@ -73,32 +114,84 @@ class Wanted(NamedTuple):
     table: bool = False
 
 
+def cut_slices(
+    arrays: tuple[jax.Array, ...],  # Arrays with the same first two axes, [B, T, ...]
+    size: int,  # M, tokens of a slice
+) -> list[jax.Array]:  # Each as [slices, M, ...], padded with zeros
+    """Cut the tokens of a batch into slices.
+
+    Args:
+        arrays: Arrays with the same first two axes, [B, T, ...]
+        size: M, tokens of a slice
+
+    Returns:
+        Each as [slices, M, ...], padded with zeros
+    """
+    tokens = arrays[0].shape[0] * arrays[0].shape[1]
+    size = min(size, tokens)
+    flat = [x.reshape(tokens, *x.shape[2:]) for x in arrays]
+    padded = [jnp.pad(x, ((0, -tokens % size),) + ((0, 0),) * (x.ndim - 1)) for x in flat]
+    return [x.reshape(-1, size, *x.shape[1:]) for x in padded]
+
+
+def join_slices(
+    slices: jax.Array,  # Values of every token, [slices, M, ...]
+    shape: tuple[int, ...],  # Shape of the whole, [B, T, ...]
+) -> jax.Array:  # The same values in that shape
+    """Put slices together again, without their padding.
+
+    Args:
+        slices: Values of every token, [slices, M, ...]
+        shape: Shape of the whole, [B, T, ...]
+
+    Returns:
+        The same values in that shape
+    """
+    flat = slices.reshape(-1, *slices.shape[2:])
+    return flat[: shape[0] * shape[1]].reshape(shape)
+
+
+def in_share(
+    targets: jax.Array,  # Token ids
+    table: jax.Array,  # This device's share of the vocabulary, [V, D]
+    sides: tuple[str, ...],  # Sides of the mesh along which the vocabulary is cut
+) -> jax.Array:  # Rows of the share; out of its range for tokens that another device holds
+    """Count targets from the first row of this device's share.
+
+    Args:
+        targets: Token ids
+        table: This device's share of the vocabulary, [V, D]
+        sides: Sides of the mesh along which the vocabulary is cut
+
+    Returns:
+        Rows of the share; out of its range for tokens that another device holds
+    """
+    return targets - jax.lax.axis_index(sides) * table.shape[0] if sides else targets
+
+
 def _in_turn(
     hidden: jax.Array,  # [B, T, D]
     embedding: jax.Array,  # [V, D]
     targets: jax.Array,  # [B, T]
-    counted: jax.Array,  # [B, T]
+    weights: jax.Array,  # [B, T]
     *,
     cap: float | None,  # Soft cap on the scores
+    temperature: float,  # Divisor of the scores, after the cap
     size: int,  # Tokens of a slice
     wanted: Wanted,  # Gradients to work out; the others are None
     sides: tuple[str, ...] = (),  # Sides of the mesh along which the vocabulary is cut
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:  # Loss, gradients [B, T, D] and [V, D]
     "Sum the loss over slices of `size` tokens, with the gradients that are wanted."
-    shape, width = hidden.shape, hidden.shape[-1]
-    tokens = targets.size
-    size = min(size, tokens)
-    spare = -tokens % size
-    flat = (hidden.reshape(-1, width), targets.reshape(-1), counted.reshape(-1).astype("f4"))
-    padded = [jnp.pad(x, ((0, spare),) + ((0, 0),) * (x.ndim - 1)) for x in flat]
-    slices = [x.reshape(-1, size, *x.shape[1:]) for x in padded]
+    slices = cut_slices((hidden, targets, weights.astype("f4")), size)
     table = embedding.astype(hidden.dtype)
 
     def add(carry: Any, part: Any) -> tuple[Any, jax.Array | None]:
-        states, aims, counts = (gather_rows(x, sides) for x in part)
-        if sides:
-            aims = aims - jax.lax.axis_index(sides) * table.shape[0]
-        loss, slope = slice_slope(states, table, aims, counts, cap, sides)
+        states, aims, weights = (gather_rows(x, sides) for x in part)
+        aims = in_share(aims, table, sides)
+        how: Any = {"cap": cap, "temperature": temperature}
+        scored = slice_softmax(states, table, aims, **how, sides=sides)
+        loss = -(weights * scored.logprobs).sum()
+        slope = slice_slope(scored, weights, **how).astype(states.dtype)
         for_hidden = scatter_rows(slope @ table, sides) if wanted.hidden else None
         if not wanted.table:
             return (carry[0] + loss, None), for_hidden
@@ -108,13 +201,13 @@ def _in_turn(
     start = (jnp.zeros(()), jnp.zeros(embedding.shape, jnp.float32) if wanted.table else None)
     (loss, for_table), for_hidden = jax.lax.scan(add, start, slices)
     if for_hidden is not None:
-        for_hidden = for_hidden.reshape(-1, width)[:tokens].reshape(shape)
+        for_hidden = join_slices(for_hidden, hidden.shape)
     return loss, for_hidden, for_table
 
 # %% ../../nbs/training/15_loss.ipynb #afaae98e
 def _on_mesh(
     mesh: AbstractMesh,  # The devices
-    *arrays: jax.Array,  # hidden, embedding, targets, counted
+    *arrays: jax.Array,  # hidden, embedding, targets, weights
     size: int,  # Tokens of a slice, all devices that share a table together
     **settings: Any,  # Options of `_in_turn`
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:  # Same results as `_in_turn`
@@ -134,22 +227,41 @@ def _on_mesh(
     return jax.shard_map(local, in_specs=come, out_specs=go, check_vma=False)(*arrays)
 
 # %% ../../nbs/training/15_loss.ipynb #e1235d4a
-def _sliced(arrays: Any, cap: float | None, size: int, wanted: Wanted) -> Any:
-    "Sum the loss, with the gradients that are wanted, on one device or on the active mesh."
-    settings: dict[str, Any] = {"cap": cap, "size": size, "wanted": wanted}
+def sliced_loss(
+    arrays: Sequence[jax.Array],  # hidden, embedding, targets, weights
+    wanted: Wanted,  # Gradients to compute
+    *,
+    cap: float | None,  # Soft cap on the scores
+    size: int,  # Tokens of a slice
+    temperature: float = 1.0,  # Divisor of the scores, after the cap
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:  # Loss, gradients [B, T, D] and [V, D]
+    """Sum the weighted loss, with the wanted gradients, on one device or on the active mesh.
+
+    Args:
+        arrays: hidden, embedding, targets, weights
+        wanted: Gradients to compute
+        cap: Soft cap on the scores
+        size: Tokens of a slice
+        temperature: Divisor of the scores, after the cap
+
+    Returns:
+        Loss, gradients [B, T, D] and [V, D]
+    """
+    settings: dict[str, Any] = {"cap": cap, "size": size, "temperature": temperature}
+    settings["wanted"] = wanted
     mesh = active_mesh()
     return _in_turn(*arrays, **settings) if mesh is None else _on_mesh(mesh, *arrays, **settings)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _summed(hidden, embedding, targets, counted, cap, size):
-    return _sliced((hidden, embedding, targets, counted), cap, size, Wanted())[0]
+def _summed(hidden, embedding, targets, weights, cap, size):
+    return sliced_loss((hidden, embedding, targets, weights), Wanted(), cap=cap, size=size)[0]
 
 
-def _forward(hidden, embedding, targets, counted, cap, size):
-    arrays = [given.value for given in (hidden, embedding, targets, counted)]
+def _forward(hidden, embedding, targets, weights, cap, size):
+    arrays = [given.value for given in (hidden, embedding, targets, weights)]
     wanted = Wanted(hidden.perturbed, embedding.perturbed)
-    loss, for_hidden, for_table = _sliced(arrays, cap, size, wanted)
+    loss, for_hidden, for_table = sliced_loss(arrays, wanted, cap=cap, size=size)
     if for_table is not None:
         for_table = for_table.astype(arrays[1].dtype)
     return loss, (for_hidden, for_table)
@@ -169,27 +281,27 @@ def summed_loss(
     hidden: jax.Array,  # Output of the last norm, [B, T, D]
     embedding: jax.Array,  # Tied table of tokens, [V, D]
     targets: jax.Array,  # Correct next token of each token, [B, T]
-    counted: jax.Array,  # True where the target counts, [B, T]
+    weights: jax.Array,  # True where the target counts; or any weight, negative too, [B, T]
     *,
     cap: float | None = None,  # Soft cap on the scores
     slice_tokens: int = 512,  # Tokens scored at a time; only memory and speed depend on it
-) -> jax.Array:  # Sum over the counted tokens, in nats
-    """Sum the loss of the counted tokens, holding the scores of one slice at a time.
+) -> jax.Array:  # Weighted sum over the tokens, in nats
+    """Sum the loss of the tokens that count, holding the scores of one slice at a time.
 
     Args:
         hidden: Output of the last norm, [B, T, D]
         embedding: Tied table of tokens, [V, D]
         targets: Correct next token of each token, [B, T]
-        counted: True where the target counts, [B, T]
+        weights: True where the target counts; or any weight, negative too, [B, T]
         cap: Soft cap on the scores
         slice_tokens: Tokens scored at a time; only memory and speed depend on it
 
     Returns:
-        Sum over the counted tokens, in nats
+        Weighted sum over the tokens, in nats
     """
-    if targets.shape != hidden.shape[:-1] or counted.shape != targets.shape:
+    if targets.shape != hidden.shape[:-1] or weights.shape != targets.shape:
         raise TrainingError(
-            f"hidden is {hidden.shape}, targets {targets.shape} and counted {counted.shape}; "
+            f"hidden is {hidden.shape}, targets {targets.shape} and weights {weights.shape}; "
             f"every token needs one of each, so all must share [B, T]"
         )
-    return _summed(hidden, embedding, targets, counted, cap, slice_tokens)
+    return _summed(hidden, embedding, targets, weights, cap, slice_tokens)

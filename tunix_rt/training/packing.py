@@ -263,7 +263,7 @@ def get_batch(
         `size` of the rows
     """
     chosen = batch_indices(len(rows.tokens), step, size=size, seed=seed)
-    return PackedBatch(*(part[chosen] for part in rows))
+    return type(rows)(*(part[chosen] for part in rows))
 
 # %% ../../nbs/training/10_packing.ipynb #5c610593
 def names_in(

@@ -25,12 +25,42 @@ from .config import TrainConfig, build_optimizer
 from .packing import PackedBatch
 
 # %% auto #0
-__all__ = ['Objective', 'TrainState', 'SplitModel', 'split_params', 'merge_params', 'init_train_state', 'micro_batches',
-           'accumulate_gradients', 'compiler_options', 'Step', 'make_step', 'update_model']
+__all__ = ['Figures', 'Objective', 'with_figures', 'count_tokens', 'TrainState', 'SplitModel', 'split_params', 'merge_params',
+           'init_train_state', 'micro_batches', 'accumulate_gradients', 'merge_figure', 'compiler_options', 'Step',
+           'make_step', 'update_model']
 
 # %% ../../nbs/training/40_train_step.ipynb #4898ea60
-Objective = Callable[[Gemma, PackedBatch, jax.Array | None], jax.Array]
-# Model, batch, and a key for dropout (None for no dropout) -> summed loss in nats
+Figures = dict[str, jax.Array]  # Sums over a batch; maxima where a name ends in "/max"
+Objective = Callable[[Gemma, Any, jax.Array | None], jax.Array | tuple[jax.Array, Figures]]
+# Model, batch, and a key for dropout (None for none) -> summed loss in nats, maybe with figures
+
+
+def with_figures(
+    result: jax.Array | tuple[jax.Array, Figures],  # What an objective returned
+) -> tuple[jax.Array, Figures]:  # Loss, and figures, if there are any
+    """Normalize the result of an objective.
+
+    Args:
+        result: What an objective returned
+
+    Returns:
+        Loss, and figures, if there are any
+    """
+    return result if isinstance(result, tuple) else (result, {})
+
+
+def count_tokens(
+    batch: Any,  # Batch with a loss mask
+) -> jax.Array:  # Scalar, at least 1
+    """Count the tokens that are trained on, by which the loss of fine-tuning is divided.
+
+    Args:
+        batch: Batch with a loss mask
+
+    Returns:
+        Scalar, at least 1
+    """
+    return jnp.maximum(batch.loss_mask.sum(), 1)
 
 # %% ../../nbs/training/40_train_step.ipynb #fb11dfc8
 class TrainState(NamedTuple):
@@ -123,19 +153,19 @@ def init_train_state(
 
 # %% ../../nbs/training/40_train_step.ipynb #c8e1b872
 def micro_batches(
-    batch: PackedBatch,  # [B, T]
+    batch: Any,  # Arrays [B, T]
     micro_batch_size: int,  # Rows of a slice
     shards: int = 1,  # Shards of the rows; a slice takes as many from each
-) -> PackedBatch:  # [slices, rows of a slice, T]
+) -> Any:  # The same arrays, [slices, rows of a slice, T]
     """Split a batch into slices without moving rows between devices.
 
     Args:
-        batch: [B, T]
+        batch: Arrays [B, T]
         micro_batch_size: Rows of a slice
         shards: Shards of the rows; a slice takes as many from each
 
     Returns:
-        [slices, rows of a slice, T]
+        The same arrays, [slices, rows of a slice, T]
     """
 
     def cut(part: Any) -> Any:
@@ -143,46 +173,78 @@ def micro_batches(
         dealt = part.reshape(shards, -1, micro_batch_size // shards, *time).swapaxes(0, 1)
         return constrain(dealt.reshape(-1, micro_batch_size, *time), None, ROWS)
 
-    return PackedBatch(*(cut(part) for part in batch))
+    return jax.tree.map(cut, batch)
 
 # %% ../../nbs/training/40_train_step.ipynb #7e382364
 def accumulate_gradients(
-    objective: Callable[[Any, PackedBatch, Any], jax.Array],  # Parameters, rows, key -> summed loss
+    objective: Callable[[Any, Any, Any], Any],  # Parameters, rows, key -> loss, or loss and figures
     params: Any,  # Tree of parameters
-    batch: PackedBatch,  # [B, T]
+    batch: Any,  # Arrays [B, T]
     micro_batch_size: int,  # Rows computed at a time; 0 for all
     *,
     key: jax.Array | None = None,  # Dropout key, split into one per slice
     shards: int = 1,  # Shards of the rows
-) -> tuple[jax.Array, Any]:  # Summed loss, and its gradient in float32
+    padded: bool = False,  # True to end after the last slice in which a token counts
+) -> tuple[tuple[jax.Array, Figures], Any]:  # Summed loss and figures, and the gradient in float32
     """Accumulate loss and gradients over slices of a batch.
 
     Args:
-        objective: Parameters, rows, key -> summed loss
+        objective: Parameters, rows, key -> loss, or loss and figures
         params: Tree of parameters
-        batch: [B, T]
+        batch: Arrays [B, T]
         micro_batch_size: Rows computed at a time; 0 for all
         key: Dropout key, split into one per slice
         shards: Shards of the rows
+        padded: True to end after the last slice in which a token counts
 
     Returns:
-        Summed loss, and its gradient in float32
+        Summed loss and figures, and the gradient in float32
     """
 
-    def both(part: PackedBatch, key: jax.Array | None) -> tuple[jax.Array, Any]:
-        loss, gradient = jax.value_and_grad(objective)(params, part, key)
-        return loss, settle(optax.tree.cast(gradient, jnp.float32))
+    def both(part: Any, key: jax.Array | None) -> tuple[tuple[jax.Array, Figures], Any]:
+        def loss(*given: Any) -> tuple[jax.Array, Figures]:
+            return with_figures(objective(*given))
+
+        found, gradient = jax.value_and_grad(loss, has_aux=True)(params, part, key)
+        return found, settle(optax.tree.cast(gradient, jnp.float32))
 
     if micro_batch_size in (0, batch.tokens.shape[0]):
         return both(batch, key)
     slices = micro_batches(batch, micro_batch_size, shards)
     keys = None if key is None else jax.random.split(key, len(slices.tokens))
+    used: Any = len(slices.tokens)
+    if padded:
+        some = slices.loss_mask.any(axis=(1, 2))
+        used = jnp.where(some, jnp.arange(1, used + 1), 0).max()
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, both(*part)), None
+    def add(index: Any, total: Any) -> Any:
+        part = jax.tree.map(lambda x: x[index], (slices, keys))
+        (loss, figures), gradient = both(*part)
+        (loss_before, figures_before), gradient_before = total
+        merged = {name: merge_figure(name, figures_before[name], figures[name]) for name in figures}
+        return (loss_before + loss, merged), jax.tree.map(jnp.add, gradient_before, gradient)
 
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
-    return jax.lax.scan(add, (jnp.zeros(()), settle(nothing)), (slices, keys))[0]
+    shapes = jax.eval_shape(both, *jax.tree.map(lambda x: x[0], (slices, keys)))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, used, add, (nothing[0], settle(nothing[1])))
+
+
+def merge_figure(
+    name: str,  # Name of the figure
+    one: jax.Array,  # Its value in some slices
+    other: jax.Array,  # Its value in another slice
+) -> jax.Array:  # Their sum, or the larger where the name ends in "/max"
+    """Merge a figure of two slices.
+
+    Args:
+        name: Name of the figure
+        one: Its value in some slices
+        other: Its value in another slice
+
+    Returns:
+        Their sum, or the larger where the name ends in "/max"
+    """
+    return jnp.maximum(one, other) if name.endswith("/max") else one + other
 
 # %% ../../nbs/training/40_train_step.ipynb #771adfa7
 @cache
@@ -214,28 +276,28 @@ class Step:
     Attributes:
         update: Compiled: state, frozen, batch -> state and metrics
         loss: Compiled: trained, frozen, batch -> summed loss
+        count: Batch -> what its summed loss is divided by
         frozen: Parameters that a step only reads
         mesh: Device mesh; None for a single device
     """
 
     update: Any  # Compiled: state, frozen, batch -> state and metrics
     loss: Any  # Compiled: trained, frozen, batch -> summed loss
+    count: Any  # Batch -> what its summed loss is divided by
     frozen: Any  # Parameters that a step only reads
     mesh: Mesh | None  # Device mesh; None for a single device
 
-    def __call__(
-        self, state: TrainState, batch: PackedBatch
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         "Compute the next state and the step's metrics; the old state is donated."
         with self.active():
             return self.update(state, self.frozen, feed(batch, self.mesh))
 
-    def eval_loss(self, params: Any, batch: PackedBatch) -> jax.Array:
+    def eval_loss(self, params: Any, batch: Any) -> jax.Array:
         "Sum the loss of a batch in nats without an update."
         with self.active():
             return self.loss(params, self.frozen, feed(batch, self.mesh))
 
-    def lower(self, state: TrainState, batch: PackedBatch) -> Any:
+    def lower(self, state: TrainState, batch: Any) -> Any:
         "Trace an update for arrays or shapes, to be compiled and inspected."
         with self.active():
             return self.update.lower(state, self.frozen, feed(batch, self.mesh))
@@ -251,6 +313,8 @@ def make_step(
     train_config: TrainConfig,  # Optimizer, slices, seed of the dropout
     *,
     mesh: Mesh | None = None,  # Device mesh; None for a single device
+    count: Callable[[Any], Any] = count_tokens,  # Batch -> what its summed loss is divided by
+    padded: bool = False,  # True if rows at the end of a batch may hold nothing
 ) -> tuple[TrainState, Step]:  # First state, and compiled step
     """Create the first state and the compiled step.
 
@@ -259,6 +323,8 @@ def make_step(
         objective: Objective to minimize
         train_config: Optimizer, slices, seed of the dropout
         mesh: Device mesh; None for a single device
+        count: Batch -> what its summed loss is divided by
+        padded: True if rows at the end of a batch may hold nothing
 
     Returns:
         First state, and compiled step
@@ -268,28 +334,32 @@ def make_step(
     optimizer, shards = build_optimizer(train_config), row_shards(mesh)
     dropout = model.lora is not None and model.lora.dropout > 0
 
-    def summed(
-        trained: Any, frozen: Any, batch: PackedBatch, key: jax.Array | None = None
-    ) -> jax.Array:
+    def both(trained: Any, frozen: Any, batch: Any, key: jax.Array | None = None) -> Any:
         return objective(merge_params(SplitModel(graph, trained, frozen)), batch, key)
 
+    def summed(trained: Any, frozen: Any, batch: Any) -> jax.Array:
+        return with_figures(both(trained, frozen, batch))[0]
+
     def update(
-        state: TrainState, frozen: Any, batch: PackedBatch
+        state: TrainState, frozen: Any, batch: Any
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(train_config.seed), state.step) if dropout else None
-        total, gradient = accumulate_gradients(
-            lambda params, part, key: summed(params, frozen, part, key),
+        (total, found), gradient = accumulate_gradients(
+            lambda params, part, key: both(params, frozen, part, key),
             state.params,
             batch,
             train_config.micro_batch_size,
             key=key,
             shards=shards,
+            padded=padded,
         )
-        count = jnp.maximum(batch.loss_mask.sum(), 1)
-        gradient = jax.tree.map(lambda g: g / count, gradient)
+        divisor = count(batch)
+        gradient = jax.tree.map(lambda g: g / divisor, gradient)
         change, memory = optimizer.update(gradient, state.opt_state, state.params)
+        own = {name: x if name.endswith("/max") else x / divisor for name, x in found.items()}
         figures = {
-            "loss": total / count,
+            **own,
+            "loss": total / divisor,
             "gradient_norm": optax.global_norm(gradient),
             "tokens": (batch.segment_ids > 0).sum(),
         }
@@ -299,11 +369,13 @@ def make_step(
     state, frozen = init_train_state(trained, train_config, mesh), place(frozen, mesh)
     compiled = partial(jax.jit, compiler_options=compiler_options(platform(mesh)))
     if mesh is None:
-        return state, Step(compiled(update, donate_argnums=0), compiled(summed), frozen, mesh)
+        update_here = compiled(update, donate_argnums=0)
+        return state, Step(update_here, compiled(summed), count, frozen, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     lands = (jax.tree.map(lambda leaf: leaf.sharding, state), everywhere)
     update_there = compiled(update, donate_argnums=0, out_shardings=lands)
-    return state, Step(update_there, compiled(summed, out_shardings=everywhere), frozen, mesh)
+    summed_there = compiled(summed, out_shardings=everywhere)
+    return state, Step(update_there, summed_there, count, frozen, mesh)
 
 # %% ../../nbs/training/40_train_step.ipynb #e6412abd
 def update_model(
