@@ -9,7 +9,7 @@ FLOORS = (
     {"models", "runs", "traces"},
     {"inference", "training", "data", "scoring"},
     {"kaggle", "store", "evaluation"},
-    {"jobs"},
+    {"rewards", "jobs"},
     {"tracking"},
     {"registry"},
     {"api"},
