@@ -23,7 +23,7 @@ from tunix_rt.inference.engine import generate
 from tunix_rt.inference.kv_cache import cache_bytes
 from tunix_rt.inference.sampling import SamplingParams
 from tunix_rt.models.config import preset
-from tunix_rt.models.gemma import Gemma, kernel_shapes
+from tunix_rt.models.gemma import Gemma, hidden_states, kernel_shapes, logits
 from tunix_rt.models.lora import LoraConfig, add_lora, quantize
 from tunix_rt.models.sharding import bytes_per_device, make_mesh, place
 from tunix_rt.models.tokenizer import train_tokenizer
@@ -63,6 +63,29 @@ def said(model: Gemma, rows: int) -> list[list[int]]:
     return [answer.tokens for answer in answers]
 
 
+def odds(model: Gemma, rows: int) -> list[Any]:
+    "Sample, and keep the log-probabilities with the tokens."
+    how = SamplingParams(max_new_tokens=16, temperature=0.7, samples=3, logprobs=True)
+    return generate(model, WORDS, PROMPTS, how, batch_size=rows)
+
+
+@jax.jit
+def plain_scores(model: Gemma, row: jax.Array, length: jax.Array) -> jax.Array:
+    "Compute log-probabilities at temperature 0.7 without a cache."
+    places = jnp.arange(row.shape[1])[None]
+    hidden = hidden_states(model, row, places, (places < length).astype(jnp.int32))
+    return jax.nn.log_softmax(logits(model, hidden[0]) / 0.7)
+
+
+def plain(model: Gemma, one: Any) -> list[float]:
+    "Compute the log-probabilities of a completion by a plain forward pass."
+    ids = one.tokens + [one.stop_reason] * (one.stop_reason is not None)
+    row, read = np.zeros((1, 64), np.int32), one.prompt_tokens
+    row[0, : read + len(ids)] = PROMPTS[one.prompt] + ids
+    scores = np.asarray(plain_scores(model, row, read + len(ids)))[read - 1 :]
+    return scores[np.arange(len(ids)), ids].tolist()
+
+
 def step_text(model: Gemma, mesh: Any) -> tuple[str, DecodeState]:
     "Compile the loop for a mesh and show what it became."
     with jax.set_mesh(mesh):
@@ -84,6 +107,10 @@ def main() -> None:
         model = build(kind)
         there = spread(model, make_mesh(*sides))
         found[kind] = {"alone": said(model, 8), "mesh": said(there, 8)}
+        one, other = odds(model, 8), odds(there, 8)
+        assert [each.tokens for each in one] == [each.tokens for each in other]
+        recorded = [[each.logprobs for each in each_of] for each_of in (one, other)]
+        found[kind]["logprobs"] = [*recorded, [plain(model, each) for each in one]]
     mesh = make_mesh(2, 2, 2)
     text, state = step_text(spread(build("plain"), mesh), mesh)
     shapes = re.findall(r"= \S*?\[([\d,]+)\]\S* all-gather", text)

@@ -11,9 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .decode_step import Decoder, decode_step, prefill
-from .kv_cache import LayerCache, cache_shapes, empty_cache, grow_cache, pinned
-from .sampling import SamplingParams, sample_token
+from .decode_step import Decoder, decode_step, next_scores
+from tunix_rt.inference.kv_cache import (
+    LayerCache,
+    empty_cache,
+    grow_cache,
+    pinned,
+    place_prompt,
+)
+from .sampling import SamplingParams, request_keys, sample_token, token_logprobs
 from ..models.config import GemmaConfig
 from ..models.gemma import Gemma
 from ..models.sharding import constrain
@@ -32,6 +38,7 @@ class DecodeState(NamedTuple):
         lengths: Tokens of each row that are in the cache, [B]
         written: Number of tokens drawn for each row, its end token included, [B]
         tokens: Tokens drawn, [B, W]
+        logprobs: Log-probability of each token drawn, [B, W], or [B, 0] if not recorded
         done: True for rows that have ended or are empty, [B]
         keys: Random key of each row, [B, 2]
     """
@@ -42,6 +49,7 @@ class DecodeState(NamedTuple):
     lengths: jax.Array  # Tokens of each row that are in the cache, [B]
     written: jax.Array  # Number of tokens drawn for each row, its end token included, [B]
     tokens: jax.Array  # Tokens drawn, [B, W]
+    logprobs: jax.Array  # Log-probability of each token drawn, [B, W], or [B, 0] if not recorded
     done: jax.Array  # True for rows that have ended or are empty, [B]
     keys: jax.Array  # Random key of each row, [B, 2]
 
@@ -61,7 +69,7 @@ def settled(
     return DecodeState(pinned(state.kept), *small)
 
 # %% ../../nbs/inference/40_decode_loop.ipynb #4e423630
-@partial(jax.jit, static_argnames=("config", "batch_size", "places", "room", "dtype"))
+@partial(jax.jit, static_argnames=("config", "batch_size", "places", "room", "dtype", "logprobs"))
 def empty_state(
     *,
     config: GemmaConfig,  # Shape of the model
@@ -69,6 +77,7 @@ def empty_state(
     places: int,  # Current maximum of tokens of a row
     room: int,  # W, maximum tokens of a response
     dtype: Any,  # Dtype of the cache
+    logprobs: bool = False,  # True to record log-probabilities
 ) -> DecodeState:  # Every row has ended
     """Create a state of empty rows.
 
@@ -78,6 +87,7 @@ def empty_state(
         places: Current maximum of tokens of a row
         room: W, maximum tokens of a response
         dtype: Dtype of the cache
+        logprobs: True to record log-probabilities
 
     Returns:
         Every row has ended
@@ -85,8 +95,9 @@ def empty_state(
     none = jnp.zeros(batch_size, jnp.int32)
     kept = empty_cache(config, batch_size, places, dtype)
     tokens, keys = jnp.zeros((batch_size, room), jnp.int32), jnp.zeros((batch_size, 2), jnp.uint32)
+    odds = jnp.zeros((batch_size, room if logprobs else 0), jnp.float32)
     cursor, done = jnp.zeros((), jnp.int32), jnp.ones(batch_size, bool)
-    return settled(DecodeState(kept, cursor, none, none, none, tokens, done, keys))
+    return settled(DecodeState(kept, cursor, none, none, none, tokens, odds, done, keys))
 
 
 @partial(jax.jit, static_argnames=("config", "places"))
@@ -100,7 +111,7 @@ def sample_next(
     keys: jax.Array,  # Random key of each row, [B, 2]
     written: jax.Array,  # Number of tokens drawn before, [B]
     rule: SamplingParams,  # Sampling settings
-) -> jax.Array:  # Tokens, [B]
+) -> tuple[jax.Array, jax.Array]:  # Tokens [B], and log-probabilities [B, 1], or [B, 0] if off
     """Draw the next token of every row.
 
     Args:
@@ -110,10 +121,13 @@ def sample_next(
         rule: Sampling settings
 
     Returns:
-        Tokens, [B]
+        Tokens [B], and log-probabilities [B, 1], or [B, 0] if off
     """
     fresh = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys), written)
-    return sample_token(scores, fresh, rule).astype(jnp.int32)
+    drawn = sample_token(scores, fresh, rule).astype(jnp.int32)
+    if not rule.logprobs:
+        return drawn, jnp.zeros((len(drawn), 0))
+    return drawn, token_logprobs(scores, drawn, rule)[:, None]
 
 
 def ended(
@@ -135,45 +149,51 @@ def ended(
     """
     return jnp.isin(drawn, jnp.array(ends)) | (written >= limit)
 
-
-@partial(jax.jit, static_argnames=("rule", "ends", "dtype"), donate_argnames=("state",))
+# %% ../../nbs/inference/40_decode_loop.ipynb #db34cc32
+@partial(jax.jit, static_argnames=("rule", "ends"), donate_argnames=("state",))
 def admit_prompts(
-    model: Gemma,  # Model for prefill
+    model: Gemma,  # Model that read the prompts
     state: DecodeState,  # State, donated
-    prompts: jax.Array,  # Prompts aligned on the right, [R, P]
-    lengths: jax.Array,  # Tokens in each prompt, [R]
-    rows: jax.Array,  # Row of each prompt; B for one to be dropped, [R]
-    keys: jax.Array,  # Random key of each prompt, [R, 2]
+    fresh: list[LayerCache],  # Keys and values of the prompts, from `prefill`
+    x: jax.Array,  # Stream of the prompts, from `prefill`, [U, P, D]
+    lengths: jax.Array,  # Tokens in each prompt, [U]
+    lines: jax.Array,  # Prompt of each request, an index into the U prompts, [R]
+    rows: jax.Array,  # Row of each request; B for one to be dropped, [R]
+    draws: jax.Array,  # Seed, prompt and sample of each request, which make its random key, [R, 3]
     limit: jax.Array,  # Maximum tokens of a response
     *,
     rule: SamplingParams,  # Sampling settings
     ends: tuple[int, ...],  # Tokens that end a response
-    dtype: Any,  # Compute dtype
 ) -> DecodeState:  # State with the prompts in it, and the first token of each response
-    """Prefill prompts and put them into rows.
+    """Put requests into rows, and draw the first token of each.
 
     Args:
-        model: Model for prefill
+        model: Model that read the prompts
         state: State, donated
-        prompts: Prompts aligned on the right, [R, P]
-        lengths: Tokens in each prompt, [R]
-        rows: Row of each prompt; B for one to be dropped, [R]
-        keys: Random key of each prompt, [R, 2]
+        fresh: Keys and values of the prompts, from `prefill`
+        x: Stream of the prompts, from `prefill`, [U, P, D]
+        lengths: Tokens in each prompt, [U]
+        lines: Prompt of each request, an index into the U prompts, [R]
+        rows: Row of each request; B for one to be dropped, [R]
+        draws: Seed, prompt and sample of each request, which make its random key, [R, 3]
         limit: Maximum tokens of a response
         rule: Sampling settings
         ends: Tokens that end a response
-        dtype: Compute dtype
 
     Returns:
         State with the prompts in it, and the first token of each response
     """
-    sizes = [layer.values.shape[2] for layer in state.kept]
-    fresh, scores = prefill(model, prompts, lengths, state.cursor, sizes, dtype)
-    drawn = sample_next(scores, keys, jnp.zeros_like(lengths), rule)
+    keys, lengths = jax.random.key_data(request_keys(draws)), lengths[lines]
+    drawn, odds = sample_next(next_scores(model, x)[lines], keys, jnp.zeros_like(lengths), rule)
     written = jnp.ones_like(lengths)
     first = jnp.zeros((len(drawn), state.tokens.shape[1]), jnp.int32).at[:, 0].set(drawn)
+    odds = jnp.zeros((len(drawn), state.logprobs.shape[1])).at[:, :1].set(odds)
     done = ended(drawn, written, limit, ends)
-    come = DecodeState(fresh, state.cursor, drawn, lengths, written, first, done, keys)
+    kept = [
+        place_prompt(jax.tree.map(lambda part: part[lines], new), state.cursor, old.values.shape[2])
+        for new, old in zip(fresh, state.kept, strict=True)
+    ]
+    come = DecodeState(kept, state.cursor, drawn, lengths, written, first, odds, done, keys)
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old if old.ndim == 0 else old.at[rows].set(new, mode="drop")
@@ -218,13 +238,18 @@ def decode_loop(
     def one(state: DecodeState) -> DecodeState:
         lengths = state.lengths + ~state.done
         kept, scores = decode_step(decoder, state.kept, state.newest, state.cursor, lengths, dtype)
-        drawn = sample_next(scores.T, state.keys, state.written, rule)
+        drawn, odds = sample_next(scores.T, state.keys, state.written, rule)
         column = jnp.where(state.done, state.tokens.shape[1], state.written)
         tokens = state.tokens.at[every, column].set(drawn, mode="drop")
+        logprobs = state.logprobs
+        if rule.logprobs:
+            logprobs = logprobs.at[every, column].set(odds[:, 0], mode="drop")
         written = state.written + ~state.done
         done = state.done | ended(drawn, written, limit, ends)
         cursor = state.cursor + 1
-        return DecodeState(kept, cursor, drawn, lengths, written, tokens, done, state.keys)
+        return DecodeState(
+            kept, cursor, drawn, lengths, written, tokens, logprobs, done, state.keys
+        )
 
     state = state._replace(done=state.done | stopped)
     return settled(jax.lax.while_loop(go_on, one, state))

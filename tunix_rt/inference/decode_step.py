@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
-from .kv_cache import LayerCache, pinned, visible_mask, write_prompt
+from .kv_cache import LayerCache, pinned, visible_mask
 from ..models.attention import packed_attention, rotary_angles
 from ..models.config import GemmaConfig
 from tunix_rt.models.gemma import (
@@ -34,60 +36,126 @@ from ..models.lora import merged_kernel
 from ..models.sharding import ROWS, WRITES, constrain, look_up
 
 # %% auto #0
-__all__ = ['GROUPS', 'Recall', 'prefill', 'DecodeKernel', 'multiply', 'multiply_all', 'Layer', 'Decoder', 'as_type',
-           'one_product', 'turned_product', 'prepare_decoder', 'norm_columns', 'column_angles', 'rotate_columns',
-           'read_cache', 'attend_columns', 'mlp_columns', 'decode_step']
+__all__ = ['Angles', 'GROUPS', 'Recall', 'embed_prompts', 'prefill_layer', 'prefill', 'next_scores', 'DecodeKernel', 'multiply',
+           'multiply_all', 'Layer', 'Decoder', 'as_type', 'one_product', 'turned_product', 'prepare_decoder',
+           'norm_columns', 'column_angles', 'rotate_columns', 'read_cache', 'attend_columns', 'mlp_columns',
+           'decode_step']
 
 # %% ../../nbs/inference/30_decode_step.ipynb #4a41fb0c
+Angles = tuple[jax.Array, jax.Array]
+
+
+@partial(jax.jit, static_argnames="dtype")
+def embed_prompts(
+    model: Gemma,  # Model
+    prompts: jax.Array,  # Aligned on the right, [B, P]
+    lengths: jax.Array,  # Tokens in each prompt, [B]
+    dtype: Any,  # Compute dtype
+) -> tuple[jax.Array, jax.Array, list[Angles]]:  # Stream [B, P, D], segments [B, P], two angles
+    """Prepare prompts for the first layer, and the angles of global and of sliding layers.
+
+    Args:
+        model: Model
+        prompts: Aligned on the right, [B, P]
+        lengths: Tokens in each prompt, [B]
+        dtype: Compute dtype
+
+    Returns:
+        Stream [B, P, D], segments [B, P], two angles
+    """
+    width = prompts.shape[1]
+    place = jnp.arange(width)[None] - (width - lengths[:, None])
+    segments, positions = (place >= 0).astype(jnp.int32), jnp.maximum(place, 0)
+    angles = [rotary_angles(model.config, positions, sliding=sliding) for sliding in (False, True)]
+    return embed(model, prompts, dtype), segments, angles
+
+
+@partial(jax.jit, static_argnames=("config", "window"))
+def prefill_layer(
+    layers: Block,  # Single layer, or a stack
+    index: jax.Array | None,  # Index of the layer in a stack; None for a single layer
+    x: jax.Array,  # Stream, [B, P, D]
+    segments: jax.Array,  # 1 for a token of the prompt and 0 for padding, [B, P]
+    angles: Angles,  # Sine and cosine of every position
+    *,
+    config: GemmaConfig,  # Shape of the model
+    window: int | None,  # Tokens that the layer attends to; None for all
+) -> tuple[LayerCache, jax.Array]:  # Keys and values with P slots, and the stream
+    """Run whole prompts through one layer.
+
+    Args:
+        layers: Single layer, or a stack
+        index: Index of the layer in a stack; None for a single layer
+        x: Stream, [B, P, D]
+        segments: 1 for a token of the prompt and 0 for padding, [B, P]
+        angles: Sine and cosine of every position
+        config: Shape of the model
+        window: Tokens that the layer attends to; None for all
+
+    Returns:
+        Keys and values with P slots, and the stream
+    """
+    kept: list[LayerCache] = []
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        kept.append(LayerCache(key.swapaxes(2, 3), value))
+        scale, cap = config.query_scale**-0.5, config.attention_soft_cap
+        return packed_attention(
+            query, key, value, segments, scale=scale, soft_cap=cap, window=window
+        )
+
+    if index is not None:
+        graph, stack = nnx.split(layers)
+        layers = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], stack))
+    x = run_layer(layers, x, config=config, angles=angles, attend=attend)
+    return pinned(kept)[0], x
+
+# %% ../../nbs/inference/30_decode_step.ipynb #e1620718
 def prefill(
     model: Gemma,  # Model with its layers as a list or a stack
     prompts: jax.Array,  # Aligned on the right, [B, P]
     lengths: jax.Array,  # Tokens in each prompt, [B]
-    cursor: jax.Array,  # Steps taken since the start, scalar
-    sizes: Sequence[int],  # Slots of each layer
-    dtype: Any,  # Dtype of computation and cache
-) -> tuple[
-    list[LayerCache], jax.Array
-]:  # Cache of each layer, and scores for the next token [B, V]
-    """Run whole prompts through the model and cache their keys and values.
+    dtype: Any,  # Compute dtype
+) -> tuple[list[LayerCache], jax.Array]:  # Keys and values with P slots, and the stream [B, P, D]
+    """Run whole prompts through the model and keep their keys and values.
 
     Args:
         model: Model with its layers as a list or a stack
         prompts: Aligned on the right, [B, P]
         lengths: Tokens in each prompt, [B]
-        cursor: Steps taken since the start, scalar
-        sizes: Slots of each layer
-        dtype: Dtype of computation and cache
+        dtype: Compute dtype
 
     Returns:
-        Cache of each layer, and scores for the next token [B, V]
+        Keys and values with P slots, and the stream [B, P, D]
     """
-    config = model.config
-    width = prompts.shape[1]
-    place = jnp.arange(width)[None] - (width - lengths[:, None])
-    segments, positions = (place >= 0).astype(jnp.int32), jnp.maximum(place, 0)
-    kept: list[LayerCache] = []
-
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array, index: int) -> jax.Array:
-        keys = write_prompt(key.swapaxes(2, 3), cursor, sizes[index], axis=3)
-        kept.append(LayerCache(keys, write_prompt(value, cursor, sizes[index], axis=2)))
-        return packed_attention(
-            query,
-            key,
-            value,
-            segments,
-            scale=config.query_scale**-0.5,
-            soft_cap=config.attention_soft_cap,
-            window=config.window if config.is_sliding(index) else None,
-        )
-
-    x = embed(model, prompts, dtype)
+    config, kept = model.config, []
+    x, segments, angles = embed_prompts(model, prompts, lengths, dtype=dtype)
     for index in range(config.layers):
-        angles = rotary_angles(config, positions, sliding=config.is_sliding(index))
-        look = partial(attend, index=index)
-        x = run_layer(layer_at(model, index), x, config=config, angles=angles, attend=look)
-    last = rms_norm(x[:, -1], model.norm[...], config.epsilon)
-    return pinned(kept), logits(model, last)
+        sliding = config.is_sliding(index)
+        window = config.window if sliding and config.window < prompts.shape[1] else None
+        place = np.int32(index) if model.scan_layers else None
+        block = model.layers if model.scan_layers else model.layers[index]
+        layer, x = prefill_layer(
+            block, place, x, segments, angles[sliding], config=config, window=window
+        )
+        kept.append(layer)
+    return kept, x
+
+
+def next_scores(
+    model: Gemma,  # Model
+    x: jax.Array,  # Stream after the last layer, [B, P, D]
+) -> jax.Array:  # Scores for the next token, [B, V]
+    """Score the vocabulary after the last token of each prompt.
+
+    Args:
+        model: Model
+        x: Stream after the last layer, [B, P, D]
+
+    Returns:
+        Scores for the next token, [B, V]
+    """
+    return logits(model, rms_norm(x[:, -1], model.norm[...], model.config.epsilon))
 
 # %% ../../nbs/inference/30_decode_step.ipynb #9fb6c077
 @partial(

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import gcd
 from typing import Any, Literal
 
 import jax
@@ -25,18 +26,18 @@ from tunix_rt.inference.decode_loop import (
     empty_state,
     grow,
 )
-from .decode_step import Decoder, prepare_decoder
+from .decode_step import Decoder, prefill, prepare_decoder
 from .kv_cache import bucket_length, next_places
-from .sampling import SamplingParams, request_keys
+from .sampling import SamplingParams
 from ..models.devices import platform
 from ..models.gemma import Gemma
 from ..models.sharding import row_shards
 from ..models.tokenizer import Tokenizer, end_of_turn
 
 # %% auto #0
-__all__ = ['NARROWEST', 'PAUSE', 'SHARE', 'Request', 'Completion', 'make_completion', 'batch_width', 'decode_batch_size',
-           'Engine', 'mesh_of', 'create_engine', 'make_room', 'admit_waiting', 'enough_idle', 'decode_until_pause',
-           'generate', 'SamplingParams']
+__all__ = ['NARROWEST', 'PAUSE', 'SHARE', 'Request', 'Completion', 'make_completion', 'batch_width', 'multiple_of',
+           'admission_size', 'prompts_spanned', 'Engine', 'mesh_of', 'create_engine', 'make_room', 'admit_waiting',
+           'enough_idle', 'decode_until_pause', 'collect_finished', 'read_row', 'generate', 'SamplingParams']
 
 # %% ../../nbs/inference/50_engine.ipynb #61808648
 _all_ = ["SamplingParams"]
@@ -52,8 +53,10 @@ class Completion:
         tokens: Token ids, without the token that ended it
         text: Decoded text, cut before a stop text
         finish_reason: "stop" when the model ended its turn, "length" when it was cut off
+        stop_reason: End token id or stop text that ended it; None if cut off
         prompt_tokens: Number of tokens read
         completion_tokens: Number of tokens written, the end of the turn included
+        logprobs: Log-probability of every token written, if recorded
     """
 
     prompt: int  # Index of the prompt
@@ -63,8 +66,10 @@ class Completion:
     finish_reason: Literal[
         "stop", "length"
     ]  # "stop" when the model ended its turn, "length" when it was cut off
+    stop_reason: int | str | None  # End token id or stop text that ended it; None if cut off
     prompt_tokens: int  # Number of tokens read
     completion_tokens: int  # Number of tokens written, the end of the turn included
+    logprobs: list[float] | None = None  # Log-probability of every token written, if recorded
 
 # %% ../../nbs/inference/50_engine.ipynb #91a384ea
 def make_completion(
@@ -74,6 +79,7 @@ def make_completion(
     written: list[int],  # Tokens of the response, its end token included
     ends: tuple[int, ...],  # Tokens that end a response
     stop: tuple[str, ...],  # Texts that end a response
+    logprobs: list[float] | None = None,  # Log-probability of each of the tokens
 ) -> Completion:  # Completion with its text and finish reason
     """Decode one response and find out why it ended.
 
@@ -84,6 +90,7 @@ def make_completion(
         written: Tokens of the response, its end token included
         ends: Tokens that end a response
         stop: Texts that end a response
+        logprobs: Log-probability of each of the tokens
 
     Returns:
         Completion with its text and finish reason
@@ -96,16 +103,19 @@ def make_completion(
         return any(words in decoded(count) for words in stop)
 
     ended = bool(written) and written[-1] in ends
+    cause: int | str | None = written[-1] if ended else None
     shown = count = len(written)
     shown -= ended
     if stops(shown):
         shown = count = bisect_left(range(shown), True, key=stops)
-        ended = True
     text = decoded(shown)
-    cuts = [text.find(words) for words in stop if words in text]
-    text = text[: min(cuts)] if cuts else text
-    reason: Literal["stop", "length"] = "stop" if ended else "length"
-    return Completion(*request, written[:shown], text, reason, read, count)
+    cuts = [(text.find(words), words) for words in stop if words in text]
+    if cuts:
+        cut, cause = min(cuts)
+        text = text[:cut]
+    reason: Literal["stop", "length"] = "length" if cause is None else "stop"
+    odds = None if logprobs is None else logprobs[:count]
+    return Completion(*request, written[:shown], text, reason, cause, read, count, odds)
 
 # %% ../../nbs/inference/50_engine.ipynb #022777fe
 NARROWEST = 32  # Minimum width of a batch of prompts, so that short ones share one shape
@@ -127,21 +137,57 @@ def batch_width(
     return max(NARROWEST, 1 << (longest - 1).bit_length())
 
 
-def decode_batch_size(
-    prompts: int,  # Prompts to read together
-    rows: int,  # B
-) -> int:  # Number of rows the batch is compiled for
-    """Round up to an eighth, a quarter, a half or all of the rows.
+def multiple_of(
+    count: int,  # Smallest count to return
+    shards: int,  # Devices that share the rows
+) -> int:  # Count that every device gets an equal part of
+    """Round a count up to a multiple of the shards.
 
     Args:
-        prompts: Prompts to read together
-        rows: B
+        count: Smallest count to return
+        shards: Devices that share the rows
 
     Returns:
-        Number of rows the batch is compiled for
+        Count that every device gets an equal part of
     """
-    sizes = [-(-rows // share) for share in (SHARE, SHARE // 2, SHARE // 4, 1)]
-    return next(size for size in sizes if size >= prompts)
+    return -(-count // shards) * shards
+
+
+def admission_size(
+    requests: int,  # Requests in all
+    rows: int,  # B
+    shards: int = 1,  # Devices that share the rows
+) -> int:  # R, requests admitted together
+    """Admit all requests together if they fit, and otherwise an eighth of the rows at a time.
+
+    Args:
+        requests: Requests in all
+        rows: B
+        shards: Devices that share the rows
+
+    Returns:
+        R, requests admitted together
+    """
+    return rows if requests <= rows else multiple_of(-(-rows // SHARE), shards)
+
+
+def prompts_spanned(
+    requests: int,  # R, requests admitted together
+    samples: int,  # Requests of each prompt
+    shards: int = 1,  # Devices that share the rows
+) -> int:  # U
+    """Count the prompts that a batch of requests can span at most.
+
+    Args:
+        requests: R, requests admitted together
+        samples: Requests of each prompt
+        shards: Devices that share the rows
+
+    Returns:
+        U
+    """
+    earlier = samples - gcd(requests, samples)  # Most samples of its first prompt left out of it
+    return multiple_of((earlier + requests - 1) // samples + 1, shards)
 
 # %% ../../nbs/inference/50_engine.ipynb #333d2cf0
 Request = tuple[int, int]  # Index of the prompt, and index of the sample
@@ -156,9 +202,13 @@ class Engine:
         decoder: Prepared model for decoding
         tokenizer: Tokenizer for the text
         prompts: Tokens of each prompt
+        seeds: Seed of each prompt; None for the one of the settings
         sampling: Sampling settings
         ends: Tokens that end a response
         dtype: Compute dtype
+        admitted: R, requests admitted together
+        spanned: U, prompts that they span at most
+        width: Minimum width of a batch of prompts
         waiting: Queued requests, in admission order
         serving: Request of each row; None for an idle one
         places: Current maximum of tokens of a row
@@ -172,9 +222,13 @@ class Engine:
     decoder: Decoder  # Prepared model for decoding
     tokenizer: Tokenizer  # Tokenizer for the text
     prompts: Sequence[Sequence[int]]  # Tokens of each prompt
+    seeds: Sequence[int] | None  # Seed of each prompt; None for the one of the settings
     sampling: SamplingParams  # Sampling settings
     ends: tuple[int, ...]  # Tokens that end a response
     dtype: Any  # Compute dtype
+    admitted: int  # R, requests admitted together
+    spanned: int  # U, prompts that they span at most
+    width: int  # Minimum width of a batch of prompts
     waiting: deque[Request]  # Queued requests, in admission order
     serving: list[Request | None]  # Request of each row; None for an idle one
     places: int  # Current maximum of tokens of a row
@@ -185,7 +239,14 @@ class Engine:
 
     def how(self) -> dict[str, Any]:
         "Return the static arguments of the compiled programs."
-        return {"rule": self.sampling.rule(), "ends": self.ends, "dtype": self.dtype}
+        return {"rule": self.sampling.rule(), "ends": self.ends}
+
+    def draw(self, request: Request) -> tuple[int, int, int]:
+        "Return the three numbers that a request's random key is made from."
+        prompt, sample = request
+        if self.seeds is None:
+            return self.sampling.seed & 0xFFFFFFFF, prompt, sample
+        return self.seeds[prompt] & 0xFFFFFFFF, 0, sample
 
     def idle_rows(self) -> list[int]:
         "List the idle rows."
@@ -223,6 +284,8 @@ def create_engine(
     batch_size: int,  # Maximum number of rows
     dtype: Any,  # Compute dtype
     mesh: Mesh | None,  # Device mesh; None for a single device
+    prompt_length: int = 0,  # Tokens that the shapes have room for in a prompt
+    seeds: Sequence[int] | None = None,  # Seed of each prompt; None for the one of the settings
 ) -> Engine:  # Engine with all requests waiting
     """Create an engine with every request waiting.
 
@@ -234,6 +297,8 @@ def create_engine(
         batch_size: Maximum number of rows
         dtype: Compute dtype
         mesh: Device mesh; None for a single device
+        prompt_length: Tokens that the shapes have room for in a prompt
+        seeds: Seed of each prompt; None for the one of the settings
 
     Returns:
         Engine with all requests waiting
@@ -241,24 +306,35 @@ def create_engine(
     wanted = [(each, sample) for each in range(len(prompts)) for sample in range(sampling.samples)]
     wanted.sort(key=lambda request: len(prompts[request[0]]))
     shards = row_shards(mesh)
-    batch_size = -(-min(batch_size, 1 << (len(wanted) - 1).bit_length()) // shards) * shards
-    total = max(map(len, prompts)) + sampling.max_new_tokens
-    places = next_places(max(len(prompts[prompt]) for prompt, _ in wanted[:batch_size]), total)
+    batch_size = multiple_of(min(batch_size, 1 << (len(wanted) - 1).bit_length()), shards)
+    admitted = admission_size(len(wanted), batch_size, shards)
+    total = max(prompt_length, *map(len, prompts)) + sampling.max_new_tokens
+    first = max(len(prompts[prompt]) for prompt, _ in wanted[:batch_size])
+    places = next_places(total if prompt_length else first, total)
     room, config = bucket_length(sampling.max_new_tokens), model.config
     return Engine(
         model=model,
         tokenizer=tokenizer,
         decoder=prepare_decoder(model, dtype=dtype, turned=mesh is None and platform() == "cpu"),
         prompts=prompts,
+        seeds=seeds,
         sampling=sampling,
         ends=(end_of_turn(tokenizer), tokenizer.eos_token_id),
         dtype=dtype,
+        admitted=admitted,
+        spanned=prompts_spanned(admitted, sampling.samples, shards),
+        width=prompt_length,
         waiting=deque(wanted),
         serving=[None] * batch_size,
         places=places,
         total=total,
         state=empty_state(
-            config=config, batch_size=batch_size, places=places, room=room, dtype=dtype
+            config=config,
+            batch_size=batch_size,
+            places=places,
+            room=room,
+            dtype=dtype,
+            logprobs=sampling.logprobs,
         ),
         stopped=np.zeros(batch_size, bool),
         lengths=np.zeros(batch_size, np.int32),
@@ -283,26 +359,31 @@ def make_room(
 def admit_waiting(
     engine: Engine,  # Engine, changed in place
 ) -> None:
-    """Put waiting requests into the idle rows.
+    """Put waiting requests into idle rows.
 
     Args:
         engine: Engine, changed in place
     """
-    rows, free = len(engine.serving), engine.idle_rows()
-    requests = [engine.waiting.popleft() for _ in range(min(len(free), len(engine.waiting)))]
-    held = [engine.prompts[prompt] for prompt, _ in requests]
-    longest, size = max(map(len, held)), decode_batch_size(len(held), rows)
+    size = min(engine.admitted, len(engine.waiting))
+    requests = [engine.waiting.popleft() for _ in range(size)]
+    numbers = list(dict.fromkeys(prompt for prompt, _ in requests))
+    longest = max(len(engine.prompts[number]) for number in numbers)
     make_room(engine, longest + 1)
-    grid = np.zeros((size, batch_width(longest)), np.int32)
-    lengths, places = np.ones(size, np.int32), np.full(size, rows, np.int32)
-    for line, (row, request, prompt) in enumerate(zip(free, requests, held, strict=False)):
-        grid[line, grid.shape[1] - len(prompt) :] = prompt
-        lengths[line], places[line] = len(prompt), row
-        engine.serving[row], engine.lengths[row], engine.stopped[row] = request, len(prompt), False
-    keys = request_keys([*requests, *[(0, 0)] * (size - len(requests))], engine.sampling.seed)
-    data, limit = jax.random.key_data(keys), np.int32(engine.sampling.max_new_tokens)
+    grid = np.zeros((engine.spanned, batch_width(max(longest, engine.width))), np.int32)
+    lengths = np.ones(engine.spanned, np.int32)
+    for line, number in enumerate(numbers):
+        lengths[line] = len(engine.prompts[number])
+        grid[line, grid.shape[1] - lengths[line] :] = engine.prompts[number]
+    lines, rows = np.zeros((2, engine.admitted), np.int32)
+    draws, rows[size:] = np.zeros((engine.admitted, 3), np.uint32), len(engine.serving)
+    for place, (row, request) in enumerate(zip(engine.idle_rows(), requests, strict=False)):
+        lines[place], rows[place] = numbers.index(request[0]), row
+        draws[place], engine.serving[row] = engine.draw(request), request
+        engine.lengths[row], engine.stopped[row] = lengths[lines[place]], False
+    fresh, x = prefill(engine.model, grid, lengths, engine.dtype)
+    limit, how = np.int32(engine.sampling.max_new_tokens), engine.how()
     engine.state = admit_prompts(
-        engine.model, engine.state, grid, lengths, places, data, limit, **engine.how()
+        engine.model, engine.state, fresh, x, lengths, lines, rows, draws, limit, **how
     )
 
 # %% ../../nbs/inference/50_engine.ipynb #806bc4dc
@@ -317,8 +398,7 @@ def enough_idle(
     Returns:
         Rows that must be idle
     """
-    rows = len(engine.serving)
-    return min(-(-rows // SHARE), len(engine.waiting)) if engine.waiting else rows
+    return min(engine.admitted, len(engine.waiting)) if engine.waiting else len(engine.serving)
 
 # %% ../../nbs/inference/50_engine.ipynb #6eb1f38e
 def decode_until_pause(
@@ -342,22 +422,61 @@ def decode_until_pause(
         np.int32(int(engine.state.cursor) + steps),
         np.int32(enough_idle(engine)),
         np.int32(engine.sampling.max_new_tokens),
+        dtype=engine.dtype,
         **engine.how(),
     )
-    kept = (engine.state.lengths, engine.state.written, engine.state.tokens, engine.state.done)
-    lengths, written, tokens, done = jax.device_get(kept)
-    engine.lengths, finished = np.array(lengths), []
+    return collect_finished(engine)
+
+# %% ../../nbs/inference/50_engine.ipynb #5dc6cdaf
+def collect_finished(
+    engine: Engine,  # Engine, changed in place
+) -> list[Completion]:  # Finished completions
+    """Take the responses that have ended out of their rows.
+
+    Args:
+        engine: Engine, changed in place
+
+    Returns:
+        Finished completions
+    """
+    state, finished = engine.state, []
+    lengths, *responses, done = jax.device_get(
+        (state.lengths, state.written, state.tokens, state.logprobs, state.done)
+    )
+    engine.lengths = np.array(lengths)
     for row, request in enumerate(engine.serving):
         if request is None or not (done[row] or engine.sampling.stop):
             continue
-        line, prompt = tokens[row, : written[row]].tolist(), engine.prompts[request[0]]
-        said = make_completion(
-            engine.tokenizer, request, len(prompt), line, engine.ends, engine.sampling.stop
-        )
+        said = read_row(engine, request, *(part[row] for part in responses))
         if done[row] or said.finish_reason == "stop":
             finished.append(said)
             engine.serving[row], engine.stopped[row] = None, True
     return finished
+
+
+def read_row(
+    engine: Engine,  # Tokenizer and settings
+    request: Request,  # Request of the row
+    written: int,  # Tokens written
+    tokens: np.ndarray,  # Tokens of the row, [W]
+    logprobs: np.ndarray,  # Their log-probabilities, [W], or [0] if not recorded
+) -> Completion:  # Response up to now
+    """Make a completion of one row.
+
+    Args:
+        engine: Tokenizer and settings
+        request: Request of the row
+        written: Tokens written
+        tokens: Tokens of the row, [W]
+        logprobs: Their log-probabilities, [W], or [0] if not recorded
+
+    Returns:
+        Response up to now
+    """
+    line, read = tokens[:written].tolist(), len(engine.prompts[request[0]])
+    odds = logprobs[:written].tolist() if engine.sampling.logprobs else None
+    stop = engine.sampling.stop
+    return make_completion(engine.tokenizer, request, read, line, engine.ends, stop, odds)
 
 # %% ../../nbs/inference/50_engine.ipynb #9218d5c6
 def generate(
@@ -368,6 +487,9 @@ def generate(
     *,
     batch_size: int = 64,  # B, responses written at a time
     dtype: Any = jnp.float32,  # Compute dtype
+    prompt_length: int = 0,  # Prompt tokens that the shapes have room for at least
+    seeds: Sequence[int]
+    | None = None,  # Seed of each prompt, instead of `sampling.seed` and its index
 ) -> list[Completion]:  # Ordered by prompt, then sample
     """Complete every prompt.
 
@@ -377,6 +499,8 @@ def generate(
         prompts: Tokens of each prompt, from `encode_prompts`
         batch_size: B, responses written at a time
         dtype: Compute dtype
+        prompt_length: Prompt tokens that the shapes have room for at least
+        seeds: Seed of each prompt, instead of `sampling.seed` and its index
 
     Returns:
         Ordered by prompt, then sample
@@ -394,10 +518,18 @@ def generate(
     mesh, answered = mesh_of(model), []
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         engine = create_engine(
-            model, tokenizer, prompts, sampling, batch_size=batch_size, dtype=dtype, mesh=mesh
+            model,
+            tokenizer,
+            prompts,
+            sampling,
+            batch_size=batch_size,
+            dtype=dtype,
+            mesh=mesh,
+            prompt_length=prompt_length,
+            seeds=seeds,
         )
         while engine.waiting or any(engine.serving):
-            if engine.waiting and len(engine.idle_rows()) >= enough_idle(engine):
+            while engine.waiting and len(engine.idle_rows()) >= enough_idle(engine):
                 admit_waiting(engine)
             answered += decode_until_pause(engine)
     return sorted(answered, key=lambda completion: (completion.prompt, completion.sample))

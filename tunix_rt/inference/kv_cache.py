@@ -16,7 +16,7 @@ from ..models.sharding import ROWS, bytes_per_device, constrain, row_shards
 
 # %% auto #0
 __all__ = ['SHORTEST', 'LayerCache', 'layer_places', 'cache_shapes', 'cache_bytes', 'empty_cache', 'pinned', 'last_times',
-           'visible_mask', 'write_prompt', 'grow_cache', 'bucket_length', 'next_places']
+           'visible_mask', 'write_prompt', 'place_prompt', 'grow_cache', 'bucket_length', 'next_places']
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #e96684e6
 class LayerCache(NamedTuple):
@@ -194,6 +194,25 @@ def write_prompt(
     width = columns.shape[axis]
     column = last_times(cursor, places) - (cursor - width)
     return jnp.take(columns, jnp.clip(column, 0, width - 1), axis=axis)
+
+
+def place_prompt(
+    fresh: LayerCache,  # Keys and values of prompts aligned on the right, with P slots
+    cursor: jax.Array | int,  # Steps taken since the start, scalar
+    places: int,  # S
+) -> LayerCache:  # The same in a ring buffer of S slots
+    """Move the keys and values of prompts into a layer's ring buffer.
+
+    Args:
+        fresh: Keys and values of prompts aligned on the right, with P slots
+        cursor: Steps taken since the start, scalar
+        places: S
+
+    Returns:
+        The same in a ring buffer of S slots
+    """
+    keys = write_prompt(fresh.keys, cursor, places, axis=3)
+    return LayerCache(keys, write_prompt(fresh.values, cursor, places, axis=2))
 
 
 def grow_cache(

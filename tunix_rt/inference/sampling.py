@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from ..core.errors import ModelError
 
 # %% auto #0
-__all__ = ['SamplingParams', 'filter_logits', 'sample_token', 'request_keys']
+__all__ = ['SamplingParams', 'filter_logits', 'sample_token', 'token_logprobs', 'request_keys']
 
 # %% ../../nbs/inference/20_sampling.ipynb #47a6ab79
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class SamplingParams:
         seed: Seed of every draw
         samples: Responses to each prompt
         stop: Texts that end a response, besides the end of the turn
+        logprobs: True to record the log-probability of every token drawn
     """
 
     max_new_tokens: int = 256  # Longest response, in tokens
@@ -40,6 +40,7 @@ class SamplingParams:
     seed: int = 0  # Seed of every draw
     samples: int = 1  # Responses to each prompt
     stop: tuple[str, ...] = ()  # Texts that end a response, besides the end of the turn
+    logprobs: bool = False  # True to record the log-probability of every token drawn
 
     def __post_init__(self) -> None:
         wrong = {
@@ -115,23 +116,42 @@ def sample_token(
     allowed = filter_logits(scores / sampling.temperature, sampling)
     return jax.vmap(jax.random.categorical)(keys, allowed)
 
-# %% ../../nbs/inference/20_sampling.ipynb #5a9914bb
-def request_keys(
-    requests: Sequence[tuple[int, int]],  # (prompt, sample) of each row
-    seed: int,  # Seed from `SamplingParams`
-) -> jax.Array:  # Random key of each row, [B]
-    """Derive a key for each request from the seed, the prompt and the sample.
+# %% ../../nbs/inference/20_sampling.ipynb #9f1b9811
+def token_logprobs(
+    scores: jax.Array,  # [B, V], float32
+    tokens: jax.Array,  # Tokens chosen by `sample_token`, [B]
+    sampling: SamplingParams,  # Sampling settings
+) -> jax.Array:  # Natural logarithms, [B]
+    """Compute the log-probability of each token under the distribution that it was drawn from.
 
     Args:
-        requests: (prompt, sample) of each row
-        seed: Seed from `SamplingParams`
+        scores: [B, V], float32
+        tokens: Tokens chosen by `sample_token`, [B]
+        sampling: Sampling settings
 
     Returns:
-        Random key of each row, [B]
+        Natural logarithms, [B]
     """
-    root = jax.random.key(seed)
-    prompts, samples = (jnp.array(column) for column in zip(*requests, strict=True))
-    fold = jax.vmap(
-        lambda prompt, sample: jax.random.fold_in(jax.random.fold_in(root, prompt), sample)
-    )
-    return fold(prompts, samples)
+    if sampling.temperature > 0:
+        scores = filter_logits(scores / sampling.temperature, sampling)
+    chosen = jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]
+    return chosen - jax.nn.logsumexp(scores, axis=-1)
+
+# %% ../../nbs/inference/20_sampling.ipynb #5a9914bb
+def request_keys(
+    draws: jax.Array,  # Seed, prompt and sample of each request, [R, 3]
+) -> jax.Array:  # Random key of each request, [R]
+    """Derive the key of each request from its seed, its prompt and its sample.
+
+    Args:
+        draws: Seed, prompt and sample of each request, [R, 3]
+
+    Returns:
+        Random key of each request, [R]
+    """
+
+    def derive(draw: jax.Array) -> jax.Array:
+        seed, prompt, sample = draw
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), prompt), sample)
+
+    return jax.vmap(derive)(draws)
