@@ -14,12 +14,14 @@ _HOMES = {
     "create_model": "api",
     "load_model": "api",
     "sft": "api",
+    "grpo": "post_training",
     "generate": "api",
     "evaluate": "api",
     "compare": "api",
     "show": "api",
     "Model": "api",
     "SFTResult": "api",
+    "GRPOResult": "post_training",
     "Dataset": "data.datasets",
     "Trace": "traces.schema",
     "Step": "traces.schema",
@@ -62,5 +64,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation as Evaluation
     from .inference.engine import Completion as Completion
     from .models.lora import LoraConfig as LoraConfig
+    from .post_training import GRPOResult as GRPOResult
+    from .post_training import grpo as grpo
     from .traces.schema import Step as Step
     from .traces.schema import Trace as Trace

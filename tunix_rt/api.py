@@ -80,8 +80,8 @@ from .training.packing import batch_fingerprint
 from .training.sft import SFTBatches, prepare_batches, sft_objective
 
 # %% auto #0
-__all__ = ['FIRST_TEXTS', 'make_dataset', 'Model', 'load_model', 'create_model', 'generate', 'training_split', 'prepare_sft',
-           'SFTResult', 'sft', 'check_not_trained_on', 'evaluate', 'compare', 'show']
+__all__ = ['FIRST_TEXTS', 'make_dataset', 'Model', 'load_model', 'create_model', 'generate', 'training_split', 'named_dataset',
+           'prepare_sft', 'SFTResult', 'own_run', 'sft', 'check_not_trained_on', 'evaluate', 'compare', 'show']
 
 # %% ../nbs/10_api.ipynb #202c8138
 @overload
@@ -373,7 +373,17 @@ def training_split(
     return traces[validation_traces:], traces[:validation_traces]
 
 
-def _named(dataset: Dataset | str) -> Dataset:
+def named_dataset(
+    dataset: Dataset | str,  # Dataset, or its key
+) -> Dataset:  # Loaded and verified
+    """Load a dataset, if only its key is given.
+
+    Args:
+        dataset: Dataset, or its key
+
+    Returns:
+        Loaded and verified
+    """
     return load_dataset(dataset) if isinstance(dataset, str) else dataset
 
 
@@ -409,9 +419,9 @@ def _batches(
     model: Model, train: Dataset | str | Iterable[Trace], evaluation_set: Dataset | str,
     validation_traces: int, **how: Any,
 ) -> SFTBatches:  # fmt: skip
-    against = _named(evaluation_set) if evaluation_set else None
+    against = named_dataset(evaluation_set) if evaluation_set else None
     if isinstance(train, Dataset | str):
-        data = _named(train)
+        data = named_dataset(train)
         learn, watch = training_split(data, validation_traces, against)
         return prepare_sft(model, data, learn, watch, **how)
     traces = list(train)
@@ -460,8 +470,21 @@ class SFTResult:
 
 # %% ../nbs/10_api.ipynb #07bcf6f9
 @contextmanager
-def _own_run(pipeline: str, run_dir: str, given: dict[str, Any]) -> Iterator[Run]:
-    "Open a run, and write down why it failed if it does."
+def own_run(
+    pipeline: str,  # Verb of the run
+    run_dir: str,  # Run folder; "" for a fresh one
+    given: dict[str, Any],  # Parameters, for run.json
+) -> Iterator[Run]:  # Open run
+    """Open a run, and write down why it failed if it does.
+
+    Args:
+        pipeline: Verb of the run
+        run_dir: Run folder; "" for a fresh one
+        given: Parameters, for run.json
+
+    Returns:
+        Open run
+    """
     run = open_run(pipeline, run_dir, given)
     try:
         yield run
@@ -549,7 +572,7 @@ def sft(
         given = dict(locals())
         plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
         plain = {k: v for k, v in plain.items() if k not in ("run_dir", "train_data", "quiet")}
-        with _own_run("train", run_dir, plain | {"model": model.source.name}) as opened:
+        with own_run("train", run_dir, plain | {"model": model.source.name}) as opened:
             result = sft(**given | {"run": opened})
             early = result.results["stopped_by"] != "steps"
             opened.finish(result.results, stopped_early=early)
@@ -726,7 +749,7 @@ def evaluate(
         Scores with intervals; shows itself as a table
     """
     model = load_model(model, trainable=False) if isinstance(model, str) else model
-    data = _named(dataset)
+    data = named_dataset(dataset)
     if run is None:
         given = dict(locals())
         plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
@@ -734,7 +757,7 @@ def evaluate(
         plain |= {"untrained": model.origin.startswith("fresh")}
         plain.pop("run_dir")
         given.pop("data")
-        with _own_run("evaluate", run_dir, plain) as opened:
+        with own_run("evaluate", run_dir, plain) as opened:
             evaluation = evaluate(**given | {"run": opened})
             right = evaluation.scores["answer_correctness"]
             opened.finish({"answer_correctness": right.mean, "low": right.low, "high": right.high})

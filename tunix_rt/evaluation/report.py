@@ -36,7 +36,7 @@ from ..traces.diff import COMPARE_STYLE, compare_html
 from ..traces.display import STYLE, Html, text_html, visible
 
 # %% auto #0
-__all__ = ['MAIN', 'REPORT_STYLE', 'PAGE_STYLE', 'FORBIDDING', 'leading_scorer', 'card_html', 'curves_of', 'facts_html',
+__all__ = ['MAIN', 'PANELS', 'REPORT_STYLE', 'PAGE_STYLE', 'FORBIDDING', 'leading_scorer', 'card_html', 'curves_of', 'facts_html',
            'example_html', 'report_html', 'write_report']
 
 # %% ../../nbs/evaluation/90_report.ipynb #b7821141
@@ -92,6 +92,31 @@ def card_html(
     )
 
 # %% ../../nbs/evaluation/90_report.ipynb #2f962d63
+PANELS = {  # Key of a log -> title of its chart, and what is added to the name of the run
+    "reward": ("reward", ""), "reward_std": ("reward", ", spread in a group"),
+    "eval/accuracy": ("held-out accuracy", ""), "eval/accuracy_low": ("held-out accuracy", ", low"),
+    "eval/accuracy_high": ("held-out accuracy", ", high"),
+    "completions/mean_length": ("tokens in an answer", ""),
+    "completions/clipped_ratio": ("share of answers cut off", ""),
+    "frac_reward_zero_std": ("share of equal groups", ""),
+    "entropy": ("entropy, nats a token", ""), "kl": ("KL to the first policy, nats a token", ""),
+    "rewards/margins": ("margin of the chosen answer", ""),
+    "rewards/accuracies": ("share of pairs ranked right", ""),
+    "learning_rate": ("learning rate", ""),
+}  # fmt: skip
+
+
+def _panel(
+    key: str,  # Key of a log line
+    practiced: bool,  # True for a log with rewards, whose loss is near 0 by construction
+) -> tuple[str, str] | None:  # Title and addition to the name; None for what is not drawn
+    if key in PANELS:
+        return PANELS[key]
+    if "loss" not in key or practiced:
+        return None
+    return "loss, nats a token", "" if key == "loss" else f", {key.replace('_', ' ')}"
+
+
 def curves_of(
     metrics: Mapping[str, Sequence[Mapping[str, Any]]],  # Records of each run: step, loss, ...
 ) -> dict[str, dict[str, list[tuple[float, float]]]]:  # Title, then name, then (step, value)
@@ -111,11 +136,9 @@ def curves_of(
                 for record in records
                 if isinstance(record.get(key), (int, float)) and "step" in record
             ]
-            if "loss" in key and curve:
-                label = name if key == "loss" else f"{name}, {key.replace('_', ' ')}"
-                panels.setdefault("loss, nats a token", {})[label] = curve
-            elif key == "learning_rate" and curve:
-                panels.setdefault("learning rate", {})[name] = curve
+            if curve and (found := _panel(key, any("reward" in record for record in records))):
+                title, addition = found
+                panels.setdefault(title, {})[f"{name}{addition}"] = curve
     return panels
 
 # %% ../../nbs/evaluation/90_report.ipynb #0186e4e2

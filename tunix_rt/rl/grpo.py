@@ -259,8 +259,8 @@ def update_policy(
     for _ in range(run.config.num_iterations):
         for batch in batches:
             counted = max(int(batch.loss_mask.sum()), 1)
-            run.state, figures = run.step(run.state, batch)
-            found.append(per_token(jax.device_get(figures), counted))
+            run.state, sums = run.step(run.state, batch)
+            found.append(per_token(jax.device_get(sums), counted))
     if not found:
         return {"loss": 0.0, "gradient_norm": 0.0}
     for figures in found:

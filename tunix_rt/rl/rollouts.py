@@ -83,8 +83,8 @@ class GRPOConfig:
             "epsilon": (0 <= self.epsilon < 1, "0, or a share below 1"),
             "epsilon_high": (self.epsilon_high >= 0, "0 or more"),
         }
-        counts = ("max_steps", "prompts_per_step", "max_new_tokens", "num_iterations")
-        counts += ("num_minibatches", "generation_batch_size")
+        counts = ["max_steps", "prompts_per_step", "max_new_tokens", "num_iterations"]
+        counts += ["num_minibatches", "generation_batch_size"]
         rules |= {name: (getattr(self, name) >= 1, "1 or more") for name in counts}
         for name, (fits, rule) in rules.items():
             if not fits:
