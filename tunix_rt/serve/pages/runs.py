@@ -18,7 +18,7 @@ from ...evaluation.report import curves_of
 from ...evaluation.statistics import Figure
 from ...jobs.logs import read_log
 from ...jobs.queue import get_queued, list_queued
-from ...runs.pipelines import find_pipeline
+from ...runs.pipelines import find_pipeline, list_pipelines
 from ..artifacts import list_files, open_file, run_files
 from ..dependencies import StoreDep
 from .leaderboard import dataset_keys
@@ -38,7 +38,7 @@ __all__ = ['router', 'AT_ONCE', 'PIPELINES', 'TAIL', 'SANDBOX', 'runs_page', 'sc
 # %% ../../../nbs/serve/pages/50_runs.ipynb #c4a350cd
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
 AT_ONCE = 25  # Runs on a page
-PIPELINES = ("train", "evaluate", "demo", "kaggle_submission")
+PIPELINES = tuple(list_pipelines())  # Pipelines that the page can be narrowed to
 
 
 @router.get("/runs")
