@@ -44,27 +44,27 @@ class Blocks:
     """The well-formed blocks of a text, the text outside them, and how the text ends.
 
     Attributes:
-        rest: content of an answer block that is never closed
+        rest: Content of an answer block that is never closed
         odd_case: True if a tag was not written in lower case
     """
 
     found: list[Block]
     outside: str
     left_open: bool
-    rest: str = ""  # content of an answer block that is never closed
+    rest: str = ""  # Content of an answer block that is never closed
     odd_case: bool = False  # True if a tag was not written in lower case
 
 
 def find_blocks(
-    text: str,  # model output
-) -> Blocks:  # blocks in the order of the text
+    text: str,  # Model output
+) -> Blocks:  # Blocks in the order of the text
     """Find the well-formed blocks of a text in one pass.
 
     Args:
-        text: model output
+        text: Model output
 
     Returns:
-        blocks in the order of the text
+        Blocks in the order of the text
     """
     closing = dict((REASONING, ANSWER))
     found, gaps, end, odd_case = [], [], 0, False
@@ -90,18 +90,18 @@ def find_blocks(
 
 # %% ../../nbs/scoring/10_answers.ipynb #796611cc
 def read_response(
-    text: str,  # model output
+    text: str,  # Model output
     *,
     ended: bool = False,  # True if the model itself ended the text, so nothing is missing
-) -> Response:  # reasoning and answer, stripped, None where absent; and the status
+) -> Response:  # Reasoning and answer, stripped, None where absent; and the status
     """Parse the response format: the reasoning, exactly one answer, and the status.
 
     Args:
-        text: model output
+        text: Model output
         ended: True if the model itself ended the text, so nothing is missing
 
     Returns:
-        reasoning and answer, stripped, None where absent; and the status
+        Reasoning and answer, stripped, None where absent; and the status
     """
     blocks = find_blocks(text)
     answers = [block for block in blocks.found if block.opening == ANSWER[0]]

@@ -149,16 +149,16 @@ def _as_equation(value: Value) -> Equation | None:
 
 
 def same_meaning(
-    expected: Value,  # value of the key
-    given: Value,  # value of the answer
+    expected: Value,  # Value of the key
+    given: Value,  # Value of the answer
     *,
     lenient: bool = False,  # True for the lenient comparison
 ) -> bool:  # True if equal; False for values of different types
     """Compare two values.
 
     Args:
-        expected: value of the key
-        given: value of the answer
+        expected: Value of the key
+        given: Value of the answer
         lenient: True for the lenient comparison
 
     Returns:

@@ -52,15 +52,15 @@ def _turned(words: list[str]) -> bool:
 
 
 def find_boxed(
-    text: str,  # content of the answer tags
-) -> Final | None:  # answer; None without a box, kind "refused" if it is taken back
+    text: str,  # Content of the answer tags
+) -> Final | None:  # Answer; None without a box, kind "refused" if it is taken back
     """Find the answer in a box.
 
     Args:
-        text: content of the answer tags
+        text: Content of the answer tags
 
     Returns:
-        answer; None without a box, kind "refused" if it is taken back
+        Answer; None without a box, kind "refused" if it is taken back
     """
     boxes: list[tuple[int, int, str]] = []
     at = 0
@@ -104,15 +104,15 @@ _introduction = re.compile(
 
 
 def find_labeled(
-    text: str,  # content of the answer tags, without boxes
-) -> Final | None:  # answer; None without a label, kind "refused" if a word before it reverses it
+    text: str,  # Content of the answer tags, without boxes
+) -> Final | None:  # Answer; None without a label, kind "refused" if a word before it reverses it
     """Find the answer after a label.
 
     Args:
-        text: content of the answer tags, without boxes
+        text: Content of the answer tags, without boxes
 
     Returns:
-        answer; None without a label, kind "refused" if a word before it reverses it
+        Answer; None without a label, kind "refused" if a word before it reverses it
     """
     last = None
     for last in _label.finditer(text):  # noqa: B007
@@ -143,15 +143,15 @@ _math_shapes = re.compile(r"\$|\\[a-zA-Z]+\s*(?:\{[^{}]*\})?")
 
 
 def find_framed(
-    text: str,  # content of the answer tags, without boxes and labels
-) -> Final | None:  # answer; None without a frame, kind "refused" if the frame reverses it
+    text: str,  # Content of the answer tags, without boxes and labels
+) -> Final | None:  # Answer; None without a frame, kind "refused" if the frame reverses it
     """Find the answer in a sentence with a known frame.
 
     Args:
-        text: content of the answer tags, without boxes and labels
+        text: Content of the answer tags, without boxes and labels
 
     Returns:
-        answer; None without a frame, kind "refused" if the frame reverses it
+        Answer; None without a frame, kind "refused" if the frame reverses it
     """
     if framed := _framed.fullmatch(text.strip()):
         return Final(framed["inner"], "sentence")
@@ -200,19 +200,19 @@ _equation = re.compile(
 _which_is = re.compile(
     rf".*\bwhich (?:is|equals) (?P<number>{_numeral}[A-Za-z%²³/^{{}}\d]*)\W*\Z", re.DOTALL
 )
-LONGEST_PROSE = 300  # characters
+LONGEST_PROSE = 300  # Characters
 
 
 def find_in_prose(
-    text: str,  # content of the answer tags, without boxes, labels and frames
-) -> Final | None:  # number with its unit, or equation; None if no one number is certain
+    text: str,  # Content of the answer tags, without boxes, labels and frames
+) -> Final | None:  # Number with its unit, or equation; None if no one number is certain
     """Find the one number in a sentence or two.
 
     Args:
-        text: content of the answer tags, without boxes, labels and frames
+        text: Content of the answer tags, without boxes, labels and frames
 
     Returns:
-        number with its unit, or equation; None if no one number is certain
+        Number with its unit, or equation; None if no one number is certain
     """
     text = fold_characters(drop_dollars(text))
     text = text.replace(r"\times", "*").replace(r"\div", "/")
@@ -243,22 +243,22 @@ def find_in_prose(
     return Final(numerals[0], "sentence")
 
 # %% ../../nbs/scoring/25_final_answer.ipynb #502789a5
-LONGEST_ANSWER = 2000  # characters; a longer text is not searched for an answer
+LONGEST_ANSWER = 2000  # Characters; a longer text is not searched for an answer
 
 
 def find_final(
-    text: str,  # content of the answer tags
+    text: str,  # Content of the answer tags
     *,
     lenient: bool = False,  # True to search prose for its one number
-) -> Final:  # answer; the whole text if no part of it is marked
+) -> Final:  # Answer; the whole text if no part of it is marked
     """Find the one answer in a text.
 
     Args:
-        text: content of the answer tags
+        text: Content of the answer tags
         lenient: True to search prose for its one number
 
     Returns:
-        answer; the whole text if no part of it is marked
+        Answer; the whole text if no part of it is marked
     """
     if len(text) > LONGEST_ANSWER:
         return Final("", "refused")

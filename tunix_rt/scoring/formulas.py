@@ -22,8 +22,8 @@ __all__ = ['Node', 'DEEPEST', 'LONGEST_FORMULA', 'FUNCTIONS', 'LARGEST', 'DIGITS
 
 # %% ../../nbs/scoring/17_formulas.ipynb #bedad2c4
 Node = tuple[Any, ...]  # ("+", left, right), ("number", Fraction), ("symbol", name), ...
-DEEPEST = 40  # nested groups
-LONGEST_FORMULA = 400  # characters; a longer text is not read as a formula
+DEEPEST = 40  # Nested groups
+LONGEST_FORMULA = 400  # Characters; a longer text is not read as a formula
 
 
 class Unreadable(Exception):
@@ -287,15 +287,15 @@ def _sum(reader: Reader) -> Node:
 
 @lru_cache(maxsize=16384)
 def read_formula(
-    text: str,  # formula from `tidy`
-) -> Node | None:  # tree; None if it cannot be parsed with certainty
+    text: str,  # Formula from `tidy`
+) -> Node | None:  # Tree; None if it cannot be parsed with certainty
     """Parse a formula.
 
     Args:
-        text: formula from `tidy`
+        text: Formula from `tidy`
 
     Returns:
-        tree; None if it cannot be parsed with certainty
+        Tree; None if it cannot be parsed with certainty
     """
     if not text or len(text) > LONGEST_FORMULA:
         return None
@@ -308,8 +308,8 @@ def read_formula(
     return node if reader.at == len(reader.text) else None
 
 # %% ../../nbs/scoring/17_formulas.ipynb #b1df9980
-LARGEST = 40_000  # bits in a numerator or denominator
-DIGITS = 50  # precision where a value is not exact
+LARGEST = 40_000  # Bits in a numerator or denominator
+DIGITS = 50  # Precision where a value is not exact
 _constants = frozenset(("pi", "e", "i"))
 
 
@@ -415,14 +415,14 @@ def _binomial(n: Any, k: Any) -> Fraction:
 
 
 def work_out_node(
-    node: Node,  # tree from `read_formula`
-    values: dict[str, Any],  # value of each symbol; under "±" the sign
+    node: Node,  # Tree from `read_formula`
+    values: dict[str, Any],  # Value of each symbol; under "±" the sign
 ) -> Any:  # Fraction or mpmath number; infinity is an mpf
     """Evaluate a tree.
 
     Args:
-        node: tree from `read_formula`
-        values: value of each symbol; under "±" the sign
+        node: Tree from `read_formula`
+        values: Value of each symbol; under "±" the sign
 
     Returns:
         Fraction or mpmath number; infinity is an mpf
@@ -469,15 +469,15 @@ def work_out_node(
 
 
 def symbols_of(
-    node: Node,  # tree from `read_formula`
-) -> frozenset[str]:  # names of its variables; "±" where the sign is open
+    node: Node,  # Tree from `read_formula`
+) -> frozenset[str]:  # Names of its variables; "±" where the sign is open
     """List the variables of a formula.
 
     Args:
-        node: tree from `read_formula`
+        node: Tree from `read_formula`
 
     Returns:
-        names of its variables; "±" where the sign is open
+        Names of its variables; "±" where the sign is open
     """
     if node[0] == "symbol":
         return frozenset(() if node[1] in _constants else (node[1],))
@@ -486,7 +486,7 @@ def symbols_of(
     return found | {"±"} if node[0] == "±" else found
 
 
-POINTS = 4  # points at which a formula with variables is evaluated
+POINTS = 4  # Points at which a formula with variables is evaluated
 
 
 def _point(names: frozenset[str], number: int) -> dict[str, Any]:
@@ -501,17 +501,17 @@ def _point(names: frozenset[str], number: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=16384)
 def evaluate(
-    text: str,  # formula from `tidy`
-    sign: int = 1,  # value of an open sign, 1 or -1
-) -> tuple[Any, ...] | None:  # one value, `POINTS` values with variables; None if unreadable
+    text: str,  # Formula from `tidy`
+    sign: int = 1,  # Value of an open sign, 1 or -1
+) -> tuple[Any, ...] | None:  # One value, `POINTS` values with variables; None if unreadable
     """Evaluate a formula, at several points if it has variables.
 
     Args:
-        text: formula from `tidy`
-        sign: value of an open sign, 1 or -1
+        text: Formula from `tidy`
+        sign: Value of an open sign, 1 or -1
 
     Returns:
-        one value, `POINTS` values with variables; None if unreadable
+        One value, `POINTS` values with variables; None if unreadable
     """
     node = read_formula(text)
     if node is None:
@@ -520,17 +520,17 @@ def evaluate(
 
 
 def evaluate_node(
-    node: Node,  # tree from `read_formula`
-    sign: int = 1,  # value of an open sign, 1 or -1
-) -> tuple[Any, ...] | None:  # values as from `evaluate`
+    node: Node,  # Tree from `read_formula`
+    sign: int = 1,  # Value of an open sign, 1 or -1
+) -> tuple[Any, ...] | None:  # Values as from `evaluate`
     """Evaluate a tree, at several points if it has variables.
 
     Args:
-        node: tree from `read_formula`
-        sign: value of an open sign, 1 or -1
+        node: Tree from `read_formula`
+        sign: Value of an open sign, 1 or -1
 
     Returns:
-        values as from `evaluate`
+        Values as from `evaluate`
     """
     try:
         names = symbols_of(node) - {"±"}
@@ -548,15 +548,15 @@ def evaluate_node(
 
 
 def spell_value(
-    value: Any,  # value from `evaluate`
-) -> str:  # text, equal for values that `near` calls equal
+    value: Any,  # Value from `evaluate`
+) -> str:  # Text, equal for values that `near` calls equal
     """Format a value.
 
     Args:
-        value: value from `evaluate`
+        value: Value from `evaluate`
 
     Returns:
-        text, equal for values that `near` calls equal
+        Text, equal for values that `near` calls equal
     """
     return (
         str(value) if value is None or isinstance(value, Fraction) else str(_mp().nstr(value, 25))
@@ -564,14 +564,14 @@ def spell_value(
 
 
 def near(
-    left: Any,  # value from `evaluate`
-    right: Any,  # value from `evaluate`
+    left: Any,  # Value from `evaluate`
+    right: Any,  # Value from `evaluate`
 ) -> bool:  # True if equal; to forty digits if one is not exact
     """Compare two values.
 
     Args:
-        left: value from `evaluate`
-        right: value from `evaluate`
+        left: Value from `evaluate`
+        right: Value from `evaluate`
 
     Returns:
         True if equal; to forty digits if one is not exact
@@ -591,14 +591,14 @@ def near(
 
 
 def same_values(
-    left: tuple[Any, ...],  # values from `evaluate`
-    right: tuple[Any, ...],  # values from `evaluate`
+    left: tuple[Any, ...],  # Values from `evaluate`
+    right: tuple[Any, ...],  # Values from `evaluate`
 ) -> bool:  # True if equal at every point
     """Compare the values of two formulas.
 
     Args:
-        left: values from `evaluate`
-        right: values from `evaluate`
+        left: Values from `evaluate`
+        right: Values from `evaluate`
 
     Returns:
         True if equal at every point
@@ -606,16 +606,16 @@ def same_values(
     return len(left) == len(right) and all(map(near, left, right))
 
 # %% ../../nbs/scoring/17_formulas.ipynb #93720cfd
-READABLE = 10**15  # largest numerator or denominator that people write out
+READABLE = 10**15  # Largest numerator or denominator that people write out
 
 
 def has_numeral(
-    values: tuple[Any, ...],  # values from `evaluate`
+    values: tuple[Any, ...],  # Values from `evaluate`
 ) -> bool:  # True where a numeral of moderate length has the same value
     """Decide whether a simplifier would write this value as a numeral.
 
     Args:
-        values: values from `evaluate`
+        values: Values from `evaluate`
 
     Returns:
         True where a numeral of moderate length has the same value

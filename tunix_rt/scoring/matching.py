@@ -67,15 +67,15 @@ _contrary = re.compile(
 
 
 def read_choice(
-    text: str,  # answer without its frame
-) -> str | None:  # capital letter; None unless exactly one is chosen
+    text: str,  # Answer without its frame
+) -> str | None:  # Capital letter; None unless exactly one is chosen
     """Parse the letter of a choice.
 
     Args:
-        text: answer without its frame
+        text: Answer without its frame
 
     Returns:
-        capital letter; None unless exactly one is chosen
+        Capital letter; None unless exactly one is chosen
     """
     found = _said_choice.fullmatch(text.strip(" *$"))
     if not found:
@@ -89,12 +89,12 @@ def read_choice(
 
 
 def read_verdict(
-    text: str,  # answer from `tidy`
+    text: str,  # Answer from `tidy`
 ) -> bool | None:  # True for yes; None for no verdict, or two
     """Parse a yes or a no.
 
     Args:
-        text: answer from `tidy`
+        text: Answer from `tidy`
 
     Returns:
         True for yes; None for no verdict, or two
@@ -143,14 +143,14 @@ _squeeze = re.compile(r"[\s$.?!,;:*`\"']+")
 
 
 def is_copied(
-    prompt: str,  # question
-    text: str,  # answer
+    prompt: str,  # Question
+    text: str,  # Answer
 ) -> bool:  # True for arithmetic or sentences from the prompt; False for a lone number or word
     """Decide whether an answer is copied from the question.
 
     Args:
-        prompt: question
-        text: answer
+        prompt: Question
+        text: Answer
 
     Returns:
         True for arithmetic or sentences from the prompt; False for a lone number or word
@@ -180,21 +180,21 @@ def _ask_algebra(expected: str, given: str) -> bool:
 
 
 def answers_match(
-    expected: str,  # right answer, from the trace
-    given: str | None,  # answer to judge; None is never right
+    expected: str,  # Right answer, from the trace
+    given: str | None,  # Answer to judge; None is never right
     *,
     exact: bool = False,  # True if every character counts
     lenient: bool = False,  # True for the lenient comparison
-    prompt: str = "",  # question; a copy of it is not an answer
+    prompt: str = "",  # Question; a copy of it is not an answer
 ) -> bool:  # True if right; not symmetric in the two answers
     """Decide whether an answer is right.
 
     Args:
-        expected: right answer, from the trace
-        given: answer to judge; None is never right
+        expected: Right answer, from the trace
+        given: Answer to judge; None is never right
         exact: True if every character counts
         lenient: True for the lenient comparison
-        prompt: question; a copy of it is not an answer
+        prompt: Question; a copy of it is not an answer
 
     Returns:
         True if right; not symmetric in the two answers
@@ -310,15 +310,15 @@ def _find_group(answer: str, members: Sequence[Sequence[str]]) -> int:
 
 
 def group_answers(
-    answers: Sequence[str | None],  # answers of the samples of one prompt
-) -> list[int | None]:  # group number of each answer, from 0; None where there is no answer
+    answers: Sequence[str | None],  # Answers of the samples of one prompt
+) -> list[int | None]:  # Group number of each answer, from 0; None where there is no answer
     """Group equal answers.
 
     Args:
-        answers: answers of the samples of one prompt
+        answers: Answers of the samples of one prompt
 
     Returns:
-        group number of each answer, from 0; None where there is no answer
+        Group number of each answer, from 0; None where there is no answer
     """
     members: list[list[str]] = []
     groups: list[int | None] = []

@@ -128,7 +128,7 @@ Value = (
     | Special
     | Words
 )
-REFUSED = Words("")  # value of a contradictory answer
+REFUSED = Words("")  # Value of a contradictory answer
 
 # %% ../../nbs/scoring/27_meanings.ipynb #480ee2f7
 _clock = re.compile(r"(\d{1,2})(?::(\d\d))?(?::(\d\d))? ?([ap])\.? ?m\b\.?", re.IGNORECASE)
@@ -139,15 +139,15 @@ _based = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?")
 
 
 def read_special(
-    text: str,  # answer from `tidy`
-) -> Special | None:  # parts; None for anything else
+    text: str,  # Answer from `tidy`
+) -> Special | None:  # Parts; None for anything else
     """Parse digits that are not arithmetic.
 
     Args:
-        text: answer from `tidy`
+        text: Answer from `tidy`
 
     Returns:
-        parts; None for anything else
+        Parts; None for anything else
     """
     if not text[:1].isalnum() or len(text) > 40:
         return None
@@ -169,17 +169,17 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 
 def split_top(
-    text: str,  # any text
-    separator: re.Pattern[str],  # pattern to split at
-) -> list[str]:  # parts, at least one
+    text: str,  # Any text
+    separator: re.Pattern[str],  # Pattern to split at
+) -> list[str]:  # Parts, at least one
     """Split a text outside its brackets.
 
     Args:
-        text: any text
-        separator: pattern to split at
+        text: Any text
+        separator: Pattern to split at
 
     Returns:
-        parts, at least one
+        Parts, at least one
     """
     parts, depth, start, at = [], 0, 0, 0
     while at < len(text):
@@ -214,15 +214,15 @@ _phrase = re.compile(r"[A-Za-z][a-z]+(?: [A-Za-z]+){0,5}")
 
 
 def name_of(
-    text: str,  # one side of an equation
-) -> str | None:  # name without spaces; None if it is more than a name
+    text: str,  # One side of an equation
+) -> str | None:  # Name without spaces; None if it is more than a name
     """Parse a name.
 
     Args:
-        text: one side of an equation
+        text: One side of an equation
 
     Returns:
-        name without spaces; None if it is more than a name
+        Name without spaces; None if it is more than a name
     """
     squeezed = text.replace(" ", "")
     if _designator.fullmatch(squeezed) and squeezed not in (r"\pi", r"\infty", r"\emptyset"):
@@ -234,15 +234,15 @@ def name_of(
 
 # %% ../../nbs/scoring/27_meanings.ipynb #e2c262f9
 def read_scalar(
-    text: str,  # part of an answer
-) -> Number | Formula | None:  # value; None if it is neither
+    text: str,  # Part of an answer
+) -> Number | Formula | None:  # Value; None if it is neither
     """Parse one number or formula.
 
     Args:
-        text: part of an answer
+        text: Part of an answer
 
     Returns:
-        value; None if it is neither
+        Value; None if it is neither
     """
     text = text.strip()
     if quantity := read_tidy(text):
@@ -297,11 +297,11 @@ def _read_chain(parts: list[str], signs: list[str], trusted: bool) -> Value | No
     values = [read_scalar(part) for part in parts]
     if any(value is None for value in values):
         return None
-    said = values[0]
+    result = values[0]
     for sign, left, right in zip(signs, values, values[1:], strict=False):
-        assert left and right and said
+        assert left and right and result
         if sign == "\\approx":
-            return (Named(name, said) if name else said) if _rounded(left, right) else REFUSED
+            return (Named(name, result) if name else result) if _rounded(left, right) else REFUSED
         if len(_values(left)) > 1 or len(_values(right)) > 1:
             return None
         if not same_values(_values(left), _values(right)):
@@ -313,20 +313,20 @@ def _read_chain(parts: list[str], signs: list[str], trusted: bool) -> Value | No
             pair = (_values(left)[0], _values(right)[0])
             if not (all(isinstance(v, Fraction) for v in pair) and same_value(*pair, rounds)):
                 return REFUSED
-        said = right if isinstance(right, Number) or not isinstance(said, Number) else said
-    return Named(name, said) if name and said else said
+        result = right if isinstance(right, Number) or not isinstance(result, Number) else result
+    return Named(name, result) if name and result else result
 
 
 def read_equation(
-    parts: Sequence[str],  # two sides
-) -> Equation | None:  # equation; None if a side cannot be evaluated
+    parts: Sequence[str],  # Two sides
+) -> Equation | None:  # Equation; None if a side cannot be evaluated
     """Parse an equation between formulas with variables.
 
     Args:
-        parts: two sides
+        parts: Two sides
 
     Returns:
-        equation; None if a side cannot be evaluated
+        Equation; None if a side cannot be evaluated
     """
     left, right = parts
     difference = evaluate(f"({left.strip()})-({right.strip()})")
@@ -450,29 +450,29 @@ def _read_union(text: str) -> Value | None:
 
 
 def unname(
-    value: Value,  # any value
-) -> Value:  # same value without its name
+    value: Value,  # Any value
+) -> Value:  # Same value without its name
     """Remove a name.
 
     Args:
-        value: any value
+        value: Any value
 
     Returns:
-        same value without its name
+        Same value without its name
     """
     return value.value if isinstance(value, Named) else value
 
 
 def as_interval(
-    value: Value,  # any value
-) -> Interval | None:  # interval; None if it cannot be one
+    value: Value,  # Any value
+) -> Interval | None:  # Interval; None if it cannot be one
     """Interpret a value as an interval, if it can be one.
 
     Args:
-        value: any value
+        value: Any value
 
     Returns:
-        interval; None if it cannot be one
+        Interval; None if it cannot be one
     """
     if isinstance(value, Named):
         value = value.value
@@ -538,7 +538,7 @@ def _read_both_signs(text: str) -> Value | None:
     return Group("", items, ordered=False)
 
 
-MOST_BRACKETS = 120  # opening brackets; an answer with more is compared as text
+MOST_BRACKETS = 120  # Opening brackets; an answer with more is compared as text
 _structured = re.compile(
     r"[=<>,;()\[\]{}]|\\(?:le|ge|ne|in|approx|cup|begin)(?![A-Za-z])|\b(?:or|and|in)\b|[)\d](?:or|and)[(\d]"
 )
@@ -546,20 +546,20 @@ _structured = re.compile(
 
 @lru_cache(maxsize=32768)
 def read_value(
-    text: str,  # answer from `tidy`
+    text: str,  # Answer from `tidy`
     *,
     math: bool = False,  # True if it is certainly mathematics
     trusted: bool = False,  # True for the answer key, whose equations need no check
-) -> Value:  # typed value; `Words` if nothing else fits
+) -> Value:  # Typed value; `Words` if nothing else fits
     """Parse an answer into a typed value.
 
     Args:
-        text: answer from `tidy`
+        text: Answer from `tidy`
         math: True if it is certainly mathematics
         trusted: True for the answer key, whose equations need no check
 
     Returns:
-        typed value; `Words` if nothing else fits
+        Typed value; `Words` if nothing else fits
     """
     if not text:
         return REFUSED

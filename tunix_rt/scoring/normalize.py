@@ -56,15 +56,15 @@ _root = re.compile(r"√ ?(\d+(?:\.\d+)?|[A-Za-z]|(?=[({\\]))")
 
 
 def fold_fractions(
-    text: str,  # any text
-) -> str:  # same text, ¾ as 3/4 and 1¾ as 1 3/4
+    text: str,  # Any text
+) -> str:  # Same text, ¾ as 3/4 and 1¾ as 1 3/4
     """Write vulgar fractions with digits.
 
     Args:
-        text: any text
+        text: Any text
 
     Returns:
-        same text, ¾ as 3/4 and 1¾ as 1 3/4
+        Same text, ¾ as 3/4 and 1¾ as 1 3/4
     """
     return _vulgar.sub(_spell_fraction, text)
 
@@ -75,15 +75,15 @@ def _spell_fraction(found: re.Match[str]) -> str:
 
 
 def fold_characters(
-    text: str,  # any text
-) -> str:  # same text in ASCII and LaTeX, as far as its signs have such a spelling
+    text: str,  # Any text
+) -> str:  # Same text in ASCII and LaTeX, as far as its signs have such a spelling
     """Spell Unicode signs in ASCII or LaTeX.
 
     Args:
-        text: any text
+        text: Any text
 
     Returns:
-        same text in ASCII and LaTeX, as far as its signs have such a spelling
+        Same text in ASCII and LaTeX, as far as its signs have such a spelling
     """
     if text.isascii():
         return text
@@ -102,15 +102,15 @@ def _ascii_digit(character: str) -> str:
 
 
 def lower_subscripts(
-    text: str,  # any text
-) -> str:  # same text, H₂O as H2O
+    text: str,  # Any text
+) -> str:  # Same text, H₂O as H2O
     """Write subscripts as plain digits and letters.
 
     Args:
-        text: any text
+        text: Any text
 
     Returns:
-        same text, H₂O as H2O
+        Same text, H₂O as H2O
     """
     return text if text.isascii() else text.translate(_lowered)
 
@@ -128,15 +128,15 @@ GREEK = frozenset(_greek.values()) - {"pi"} | {"ell", "hbar"}
 
 
 def fold_greek(
-    text: str,  # formula
-) -> str:  # same formula, π as the command \pi
+    text: str,  # Formula
+) -> str:  # Same formula, π as the command \pi
     """Spell Greek letters as LaTeX commands.
 
     Args:
-        text: formula
+        text: Formula
 
     Returns:
-        same formula, π as the command \\pi
+        Same formula, π as the command \\pi
     """
     if text.isascii():
         return text
@@ -197,15 +197,15 @@ _needs_cleaning = re.compile(r"[\\={~]|\+/-")
 
 
 def clean_latex(
-    text: str,  # answer, in LaTeX or not
-) -> str:  # same answer, one spelling for each sign, no layout commands
+    text: str,  # Answer, in LaTeX or not
+) -> str:  # Same answer, one spelling for each sign, no layout commands
     """Remove what only changes the look of a formula.
 
     Args:
-        text: answer, in LaTeX or not
+        text: Answer, in LaTeX or not
 
     Returns:
-        same answer, one spelling for each sign, no layout commands
+        Same answer, one spelling for each sign, no layout commands
     """
     if not _needs_cleaning.search(text):
         return text
@@ -240,17 +240,17 @@ _box = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 
 
 def close_of(
-    text: str,  # any text
-    start: int,  # offset just after an opening brace
-) -> int:  # offset of the brace that closes it; length of the text if none does
+    text: str,  # Any text
+    start: int,  # Offset just after an opening brace
+) -> int:  # Offset of the brace that closes it; length of the text if none does
     """Find a closing brace.
 
     Args:
-        text: any text
-        start: offset just after an opening brace
+        text: Any text
+        start: Offset just after an opening brace
 
     Returns:
-        offset of the brace that closes it; length of the text if none does
+        Offset of the brace that closes it; length of the text if none does
     """
     depth = 1
     for at in range(start, len(text)):
@@ -277,15 +277,15 @@ def _unshell(text: str) -> tuple[str, bool]:
 
 
 def peel(
-    text: str,  # answer
-) -> tuple[str, bool]:  # content, and True if it was marked as mathematics
+    text: str,  # Answer
+) -> tuple[str, bool]:  # Content, and True if it was marked as mathematics
     """Remove the delimiters around an answer.
 
     Args:
-        text: answer
+        text: Answer
 
     Returns:
-        content, and True if it was marked as mathematics
+        Content, and True if it was marked as mathematics
     """
     math = False
     for _ in range(8):
@@ -311,15 +311,15 @@ _dollars = re.compile(r"(?<!\\)(?:\$\$([^$]+?)(?<!\\)\$\$|\$([^$\n]+?)(?<!\\)\$(
 
 
 def drop_dollars(
-    text: str,  # answer
-) -> str:  # same answer; only the dollar signs that mean money stay
+    text: str,  # Answer
+) -> str:  # Same answer; only the dollar signs that mean money stay
     """Remove the dollar signs that delimit mathematics.
 
     Args:
-        text: answer
+        text: Answer
 
     Returns:
-        same answer; only the dollar signs that mean money stay
+        Same answer; only the dollar signs that mean money stay
     """
     if text.count("$") < 2:
         return text
@@ -335,15 +335,15 @@ _delimiter = re.compile(r"\\[()\[\]]")
 
 @lru_cache(maxsize=32768)
 def tidy(
-    text: str,  # answer
-) -> tuple[str, bool]:  # normalized answer, and True if it is certainly mathematics
+    text: str,  # Answer
+) -> tuple[str, bool]:  # Normalized answer, and True if it is certainly mathematics
     """Normalize an answer for parsing.
 
     Args:
-        text: answer
+        text: Answer
 
     Returns:
-        normalized answer, and True if it is certainly mathematics
+        Normalized answer, and True if it is certainly mathematics
     """
     inner, math = peel(text)
     if not math and inner.isascii() and not _needs_work.search(inner):
@@ -360,15 +360,15 @@ _ENDS = ".,;:!"
 
 @lru_cache(maxsize=32768)
 def normalize_text(
-    text: str,  # answer in words
-) -> str:  # comparison key, not for display
+    text: str,  # Answer in words
+) -> str:  # Comparison key, not for display
     """Fold away case, spacing, quotes, bold type and final punctuation.
 
     Args:
-        text: answer in words
+        text: Answer in words
 
     Returns:
-        comparison key, not for display
+        Comparison key, not for display
     """
     text = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     for _ in range(3):
@@ -383,12 +383,12 @@ _code = re.compile(
 
 
 def looks_like_code(
-    text: str,  # answer in words
+    text: str,  # Answer in words
 ) -> bool:  # True where capitals and spaces count
     """Decide whether a text is code.
 
     Args:
-        text: answer in words
+        text: Answer in words
 
     Returns:
         True where capitals and spaces count
@@ -397,14 +397,14 @@ def looks_like_code(
 
 
 def same_text(
-    expected: str,  # right answer
-    given: str,  # answer to judge
+    expected: str,  # Right answer
+    given: str,  # Answer to judge
 ) -> bool:  # True for the same words; in code, for the same characters
     """Compare two answers as text.
 
     Args:
-        expected: right answer
-        given: answer to judge
+        expected: Right answer
+        given: Answer to judge
 
     Returns:
         True for the same words; in code, for the same characters
@@ -426,15 +426,15 @@ _around = re.compile(r"\s*([,;:])\s*")
 
 @lru_cache(maxsize=32768)
 def compact(
-    text: str,  # answer
-) -> str:  # comparison key, not for display
+    text: str,  # Answer
+) -> str:  # Comparison key, not for display
     """Drop the spaces and signs that do not change a formula.
 
     Args:
-        text: answer
+        text: Answer
 
     Returns:
-        comparison key, not for display
+        Comparison key, not for display
     """
     text = clean_latex(fold_characters(text)).replace("$", "").replace('"', "'")
     text = " ".join(_delimiter.sub("", text).split())

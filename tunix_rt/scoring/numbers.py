@@ -19,7 +19,7 @@ __all__ = ['LONGEST', 'NUMBER', 'NUMBER_WORDS', 'SCALES', 'PERCENT', 'TURNING', 
            'same_quantity']
 
 # %% ../../nbs/scoring/15_numbers.ipynb #1dd6c879
-LONGEST = 60  # characters; a longer text is not read as a number
+LONGEST = 60  # Characters; a longer text is not read as a number
 
 _grouped = (
     r"\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d{1,3}(?:_\d{3})+|\d{1,3}(?:'\d{3})+"
@@ -41,15 +41,15 @@ _plain = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 
 
 def read_number(
-    text: str,  # unsigned numeral
-) -> Fraction | None:  # exact value; None if it is not a number or divides by zero
+    text: str,  # Unsigned numeral
+) -> Fraction | None:  # Exact value; None if it is not a number or divides by zero
     """Parse an unsigned number exactly.
 
     Args:
-        text: unsigned numeral
+        text: Unsigned numeral
 
     Returns:
-        exact value; None if it is not a number or divides by zero
+        Exact value; None if it is not a number or divides by zero
     """
     if len(text) > LONGEST or not _one_number.fullmatch(text):
         return None
@@ -94,14 +94,14 @@ _PARTS = {
 
 def read_spelled(
     words: list[str],  # lower-case words without hyphens
-) -> tuple[Fraction, int] | None:  # value and its length in words; None if no number comes first
+) -> tuple[Fraction, int] | None:  # Value and its length in words; None if no number comes first
     """Parse the spelled-out number at the start of a text.
 
     Args:
         words: lower-case words without hyphens
 
     Returns:
-        value and its length in words; None if no number comes first
+        Value and its length in words; None if no number comes first
     """
     if (joined := " ".join(words)) in _PARTS:
         return _PARTS[joined], len(words)
@@ -139,8 +139,8 @@ SCALES = {
     )
     for name in names.split()
 }
-_LETTER_SCALES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}  # no space after the number
-_MONEY_SCALES = {"m": 10**6, "b": 10**9}  # only after a currency
+_LETTER_SCALES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}  # No space after the number
+_MONEY_SCALES = {"m": 10**6, "b": 10**9}  # Only after a currency
 PERCENT = frozenset(("%", "percent", "pct", "percentage", "per cent"))
 
 # %% ../../nbs/scoring/15_numbers.ipynb #e75d8f66
@@ -187,12 +187,12 @@ _ordinal = re.compile(r"[a-z]*(?:ieth|teenth)s?")
 
 
 def is_turning(
-    word: str,  # word in any case
+    word: str,  # Word in any case
 ) -> bool:  # True for "not", "isn't", "about", "sixths", "below"
     """Decide whether a word changes the number beside it or makes it uncertain.
 
     Args:
-        word: word in any case
+        word: Word in any case
 
     Returns:
         True for "not", "isn't", "about", "sixths", "below"
@@ -205,7 +205,7 @@ def is_turning(
     )
 
 # %% ../../nbs/scoring/15_numbers.ipynb #7fda5184
-LETTER_UNITS = frozenset("mglshdACFJKLNVW°¢")  # meter, gram, liter, second, hour, day, ampere, ...
+LETTER_UNITS = frozenset("mglshdACFJKLNVW°¢")  # Meter, gram, liter, second, hour, day, ampere, ...
 _area = re.compile(
     r"\b(square|sq\.?|cubic|cu\.?) ([A-Za-z]+)|\b([A-Za-z]+) (squared|cubed)", re.IGNORECASE
 )
@@ -233,20 +233,20 @@ def _is_power(word: str) -> bool:
 
 
 def read_unit(
-    text: str,  # text after the number, as written
+    text: str,  # Text after the number, as written
     *,
     money: bool = False,  # True if a currency precedes the number
     touching: bool = False,  # True if no space separates the text from the number
-) -> tuple[Fraction, str, bool] | None:  # factor, unit, True for a percentage; None for no unit
+) -> tuple[Fraction, str, bool] | None:  # Factor, unit, True for a percentage; None for no unit
     """Parse the text after a number.
 
     Args:
-        text: text after the number, as written
+        text: Text after the number, as written
         money: True if a currency precedes the number
         touching: True if no space separates the text from the number
 
     Returns:
-        factor, unit, True for a percentage; None for no unit
+        Factor, unit, True for a percentage; None for no unit
     """
     if not text:
         return Fraction(1), "", False
@@ -286,17 +286,17 @@ class Quantity:
     """An exact value and the unit it was written with.
 
     Attributes:
-        unit: an empty unit is a bare number
+        unit: An empty unit is a bare number
         percent: True if it was written as a percentage
-        decimals: digits after the decimal point
-        bar: fraction bar it was written with: "/", "frac" or none
+        decimals: Digits after the decimal point
+        bar: Fraction bar it was written with: "/", "frac" or none
     """
 
     value: Fraction
-    unit: str = ""  # an empty unit is a bare number
+    unit: str = ""  # An empty unit is a bare number
     percent: bool = False  # True if it was written as a percentage
-    decimals: int = 0  # digits after the decimal point
-    bar: str = ""  # fraction bar it was written with: "/", "frac" or none
+    decimals: int = 0  # Digits after the decimal point
+    bar: str = ""  # Fraction bar it was written with: "/", "frac" or none
 
 
 _word = r"(?:[A-Za-z]|[^\W\d_]|[°¢%$€£¥₹])(?:[\w/^°'-]|\^\{\d\})*\.?"
@@ -340,12 +340,12 @@ def _spelled_quantity(text: str) -> Quantity | None:
 
 @lru_cache(maxsize=32768)
 def read_tidy(
-    text: str,  # text from `tidy`
+    text: str,  # Text from `tidy`
 ) -> Quantity | None:  # None for anything but one quantity
     """Parse a tidied text that is one number with an optional sign, currency and unit.
 
     Args:
-        text: text from `tidy`
+        text: Text from `tidy`
 
     Returns:
         None for anything but one quantity
@@ -387,12 +387,12 @@ def read_tidy(
 
 
 def read_quantity(
-    text: str,  # answer as a person or a model wrote it
+    text: str,  # Answer as a person or a model wrote it
 ) -> Quantity | None:  # None for anything but one quantity
     """Parse a text that is one number with an optional sign, currency and unit.
 
     Args:
-        text: answer as a person or a model wrote it
+        text: Answer as a person or a model wrote it
 
     Returns:
         None for anything but one quantity
@@ -403,12 +403,12 @@ def read_quantity(
 
 # %% ../../nbs/scoring/15_numbers.ipynb #6cfca042
 def spelled_by_decimals(
-    value: Fraction,  # any number
+    value: Fraction,  # Any number
 ) -> bool:  # True for 1/8, False for 1/3
     """Decide whether a number has a finite decimal expansion.
 
     Args:
-        value: any number
+        value: Any number
 
     Returns:
         True for 1/8, False for 1/3
@@ -421,16 +421,16 @@ def spelled_by_decimals(
 
 
 def same_value(
-    left: Fraction,  # any number
-    right: Fraction,  # any number
-    decimals: int = 6,  # digits after the point of the one written as a decimal
+    left: Fraction,  # Any number
+    right: Fraction,  # Any number
+    decimals: int = 6,  # Digits after the point of the one written as a decimal
 ) -> bool:  # True if equal, or if equal to all written decimals of a number that has no finite form
     """Compare two numbers as exactly as they can be written.
 
     Args:
-        left: any number
-        right: any number
-        decimals: digits after the point of the one written as a decimal
+        left: Any number
+        right: Any number
+        decimals: Digits after the point of the one written as a decimal
 
     Returns:
         True if equal, or if equal to all written decimals of a number that has no finite form
@@ -441,16 +441,16 @@ def same_value(
 
 # %% ../../nbs/scoring/15_numbers.ipynb #1aa3bbbf
 def same_quantity(
-    expected: Quantity,  # right answer, from the trace
-    given: Quantity,  # answer to judge, from the model
+    expected: Quantity,  # Right answer, from the trace
+    given: Quantity,  # Answer to judge, from the model
     *,
     lenient: bool = False,  # True to convert units and forgive percent signs
 ) -> bool:  # True if the values are equal and the units do not conflict
     """Compare two quantities.
 
     Args:
-        expected: right answer, from the trace
-        given: answer to judge, from the model
+        expected: Right answer, from the trace
+        given: Answer to judge, from the model
         lenient: True to convert units and forgive percent signs
 
     Returns:

@@ -46,40 +46,40 @@ class Prediction(BaseModel):
 
 # %% ../../nbs/scoring/30_predictions.ipynb #cb3c0791
 def storable(
-    text: str,  # any text, even with lone surrogates
-) -> str:  # text of the same length
+    text: str,  # Any text, even with lone surrogates
+) -> str:  # Text of the same length
     """Replace characters that files and databases cannot store with the replacement character.
 
     Args:
-        text: any text, even with lone surrogates
+        text: Any text, even with lone surrogates
 
     Returns:
-        text of the same length
+        Text of the same length
     """
     return re.sub("[\0\ud800-\udfff]", "�", text)
 
 
 def make_prediction(
-    trace: Trace,  # prompt and expected answer
-    output: str,  # model output, without the prompt
+    trace: Trace,  # Prompt and expected answer
+    output: str,  # Model output, without the prompt
     *,
     finish_reason: Literal["stop", "length"],  # "length" if the token limit ended the output
-    prompt_tokens: int,  # length of the prompt in tokens
-    completion_tokens: int,  # length of the output in tokens
-    sample: int = 0,  # index among the samples of one prompt, from 0
-) -> Prediction:  # prediction with reasoning and answer parsed
+    prompt_tokens: int,  # Length of the prompt in tokens
+    completion_tokens: int,  # Length of the output in tokens
+    sample: int = 0,  # Index among the samples of one prompt, from 0
+) -> Prediction:  # Prediction with reasoning and answer parsed
     """Record a model's output for a trace.
 
     Args:
-        trace: prompt and expected answer
-        output: model output, without the prompt
+        trace: Prompt and expected answer
+        output: Model output, without the prompt
         finish_reason: "length" if the token limit ended the output
-        prompt_tokens: length of the prompt in tokens
-        completion_tokens: length of the output in tokens
-        sample: index among the samples of one prompt, from 0
+        prompt_tokens: Length of the prompt in tokens
+        completion_tokens: Length of the output in tokens
+        sample: Index among the samples of one prompt, from 0
 
     Returns:
-        prediction with reasoning and answer parsed
+        Prediction with reasoning and answer parsed
     """
     output = storable(output)
     response = read_response(output, ended=finish_reason == "stop")
@@ -100,21 +100,21 @@ def make_prediction(
     )
 
 # %% ../../nbs/scoring/30_predictions.ipynb #95c91e05
-LINE_LIMIT = 16 * 1024**2  # longest line accepted, in bytes; an output may be a megabyte
+LINE_LIMIT = 16 * 1024**2  # Longest line accepted, in bytes; an output may be a megabyte
 
 
 def write_predictions(
-    path: Path,  # file to create, or to replace by rename
-    predictions: Iterable[Prediction],  # predictions to write
-) -> int:  # number written
+    path: Path,  # File to create, or to replace by rename
+    predictions: Iterable[Prediction],  # Predictions to write
+) -> int:  # Number written
     """Write predictions as JSONL.
 
     Args:
-        path: file to create, or to replace by rename
-        predictions: predictions to write
+        path: File to create, or to replace by rename
+        predictions: Predictions to write
 
     Returns:
-        number written
+        Number written
     """
     count = 0
     with replacing(path) as file:
@@ -124,17 +124,17 @@ def write_predictions(
 
 # %% ../../nbs/scoring/30_predictions.ipynb #b1eb0d8d
 def read_prediction(
-    line: bytes | None,  # one line of JSON; None for a line over the limit
-    where: str,  # location for error messages, such as "predictions.jsonl:7"
-) -> Prediction:  # validated, immutable prediction
+    line: bytes | None,  # One line of JSON; None for a line over the limit
+    where: str,  # Location for error messages, such as "predictions.jsonl:7"
+) -> Prediction:  # Validated, immutable prediction
     """Parse one prediction, or report everything that is wrong with it.
 
     Args:
-        line: one line of JSON; None for a line over the limit
-        where: location for error messages, such as "predictions.jsonl:7"
+        line: One line of JSON; None for a line over the limit
+        where: Location for error messages, such as "predictions.jsonl:7"
 
     Returns:
-        validated, immutable prediction
+        Validated, immutable prediction
     """
     try:
         if line is None:
@@ -150,14 +150,14 @@ def read_prediction(
 # %% ../../nbs/scoring/30_predictions.ipynb #55931653
 def read_predictions(
     path: Path,  # JSONL file, one prediction per line
-) -> list[Prediction]:  # predictions in file order
+) -> list[Prediction]:  # Predictions in file order
     """Read predictions from a file, refusing invalid lines and duplicates.
 
     Args:
         path: JSONL file, one prediction per line
 
     Returns:
-        predictions in file order
+        Predictions in file order
     """
     if not path.is_file():
         raise ScoringError(f"{path} does not exist; name a JSONL file with one prediction per line")

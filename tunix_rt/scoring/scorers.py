@@ -107,15 +107,15 @@ SCORERS = {
 
 
 def find_scorer(
-    scorer: str | Scorer,  # name from the registry, or a scorer of your own
-) -> Scorer:  # scorer of that name
+    scorer: str | Scorer,  # Name from the registry, or a scorer of your own
+) -> Scorer:  # Scorer of that name
     """Find a scorer by name.
 
     Args:
-        scorer: name from the registry, or a scorer of your own
+        scorer: Name from the registry, or a scorer of your own
 
     Returns:
-        scorer of that name
+        Scorer of that name
     """
     if isinstance(scorer, Scorer):
         return scorer
@@ -125,19 +125,19 @@ def find_scorer(
 
 # %% ../../nbs/scoring/40_scorers.ipynb #28b44e46
 def score(
-    scorer: str | Scorer,  # name from the registry, or a scorer of your own
-    trace: Trace,  # prompt and expected answer
-    prediction: Prediction,  # prediction for that trace
-) -> float | None:  # score from 0 to 1; None if there is nothing to judge
+    scorer: str | Scorer,  # Name from the registry, or a scorer of your own
+    trace: Trace,  # Prompt and expected answer
+    prediction: Prediction,  # Prediction for that trace
+) -> float | None:  # Score from 0 to 1; None if there is nothing to judge
     """Score one prediction.
 
     Args:
-        scorer: name from the registry, or a scorer of your own
-        trace: prompt and expected answer
-        prediction: prediction for that trace
+        scorer: Name from the registry, or a scorer of your own
+        trace: Prompt and expected answer
+        prediction: Prediction for that trace
 
     Returns:
-        score from 0 to 1; None if there is nothing to judge
+        Score from 0 to 1; None if there is nothing to judge
     """
     scorer = find_scorer(scorer)
     if prediction.fingerprint != trace.fingerprint:

@@ -61,19 +61,19 @@ def _sum(tokens: list[str]) -> Fraction:
     return value
 
 # %% ../../nbs/scoring/20_steps.ipynb #f8fe28b7
-MOST_TOKENS = 50  # tokens on one side of an equation; a longer side is not read
+MOST_TOKENS = 50  # Tokens on one side of an equation; a longer side is not read
 
 
 def work_out(
-    tokens: list[str],  # numbers, + - * / % and parentheses, in order
-) -> Fraction:  # exact value
+    tokens: list[str],  # Numbers, + - * / % and parentheses, in order
+) -> Fraction:  # Exact value
     """Evaluate an arithmetic expression, or raise `Unreadable`.
 
     Args:
-        tokens: numbers, + - * / % and parentheses, in order
+        tokens: Numbers, + - * / % and parentheses, in order
 
     Returns:
-        exact value
+        Exact value
     """
     if len(tokens) > MOST_TOKENS or any(len(token) > LONGEST for token in tokens):
         raise Unreadable
@@ -88,15 +88,15 @@ def work_out(
 
 
 def worth(
-    tokens: list[str],  # tokens as for `work_out`
-) -> Fraction | None:  # exact value; None if they cannot be evaluated
+    tokens: list[str],  # Tokens as for `work_out`
+) -> Fraction | None:  # Exact value; None if they cannot be evaluated
     """Evaluate an arithmetic expression if possible.
 
     Args:
-        tokens: tokens as for `work_out`
+        tokens: Tokens as for `work_out`
 
     Returns:
-        exact value; None if they cannot be evaluated
+        Exact value; None if they cannot be evaluated
     """
     try:
         return work_out(tokens)
@@ -135,15 +135,15 @@ def _spell_mixed(found: re.Match[str]) -> str:
 
 
 def spell_line(
-    line: str,  # one line of reasoning, without annotations
-) -> str:  # same line with only signs between its numbers, as far as that is certain
+    line: str,  # One line of reasoning, without annotations
+) -> str:  # Same line with only signs between its numbers, as far as that is certain
     """Give a line of reasoning one spelling.
 
     Args:
-        line: one line of reasoning, without annotations
+        line: One line of reasoning, without annotations
 
     Returns:
-        same line with only signs between its numbers, as far as that is certain
+        Same line with only signs between its numbers, as far as that is certain
     """
     line = _bullet.sub("", fold_fractions(line).translate(_spellings), count=1)
     line = _mixed.sub(_spell_mixed, _times.sub(" * ", line))
@@ -166,33 +166,33 @@ class ArithmeticSpan:
     """Unbroken arithmetic and its neighbors on both sides.
 
     Attributes:
-        before: word or symbol before it, or ""
+        before: Word or symbol before it, or ""
         touching: True if no space separates it from `before`
         hanging: True if an operator or a number precedes that word
-        after: word or symbol after it, or ""
+        after: Word or symbol after it, or ""
         touched: True if no space separates it from `after`
-        later: rest of the line
+        later: Rest of the line
     """
 
     tokens: list[re.Match[str]]
-    before: str  # word or symbol before it, or ""
+    before: str  # Word or symbol before it, or ""
     touching: bool  # True if no space separates it from `before`
     hanging: bool  # True if an operator or a number precedes that word
-    after: str  # word or symbol after it, or ""
+    after: str  # Word or symbol after it, or ""
     touched: bool  # True if no space separates it from `after`
-    later: str  # rest of the line
+    later: str  # Rest of the line
 
 
 def find_spans(
-    line: str,  # one line of reasoning, from `spell_line`
-) -> list[ArithmeticSpan]:  # spans that contain an equals sign
+    line: str,  # One line of reasoning, from `spell_line`
+) -> list[ArithmeticSpan]:  # Spans that contain an equals sign
     """Split a line into spans of arithmetic.
 
     Args:
-        line: one line of reasoning, from `spell_line`
+        line: One line of reasoning, from `spell_line`
 
     Returns:
-        spans that contain an equals sign
+        Spans that contain an equals sign
     """
     spans: list[ArithmeticSpan] = []
     tokens: list[re.Match[str]] = []
@@ -254,15 +254,15 @@ def _open_end(span: ArithmeticSpan) -> bool:
 
 
 def read_sides(
-    span: ArithmeticSpan,  # span from `find_spans`
-) -> list[list[str]]:  # tokens of each side; empty for an unreadable side
+    span: ArithmeticSpan,  # Span from `find_spans`
+) -> list[list[str]]:  # Tokens of each side; empty for an unreadable side
     """Split a span at its equals signs.
 
     Args:
-        span: span from `find_spans`
+        span: Span from `find_spans`
 
     Returns:
-        tokens of each side; empty for an unreadable side
+        Tokens of each side; empty for an unreadable side
     """
     sides: list[list[str]] = [[]]
     for token in span.tokens:
@@ -288,16 +288,16 @@ def read_sides(
 
 # %% ../../nbs/scoring/20_steps.ipynb #914019a3
 def holds(
-    left: Fraction,  # value of the left side
-    right: Fraction,  # value of the right side
-    written: list[str],  # tokens of the right side
+    left: Fraction,  # Value of the left side
+    right: Fraction,  # Value of the right side
+    written: list[str],  # Tokens of the right side
 ) -> bool:  # True if equal or properly rounded
     """Decide whether an equation is true.
 
     Args:
-        left: value of the left side
-        right: value of the right side
-        written: tokens of the right side
+        left: Value of the left side
+        right: Value of the right side
+        written: Tokens of the right side
 
     Returns:
         True if equal or properly rounded
@@ -403,15 +403,15 @@ def _check_line(original: str) -> list[tuple[bool, str]]:
 
 
 def check_steps(
-    reasoning: str | None,  # reasoning text, or None
-) -> StepCheck:  # counts, all zero if nothing could be checked
+    reasoning: str | None,  # Reasoning text, or None
+) -> StepCheck:  # Counts, all zero if nothing could be checked
     """Check every equation in a text that can be read with certainty.
 
     Args:
-        reasoning: reasoning text, or None
+        reasoning: Reasoning text, or None
 
     Returns:
-        counts, all zero if nothing could be checked
+        Counts, all zero if nothing could be checked
     """
     verdicts: list[tuple[bool, str]] = []
     for line in (reasoning or "").splitlines():

@@ -76,15 +76,15 @@ _IRREGULAR = dict(
 
 
 def singular(
-    word: str,  # noun in lower case
-) -> str:  # same noun in the singular
+    word: str,  # Noun in lower case
+) -> str:  # Same noun in the singular
     """Turn a plural into its singular.
 
     Args:
-        word: noun in lower case
+        word: Noun in lower case
 
     Returns:
-        same noun in the singular
+        Same noun in the singular
     """
     if word in _IRREGULAR:
         return _IRREGULAR[word]
@@ -126,15 +126,15 @@ def _one_part(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def unit_name(
-    text: str,  # unit as written, such as "km/h" or "square meters"
-) -> str:  # canonical name, equal for all spellings
+    text: str,  # Unit as written, such as "km/h" or "square meters"
+) -> str:  # Canonical name, equal for all spellings
     """Name a unit.
 
     Args:
-        text: unit as written, such as "km/h" or "square meters"
+        text: Unit as written, such as "km/h" or "square meters"
 
     Returns:
-        canonical name, equal for all spellings
+        Canonical name, equal for all spellings
     """
     text = _power.sub(lambda found: "^" + (found[1] or found[2]), text)
     text = _degree.sub(lambda found: f"°{found[1].upper()}" if found[1] else "", text)
@@ -148,14 +148,14 @@ _MEANINGS = {"pound": {"pound", "£", "lb"}, "penny": {"penny", "cent"}}
 
 
 def same_unit(
-    left: str,  # unit as written
-    right: str,  # unit as written
+    left: str,  # Unit as written
+    right: str,  # Unit as written
 ) -> bool:  # True if they name one unit
     """Compare two units.
 
     Args:
-        left: unit as written
-        right: unit as written
+        left: Unit as written
+        right: Unit as written
 
     Returns:
         True if they name one unit
@@ -167,17 +167,17 @@ def same_unit(
 
 # %% ../../nbs/scoring/14_units.ipynb #fc7257fb
 def conversion(
-    source: str,  # unit as written
-    target: str,  # unit as written
-) -> Fraction | None:  # target units in one source unit; None if they measure different things
+    source: str,  # Unit as written
+    target: str,  # Unit as written
+) -> Fraction | None:  # Target units in one source unit; None if they measure different things
     """Find the factor that converts one unit to another.
 
     Args:
-        source: unit as written
-        target: unit as written
+        source: Unit as written
+        target: Unit as written
 
     Returns:
-        target units in one source unit; None if they measure different things
+        Target units in one source unit; None if they measure different things
     """
     sizes = []
     for name in (unit_name(source), unit_name(target)):

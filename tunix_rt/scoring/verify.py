@@ -22,7 +22,7 @@ from ..core.errors import ScoringError
 __all__ = ['MEMORY', 'LONGEST_FORMULA', 'serve', 'start_worker', 'stop_worker', 'same_formula']
 
 # %% ../../nbs/scoring/35_verify.ipynb #2c38ebba
-MEMORY = 4 * 1024**3  # address space of a worker, in bytes
+MEMORY = 4 * 1024**3  # Address space of a worker, in bytes
 
 
 def _limit_memory() -> None:
@@ -75,11 +75,11 @@ def _pipes(worker: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
     return worker.stdin, worker.stdout
 
 
-def start_worker() -> subprocess.Popen[str]:  # worker that is ready for requests
+def start_worker() -> subprocess.Popen[str]:  # Worker that is ready for requests
     """Start a worker and wait until it has loaded SymPy.
 
     Returns:
-        worker that is ready for requests
+        Worker that is ready for requests
     """
     import tunix_rt
 
@@ -111,22 +111,22 @@ def stop_worker() -> None:
         worker.communicate()
 
 # %% ../../nbs/scoring/35_verify.ipynb #d3c29055
-LONGEST_FORMULA = 500  # characters; a longer text is not compared as a formula
+LONGEST_FORMULA = 500  # Characters; a longer text is not compared as a formula
 
 
 @lru_cache(maxsize=4096)
 def same_formula(
-    gold: str,  # right answer, in LaTeX or plain text
-    answer: str,  # answer to judge; the order matters to Math-Verify
+    gold: str,  # Right answer, in LaTeX or plain text
+    answer: str,  # Answer to judge; the order matters to Math-Verify
     *,
-    seconds: float = 3.0,  # time limit in seconds
+    seconds: float = 3.0,  # Time limit in seconds
 ) -> bool:  # True if equal; False as well if undecided
     """Compare two formulas with Math-Verify.
 
     Args:
-        gold: right answer, in LaTeX or plain text
-        answer: answer to judge; the order matters to Math-Verify
-        seconds: time limit in seconds
+        gold: Right answer, in LaTeX or plain text
+        answer: Answer to judge; the order matters to Math-Verify
+        seconds: Time limit in seconds
 
     Returns:
         True if equal; False as well if undecided
