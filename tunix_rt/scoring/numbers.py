@@ -286,14 +286,14 @@ class Quantity:
     """An exact value and the unit it was written with.
 
     Attributes:
-        unit: An empty unit is a bare number
+        unit: Unit as written; empty for a bare number
         percent: True if it was written as a percentage
         decimals: Digits after the decimal point
         bar: Fraction bar it was written with: "/", "frac" or none
     """
 
     value: Fraction
-    unit: str = ""  # An empty unit is a bare number
+    unit: str = ""  # Unit as written; empty for a bare number
     percent: bool = False  # True if it was written as a percentage
     decimals: int = 0  # Digits after the decimal point
     bar: str = ""  # Fraction bar it was written with: "/", "frac" or none
