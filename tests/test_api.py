@@ -214,7 +214,7 @@ def test_files_taken_in(api, root, store):
     bad = "\n".join([*lines, "{}", "nonsense"])
     (root / "data" / "imports" / "bad.jsonl").write_text(bad)
     asked = {"path": "bad.jsonl", "source_name": "x"}
-    detail = refused(api.post("/api/datasets/ingest", json=asked), 400, "refused whole")
+    detail = refused(api.post("/api/datasets/ingest", json=asked), 400, "was refused, because")
     assert "bad.jsonl:4" in detail and "bad.jsonl:5" in detail
     some = good(api.post("/api/datasets/ingest", json=asked | {"skip_invalid": True}), 201)
     assert [line["line"] for line in some["bad_lines"]] == [4, 5]

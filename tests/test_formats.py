@@ -141,10 +141,10 @@ REFUSED = {
     ("processbench_wrong.jsonl", "reasoning"): "marked wrong (final_answer_correct is false)",
     ("picture.jsonl", "messages"): "a part of type 'image_url'",
     ("think_cut_off.jsonl", "prompt_completion"): "the thought is cut off",
-    ("think_no_answer.jsonl", "prompt_completion"): "nothing stands after the thought",
+    ("think_no_answer.jsonl", "prompt_completion"): "nothing follows the thought",
     ("weight_zero.jsonl", "messages"): "weight 0",
-    ("end_token_inside.jsonl", "prompt_completion"): "stands in the middle of a text",
-    ("double_column.csv", "csv"): "two different values stand under 'answer'",
+    ("end_token_inside.jsonl", "prompt_completion"): "is in the middle of a text",
+    ("double_column.csv", "csv"): "two different values for 'answer'",
     ("limo_cut.jsonl.gz", "reasoning"): "damaged or cut off",
     ("limo_array_cut.json", "reasoning"): "limo_array_cut.json:2: it is not JSON",
     ("sheet.xlsx", "reasoning"): "save the sheet as CSV",
@@ -195,7 +195,7 @@ def test_nothing_is_dropped_without_a_word(tmp_path: Path):
     assert "different boxes" in "".join(take(tmp_path, "two_boxes.jsonl", "prompt_completion")[1])
     assert "ends a turn" in "".join(take(tmp_path, "end_tokens.jsonl", "prompt_completion")[1])
     assert "read as cp1252" in "".join(take(tmp_path, "cp1252.csv", "csv")[1])
-    assert "header stands again" in "".join(take(tmp_path, "double_header.csv", "csv")[1])
+    assert "repeated header row" in "".join(take(tmp_path, "double_header.csv", "csv")[1])
     assert "kept in meta.response" in "".join(take(tmp_path, "s1k.jsonl")[1])
 
 
@@ -276,7 +276,7 @@ def test_any_record_is_read_or_refused_never_a_traceback(tmp_path: Path, shape: 
             tmp_path / "odd.jsonl", shape, source="x", into=tmp_path / "odd", skip_invalid=True
         )
     except DatasetError as refusal:
-        assert "was refused whole" in str(refusal)  # noqa: PT017
+        assert "was refused, because" in str(refusal)  # noqa: PT017
 
 
 def test_the_command_line_says_what_became_of_the_fields(
@@ -313,12 +313,12 @@ def test_questions_without_working_are_asked_and_not_learned_from(tmp_path: Path
     ]
     questions.append({"question": "2 + 3?", "answer": "5", "rationale": "2 and 3 make 5"})
     (tmp_path / "exam.json").write_text(json.dumps(questions))
-    with pytest.raises(DatasetError, match="nothing tells the working"):
+    with pytest.raises(DatasetError, match="nothing separates the reasoning"):
         import_file(tmp_path / "exam.json", "reasoning", source="x", into=tmp_path / "exam.jsonl")
     taken = import_file(
         tmp_path / "exam.json", "reasoning", source="x", into=tmp_path / "exam.jsonl", bare=True
     )
-    assert taken.accepted == 3 and "no working" in "".join(taken.notes)
+    assert taken.accepted == 3 and "no reasoning" in "".join(taken.notes)
     dataset = build_dataset(
         read_traces(tmp_path / "exam.jsonl"), name="exam", version="v1", home=tmp_path
     )

@@ -80,7 +80,7 @@ def test_a_public_file_from_the_command_line(root: Path, capsys: pytest.CaptureF
 def test_refusals_name_shape_and_line(root: Path, capsys: pytest.CaptureFixture[str]):
     (root / "bad.csv").write_text('question,answer\n"2 + 2?",<think>2+2</think>4\n"3?",3\n')
     for line, reason in {
-        "ingest bad.csv --source x --format csv": "bad.csv:3: nothing tells the working",
+        "ingest bad.csv --source x --format csv": "bad.csv:3: nothing separates the reasoning",
         "ingest bad.csv --source x --format excel": "there is no shape 'excel'",
         "ingest none.csv --source x --format csv": "is not a file",
     }.items():
@@ -95,6 +95,6 @@ def test_hostile_lines_are_refused_one_by_one(root: Path, shape: str):
     lines = ["[]", "null", '{"question": 1, "answer": []}', '{"messages": [{"role": 1}]}']
     lines += ["{" * 200, '{"prompt": "a", "completion": "<think>\\u0000</think>b"}', '{"a": NaN}']
     (root / "bad.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(Exception, match=f"{len(lines)} of its lines cannot be taken"):
+    with pytest.raises(Exception, match=f"{len(lines)} of its lines cannot be used"):
         import_file(root / "bad.jsonl", shape, source="x", into=root / "none.jsonl")
     assert not (root / "none.jsonl").exists()

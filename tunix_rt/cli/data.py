@@ -178,7 +178,7 @@ def ingest(
     except DatasetError as error:
         shape = detect_format(name) if format == "trace" and name.is_file() else None
         hint = f" It looks like {shape}: use --format {shape}." if shape else ""
-        if "nothing tells the working" in str(error):
+        if "nothing separates the reasoning" in str(error):
             hint = " To ask these questions and not learn from them, say --without-working."
         raise DatasetError(f"{error}{hint}") from None
     for line, reason in intake.reasons:

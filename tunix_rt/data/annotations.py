@@ -17,43 +17,43 @@ __all__ = ['ANNOTATION', 'ANNOTATIONS', 'strip_annotations', 'annotated_steps']
 ANNOTATION = re.compile(
     r"<<([\d\s.,+\-*/()%$]*\d[\d\s.,+\-*/()%$]*=[\d\s.,\-$%/]*\d[\d\s.,\-$%/]*)>>"
 )
-ANNOTATIONS = ("strip", "keep", "steps")  # What may become of them
+ANNOTATIONS = ("strip", "keep", "steps")  # Treatments
 
 # %% ../../nbs/data/52_annotations.ipynb #2b065f7a
 def strip_annotations(
-    text: str,  # May hold <<48/2=24>>
-) -> str:  # The same as people write it
-    """Take calculator annotations out of a text, and leave what they compute.
+    text: str,  # Text with annotations such as <<48/2=24>>
+) -> str:  # Same text with results in place of annotations
+    """Remove calculator annotations from a text, and leave their results.
 
     Args:
-        text: May hold <<48/2=24>>
+        text: Text with annotations such as <<48/2=24>>
 
     Returns:
-        The same as people write it
+        Same text with results in place of annotations
     """
     whole = ANNOTATION.fullmatch(text.strip())
     if whole:
         return whole[1]
 
-    def spoken(found: re.Match[str]) -> str:
+    def result(found: re.Match[str]) -> str:
         follows = re.match(r"\s*[$£€]?-?\.?\d", text[found.end() :])
         return "" if follows else found[1].rpartition("=")[2]
 
-    return ANNOTATION.sub(spoken, text)
+    return ANNOTATION.sub(result, text)
 
 # %% ../../nbs/data/52_annotations.ipynb #1e1210e0
 def annotated_steps(
-    steps: Iterable[str],  # As they were written
+    steps: Iterable[str],  # Steps as written
     annotations: str = "strip",  # One of ANNOTATIONS
-) -> list[str]:  # With the annotations kept, stripped, or as steps after their own
-    """Treat the calculator annotations in steps as chosen.
+) -> list[str]:  # Steps with annotations kept, stripped, or as steps after their own
+    """Apply a treatment to the calculator annotations in steps.
 
     Args:
-        steps: As they were written
+        steps: Steps as written
         annotations: One of ANNOTATIONS
 
     Returns:
-        With the annotations kept, stripped, or as steps after their own
+        Steps with annotations kept, stripped, or as steps after their own
     """
     if annotations not in ANNOTATIONS:
         raise DatasetError(
