@@ -63,10 +63,12 @@ def said(model: Gemma, rows: int) -> list[list[int]]:
     return [answer.tokens for answer in answers]
 
 
-def odds(model: Gemma, rows: int) -> list[Any]:
+def odds(model: Gemma, rows: int, **options: Any) -> list[Any]:
     "Sample, and keep the log-probabilities with the tokens."
-    how = SamplingParams(max_new_tokens=16, temperature=0.7, samples=3, logprobs=True)
-    return generate(model, WORDS, PROMPTS, how, batch_size=rows)
+    how = SamplingParams(
+        max_new_tokens=16, temperature=0.7, samples=3, stop=("a", "e"), logprobs=True
+    )
+    return generate(model, WORDS, PROMPTS, how, batch_size=rows, **options)
 
 
 @jax.jit
@@ -79,7 +81,7 @@ def plain_scores(model: Gemma, row: jax.Array, length: jax.Array) -> jax.Array:
 
 def plain(model: Gemma, one: Any) -> list[float]:
     "Compute the log-probabilities of a completion by a plain forward pass."
-    ids = one.tokens + [one.stop_reason] * (one.stop_reason is not None)
+    ids = one.tokens + [one.stop_reason] * isinstance(one.stop_reason, int)
     row, read = np.zeros((1, 64), np.int32), one.prompt_tokens
     row[0, : read + len(ids)] = PROMPTS[one.prompt] + ids
     scores = np.asarray(plain_scores(model, row, read + len(ids)))[read - 1 :]
@@ -107,7 +109,8 @@ def main() -> None:
         model = build(kind)
         there = spread(model, make_mesh(*sides))
         found[kind] = {"alone": said(model, 8), "mesh": said(there, 8)}
-        one, other = odds(model, 8), odds(there, 8)
+        one, other = odds(model, 8), odds(there, 32, prompt_length=32)
+        assert len({each.completion_tokens for each in one}) > 4, "all end together"
         assert [each.tokens for each in one] == [each.tokens for each in other]
         recorded = [[each.logprobs for each in each_of] for each_of in (one, other)]
         found[kind]["logprobs"] = [*recorded, [plain(model, each) for each in one]]

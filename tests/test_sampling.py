@@ -113,6 +113,68 @@ def test_rows_are_refilled_rather_than_left_idle(
     assert idle[0] >= 1, "it did not come back for the first idle row"
 
 
+def test_samples_of_a_prompt_share_one_reading_of_it(
+    model: Gemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    prefill = sampling.prefill
+
+    def watched(model: Gemma, grid: np.ndarray, lengths: np.ndarray, dtype: Any) -> Any:
+        read.extend(int(length) for length in lengths if length > 1)
+        return prefill(model, grid, lengths, dtype)
+
+    monkeypatch.setattr(sampling, "prefill", watched)
+    often = dataclasses.replace(PLAYFUL, samples=8)
+    together = generate(model, WORDS, PROMPTS[:6], often, batch_size=64)
+    assert sorted(read) == sorted(map(len, PROMPTS[:6]))
+    read.clear()
+    assert generate(model, WORDS, PROMPTS[:6], often, batch_size=32) == together
+    assert len(read) == 12, "batches of four are half of a prompt's samples"
+    first = dataclasses.replace(PLAYFUL, samples=3)
+    assert generate(model, WORDS, PROMPTS[:6], first, batch_size=16) == [
+        one for one in together if one.sample < 3
+    ]
+
+
+def test_the_last_requests_move_into_fewer_rows(
+    model: Gemma, spoken: list[Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    go_on = sampling.decode_until_pause
+
+    def watched(engine: sampling.Engine) -> list[Completion]:
+        rows.append(len(engine.serving))
+        return go_on(engine)
+
+    monkeypatch.setattr(sampling, "decode_until_pause", watched)
+    assert generate(model, WORDS, PROMPTS, PLAYFUL, batch_size=32, prompt_length=32) == spoken
+    assert rows[0] == 32 and rows[-1] == 8
+
+
+def test_a_second_call_compiles_nothing(model: Gemma) -> None:
+    "Not with other weights, other prompts, other seeds, nor seeds for every prompt."
+    how = dataclasses.replace(PLAYFUL, samples=2, logprobs=True, top_p=0.95)
+    compiled: list[str] = []
+
+    def listen(event: str, seconds: float, **about: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(about.get("fun_name", event))
+
+    generate(model, WORDS, PROMPTS, how, batch_size=32, prompt_length=64)
+    other = nnx.clone(model)
+    nnx.update(other, jax.tree.map(lambda leaf: leaf * 1.01, nnx.state(other)))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        again = dataclasses.replace(how, seed=2**33 - 1)
+        said = generate(other, WORDS, LONGER, again, batch_size=32, prompt_length=64)
+        seeds = list(range(-3, 21))
+        generate(other, WORDS, PROMPTS[::-1], how, batch_size=32, prompt_length=64, seeds=seeds)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+    assert len(said) == 48
+
+
 def test_a_cache_takes_what_was_foretold(model: Gemma) -> None:
     for rows, places, dtype in ((3, 10, jnp.float32), (8, 96, jnp.bfloat16)):
         state = writing.empty_state(

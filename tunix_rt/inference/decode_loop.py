@@ -25,7 +25,7 @@ from ..models.gemma import Gemma
 from ..models.sharding import constrain
 
 # %% auto #0
-__all__ = ['DecodeState', 'settled', 'empty_state', 'grow', 'sample_next', 'ended', 'admit_prompts', 'decode_loop']
+__all__ = ['DecodeState', 'settled', 'empty_state', 'grow', 'compact', 'sample_next', 'ended', 'admit_prompts', 'decode_loop']
 
 # %% ../../nbs/inference/40_decode_loop.ipynb #216d58ae
 class DecodeState(NamedTuple):
@@ -104,6 +104,23 @@ def empty_state(
 def grow(state: DecodeState, *, config: GemmaConfig, places: int) -> DecodeState:
     "Move the cache of a state into larger buffers."
     return settled(state._replace(kept=grow_cache(state.kept, config, state.cursor, places)))
+
+
+@jax.jit
+def compact(
+    state: DecodeState,  # State of B rows
+    rows: jax.Array,  # Rows to keep, [R]
+) -> DecodeState:  # State of R rows
+    """Move some rows of a state into a smaller one.
+
+    Args:
+        state: State of B rows
+        rows: Rows to keep, [R]
+
+    Returns:
+        State of R rows
+    """
+    return settled(jax.tree.map(lambda part: part if part.ndim == 0 else part[rows], state))
 
 # %% ../../nbs/inference/40_decode_loop.ipynb #8f4db7ba
 def sample_next(

@@ -22,6 +22,7 @@ from ..core.errors import ModelError
 from tunix_rt.inference.decode_loop import (
     DecodeState,
     admit_prompts,
+    compact,
     decode_loop,
     empty_state,
     grow,
@@ -35,9 +36,10 @@ from ..models.sharding import row_shards
 from ..models.tokenizer import Tokenizer, end_of_turn
 
 # %% auto #0
-__all__ = ['NARROWEST', 'PAUSE', 'SHARE', 'Request', 'Completion', 'make_completion', 'batch_width', 'multiple_of',
-           'admission_size', 'prompts_spanned', 'Engine', 'mesh_of', 'create_engine', 'make_room', 'admit_waiting',
-           'enough_idle', 'decode_until_pause', 'collect_finished', 'read_row', 'generate', 'SamplingParams']
+__all__ = ['NARROWEST', 'PAUSE', 'FEWEST', 'SHARE', 'Request', 'Completion', 'make_completion', 'batch_width', 'multiple_of',
+           'admission_size', 'tail_size', 'prompts_spanned', 'Engine', 'mesh_of', 'create_engine', 'make_room',
+           'admit_waiting', 'enough_idle', 'decode_until_pause', 'collect_finished', 'read_row', 'compact_tail',
+           'generate', 'SamplingParams']
 
 # %% ../../nbs/inference/50_engine.ipynb #61808648
 _all_ = ["SamplingParams"]
@@ -120,6 +122,7 @@ def make_completion(
 # %% ../../nbs/inference/50_engine.ipynb #022777fe
 NARROWEST = 32  # Minimum width of a batch of prompts, so that short ones share one shape
 PAUSE = 32  # Tokens between two searches for a stop text
+FEWEST = 8  # Minimum number of rows that the last requests are moved to
 SHARE = 8  # Rows are refilled when one in so many is idle
 
 
@@ -171,6 +174,22 @@ def admission_size(
     return rows if requests <= rows else multiple_of(-(-rows // SHARE), shards)
 
 
+def tail_size(
+    rows: int,  # B
+    shards: int = 1,  # Devices that share the rows
+) -> int:  # Rows that the last requests are moved to
+    """Choose a quarter of the rows, but no fewer than eight.
+
+    Args:
+        rows: B
+        shards: Devices that share the rows
+
+    Returns:
+        Rows that the last requests are moved to
+    """
+    return min(rows, multiple_of(max(FEWEST, -(-rows // 4)), shards))
+
+
 def prompts_spanned(
     requests: int,  # R, requests admitted together
     samples: int,  # Requests of each prompt
@@ -208,6 +227,7 @@ class Engine:
         dtype: Compute dtype
         admitted: R, requests admitted together
         spanned: U, prompts that they span at most
+        tail: Rows that the last requests are moved to
         width: Minimum width of a batch of prompts
         waiting: Queued requests, in admission order
         serving: Request of each row; None for an idle one
@@ -228,6 +248,7 @@ class Engine:
     dtype: Any  # Compute dtype
     admitted: int  # R, requests admitted together
     spanned: int  # U, prompts that they span at most
+    tail: int  # Rows that the last requests are moved to
     width: int  # Minimum width of a batch of prompts
     waiting: deque[Request]  # Queued requests, in admission order
     serving: list[Request | None]  # Request of each row; None for an idle one
@@ -323,6 +344,7 @@ def create_engine(
         dtype=dtype,
         admitted=admitted,
         spanned=prompts_spanned(admitted, sampling.samples, shards),
+        tail=tail_size(batch_size, shards) if prompt_length else batch_size,
         width=prompt_length,
         waiting=deque(wanted),
         serving=[None] * batch_size,
@@ -398,7 +420,10 @@ def enough_idle(
     Returns:
         Rows that must be idle
     """
-    return min(engine.admitted, len(engine.waiting)) if engine.waiting else len(engine.serving)
+    rows = len(engine.serving)
+    if engine.waiting:
+        return min(engine.admitted, len(engine.waiting))
+    return rows if rows == engine.tail else rows - engine.tail
 
 # %% ../../nbs/inference/50_engine.ipynb #6eb1f38e
 def decode_until_pause(
@@ -478,6 +503,23 @@ def read_row(
     stop = engine.sampling.stop
     return make_completion(engine.tokenizer, request, read, line, engine.ends, stop, odds)
 
+# %% ../../nbs/inference/50_engine.ipynb #8a9b4099
+def compact_tail(
+    engine: Engine,  # Engine, changed in place
+) -> None:
+    """Move the last requests into fewer rows, if they fit and nothing is waiting.
+
+    Args:
+        engine: Engine, changed in place
+    """
+    busy = [row for row, request in enumerate(engine.serving) if request is not None]
+    if engine.waiting or not len(busy) <= engine.tail < len(engine.serving):
+        return
+    rows = np.array((busy + engine.idle_rows())[: engine.tail], np.int32)
+    engine.state = compact(engine.state, rows)
+    engine.serving = [engine.serving[row] for row in rows]
+    engine.lengths, engine.stopped = engine.lengths[rows], engine.stopped[rows]
+
 # %% ../../nbs/inference/50_engine.ipynb #9218d5c6
 def generate(
     model: Gemma,  # Model to sample from
@@ -528,8 +570,9 @@ def generate(
             prompt_length=prompt_length,
             seeds=seeds,
         )
-        while engine.waiting or any(engine.serving):
+        while engine.waiting or any(engine.serving) or len(engine.serving) > engine.tail:
             while engine.waiting and len(engine.idle_rows()) >= enough_idle(engine):
                 admit_waiting(engine)
+            compact_tail(engine)
             answered += decode_until_pause(engine)
     return sorted(answered, key=lambda completion: (completion.prompt, completion.sample))

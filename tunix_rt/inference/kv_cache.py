@@ -15,8 +15,8 @@ from ..models.config import GemmaConfig
 from ..models.sharding import ROWS, bytes_per_device, constrain, row_shards
 
 # %% auto #0
-__all__ = ['SHORTEST', 'LayerCache', 'layer_places', 'cache_shapes', 'cache_bytes', 'empty_cache', 'pinned', 'last_times',
-           'visible_mask', 'write_prompt', 'place_prompt', 'grow_cache', 'bucket_length', 'next_places']
+__all__ = ['SHORTEST', 'SPARE', 'LayerCache', 'layer_places', 'cache_shapes', 'cache_bytes', 'empty_cache', 'pinned',
+           'last_times', 'visible_mask', 'write_prompt', 'place_prompt', 'grow_cache', 'bucket_length', 'next_places']
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #e96684e6
 class LayerCache(NamedTuple):
@@ -246,6 +246,7 @@ def grow_cache(
 
 # %% ../../nbs/inference/10_kv_cache.ipynb #5bb2d06d
 SHORTEST = 64  # Slots of the smallest buffer
+SPARE = 192  # Slots that a new buffer has at least beyond the longest row
 
 
 def bucket_length(
@@ -278,4 +279,4 @@ def next_places(
     Returns:
         Slots to allocate
     """
-    return min(bucket_length(total), bucket_length(max(2 * longest, longest + SHORTEST)))
+    return min(bucket_length(total), bucket_length(max(2 * longest, longest + SPARE)))
