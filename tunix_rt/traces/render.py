@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ..core.errors import TraceError
+from .rubric import NO_REFERENCE
 from .schema import Trace
 
 # %% auto #0
@@ -134,6 +135,12 @@ def render_response(
         Target response of the model
     """
     check_renderable(trace)
+    if trace.final_answer == NO_REFERENCE:
+        raise TraceError(
+            f"trace {trace.id}: nobody has written an answer to it, so it can be asked and judged "
+            f"by its rubric, and cannot be learned from as a worked example. Leave it out of what "
+            f"is trained on."
+        )
     answer = f"{ANSWER[0]}{trace.final_answer.strip()}{ANSWER[1]}"
     if not reasoning:
         return answer
