@@ -173,7 +173,7 @@ def completion_text(
     """
     return str(completion if isinstance(completion, str) else completion[-1]["content"])
 
-# %% ../../nbs/rewards/10_functions.ipynb #4f407482
+# %% ../../nbs/rewards/10_functions.ipynb #d10bde24
 def call_reward(
     function: RewardFunction,  # Reward function
     columns: Mapping[str, Any],  # Values by name
@@ -216,7 +216,8 @@ def _explained(function: Any, error: Exception, completions: Sequence[Any]) -> S
             "conversational=False."
         )
     return ScoringError(
-        f"reward {reward_name(function)!r} failed with {type(error).__name__}: {error}.{hint}"
+        f"reward {reward_name(function)!r} failed with {type(error).__name__}: "
+        f"{str(error).rstrip('.')}.{hint}"
     )
 
 # %% ../../nbs/rewards/10_functions.ipynb #be58e5f0
