@@ -126,6 +126,11 @@ class Trace(BaseModel):
                 f"the final answer is {NO_REFERENCE!r}, and there is no rubric; give it in "
                 f'meta.rubric, with "match": "rubric" beside it'
             )
+        if self.steps and self.final_answer == NO_REFERENCE:
+            raise ValueError(
+                f"it has steps, and no answer that they lead to (the final answer is "
+                f"{NO_REFERENCE!r}); write the answer, or leave the steps out"
+            )
         return self
 
     @property
