@@ -102,6 +102,28 @@ def test_any_text_is_worth_something_and_only_the_form_pays(text: str):
         assert text.count("<answer>") == text.count("</answer>") == 1
 
 
+def test_a_reward_is_tried_with_the_tokens_of_the_model():
+    traces = list(load_dataset("dev-reasoning-v1"))[:40]
+    words = train_tokenizer([render_response(trace) for trace in traces], vocabulary=300)
+    counts = [len(ids) for ids in encode_responses(words, [render_response(t) for t in traces])]
+    lengths: list[int] = []
+
+    def counting(completion_ids, completion_tokens, **columns):
+        lengths.extend(completion_tokens)
+        assert all(
+            n - len(ids) in (0, 1) for n, ids in zip(completion_tokens, completion_ids, strict=True)
+        )
+        return [0.0] * len(completion_ids)
+
+    rewards = load_rewards(["correct", counting, f"overlong(max_length={max(counts)}, cache=1)"])
+    check = check_rewards(rewards, traces, tokenizer=words, limit=len(traces))
+    assert check.ok and check.tried == len(traces) and not check.missed
+    assert lengths[::6] == counts  # The right response, with the end of the turn
+    assert lengths[2::6] == [count - 1 for count in counts]  # The same, cut off before it
+    assert lengths[5::6] == [1] * len(traces)  # Silence ends the turn, and says nothing
+    assert check.offers[2].rewards["overlong"] == -1.0
+
+
 def test_names_are_ours_and_paths_are_not():
     assert all(map(is_builtin, BUILTIN)) and is_builtin("overlong(max_length=9, cache=3)")
     for spec in ("os:system", "mine.py:correct", "tunix_rt.rewards.builtin:correct", "nothing"):
