@@ -17,6 +17,7 @@ from tunix_rt.data.formats import FORMATS_IN, detect_format, import_file
 from tunix_rt.data.importers import ingest
 from tunix_rt.scoring.predictions import make_prediction
 from tunix_rt.scoring.scorers import answer_correctness
+from tunix_rt.traces.rubric import NO_REFERENCE
 from tunix_rt.traces.schema import Trace, read_traces, write_traces
 
 FILES = Path(__file__).parent / "data/formats"
@@ -24,6 +25,12 @@ Q = "A shelf holds 3 rows of 4 jars. How many jars are there?"
 S1, S2 = "Each row has 4 jars and there are 3 rows.", "So there are 3 * 4 = 12 jars."
 BOX = "**Final Answer**\n\n\\boxed{12}"
 CODE = "```python\nfor row in rows:\n\tfor jar in row:\n\t\tprint(jar)\n\n\tprint()\n```"
+TASK, POEM = "Write two lines about a jar.", "A jar of clay,\nput away."
+RUBRIC = [
+    {"criterion": "It has two lines.", "weight": 4.0},
+    {"criterion": "It names a jar.", "weight": 2.0},
+    {"criterion": "It is rude.", "weight": -3.0},
+]
 OPTIONS = "A)7\nB)12\nC)16\nD)34\nE)43"
 
 
@@ -120,6 +127,29 @@ READ = {
         )
     },
     ("capitals.csv", "csv"): (Q, [S1, S2], "12", {"ID": "7"}),
+    ("rubric.jsonl", "rubric"): (
+        TASK, [], NO_REFERENCE,
+        {
+            "match": "rubric", "category": "writing",
+            "rubric": [{"criterion": "It has two lines, and names a jar.", "weight": 1.0}],
+        },
+    ),
+    ("rubric_points.jsonl", "reasoning"): (
+        TASK, [], NO_REFERENCE, {"match": "rubric", "rubric": RUBRIC, "prompt_id": "7"},
+    ),
+    ("rubric.csv", "csv"): (TASK, [], NO_REFERENCE, {"match": "rubric", "rubric": RUBRIC}),
+    ("rubric_titles.jsonl", "rubric"): (
+        TASK, [], POEM,
+        {
+            "rubric": [
+                {"criterion": "Essential Criteria: It has two lines.", "weight": 5.0},
+                {"criterion": "Pitfall Criteria: It is rude.", "weight": -1.0},
+            ],
+        },
+    ),
+    ("rubric_chat.jsonl", "messages"): (
+        TASK, ["Clay rhymes with away."], POEM, {"match": "rubric"},
+    ),
 }  # fmt: skip
 
 
@@ -148,6 +178,9 @@ REFUSED = {
     ("limo_cut.jsonl.gz", "reasoning"): "damaged or cut off",
     ("limo_array_cut.json", "reasoning"): "limo_array_cut.json:2: it is not JSON",
     ("sheet.xlsx", "reasoning"): "save the sheet as CSV",
+    ("rubric_weightless.jsonl", "rubric"): "criterion 1 of the rubric weighs 'much'",
+    ("rubric_faults.jsonl", "reasoning"): "name something that a good answer has",
+    ("limo.jsonl", "rubric"): "there is no rubric under rubric, rubrics",
 }
 
 
@@ -262,6 +295,7 @@ def test_any_record_is_read_or_refused_never_a_traceback(tmp_path: Path, shape: 
     names = ["prompt", "question", "answer", "solution", "steps", "label", "messages", "input"]
     names += ["output", "reasoning", "completion", "options", "id", "weight", "trace_steps", "type"]
     names += ["prompts", "metadata", "deepseek_reasoning", "system", "response", "correct"]
+    names += ["rubric", "rubrics"]
     whole = {"question": "2?", "solution": "1+1", "answer": "2", "prompt": "2?"}
     lines = [json.dumps({**whole, name: value}) for name in names for value in values]
     lines += [json.dumps({name: value}) for name in names for value in values]

@@ -320,6 +320,31 @@ def test_a_model_judges_a_run_or_nothing_is_kept(bench, monkeypatch):
     assert leaderboard(bench.store, judge="answer_correctness").rows[0].evaluation.score == 75.0
 
 
+def poem(number: int) -> Trace:
+    meta = {"match": "rubric", "rubric": "It rhymes.", "category": "writing"}
+    prompt = f"Write {number} lines."
+    return Trace(prompt=prompt, steps=[], final_answer="(judged by its rubric)", meta=meta)
+
+
+def test_questions_with_a_rubric_are_counted_and_never_scored_as_text(bench):
+    poems = [poem(number) for number in range(2, 5)]
+    bench.exam = build_dataset([*map(question, range(5)), *poems], name="mixed", version="v1")
+    id = bench.asked(QUESTIONS)
+    found = record_evaluation(bench.store, id)
+    assert (found.score, found.item_count, found.details["not_judged"]) == (100, 8, 3)
+    page = list_items(bench.store, found.id, limit=3)
+    rest = list_items(bench.store, found.id, limit=3, offset=page.next_offset)
+    items = [*page.items, *rest.items]
+    assert rest.next_offset is None and len({item.fingerprint for item in items}) == 5
+    assert {item.score for item in items} == {1.0}
+
+    bench.exam = build_dataset(poems, name="poems", version="v1")
+    alone = bench.asked(QUESTIONS)
+    with pytest.raises(ScoringError, match="none of 3 questions of poems-v1 .* the judge llm"):
+        record_evaluation(bench.store, alone)
+    assert [row.evaluation.run_id for row in leaderboard(bench.store).rows] == [id]
+
+
 # The board
 
 

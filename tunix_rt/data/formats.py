@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.errors import DatasetError, TraceError
-from ..core.files import ADVICE, canonical_json, json_fault, replacing
+from ..core.errors import DatasetError, TraceError, TunixError
+from ..core.files import ADVICE, canonical_json, json_fault, parse_json, replacing
 from ..core.settings import settings
 from .annotations import ANNOTATIONS, annotated_steps
 from .datasets import disk_full_explained
@@ -42,16 +42,17 @@ from tunix_rt.data.responses import (
     steps_of,
 )
 from ..traces.render import check_renderable
+from ..traces.rubric import MATCH, NO_REFERENCE, is_judged, read_rubric, rubric_json
 from ..traces.schema import Trace, parse_trace, trace_json
 
 # %% auto #0
 __all__ = ['SUBJECT', 'MOST_KEPT', 'QUESTION', 'MATERIAL', 'OPTIONS', 'ROLES', 'THOUGHT', 'CHATS', 'COMPLETION', 'WORKING',
-           'GOLD', 'REPLY', 'ATTEMPTS', 'from_table', 'FORMATS_IN', 'FEW', 'BARE', 'canonical_name', 'Fields',
-           'fields_of', 'clean_text', 'as_text', 'text_under', 'field_of', 'made', 'respond', 'respond_to',
-           'options_text', 'add_system', 'asked_in', 'from_gsm8k', 'Turn', 'turns_of', 'exchange', 'response_of',
-           'from_messages', 'from_prompt_completion', 'gold_under', 'worked', 'refuse_marked_wrong', 'from_prm800k',
-           'from_processbench', 'from_reasoning', 'from_export', 'detect_format', 'ImportReport', 'read_format',
-           'import_file']
+           'GOLD', 'REPLY', 'ATTEMPTS', 'from_table', 'RUBRICS', 'REFERENCES', 'FORMATS_IN', 'FEW', 'BARE',
+           'canonical_name', 'Fields', 'fields_of', 'clean_text', 'as_text', 'text_under', 'field_of', 'made',
+           'respond', 'respond_to', 'options_text', 'add_system', 'asked_in', 'from_gsm8k', 'Turn', 'turns_of',
+           'exchange', 'response_of', 'from_messages', 'from_prompt_completion', 'gold_under', 'worked',
+           'refuse_marked_wrong', 'from_prm800k', 'from_processbench', 'from_reasoning', 'from_export', 'from_rubric',
+           'detect_format', 'ImportReport', 'read_format', 'import_file']
 
 # %% ../../nbs/data/55_formats.ipynb #89192f9d
 @lru_cache(maxsize=4096)
@@ -951,8 +952,66 @@ def from_export(
     check_renderable(trace)
     return trace
 
+# %% ../../nbs/data/55_formats.ipynb #bc11b0cc
+RUBRICS = ("rubric", "rubrics", "grading_rubric", "rubric_list")
+REFERENCES = ("reference_answer", "reference", "ideal_completion", *REPLY, *GOLD, "solution")
+
+
+def _criteria(
+    value: Any,  # Text, list of criteria, or its JSON from a table
+) -> list[dict[str, Any]]:  # Value for meta.rubric
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(TunixError):
+            value = parse_json(value)
+    try:
+        return rubric_json(read_rubric(value))
+    except ValueError as error:
+        raise TraceError(str(error)) from None
+
+
+def _task(
+    fields: Fields,  # Record with a rubric
+) -> tuple[str, str, str]:  # What is asked, one good answer, and a thought; empty where none is
+    chat = next((fields.peek(n) for n in (*CHATS, "prompt", "input") if fields.peek(n)), None)
+    if not isinstance(chat, list):
+        asked = asked_in(fields)
+        return asked, text_under(fields, *REFERENCES) or "", text_under(fields, *THOUGHT) or ""
+    fields.find(*CHATS, "prompt", "input")
+    turns = turns_of(chat)
+    if turns and turns[-1].role == "user":
+        turns.append(Turn("assistant", ""))
+    asked, turn = exchange(turns, fields)
+    said = clean_text(turn.said, fields.notes)
+    return asked, said or text_under(fields, *REFERENCES) or "", turn.thought
+
+
+def from_rubric(
+    record: Mapping[str, Any],  # A task under a usual name, and a rubric
+) -> Trace:  # Judged by its rubric, and never compared as text
+    """Read a task without one right answer.
+
+    Args:
+        record: A task under a usual name, and a rubric
+
+    Returns:
+        Judged by its rubric, and never compared as text
+    """
+    fields = fields_of(record)
+    found = fields.find(*RUBRICS)
+    if found is None:
+        raise TraceError(
+            f"there is no rubric under {', '.join(RUBRICS)}; give a text or a list of criteria"
+        )
+    fields.extra |= {"match": MATCH, "rubric": _criteria(found[1])}
+    asked, answer, thought = _task(fields)
+    inner, rest = split_thought(answer) or ("", answer)
+    steps = steps_of(inner or thought, fields.annotations) if rest.strip() else []
+    fields.notes["a task that is judged by its rubric, and not compared as text"] += 1
+    return made(asked, steps, rest.strip() or NO_REFERENCE, fields)
+
 # %% ../../nbs/data/55_formats.ipynb #529be800
 FORMATS_IN: dict[str, Callable[[Mapping[str, Any]], Trace]] = {
+    "rubric": from_rubric,
     "gsm8k": from_gsm8k,
     "messages": from_messages,
     "prompt_completion": from_prompt_completion,
@@ -1021,7 +1080,9 @@ def _read_record(
     if record is None:
         raise TraceError(reason)
     fields = Fields(record, annotations, bare)
-    trace, limit = FORMATS_IN[shape](fields), settings().trace_max_bytes
+    judged = any(not _absent(fields.peek(name)) for name in RUBRICS)
+    read, limit = FORMATS_IN["rubric" if judged else shape], settings().trace_max_bytes
+    trace = read(fields)
     if len(trace_json(trace).encode()) > limit:
         raise TraceError(f"its trace is longer than the limit of {limit:,} bytes")
     return trace, fields.notes
@@ -1073,7 +1134,7 @@ def read_format(
             seen.add(identity)
             harvest.accepted += 1
             harvest.notes.update(notes)
-            harvest.notes.update(BARE for _ in range(not trace.steps))
+            harvest.notes.update([BARE] * (not trace.steps and not is_judged(trace.meta)))
             yield trace.model_copy(update={"meta": with_source(trace.meta, harvest)})
     if not lines:
         raise DatasetError(f"{harvest.file} is empty; it should have at least one record")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..traces.render import render_response
+from ..traces.rubric import NO_REFERENCE
 from ..traces.schema import Trace
 
 if TYPE_CHECKING:
@@ -35,10 +36,9 @@ def lengths(
 
     rows = []
     for trace in traces:
-        prompt, response = (
-            count(trace.prompt),
-            count(render_response(trace, reasoning=bool(trace.steps))),
-        )
+        prompt, response = count(trace.prompt), 0
+        if trace.final_answer != NO_REFERENCE:
+            response = count(render_response(trace, reasoning=bool(trace.steps)))
         rows.append((trace.category, len(trace.steps), prompt, response, prompt + response))
     return pd.DataFrame(rows, columns=["domain", "steps", "prompt", "response", "whole"])
 

@@ -173,6 +173,7 @@ def figures_html(
     head: str = "",  # Heading of the rows, such as "category"
     whole: bool = False,  # True if the first row is the total
     style: bool = True,  # True to include the style sheets; False where the page has them already
+    note: str = "",  # Sentence below the table
 ) -> Html:  # HTML for JupyterLab, with the numbers as text for a terminal
     """Lay out figures as a table of bars.
 
@@ -181,6 +182,7 @@ def figures_html(
         head: Heading of the rows, such as "category"
         whole: True if the first row is the total
         style: True to include the style sheets; False where the page has them already
+        note: Sentence below the table
 
     Returns:
         HTML for JupyterLab, with the numbers as text for a terminal
@@ -203,6 +205,9 @@ def figures_html(
         f'<table><thead><tr><th scope="col">{escape(head)}</th>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table>"
     )
+    if note:
+        table += f"<p><small>{escape(note)}</small></p>"
+        plain += ["", note]
     return Html(framed(table, style=style), plain="\n".join(plain))
 
 # %% ../../nbs/evaluation/30_charts.ipynb #b6d56457

@@ -27,8 +27,8 @@ from ..traces.display import Html
 from ..traces.schema import Trace, describe
 
 # %% auto #0
-__all__ = ['Answered', 'DOUBLINGS', 'ScorerNote', 'Item', 'Evaluation', 'match_up', 'prompt_means', 'evaluate', 'evaluation_html',
-           'write_evaluation', 'load_evaluation']
+__all__ = ['Answered', 'DOUBLINGS', 'ScorerNote', 'Item', 'Evaluation', 'match_up', 'prompt_means', 'evaluate',
+           'not_compared_text', 'evaluation_html', 'write_evaluation', 'load_evaluation']
 
 # %% ../../nbs/evaluation/40_evaluate.ipynb #1a3726b8
 class ScorerNote(BaseModel):
@@ -67,6 +67,12 @@ class Evaluation(BaseModel):
     pass_at: dict[int, Figure]
     majority_at: dict[int, Figure]
     items: list[Item]
+
+    @property
+    def not_compared(self) -> int:
+        "Number of questions that are judged by a rubric, and have no right answer to compare with."
+        figure = self.scores.get("answer_correctness")
+        return self.prompts - figure.count if figure else 0
 
     def __repr__(self) -> str:
         return repr(evaluation_html(self))
@@ -162,12 +168,14 @@ def _tries(answered: Answered, items: Sequence[Item], seed: int) -> tuple[dict[i
     samples = len(answered[0][1])
     if samples == 1 or "answer_correctness" not in items[0].scores:
         return {}, {}
-    right = [item.scores["answer_correctness"] or 0.0 for item in items]
-    by_prompt = [right[start : start + samples] for start in range(0, len(right), samples)]
+    right = [item.scores["answer_correctness"] for item in items]
+    rows = [right[start : start + samples] for start in range(0, len(right), samples)]
+    compared = [place for place, row in enumerate(rows) if None not in row]
+    by_prompt = [[value or 0.0 for value in rows[place]] for place in compared]
     counts = [round(sum(values)) for values in by_prompt]
     sizes = [k for k in DOUBLINGS if k < samples] + [samples]
     passes = {k: mean_interval(pass_at_k(counts, samples=samples, k=k), seed=seed) for k in sizes}
-    votes = [group_answers([p.answer for p in said]) for _, said in answered]
+    votes = [group_answers([p.answer for p in answered[place][1]]) for place in compared]
     won = [majority_at_k(*pair) for pair in zip(votes, by_prompt, strict=True)]
     return passes, {samples: mean_interval(won, seed=seed)}
 
@@ -236,6 +244,25 @@ def evaluate(
     )
 
 # %% ../../nbs/evaluation/40_evaluate.ipynb #0819dfa1
+def not_compared_text(
+    evaluation: Evaluation,  # Evaluation to describe
+) -> str:  # One sentence; empty where every question was compared
+    """Say how many questions are judged by a rubric.
+
+    Args:
+        evaluation: Evaluation to describe
+
+    Returns:
+        One sentence; empty where every question was compared
+    """
+    if not (count := evaluation.not_compared):
+        return ""
+    return (
+        f"{count} of {evaluation.prompts} questions are judged by a rubric, and are not compared "
+        f"as text."
+    )
+
+
 def evaluation_html(
     evaluation: Evaluation,  # Evaluation to show
     *,
@@ -251,7 +278,9 @@ def evaluation_html(
         HTML for JupyterLab, with the numbers as text for a terminal
     """
     rows = {"all": evaluation.scores} | dict(evaluation.categories)
-    return figures_html(rows, head="category", whole=True, style=style)
+    return figures_html(
+        rows, head="category", whole=True, style=style, note=not_compared_text(evaluation)
+    )
 
 # %% ../../nbs/evaluation/40_evaluate.ipynb #515ede17
 def write_evaluation(

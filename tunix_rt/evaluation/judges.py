@@ -46,23 +46,24 @@ class Judge:
 
 # %% ../../nbs/evaluation/80_judges.ipynb #2a776165
 def rule_judge(
-    scorer: Scorer,  # Scorer that always has something to judge
+    scorer: Scorer,  # Scorer that decides
 ) -> Judge:  # Judge with the scorer's name and version
     """Build a judge from a scorer.
 
     Args:
-        scorer: Scorer that always has something to judge
+        scorer: Scorer that decides
 
     Returns:
         Judge with the scorer's name and version
     """
 
     def ask(answered: Answered) -> GradeFunction:
-        return {
-            (trace.fingerprint, said.sample): Grade(score(scorer, trace, said) or 0.0)
+        found = {
+            (trace.fingerprint, said.sample): score(scorer, trace, said)
             for trace, samples in answered
             for said in samples
         }
+        return {key: Grade(value) for key, value in found.items() if value is not None}
 
     return Judge(scorer.name, scorer.version, scorer.description, ask)
 
@@ -93,8 +94,9 @@ def evaluate_with(
     """
     opinions = judge.ask(match_up(predictions, traces))
 
-    def look_up(trace: Trace, said: Prediction) -> float:
-        return opinions[trace.fingerprint, said.sample].score
+    def look_up(trace: Trace, said: Prediction) -> float | None:
+        opinion = opinions.get((trace.fingerprint, said.sample))
+        return None if opinion is None else opinion.score
 
     deciding = Scorer(judge.name, judge.version, True, judge.description, look_up)
     others = [scorer for scorer in SCORERS.values() if scorer.name != judge.name]

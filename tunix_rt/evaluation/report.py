@@ -23,7 +23,7 @@ from tunix_rt.evaluation.charts import (
     percent,
 )
 from .compare import Comparison, comparison_html, in_words
-from .evaluate import Evaluation
+from .evaluate import Evaluation, not_compared_text
 from tunix_rt.evaluation.transcripts import (
     TRANSCRIPT_STYLE,
     best_example,
@@ -84,6 +84,8 @@ def card_html(
     figure = evaluation.scores[scorer]
     tokens = f"{evaluation.completion_tokens:,.0f} tokens an answer"
     sure = f"95% interval {interval(figure)}%" if figure.count else "nothing to judge"
+    if note := not_compared_text(evaluation):
+        tokens = f"{tokens}. {note}"
     return (
         f'<div class="tunix-card"><span><i style="background:{color}"></i>'
         f"{escape(visible(name))}</span><strong>{percent(figure.mean, figure.count)}</strong>"

@@ -31,8 +31,8 @@ from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['RewardFunction', 'ALWAYS', 'SINGULAR', 'Columns', 'BUILTIN', 'reward_name', 'check_signature', 'trace_columns',
-           'completion_columns', 'completion_text', 'call_reward', 'read_rewards', 'is_builtin', 'parse_spec',
-           'parse_arguments', 'load_module', 'load_reward', 'RewardSet', 'split_specs', 'load_rewards', 'RewardBatch',
+           'completion_columns', 'completion_text', 'call_reward', 'read_rewards', 'split_specs', 'is_builtin',
+           'parse_spec', 'parse_arguments', 'load_module', 'load_reward', 'RewardSet', 'load_rewards', 'RewardBatch',
            'weighted_total', 'score_completions']
 
 # %% ../../nbs/rewards/10_functions.ipynb #ea004f18
@@ -173,7 +173,7 @@ def completion_text(
     """
     return str(completion if isinstance(completion, str) else completion[-1]["content"])
 
-# %% ../../nbs/rewards/10_functions.ipynb #4f407482
+# %% ../../nbs/rewards/10_functions.ipynb #d10bde24
 def call_reward(
     function: RewardFunction,  # Reward function
     columns: Mapping[str, Any],  # Values by name
@@ -216,7 +216,8 @@ def _explained(function: Any, error: Exception, completions: Sequence[Any]) -> S
             "conversational=False."
         )
     return ScoringError(
-        f"reward {reward_name(function)!r} failed with {type(error).__name__}: {error}.{hint}"
+        f"reward {reward_name(function)!r} failed with {type(error).__name__}: "
+        f"{str(error).rstrip('.')}.{hint}"
     )
 
 # %% ../../nbs/rewards/10_functions.ipynb #be58e5f0
@@ -296,7 +297,32 @@ def read_rewards(
             ) from None
     return found
 
-# %% ../../nbs/rewards/10_functions.ipynb #786728b5
+# %% ../../nbs/rewards/10_functions.ipynb #7b4f636b
+def split_specs(
+    text: str,  # Rewards with commas between them
+) -> list[str]:  # One reward each
+    """Split a text at the commas outside of brackets and quotes.
+
+    Args:
+        text: Rewards with commas between them
+
+    Returns:
+        One reward each
+    """
+    parts, depth, quote = [""], 0, ""
+    for sign in text:
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        depth += (sign in "([{") - (sign in ")]}") if not quote else 0
+        if sign == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts if part.strip()]
+
+# %% ../../nbs/rewards/10_functions.ipynb #6e075ada
 _OURS = "tunix_rt.rewards.builtin"
 BUILTIN = {
     "correct": f"{_OURS}:correct",
@@ -312,18 +338,18 @@ _short = re.compile(r"(?P<name>\w+)\s*(?P<call>\(.*\))?", re.DOTALL)
 
 
 def is_builtin(
-    spec: str,  # Reward as text
-) -> bool:  # False for what would run somebody's own code
-    """Say whether a text names one of our rewards.
+    specs: str,  # One reward as text, or several with commas between them
+) -> bool:  # False where somebody's own code would run
+    """Say whether a text names rewards of ours and nothing else.
 
     Args:
-        spec: Reward as text
+        specs: One reward as text, or several with commas between them
 
     Returns:
-        False for what would run somebody's own code
+        False where somebody's own code would run
     """
-    found = _short.fullmatch(spec.strip())
-    return bool(found) and found["name"] in BUILTIN  # type: ignore[index]
+    found = [_short.fullmatch(spec) for spec in split_specs(specs)]
+    return bool(found) and all(each and each["name"] in BUILTIN for each in found)
 
 
 def parse_spec(
@@ -354,7 +380,7 @@ def parse_spec(
         )
     return found["place"].strip(), found["name"], found["call"]
 
-# %% ../../nbs/rewards/10_functions.ipynb #625a5f0d
+# %% ../../nbs/rewards/10_functions.ipynb #e097ae7f
 def parse_arguments(
     call: str,  # Arguments in their brackets
     where: str,  # Reward, for messages
@@ -370,7 +396,9 @@ def parse_arguments(
     """
     try:
         node = ast.parse(f"f{call}", mode="eval").body
-        if not isinstance(node, ast.Call) or node.args or any(k.arg is None for k in node.keywords):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise ValueError
+        if node.args or any(k.arg is None for k in node.keywords):
             raise ValueError
         return {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
     except (SyntaxError, ValueError, TypeError):
@@ -410,7 +438,7 @@ def load_module(
             f"{error}"
         ) from error
 
-# %% ../../nbs/rewards/10_functions.ipynb #9ade588e
+# %% ../../nbs/rewards/10_functions.ipynb #6433ef18
 def _load_file(
     path: Path,  # Python file
 ) -> ModuleType:
@@ -432,7 +460,7 @@ def _load_file(
         sys.path.remove(folder)
     return module
 
-# %% ../../nbs/rewards/10_functions.ipynb #807a87f6
+# %% ../../nbs/rewards/10_functions.ipynb #da6430e5
 def load_reward(
     spec: str | RewardFunction,  # Name, package.module:name, file.py:name, or a function
 ) -> RewardFunction:  # Function with a checked signature
@@ -479,7 +507,7 @@ def _signature(factory: Any) -> str:
     except (TypeError, ValueError):
         return "other arguments"
 
-# %% ../../nbs/rewards/10_functions.ipynb #8f728e99
+# %% ../../nbs/rewards/10_functions.ipynb #a637d7c8
 @dataclass(frozen=True)
 class RewardSet:
     "Rewards that are scored together, with their names and weights."
@@ -491,32 +519,7 @@ class RewardSet:
     def __len__(self) -> int:
         return len(self.functions)
 
-
-def split_specs(
-    text: str,  # Rewards with commas between them
-) -> list[str]:  # One reward each
-    """Split a text at the commas outside of brackets and quotes.
-
-    Args:
-        text: Rewards with commas between them
-
-    Returns:
-        One reward each
-    """
-    parts, depth, quote = [""], 0, ""
-    for sign in text:
-        if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "'\"":
-            quote = sign
-        depth += (sign in "([{") - (sign in ")]}") if not quote else 0
-        if sign == "," and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += sign
-    return [part.strip() for part in parts if part.strip()]
-
-# %% ../../nbs/rewards/10_functions.ipynb #3185efda
+# %% ../../nbs/rewards/10_functions.ipynb #4abf112a
 def _read_weights(
     weights: str | Sequence[float] | None,  # Weights, or their text with commas
     names: Sequence[str],  # Names of the rewards
@@ -536,7 +539,7 @@ def _read_weights(
         raise ScoringError(f"the weights {weights!r} must be finite, and one must differ from 0")
     return found
 
-# %% ../../nbs/rewards/10_functions.ipynb #ff96b3ca
+# %% ../../nbs/rewards/10_functions.ipynb #6d5e52f4
 def load_rewards(
     specs: str | RewardFunction | RewardSet | Sequence[str | RewardFunction],  # Any form
     weights: str | Sequence[float] | None = None,  # One for each reward; 1 by default
@@ -566,7 +569,7 @@ def load_rewards(
         )
     return RewardSet(functions, names, _read_weights(weights, names))
 
-# %% ../../nbs/rewards/10_functions.ipynb #19a05535
+# %% ../../nbs/rewards/10_functions.ipynb #f2d0472f
 class RewardBatch(NamedTuple):
     """What N completions are worth by F rewards.
 
@@ -602,7 +605,7 @@ class _Log:
     def log_metric(self, name: str, value: float) -> None:
         self.figures.setdefault(name, []).append(float(value))
 
-# %% ../../nbs/rewards/10_functions.ipynb #21bc5d04
+# %% ../../nbs/rewards/10_functions.ipynb #e1cc5223
 def weighted_total(
     values: np.ndarray,  # Rewards, NaN for None, [N, F]
     weights: Sequence[float],  # Weights, [F]

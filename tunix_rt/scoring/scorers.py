@@ -12,6 +12,7 @@ from ..core.errors import ScoringError
 from .matching import answers_match
 from .predictions import Prediction
 from .steps import check_steps
+from ..traces.rubric import is_judged
 from ..traces.schema import Trace
 
 # %% auto #0
@@ -30,7 +31,9 @@ class Scorer:
     judge: Callable[[Trace, Prediction], float | None]
 
 
-def _is_right(trace: Trace, prediction: Prediction, lenient: bool) -> float:
+def _is_right(trace: Trace, prediction: Prediction, lenient: bool) -> float | None:
+    if is_judged(trace.meta):
+        return None
     exact = (trace.meta or {}).get("match") == "exact"
     return float(
         answers_match(
@@ -39,12 +42,12 @@ def _is_right(trace: Trace, prediction: Prediction, lenient: bool) -> float:
     )
 
 
-def answer_correctness(trace: Trace, prediction: Prediction) -> float:
+def answer_correctness(trace: Trace, prediction: Prediction) -> float | None:
     "Score the answer alone, strictly."
     return _is_right(trace, prediction, lenient=False)
 
 
-def answer_lenient(trace: Trace, prediction: Prediction) -> float:
+def answer_lenient(trace: Trace, prediction: Prediction) -> float | None:
     "Score the answer alone, leniently."
     return _is_right(trace, prediction, lenient=True)
 

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from ..core.files import canonical_json
+from .rubric import Criterion, rubric_of
 
 # %% auto #0
 __all__ = ['FOLD', 'STYLE', 'STEPS_SHOWN', 'visible', 'Html', 'excerpt', 'text_block', 'text_html', 'StepLike', 'TraceLike',
@@ -255,6 +256,21 @@ def _framed(kind: str, body: str, style: bool) -> str:
     sheet = f"<style>{STYLE}</style>" if style else ""
     return f'{sheet}<article class="tunix {kind} mathjax_ignore tex2jax_ignore">{body}</article>'
 
+# %% ../../nbs/traces/10_display.ipynb #28269404
+def _criteria(trace: TraceLike) -> Sequence[Criterion]:
+    try:
+        return rubric_of(trace.meta) or ()
+    except ValueError:  # a rubric that can't be read is shown as meta
+        return ()
+
+
+def _rubric_html(trace: TraceLike) -> str:
+    items = "".join(
+        f"<li><div>{text_html(text)}<small>{weight:+g}</small></div></li>"
+        for text, weight in _criteria(trace)
+    )
+    return f"<dt>rubric</dt><dd><ul>{items}</ul></dd>" if items else ""
+
 # %% ../../nbs/traces/10_display.ipynb #449a0172
 def trace_text(
     trace: TraceLike,  # Trace to show
@@ -270,6 +286,7 @@ def trace_text(
     parts = [("prompt", trace.prompt)]
     parts += [(str(step.i), step.content) for step in trace.steps]
     parts += [("answer", trace.final_answer)]
+    parts += [("rubric", f"{text} ({weight:+g})") for text, weight in _criteria(trace)]
     margin = "\n" + " " * 8
     return "\n".join(f"{name:>6}  {visible(text).replace(chr(10), margin)}" for name, text in parts)
 
@@ -288,12 +305,14 @@ def trace_html(
     Returns:
         HTML for JupyterLab
     """
-    known = "".join(_meta_html(key, value) for key, value in (trace.meta or {}).items())
+    rubric = _rubric_html(trace)
+    meta = {k: v for k, v in (trace.meta or {}).items() if k != "rubric" or not rubric}
+    known = "".join(_meta_html(key, value) for key, value in meta.items())
     name = f'<code title="fingerprint {trace.fingerprint}">{trace.fingerprint[:8]}</code>'
     body = (
         f"<dl><dt>prompt</dt><dd>{text_html(trace.prompt)}</dd>"
         f"<dt>steps</dt><dd>{_steps_html(trace)}</dd>"
-        f'<dt>answer</dt><dd class="tunix-answer">{text_html(trace.final_answer)}</dd></dl>'
+        f'<dt>answer</dt><dd class="tunix-answer">{text_html(trace.final_answer)}</dd>{rubric}</dl>'
         f"<footer>{known}{name}</footer>"
     )
     return Html(_framed("tunix-trace", body, style), plain=trace_text(trace))

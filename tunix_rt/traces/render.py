@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ..core.errors import TraceError
+from .rubric import NO_REFERENCE
 from .schema import Trace
 
 # %% auto #0
 __all__ = ['REASONING', 'ANSWER', 'CONTROL_TOKENS', 'join_steps', 'split_steps', 'refuse_control_tokens', 'check_renderable',
-           'render_response', 'messages', 'prompt_completion', 'numbered_reasoning', 'training_example', 'gemma_turns']
+           'refuse_unanswered', 'render_response', 'messages', 'prompt_completion', 'numbered_reasoning',
+           'training_example', 'gemma_turns']
 
 # %% ../../nbs/traces/40_render.ipynb #2e464e00
 REASONING = ("<reasoning>", "</reasoning>")  # Tags of the working
@@ -119,6 +121,22 @@ def check_renderable(
             )
 
 # %% ../../nbs/traces/40_render.ipynb #3d930290
+def refuse_unanswered(
+    trace: Trace,  # Trace to check
+) -> None:
+    """Refuse a trace that is judged by its rubric and has no answer to learn from.
+
+    Args:
+        trace: Trace to check
+    """
+    if trace.final_answer == NO_REFERENCE:
+        raise TraceError(
+            f"trace {trace.id}: nobody has written an answer to it, so it can be asked and judged "
+            f"by its rubric, and cannot be learned from as a worked example. Leave it out of what "
+            f"is trained on."
+        )
+
+
 def render_response(
     trace: Trace,  # Trace to render; refused when its text contains the tags
     *,
@@ -134,6 +152,7 @@ def render_response(
         Target response of the model
     """
     check_renderable(trace)
+    refuse_unanswered(trace)
     answer = f"{ANSWER[0]}{trace.final_answer.strip()}{ANSWER[1]}"
     if not reasoning:
         return answer
@@ -195,6 +214,7 @@ def numbered_reasoning(
     Returns:
         "Reasoning:", the steps counted from one, and "Answer:"
     """
+    refuse_unanswered(trace)
     steps = (f"{place}. {step.content}\n" for place, step in enumerate(trace.steps, start=1))
     return f"Reasoning:\n{''.join(steps)}Answer: {trace.final_answer}"
 

@@ -36,6 +36,7 @@ from tunix_rt.core.files import (
 )
 from ..core.settings import settings
 from .display import trace_html
+from .rubric import NO_REFERENCE, is_judged, read_rubric
 
 # %% auto #0
 __all__ = ['LONG', 'CONTENT', 'LABEL', 'MOST_STEPS', 'Number', 'Long', 'Content', 'Label', 'Step', 'content_json', 'Trace',
@@ -114,6 +115,22 @@ class Trace(BaseModel):
             numbers = [step.i for step in self.steps]
             twice = next(number for number in numbers if numbers.count(number) > 1)
             raise ValueError(f"two steps are numbered {twice}; renumber one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _rubric_readable(self) -> Trace:
+        if is_judged(self.meta):
+            read_rubric((self.meta or {}).get("rubric"))
+        elif self.final_answer == NO_REFERENCE:
+            raise ValueError(
+                f"the final answer is {NO_REFERENCE!r}, and there is no rubric; give it in "
+                f'meta.rubric, with "match": "rubric" beside it'
+            )
+        if self.steps and self.final_answer == NO_REFERENCE:
+            raise ValueError(
+                f"it has steps, and no answer that they lead to (the final answer is "
+                f"{NO_REFERENCE!r}); write the answer, or leave the steps out"
+            )
         return self
 
     @property

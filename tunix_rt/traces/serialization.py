@@ -15,6 +15,7 @@ from pydantic_core import to_json, to_jsonable_python
 from typing_extensions import TypedDict
 
 from ..core.files import INT_LIMIT, canonical_json, sha256_text
+from .rubric import MATCH, NO_REFERENCE
 from tunix_rt.traces.schema import (
     CONTENT,
     LABEL,
@@ -97,6 +98,8 @@ def _as_it_seems(
     for record in records:
         steps, meta = record["steps"], record.get("meta") or {}
         if len({step["i"] for step in steps}) < len(steps) or not all(map(_plain, meta.values())):
+            return False
+        if meta.get("match") == MATCH or record["final_answer"] == NO_REFERENCE:
             return False
         keys += len(record) + 3 * len(steps) + len(meta)
     return keys == len(_KEY.findall(text))

@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from ..core.errors import MissingError, RunError, TunixError
+from ..core.errors import MissingError, RunError, ScoringError, TunixError
 from ..data.datasets import part_fingerprint, part_name
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judges import ALIASES, GradeFunction, Judge, evaluate_with, find_judge
@@ -135,7 +135,9 @@ def _items(
                 "scores": {k: v for k, v in item.scores.items() if v is not None},
             },
         }
-        for position, item in enumerate(evaluation.items)
+        for position, item in enumerate(
+            item for item in evaluation.items if item.scores[judge.name] is not None
+        )
     ]
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #a6ab1970
@@ -223,6 +225,11 @@ def evaluate_run(
         dataset_key=part_name(key, split_of(run)),
         dataset_fingerprint=part_fingerprint(sha256, split_of(run)),
     )
+    if not evaluation.scores[deciding.name].count:
+        raise ScoringError(
+            f"none of {evaluation.prompts} questions of {key} has a right answer to compare with: "
+            f"they are judged by a rubric. Evaluate the run with the judge llm."
+        )
     common = _columns(deciding, evaluation, pass_mark) | {
         "predictions_run_id": source.id,
         "details": {
@@ -230,6 +237,7 @@ def evaluate_run(
             "pass_mark": pass_mark,
             "prompts": evaluation.prompts,
             "samples": evaluation.samples,
+            "not_judged": evaluation.prompts - evaluation.scores[deciding.name].count,
             "prompts_fingerprint": evaluation.prompts_fingerprint,
             "overlap": overlap,
             "judge": deciding.facts,
