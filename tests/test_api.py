@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from serving import make_run, serving, sum_trace
+from test_formats import FILES, READ, REFUSED
 
 from tunix_rt.jobs.logs import append_log
 from tunix_rt.jobs.queue import get_queued
@@ -226,6 +227,35 @@ def test_files_taken_in(api, root, store):
     assert good(sent, 201)["ingested_count"] == 2
     refused(api.post("/api/datasets/upload", params=query, content=bad), 400, "upload.jsonl:4")
     assert count_traces(store) == before + 2
+
+
+def test_files_in_other_formats(api, root):
+    folder = root / "data" / "imports"
+    for name, shape in READ:
+        query = {"source_name": "here", "format": shape}
+        content = (FILES / name).read_bytes()
+        sent = good(api.post("/api/datasets/upload", params=query, content=content), 201)
+        payload = good(api.get(f"/api/traces/{sent['trace_ids'][0]}"))["payload"]
+        prompt, steps, answer, meta = READ[name, shape]
+        assert [payload["prompt"], payload["final_answer"]] == [prompt, answer], name
+        assert [step["content"] for step in payload["steps"]] == steps
+        assert payload["meta"].items() >= {"source": "here", **meta}.items()
+        (folder / name).write_bytes(content)
+        asked = {"path": name, "source_name": "here", "format": shape}
+        assert good(api.post("/api/datasets/ingest", json=asked), 201)["notes"] == sent["notes"]
+    for (name, shape), reason in REFUSED.items():
+        query = {"source_name": "here", "format": shape}
+        sent = api.post("/api/datasets/upload", params=query, content=(FILES / name).read_bytes())
+        refused(sent, 400, reason.removeprefix(f"{name}:2: "))
+    gsm8k = (FILES / "gsm8k.jsonl").read_bytes()
+    path, query = "/api/datasets/upload", {"source_name": "here"}
+    refused(api.post(path, params=query, content=gsm8k), 400, "format=gsm8k")
+    refused(api.post(path, params=query | {"format": "xml"}, content=gsm8k), 422, "query.format")
+    bare = json.dumps({"question": "2 + 2?", "answer": "4"})
+    query["format"] = "reasoning"
+    refused(api.post(path, params=query, content=bare), 400, "without_working=true")
+    sent = api.post(path, params=query | {"without_working": True}, content=bare)
+    assert "no working" in next(iter(good(sent, 201)["notes"]))
 
 
 def test_training_asked_for(api):

@@ -26,6 +26,7 @@ from tunix_rt.data.importers import (
     LINE,
     IngestReport,
     file_to_take,
+    iter_import,
     refuse_target,
     with_source,
 )
@@ -43,6 +44,7 @@ from tunix_rt.data.responses import (
 )
 from ..traces.render import check_renderable
 from ..traces.schema import Trace, parse_trace, trace_json
+from ..traces.serialization import EncodedTrace, encode_trace, record_of
 
 # %% auto #0
 __all__ = ['SUBJECT', 'MOST_KEPT', 'QUESTION', 'MATERIAL', 'OPTIONS', 'ROLES', 'THOUGHT', 'CHATS', 'COMPLETION', 'WORKING',
@@ -51,7 +53,7 @@ __all__ = ['SUBJECT', 'MOST_KEPT', 'QUESTION', 'MATERIAL', 'OPTIONS', 'ROLES', '
            'options_text', 'add_system', 'asked_in', 'from_gsm8k', 'Turn', 'turns_of', 'exchange', 'response_of',
            'from_messages', 'from_prompt_completion', 'gold_under', 'worked', 'refuse_marked_wrong', 'from_prm800k',
            'from_processbench', 'from_reasoning', 'from_export', 'detect_format', 'ImportReport', 'read_format',
-           'import_file']
+           'encoded_traces', 'import_file']
 
 # %% ../../nbs/data/55_formats.ipynb #89192f9d
 @lru_cache(maxsize=4096)
@@ -1081,10 +1083,64 @@ def read_format(
     if harvest.bad and not (skip_invalid and harvest.accepted):
         raise harvest.refusal()
 
+# %% ../../nbs/data/55_formats.ipynb #e0ac04e5
+def _hint(
+    path: Path,  # File that was refused
+    format: str,  # Format in which it was read
+    refusal: DatasetError,  # Reason
+) -> str:  # Sentence to add; empty where nothing is likely to help
+    if "nothing tells the working" in str(refusal):
+        return (
+            " To ask these questions and not learn from them, say --without-working "
+            "(without_working=true over HTTP)."
+        )
+    seems = detect_format(path) if format == "trace" else None
+    return (
+        f" It looks like {seems}: use --format {seems} (format={seems} over HTTP)." if seems else ""
+    )
+
+
+def encoded_traces(
+    path: Path,  # The file
+    format: str,  # "trace", or a name in FORMATS_IN
+    *,
+    report: ImportReport,  # Counts as reading goes on
+    skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
+    evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
+    **reading: Any,  # Options of `read_format`: annotations, encoding, bare
+) -> Iterator[EncodedTrace]:  # The good ones, once each; keep them only if the end is reached
+    """Read traces from a file in any format.
+
+    Args:
+        path: The file
+        format: "trace", or a name in FORMATS_IN
+        report: Counts as reading goes on
+        skip_invalid: Leave bad lines out instead of refusing the file
+        evaluation: Traces whose prompts must not be taken in
+        **reading: Options of `read_format`: annotations, encoding, bare
+
+    Returns:
+        The good ones, once each; keep them only if the end is reached
+    """
+    common = {"skip_invalid": skip_invalid, "evaluation": evaluation}
+    try:
+        if format != "trace":
+            for trace in read_format(path, format, harvest=report, **common, **reading):
+                yield encode_trace(record_of(trace))
+        elif reading.get("encoding") or reading.get("annotations", "strip") != "strip":
+            raise DatasetError(
+                "a file of traces is UTF-8 and is taken as it is; encoding and annotations are "
+                "for other formats"
+            )
+        else:
+            yield from iter_import(path, intake=report, **common)
+    except DatasetError as error:
+        raise DatasetError(f"{error}{_hint(path, format, error)}") from None
+
 # %% ../../nbs/data/55_formats.ipynb #233fb796
 def import_file(
     path: str | Path,  # A local file
-    shape: str,  # Name in SHAPES
+    shape: str,  # "trace", or a name in FORMATS_IN
     *,
     source: str,  # Written to `meta.source`, 1 to 64 characters
     into: Path,  # The JSONL file of traces to create or to replace
@@ -1095,11 +1151,11 @@ def import_file(
     encoding: str = "",  # Of the text; "" to find out
     bare: bool = False,  # Take questions whose answers come without working
 ) -> ImportReport:  # Counts of lines by outcome
-    """Turn a file of another shape into a file of traces.
+    """Turn a file in any format into a file of traces.
 
     Args:
         path: A local file
-        shape: Name in SHAPES
+        shape: "trace", or a name in FORMATS_IN
         source: Written to `meta.source`, 1 to 64 characters
         into: The JSONL file of traces to create or to replace
         folder: Read only below this folder; None reads anywhere
@@ -1115,10 +1171,10 @@ def import_file(
     file, name = file_to_take(path, source, folder)
     refuse_target(into, file)
     taken = ImportReport(file=name, source=source)
-    traces = read_format(
+    traces = encoded_traces(
         file,
         shape,
-        harvest=taken,
+        report=taken,
         skip_invalid=skip_invalid,
         evaluation=evaluation,
         annotations=annotations,
@@ -1127,5 +1183,5 @@ def import_file(
     )
     with disk_full_explained(into.name, into.parent), replacing(into) as output:
         for trace in traces:
-            output.write(trace_json(trace) + "\n")
+            output.write(trace.line + "\n")
     return taken
