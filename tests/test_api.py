@@ -229,6 +229,24 @@ def test_files_taken_in(api, root, store):
     assert count_traces(store) == before + 2
 
 
+def test_content_posted_twice(api):
+    sent = [sum_trace(1, level="once"), sum_trace(1, level="again")]
+    ids = [each["id"] for each in good(api.post("/api/traces/batch", json=sent), 201)["traces"]]
+    lines = api.post("/api/tunix/sft/export", json={"trace_ids": ids}).text.splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["id"] for record in records] == ids and ids[0] != ids[1]
+    assert [record["source_trace_id"] for record in records] == ids
+    assert [record["metadata"]["level"] for record in records] == ["once", "again"]
+    assert all(record["created_at"] and record["trace_version"] for record in records)
+    path = "/api/ungar/high-card-duel"
+    games = [
+        good(api.post(f"{path}/generate", json={"count": 1, "seed": 7}), 201)["trace_ids"][0]
+        for _ in range(2)
+    ]
+    lines = api.get(f"{path}/export.jsonl", params={"trace_ids": ",".join(games)}).text
+    assert [json.loads(line)["id"] for line in lines.splitlines()] == games
+
+
 def test_files_in_other_formats(api, root):
     folder = root / "data" / "imports"
     for name, shape in READ:

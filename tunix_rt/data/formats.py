@@ -1122,7 +1122,7 @@ def encoded_traces(
     Returns:
         The good ones, once each; keep them only if the end is reached
     """
-    common = {"skip_invalid": skip_invalid, "evaluation": evaluation}
+    common: dict[str, Any] = {"skip_invalid": skip_invalid, "evaluation": evaluation}
     try:
         if format != "trace":
             for trace in read_format(path, format, harvest=report, **common, **reading):

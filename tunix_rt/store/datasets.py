@@ -17,19 +17,21 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ..core.files import canonical_json
 from ..data.datasets import Dataset, build_dataset
+from ..data.exports import FORMATS
 from ..data.formats import ImportReport, encoded_traces
 from ..data.importers import file_to_take
 from ..data.selection import matches
 from .engine import Store
 from .scan import AT_ONCE, conditions, walk
 from .tables import TraceRow, now
-from .traces import BATCH, Spelled, insert_rows, moment_text, saying, spell
+from .traces import BATCH, Found, Spelled, insert_rows, moment_text, saying, spell
 from ..traces.schema import Trace
 from ..traces.serialization import EncodedTrace
 
 # %% auto #0
-__all__ = ['LIGHT', 'ROOM', 'newest_numbers', 'build_from_store', 'Ingested', 'ingest_into_store']
+__all__ = ['LIGHT', 'ROOM', 'newest_numbers', 'build_from_store', 'Ingested', 'ingest_into_store', 'stored_lines']
 
 # %% ../../nbs/store/50_datasets.ipynb #3807cec6
 LIGHT = (TraceRow.number, TraceRow.id, TraceRow.fingerprint, TraceRow.meta)
@@ -228,3 +230,27 @@ def ingest_into_store(
                 ids = insert_rows(session.connection(), pickle.load(spool))
                 done.packed_ids += bytes.fromhex("".join(ids))
     return done
+
+# %% ../../nbs/store/50_datasets.ipynb #d90821e5
+def stored_lines(
+    traces: Iterable[Found],  # Stored traces
+    format: str,  # Name in `data.exports.FORMATS`
+) -> Iterator[str]:  # JSON, one record a line, each with its newline
+    """Write stored traces as records of a format, under the ids that they are stored with.
+
+    Args:
+        traces: Stored traces
+        format: Name in `data.exports.FORMATS`
+
+    Returns:
+        JSON, one record a line, each with its newline
+    """
+    record = FORMATS[format]
+    for each in traces:
+        origin = {
+            "id": str(each.id),
+            "source_trace_id": str(each.id),
+            "created_at": each.created_at.isoformat(),
+            "trace_version": each.trace_version,
+        }
+        yield canonical_json({**record(each.trace), **origin}) + "\n"
