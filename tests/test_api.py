@@ -128,6 +128,12 @@ def test_questions_without_working_become_a_set(api, store):
     assert good(api.post("/api/datasets/build", json=asked), 201)["trace_count"] == 2
     assert len(api.get("/api/datasets/bare-v1/export.jsonl?format=trace").text.splitlines()) == 2
     assert api.get(f"/traces/{id['id']}").status_code == 200
+    order = {"dataset_key": "bare-v1", "model_id": "tiny"}
+    for more in ({}, {"dry_run": False}):
+        path = "/api/tunix/run?mode=async"
+        refused(api.post(path, json=order | more), 422, "no worked example")
+    model = {"model_id": "tiny", "evaluation_set": "bare-v1"}
+    assert good(api.post("/api/tunix/evaluate", json=model), 201)["status"] == "pending"
 
 
 def test_traces_that_are_refused(api, store):
