@@ -64,7 +64,12 @@ from tunix_rt.models.loading import (
 )
 from .models.lora import LoraConfig, adapter_count
 from .models.sharding import check_rows, row_shards
-from .models.tokenizer import Tokenizer, encode_prompts, train_tokenizer
+from tunix_rt.models.tokenizer import (
+    Tokenizer,
+    check_chat_template,
+    encode_prompts,
+    train_tokenizer,
+)
 from .registry.model_refs import pin_model
 from .runs.folder import Run, open_run
 from .runs.lock import release
@@ -265,6 +270,7 @@ def load_model(
                 f"as in create_model({name!r}, dataset)"
             )
         tokenizer = train_tokenizer(texts, vocab_size)
+        check_chat_template(tokenizer, f"the tokenizer fitted for {source}")
     module, tokenizer = loading.load_model(
         source,
         base_dtype,

@@ -259,13 +259,13 @@ def template_fault(
 
 def check_chat_template(
     tokenizer: Tokenizer,  # Of a model that is opened
-    folder: Path,  # Holds it, for the refusal
+    folder: Path | str,  # Folder that holds it, or another name for the refusal
 ) -> None:
     """Refuse a tokenizer with which a model would be trained or asked in the wrong words.
 
     Args:
         tokenizer: Of a model that is opened
-        folder: Holds it, for the refusal
+        folder: Folder that holds it, or another name for the refusal
     """
     for name in ("bos_token", "eos_token"):
         if getattr(tokenizer, f"{name}_id") is None:

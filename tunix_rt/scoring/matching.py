@@ -32,7 +32,7 @@ from tunix_rt.scoring.normalize import (
     same_text,
     tidy,
 )
-from .verify import same_formula
+from .math_verify import same_formula
 
 # %% auto #0
 __all__ = ['read_choice', 'read_verdict', 'is_copied', 'answers_match', 'group_answers']
