@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from serving import make_run, serving, sum_trace
+from test_formats import FILES, READ, REFUSED
 
 from tunix_rt.jobs.logs import append_log
 from tunix_rt.jobs.queue import get_queued
@@ -127,6 +128,12 @@ def test_questions_without_working_become_a_set(api, store):
     assert good(api.post("/api/datasets/build", json=asked), 201)["trace_count"] == 2
     assert len(api.get("/api/datasets/bare-v1/export.jsonl?format=trace").text.splitlines()) == 2
     assert api.get(f"/traces/{id['id']}").status_code == 200
+    order = {"dataset_key": "bare-v1", "model_id": "tiny"}
+    for more in ({}, {"dry_run": False}):
+        path = "/api/tunix/run?mode=async"
+        refused(api.post(path, json=order | more), 422, "no worked example")
+    model = {"model_id": "tiny", "evaluation_set": "bare-v1"}
+    assert good(api.post("/api/tunix/evaluate", json=model), 201)["status"] == "pending"
 
 
 def test_traces_that_are_refused(api, store):
@@ -226,6 +233,53 @@ def test_files_taken_in(api, root, store):
     assert good(sent, 201)["ingested_count"] == 2
     refused(api.post("/api/datasets/upload", params=query, content=bad), 400, "upload.jsonl:4")
     assert count_traces(store) == before + 2
+
+
+def test_content_posted_twice(api):
+    sent = [sum_trace(1, level="once"), sum_trace(1, level="again")]
+    ids = [each["id"] for each in good(api.post("/api/traces/batch", json=sent), 201)["traces"]]
+    lines = api.post("/api/tunix/sft/export", json={"trace_ids": ids}).text.splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["id"] for record in records] == ids and ids[0] != ids[1]
+    assert [record["source_trace_id"] for record in records] == ids
+    assert [record["metadata"]["level"] for record in records] == ["once", "again"]
+    assert all(record["created_at"] and record["trace_version"] for record in records)
+    path = "/api/ungar/high-card-duel"
+    games = [
+        good(api.post(f"{path}/generate", json={"count": 1, "seed": 7}), 201)["trace_ids"][0]
+        for _ in range(2)
+    ]
+    lines = api.get(f"{path}/export.jsonl", params={"trace_ids": ",".join(games)}).text
+    assert [json.loads(line)["id"] for line in lines.splitlines()] == games
+
+
+def test_files_in_other_formats(api, root):
+    folder = root / "data" / "imports"
+    for name, shape in READ:
+        query = {"source_name": "here", "format": shape}
+        content = (FILES / name).read_bytes()
+        sent = good(api.post("/api/datasets/upload", params=query, content=content), 201)
+        payload = good(api.get(f"/api/traces/{sent['trace_ids'][0]}"))["payload"]
+        prompt, steps, answer, meta = READ[name, shape]
+        assert [payload["prompt"], payload["final_answer"]] == [prompt, answer], name
+        assert [step["content"] for step in payload["steps"]] == steps
+        assert payload["meta"].items() >= {"source": "here", **meta}.items()
+        (folder / name).write_bytes(content)
+        asked = {"path": name, "source_name": "here", "format": shape}
+        assert good(api.post("/api/datasets/ingest", json=asked), 201)["notes"] == sent["notes"]
+    for (name, shape), reason in REFUSED.items():
+        query = {"source_name": "here", "format": shape}
+        sent = api.post("/api/datasets/upload", params=query, content=(FILES / name).read_bytes())
+        refused(sent, 400, reason.removeprefix(f"{name}:2: "))
+    gsm8k = (FILES / "gsm8k.jsonl").read_bytes()
+    path, query = "/api/datasets/upload", {"source_name": "here"}
+    refused(api.post(path, params=query, content=gsm8k), 400, "format=gsm8k")
+    refused(api.post(path, params=query | {"format": "xml"}, content=gsm8k), 422, "query.format")
+    bare = json.dumps({"question": "2 + 2?", "answer": "4"})
+    query["format"] = "reasoning"
+    refused(api.post(path, params=query, content=bare), 400, "without_working=true")
+    sent = api.post(path, params=query | {"without_working": True}, content=bare)
+    assert "no working" in next(iter(good(sent, 201)["notes"]))
 
 
 def test_training_asked_for(api):

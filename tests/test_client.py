@@ -149,9 +149,13 @@ def test_a_day_with_the_client(server, root, tmp_path):
     assert client.list_traces(server, limit=5, category="sum").pagination.next_offset == 5
     (tmp_path / "more.jsonl").write_text(json.dumps(sum_trace(77)) + "\n")
     assert client.upload_dataset(server, tmp_path / "more.jsonl", "sent").ingested_count == 1
+    eggs = {"question": "3 hens lay 2 eggs each. How many?", "answer": "3*2 = 6\n#### 6"}
+    (tmp_path / "eggs.jsonl").write_text(json.dumps(eggs) + "\n")
+    sent = client.upload_dataset(server, tmp_path / "eggs.jsonl", "sent", format="gsm8k")
+    assert client.get_trace(server, sent.trace_ids[0]).payload.final_answer == "6"
     asked = client.BuildRequest(dataset_name="day", dataset_version="v1")
-    assert client.build_dataset(server, asked).trace_count == 21
-    assert len(list(client.export_dataset(server, "day-v1", "messages"))) == 21
+    assert client.build_dataset(server, asked).trace_count == 22
+    assert len(list(client.export_dataset(server, "day-v1", "messages"))) == 22
 
     dry = client.execute_tunix_run(server, RunRequest(dataset_key="day-v1", model_id="tiny"))
     assert (dry.status, dry.mode) == ("completed", "dry-run")

@@ -35,6 +35,16 @@ def notebook(root: Path) -> Path:
     return path
 
 
+def test_formulas_are_compared_beside_a_json_py(tmp_path: Path) -> None:
+    for name in ("json", "resource", "logging", "sympy"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('of the working folder')")
+    asked = "from tunix_rt.scoring.math_verify import same_formula as s; print(s('x+1', '1+x'))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", asked], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
 @pytest.mark.usefixtures("own_kernels")
 @pytest.mark.parametrize(
     "locale",

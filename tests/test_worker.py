@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import nbformat
 import pytest
@@ -289,6 +290,20 @@ def test_a_run_that_was_done_before_its_worker_died_is_not_done_again(store):
     assert (ended.status, ended.metrics, ended.attempts) == ("completed", {"acted": 7}, 2)
 
 
+def test_a_run_is_scored_before_anybody_sees_it_completed(store):
+    seen = []
+
+    def score(store, run):
+        seen.append(get_queued(store, UUID(run.run_id)).status)
+        return "not scored: its questions are elsewhere"
+
+    run = enqueue(store, "act.ipynb", {"act": "print"})
+    assert work(store, once=True, on_completed=score) == 1
+    ended = get_queued(store, run.id)
+    assert (seen, ended.status) == (["running"], "completed")
+    assert ended.message.endswith("; not scored: its questions are elsewhere")
+
+
 def test_a_score_that_goes_wrong_does_not_stop_the_worker(store):
     def broken(store, run):
         raise TypeError("a judge of somebody else's")
@@ -300,3 +315,4 @@ def test_a_score_that_goes_wrong_does_not_stop_the_worker(store):
 
     assert work(store, worker="one", until=over, poll_seconds=0.1, on_completed=broken) == 2
     assert {get_queued(store, run_id).status for run_id in runs} == {"completed"}
+    assert "on_completed failed: TypeError" in get_queued(store, runs[0]).message

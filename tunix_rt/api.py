@@ -30,6 +30,7 @@ from tunix_rt.data.datasets import (
     load_dataset,
     part_fingerprint,
     part_name,
+    worked_examples,
 )
 from .data.overlap import check_no_overlap
 from .evaluation.compare import Comparison, compare_evaluations
@@ -63,7 +64,12 @@ from tunix_rt.models.loading import (
 )
 from .models.lora import LoraConfig, adapter_count
 from .models.sharding import check_rows, row_shards
-from .models.tokenizer import Tokenizer, encode_prompts, train_tokenizer
+from tunix_rt.models.tokenizer import (
+    Tokenizer,
+    check_chat_template,
+    encode_prompts,
+    train_tokenizer,
+)
 from .registry.model_refs import pin_model
 from .runs.folder import Run, open_run
 from .runs.lock import release
@@ -255,7 +261,8 @@ def load_model(
     tokenizer = None
     if source.folder is None:
         texts = [
-            f"user\n{t.prompt}\nmodel\n{render_response(t)}" for t in islice(train, FIRST_TEXTS)
+            f"user\n{t.prompt}\nmodel\n{render_response(t, reasoning=bool(t.steps))}"
+            for t in islice(train, FIRST_TEXTS)
         ]
         if not texts:
             raise ModelError(
@@ -263,6 +270,7 @@ def load_model(
                 f"as in create_model({name!r}, dataset)"
             )
         tokenizer = train_tokenizer(texts, vocab_size)
+        check_chat_template(tokenizer, f"the tokenizer fitted for {source}")
     module, tokenizer = loading.load_model(
         source,
         base_dtype,
@@ -355,6 +363,8 @@ def training_split(
     dataset: Dataset,  # Dataset to train on
     validation_traces: int = 8,  # Traces to hold back
     evaluation_set: Dataset | None = None,  # Dataset that shares no question with it
+    *,
+    reasoning: bool = True,  # False also takes questions that have only an answer
 ) -> tuple[list[Trace], list[Trace]]:  # Traces to train on, and those held back
     """Take the training split of a dataset, and hold a few of its traces back.
 
@@ -362,11 +372,14 @@ def training_split(
         dataset: Dataset to train on
         validation_traces: Traces to hold back
         evaluation_set: Dataset that shares no question with it
+        reasoning: False also takes questions that have only an answer
 
     Returns:
         Traces to train on, and those held back
     """
     traces = list(dataset.train_traces())
+    if reasoning:
+        traces = worked_examples(traces, dataset.key)
     if evaluation_set is not None:
         apart = "train" in evaluation_set.splits and "test" in evaluation_set.splits
         check_no_overlap(traces, evaluation_set.traces("test" if apart else None))
@@ -417,14 +430,15 @@ def prepare_sft(
 
 def _batches(
     model: Model, train: Dataset | str | Iterable[Trace], evaluation_set: Dataset | str,
-    validation_traces: int, **how: Any,
+    validation_traces: int, *, reasoning: bool, **how: Any,
 ) -> SFTBatches:  # fmt: skip
     against = named_dataset(evaluation_set) if evaluation_set else None
+    how["reasoning"] = reasoning
     if isinstance(train, Dataset | str):
         data = named_dataset(train)
-        learn, watch = training_split(data, validation_traces, against)
+        learn, watch = training_split(data, validation_traces, against, reasoning=reasoning)
         return prepare_sft(model, data, learn, watch, **how)
-    traces = list(train)
+    traces = worked_examples(train, "the traces given") if reasoning else list(train)
     if against is not None:
         check_no_overlap(traces, against)
     names = "".join(trace.fingerprint for trace in traces)

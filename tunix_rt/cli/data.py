@@ -5,7 +5,6 @@
 # %% ../../nbs/cli/20_data.ipynb #91773366
 from __future__ import annotations
 
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +17,8 @@ from ..core.settings import resolve, settings
 from ..data.annotations import ANNOTATIONS
 from ..data.datasets import Dataset, build_dataset, freeze_recipe, load_dataset
 from ..data.exports import FORMATS, export_file, export_lines
-from ..data.formats import FORMATS_IN, detect_format, import_file
+from ..data.formats import FORMATS_IN, import_file
 from ..data.generators import PRESETS
-from ..data.importers import ingest as read_file
 from ..data.overlap import EvaluationPrompts
 from ..data.ungar import high_card_duel
 from ..traces.schema import Trace, read_traces
@@ -152,43 +150,25 @@ def ingest(
             f"{target} exists already, and its traces would be lost; name another file with "
             f"--output, or use --replace"
         )
-    examined = chain.from_iterable(load_dataset(key) for key in decontaminate or [])
-    read = read_file
-    if format != "trace":
-        read = partial(
-            import_file,
-            shape=format,
-            annotations=annotations,
-            encoding=encoding,
-            bare=without_working,
-        )
-    elif encoding or annotations != "strip":
-        raise DatasetError(
-            "a file of traces is UTF-8 and is taken as it is; --encoding and --annotations are for "
-            "other formats"
-        )
-    try:
-        intake = read(
-            name.absolute() if name.exists() else file,
-            source=source,
-            into=target,
-            skip_invalid=skip_invalid,
-            evaluation=examined,
-        )
-    except DatasetError as error:
-        shape = detect_format(name) if format == "trace" and name.is_file() else None
-        hint = f" It looks like {shape}: use --format {shape}." if shape else ""
-        if "nothing separates the reasoning" in str(error):
-            hint = " To ask these questions and not learn from them, say --without-working."
-        raise DatasetError(f"{error}{hint}") from None
+    intake = import_file(
+        name.absolute() if name.exists() else file,
+        format,
+        source=source,
+        into=target,
+        skip_invalid=skip_invalid,
+        evaluation=chain.from_iterable(load_dataset(key) for key in decontaminate or []),
+        annotations=annotations,
+        encoding=encoding,
+        bare=without_working,
+    )
     for line, reason in intake.reasons:
         typer.echo(f"{intake.file}:{line}: left out, because {reason}", err=True)
     typer.echo(
         f"{intake.accepted:,} traces taken in, {intake.duplicates:,} copies and {intake.bad:,} bad "
         f"lines left out\n  in {target}"
     )
-    if secret := getattr(intake, "examined", 0):
-        typer.echo(f"  {secret:,} questions of the evaluation set left out")
+    if intake.examined:
+        typer.echo(f"  {intake.examined:,} questions of the evaluation set left out")
     for note, count in sorted(intake.notes.items()):
         typer.echo(f"  {note} ({count:,})")
     if max_tokens:

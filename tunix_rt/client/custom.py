@@ -25,7 +25,7 @@ from tunix_rt.client.transport import (
     streaming,
     wait_before,
 )
-from ..serve.schemas.datasets import IngestedFile
+from ..serve.schemas.datasets import Annotations, ImportFormat, IngestedFile
 from ..serve.schemas.evaluation import EvaluateRequest, Evaluation
 from ..serve.schemas.models import AliasRequest, ModelPublic
 from ..serve.schemas.runs import RunRequest, RunResult
@@ -74,21 +74,37 @@ def score_trace(
 # %% ../../nbs/client/20_custom.ipynb #5c49f2e8
 def upload_dataset(
     client: Client,  # Server to call
-    path: Path,  # JSONL, one trace a line; of any size
+    path: Path,  # File of traces, or of records in another format; of any size
     source_name: str,  # Written to `meta.source`
     skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
     key: str | None = None,  # The same for the same request; made up by default
+    *,
+    format: ImportFormat = "trace",  # Format of the records
+    annotations: Annotations = "strip",  # Treatment of <<2+2=4>> in the working
+    without_working: bool = False,  # Take questions that have only an answer
+    encoding: str = "",  # Encoding of the text; empty to detect it
 ) -> IngestedFile:
-    """Send a file of traces, all of it or nothing.
+    """Send a file of traces or of another format, all of it or nothing.
 
     Args:
         client: Server to call
-        path: JSONL, one trace a line; of any size
+        path: File of traces, or of records in another format; of any size
         source_name: Written to `meta.source`
         skip_invalid: Leave bad lines out instead of refusing the file
         key: The same for the same request; made up by default
+        format: Format of the records
+        annotations: Treatment of <<2+2=4>> in the working
+        without_working: Take questions that have only an answer
+        encoding: Encoding of the text; empty to detect it
     """
-    query = {"source_name": source_name, "skip_invalid": str(skip_invalid).lower()}
+    query = {
+        "source_name": source_name,
+        "skip_invalid": str(skip_invalid).lower(),
+        "format": format,
+        "annotations": annotations,
+        "without_working": str(without_working).lower(),
+        "encoding": encoding,
+    }
     return request(
         client, IngestedFile, "POST", "/api/datasets/upload", query=query, content=path, key=key
     )

@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from ..traces.schema import Trace, read_traces, trace_lines
 __all__ = ['T', 'SHIPPED', 'REQUIRED', 'CHARACTERS_PER_TOKEN', 'FRAME_TOKENS', 'dataset_key', 'part_name', 'part_fingerprint',
            'Dataset', 'shipped_folder', 'dataset_folder', 'dataset_folders', 'is_shipped', 'dataset_names',
            'load_dataset', 'make_files', 'disk_full_explained', 'same_or_refuse', 'put_in_place', 'build_dataset',
-           'estimate_steps', 'freeze_recipe']
+           'estimate_steps', 'require_worked_examples', 'worked_examples', 'freeze_recipe']
 
 # %% ../../nbs/data/45_datasets.ipynb #1421b26d
 def dataset_key(
@@ -522,6 +523,53 @@ def estimate_steps(
     traces = int(stats.get("trace_count", 1))
     rows = math.ceil(traces * min(tokens, seq_length) / seq_length)
     return max(1, epochs * math.ceil(rows / batch_size))
+
+# %% ../../nbs/data/45_datasets.ipynb #327616a5
+_NO_WORKING = (
+    "it holds questions with an answer and no working, and no worked example to train on. Let a "
+    "model write the working, and train on what comes out right; or evaluate on it; or train on "
+    "answers alone (reasoning=false)"
+)
+
+
+def require_worked_examples(
+    key: str,  # Key of a dataset, for the error message
+    stats: Mapping[str, Any],  # Statistics from its manifest
+) -> None:
+    """Refuse a dataset in which no trace has a step.
+
+    Args:
+        key: Key of a dataset, for the error message
+        stats: Statistics from its manifest
+    """
+    if stats.get("max_step_count", 1) == 0:
+        raise DatasetError(f"{key}: {_NO_WORKING}")
+
+
+def worked_examples(
+    traces: Iterable[Trace],  # Traces to train on
+    name: str,  # Where they are from, for messages
+) -> list[Trace]:  # Those with steps
+    """Keep the worked examples, and warn about questions that have only an answer.
+
+    Args:
+        traces: Traces to train on
+        name: Where they are from, for messages
+
+    Returns:
+        Those with steps
+    """
+    given = list(traces)
+    worked = [trace for trace in given if trace.steps]
+    if given and not worked:
+        raise DatasetError(f"{name}: {_NO_WORKING}")
+    if len(worked) < len(given):
+        warnings.warn(
+            f"{name}: {len(given) - len(worked):,} of {len(given):,} traces have an answer and no "
+            f"working, and are not trained on",
+            stacklevel=2,
+        )
+    return worked
 
 # %% ../../nbs/data/45_datasets.ipynb #a98918d1
 def freeze_recipe(

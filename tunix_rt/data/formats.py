@@ -26,6 +26,7 @@ from tunix_rt.data.importers import (
     LINE,
     IngestReport,
     file_to_take,
+    iter_import,
     refuse_target,
     with_source,
 )
@@ -44,6 +45,7 @@ from tunix_rt.data.responses import (
 from ..traces.render import check_renderable
 from ..traces.rubric import MATCH, NO_REFERENCE, is_judged, read_rubric, rubric_json
 from ..traces.schema import Trace, parse_trace, trace_json
+from ..traces.serialization import EncodedTrace, encode_trace, record_of
 
 # %% auto #0
 __all__ = ['SUBJECT', 'MOST_KEPT', 'QUESTION', 'MATERIAL', 'OPTIONS', 'ROLES', 'THOUGHT', 'CHATS', 'COMPLETION', 'WORKING',
@@ -52,7 +54,7 @@ __all__ = ['SUBJECT', 'MOST_KEPT', 'QUESTION', 'MATERIAL', 'OPTIONS', 'ROLES', '
            'respond', 'respond_to', 'options_text', 'add_system', 'asked_in', 'from_gsm8k', 'Turn', 'turns_of',
            'exchange', 'response_of', 'from_messages', 'from_prompt_completion', 'gold_under', 'worked',
            'refuse_marked_wrong', 'from_prm800k', 'from_processbench', 'from_reasoning', 'from_export', 'from_rubric',
-           'detect_format', 'ImportReport', 'read_format', 'import_file']
+           'detect_format', 'ImportReport', 'read_format', 'encoded_traces', 'import_file']
 
 # %% ../../nbs/data/55_formats.ipynb #89192f9d
 @lru_cache(maxsize=4096)
@@ -1141,10 +1143,64 @@ def read_format(
     if harvest.bad and not (skip_invalid and harvest.accepted):
         raise harvest.refusal()
 
+# %% ../../nbs/data/55_formats.ipynb #e0ac04e5
+def _hint(
+    path: Path,  # File that was refused
+    format: str,  # Format in which it was read
+    refusal: DatasetError,  # Reason
+) -> str:  # Sentence to add; empty where nothing is likely to help
+    if "nothing separates the reasoning" in str(refusal):
+        return (
+            " To ask these questions and not learn from them, say --without-working "
+            "(without_working=true over HTTP)."
+        )
+    seems = detect_format(path) if format == "trace" else None
+    return (
+        f" It looks like {seems}: use --format {seems} (format={seems} over HTTP)." if seems else ""
+    )
+
+
+def encoded_traces(
+    path: Path,  # The file
+    format: str,  # "trace", or a name in FORMATS_IN
+    *,
+    report: ImportReport,  # Counts as reading goes on
+    skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
+    evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be taken in
+    **reading: Any,  # Options of `read_format`: annotations, encoding, bare
+) -> Iterator[EncodedTrace]:  # The good ones, once each; keep them only if the end is reached
+    """Read traces from a file in any format.
+
+    Args:
+        path: The file
+        format: "trace", or a name in FORMATS_IN
+        report: Counts as reading goes on
+        skip_invalid: Leave bad lines out instead of refusing the file
+        evaluation: Traces whose prompts must not be taken in
+        **reading: Options of `read_format`: annotations, encoding, bare
+
+    Returns:
+        The good ones, once each; keep them only if the end is reached
+    """
+    common: dict[str, Any] = {"skip_invalid": skip_invalid, "evaluation": evaluation}
+    try:
+        if format != "trace":
+            for trace in read_format(path, format, harvest=report, **common, **reading):
+                yield encode_trace(record_of(trace))
+        elif reading.get("encoding") or reading.get("annotations", "strip") != "strip":
+            raise DatasetError(
+                "a file of traces is UTF-8 and is taken as it is; encoding and annotations are "
+                "for other formats"
+            )
+        else:
+            yield from iter_import(path, intake=report, **common)
+    except DatasetError as error:
+        raise DatasetError(f"{error}{_hint(path, format, error)}") from None
+
 # %% ../../nbs/data/55_formats.ipynb #233fb796
 def import_file(
     path: str | Path,  # Local file
-    shape: str,  # Name in SHAPES
+    shape: str,  # "trace", or a name in FORMATS_IN
     *,
     source: str,  # Value of `meta.source`, 1 to 64 characters
     into: Path,  # JSONL file of traces to create or to replace
@@ -1155,11 +1211,11 @@ def import_file(
     encoding: str = "",  # Encoding of the text; "" to detect it
     bare: bool = False,  # True to accept questions whose answers have no reasoning
 ) -> ImportReport:  # Counts of lines by outcome
-    """Convert a file of another shape to a file of traces.
+    """Convert a file in any format to a file of traces.
 
     Args:
         path: Local file
-        shape: Name in SHAPES
+        shape: "trace", or a name in FORMATS_IN
         source: Value of `meta.source`, 1 to 64 characters
         into: JSONL file of traces to create or to replace
         folder: Only folder that may be read; None for any
@@ -1175,10 +1231,10 @@ def import_file(
     file, name = file_to_take(path, source, folder)
     refuse_target(into, file)
     taken = ImportReport(file=name, source=source)
-    traces = read_format(
+    traces = encoded_traces(
         file,
         shape,
-        harvest=taken,
+        report=taken,
         skip_invalid=skip_invalid,
         evaluation=evaluation,
         annotations=annotations,
@@ -1187,5 +1243,5 @@ def import_file(
     )
     with disk_full_explained(into.name, into.parent), replacing(into) as output:
         for trace in traces:
-            output.write(trace_json(trace) + "\n")
+            output.write(trace.line + "\n")
     return taken

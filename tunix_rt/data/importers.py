@@ -77,7 +77,7 @@ LINE = "this line"  # Name of a line before its number is known
 _PARTS = {"prompt", "steps", "final_answer", "meta", "trace_version"}
 _EXPORTED = {
     *("id", "prompts", "trace_steps", "step_types", "step_numbers", "final_answer", "metadata"),
-    *("trace_version", "prompt", "response"),
+    *("trace_version", "prompt", "response", "source_trace_id", "created_at"),
 }
 
 
@@ -104,7 +104,7 @@ def checked_line(
     trace = check_trace(value if exported is None else exported, LINE)
     for name in sorted(value.keys() - (_EXPORTED if exported else _PARTS)):
         notes[f"the field {name!r} is not part of a trace, and is left out"] += 1
-    if exported and value.get("id") not in (None, str(trace.id)):
+    if exported and value.get("id") not in (None, value.get("source_trace_id"), str(trace.id)):
         notes["the id differs from the export, which kept no step types"] += 1
     return record_of(trace)
 

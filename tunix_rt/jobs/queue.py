@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..core.errors import MissingError, RunError, TunixError
-from ..core.files import canonical_json, json_fault
+from ..core.files import canonical_json, json_fault, read_json
 from ..core.settings import resolve, settings
-from ..data.datasets import dataset_folder, load_dataset
+from ..data.datasets import dataset_folder, load_dataset, require_worked_examples
 from ..runs.old_names import with_new_names
 from ..runs.run_spec import RunSpec, make_spec, require_pinned
 from ..store.engine import Store
@@ -109,6 +109,8 @@ def _dataset(
         raise MissingError(
             f"there is no dataset {wanted!r}; build it first, or name one of those there are"
         )
+    if spec.pipeline == "train" and spec.parameters.get("reasoning"):
+        require_worked_examples(folder.name, read_json(folder / "manifest.json").get("stats", {}))
     return spec, None if path else wanted[:200]
 
 # %% ../../nbs/jobs/10_queue.ipynb #89c96d4f

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ..core.errors import TunixError
@@ -197,14 +197,26 @@ def record_outcome(
     )  # fmt: skip
 
 # %% ../../nbs/jobs/40_worker.ipynb #2f739610
-OnCompleted = Callable[[Store, Run], None]  # Called with a completed run that the store knows
+OnCompleted = Callable[[Store, Run], str | None]  # From a completed run to a note about it
+
+
+def _note_of(
+    store: Store,  # Database of the run
+    run: Run,  # Completed in its folder, and still running for the store
+    on_completed: OnCompleted,  # Called with both
+) -> str | None:  # Addition to the message of the run
+    try:
+        return retry_until(lambda: on_completed(store, run))
+    except Exception as error:  # the run is done and safe, and the worker has more to do
+        log.exception("the run %s is completed, and on_completed failed", run.run_id)
+        return f"on_completed failed: {type(error).__name__}"
 
 # %% ../../nbs/jobs/40_worker.ipynb #450e3eda
 def run_claim(
     store: Store,  # Database of the run
     claim: Claim,  # Just taken
     stopping: Callable[[], bool] = lambda: False,  # True when the worker itself must stop
-    on_completed: OnCompleted | None = None,  # Called when the run is completed
+    on_completed: OnCompleted | None = None,  # Called before the store says "completed"
 ) -> Outcome:  # Already told to the store
     """Do one run from beginning to end.
 
@@ -212,7 +224,7 @@ def run_claim(
         store: Database of the run
         claim: Just taken
         stopping: True when the worker itself must stop
-        on_completed: Called when the run is completed
+        on_completed: Called before the store says "completed"
 
     Returns:
         Already told to the store
@@ -227,18 +239,15 @@ def run_claim(
     try:
         outcome = attempt_run(claim, stream.write, grace_seconds)
         stream.close(INSISTING)
+        run = outcome.run if outcome.word == "completed" and heart.word != "lost" else None
+        if run and on_completed and (note := _note_of(store, run, on_completed)):
+            outcome = replace(outcome, message=f"{outcome.message}; {note}")
         told = retry_until(lambda: record_outcome(store, claim, outcome, heart.word))
     except AWAY:
         log.exception("the store is away; the next worker finds the run as it is in its folder")
         told = False
     finally:
         heart.stop()
-    run = outcome.run if told and outcome.word == "completed" else None
-    if run is not None and on_completed is not None:
-        try:
-            retry_until(lambda: on_completed(store, run))
-        except Exception:  # the run is done and safe, and the worker has more to do
-            log.exception("the run %s is completed, and on_completed failed", run.run_id)
     name, kept = f"{claim.run.pipeline} {claim.run.id}", "" if told else ", and that was not kept"
     log.info("%s: %s%s", name, outcome.word, kept)
     return outcome

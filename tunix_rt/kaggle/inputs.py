@@ -71,14 +71,14 @@ def find_inputs(
         train, held_out = train or PRESETS[dataset].train, held_out or PRESETS[dataset].held_out
         version = f"{tunix_rt.__version__}-t{train}-h{held_out}-s{seed}"
         made = freeze_recipe(dataset, version=version, train=train, held_out=held_out, seed=seed)
-        learnt, held = made[0], made[1] if len(made) > 1 else None
+        train_set, held = made[0], made[1] if len(made) > 1 else None
     else:
-        learnt, held = one_set(place, dataset), None
-    exam = (
+        train_set, held = one_set(place, dataset), None
+    test_set = (
         one_set(place, evaluation_set) if evaluation_set else held or one_set(place, EVALUATION_SET)
     )
-    check_no_overlap(learnt, exam)
-    return learnt, exam
+    check_no_overlap(train_set, test_set)
+    return train_set, test_set
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #55f43831
 @dataclass(frozen=True)

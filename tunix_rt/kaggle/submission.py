@@ -184,7 +184,7 @@ def _datasets(submission: Submission, asked: Mapping[str, Any], folder: Path) ->
             held = load_dataset(key)
             shutil.copytree(held.folder, folder / f"data-{name}")
             line = f"{held.key[:40]}: reasoning traces, frozen with their hashes"
-            label = "data" if name == "dataset" else "exam"
+            label = "data" if name == "dataset" else "evaluation"
             uploads.append(dataset_upload(folder / f"data-{name}", submission, label, line))
     if submission.session is not None:
         save_session(submission.session, folder / "session")
@@ -241,7 +241,7 @@ def write_model(
         shutil.copytree(run.model, folder / "instance")
         if (run.folder / "hackathon").is_dir():
             shutil.copytree(run.folder / "hackathon", folder / "instance/hackathon")
-        learnt = (run.facts.get("dataset") or {}).get("key")
+        trained_on = (run.facts.get("dataset") or {}).get("key")
         instance = instance_metadata(
             owner,
             model["slug"],
@@ -249,7 +249,7 @@ def write_model(
             framework="transformers",
             license=license,
             usage=USAGE,
-            training_data=[learnt] if learnt else [],
+            training_data=[trained_on] if trained_on else [],
             base=base,
         )
         write_metadata("model", folder, model)

@@ -259,13 +259,13 @@ def template_fault(
 
 def check_chat_template(
     tokenizer: Tokenizer,  # Tokenizer of a model to load
-    folder: Path,  # Folder of the tokenizer, for error messages
+    folder: Path | str,  # Folder of the tokenizer, or another name for error messages
 ) -> None:
     """Refuse a tokenizer whose template would train or prompt a model with the wrong tokens.
 
     Args:
         tokenizer: Tokenizer of a model to load
-        folder: Folder of the tokenizer, for error messages
+        folder: Folder of the tokenizer, or another name for error messages
     """
     for name in ("bos_token", "eos_token"):
         if getattr(tokenizer, f"{name}_id") is None:

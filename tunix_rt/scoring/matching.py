@@ -13,6 +13,7 @@ from functools import lru_cache
 from .equality import same_meaning
 from .final_answer import LONGEST_ANSWER, find_final, find_in_prose
 from .formulas import has_numeral
+from .math_verify import same_formula
 from tunix_rt.scoring.meanings import (
     REFUSED,
     Formula,
@@ -32,7 +33,6 @@ from tunix_rt.scoring.normalize import (
     same_text,
     tidy,
 )
-from .verify import same_formula
 
 # %% auto #0
 __all__ = ['read_choice', 'read_verdict', 'is_copied', 'answers_match', 'group_answers']

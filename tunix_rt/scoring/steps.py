@@ -17,7 +17,7 @@ from .units import conversion
 
 # %% auto #0
 __all__ = ['SIGNS', 'MOST_TOKENS', 'CARRIES_ON', 'REMAINDERS', 'Unreadable', 'work_out', 'worth', 'spell_line', 'ArithmeticSpan',
-           'find_spans', 'read_sides', 'holds', 'StepCheck', 'check_steps']
+           'find_spans', 'read_sides', 'holds', 'make_explicit', 'StepCheck', 'check_steps']
 
 # %% ../../nbs/scoring/20_steps.ipynb #2dddc758
 SIGNS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
@@ -341,17 +341,11 @@ _leftovers = re.compile(r"\bremain(?:s|der|ders|ing)\b|\bleft ?over\b", re.IGNOR
 _any_unit = re.compile(r"\d ?([A-Za-z]{2,})")
 
 
-def _is_doubtful(span: ArithmeticSpan, line: str, original: str, sides: list[list[str]]) -> bool:
-    start, end = span.tokens[0].start(), span.tokens[-1].end()
+def _is_doubtful_start(
+    span: ArithmeticSpan, line: str, original: str, sides: list[list[str]]
+) -> bool:
     word = span.before.lower()
-    if (
-        word in _LABELS
-        or word.removesuffix("s") in _LABELS
-        or span.after.lower() in _DOUBTFUL_UNITS
-        or _leftovers.search(line[end:])
-    ):
-        return True
-    if any(_twice.search(" ".join(side)) for side in sides) or re.search(r"\dx\(", original):
+    if word in _LABELS or word.removesuffix("s") in _LABELS:
         return True
     if len(sides[0]) == 1 and word.isalpha() and len(sides) > 2:
         return True
@@ -359,13 +353,47 @@ def _is_doubtful(span: ArithmeticSpan, line: str, original: str, sides: list[lis
         rf"(?<![\d.,]){re.escape(sides[0][0])} [A-Za-z][A-Za-z -]*=", original
     ):
         return True
-    if any(len(side) == 1 for side in sides) and any("%" in side for side in sides):
-        return True
     stripped = line.replace(" ", "") != original.translate(_spellings).replace(" ", "")
-    if stripped and re.search(r"\d", _clause.split(line[:start])[-1]):
+    before = _clause.split(line[: span.tokens[0].start()])[-1]
+    return stripped and bool(re.search(r"\d", before))
+
+
+def _is_doubtful(
+    span: ArithmeticSpan, line: str, original: str, sides: list[list[str]], left: int
+) -> bool:
+    pair = sides[left : left + 2]
+    if left == 0 and _is_doubtful_start(span, line, original, sides):
+        return True
+    if left + 2 == len(sides) and (
+        span.after.lower() in _DOUBTFUL_UNITS or _leftovers.search(line[span.tokens[-1].end() :])
+    ):
+        return True
+    if any(_twice.search(" ".join(side)) for side in pair) or re.search(r"\dx\(", original):
+        return True
+    if any(len(side) == 1 for side in sides) and any("%" in side for side in sides):
         return True
     units = {unit.lower() for unit in _any_unit.findall(original)}
     return any(conversion(a, b) not in (None, 1) for a in units for b in units)
+
+# %% ../../nbs/scoring/20_steps.ipynb #129255b6
+_implied = re.compile(r"(?<!/ )(?<![\w.,/^])(\d[\d,]*(?:\.\d+)?)\((?=[\d(.])")
+_divisor = re.compile(r"(?<=[\d)a-z]) ?/ (\d+/\d+)(?![\d/.,])")
+_thousands = re.compile(r"(?<![\d.,/])(\d{1,3})((?: \d{3})+)(?![\d.,])")
+
+
+def make_explicit(
+    line: str,  # One line of reasoning
+) -> str:  # The same with products, divisors and thousands spelled out
+    """Write the signs that a reader would add.
+
+    Args:
+        line: One line of reasoning
+
+    Returns:
+        The same with products, divisors and thousands spelled out
+    """
+    line = _thousands.sub(lambda found: found[1] + found[2].replace(" ", ""), line)
+    return _divisor.sub(r" / (\1)", _implied.sub(r"\1 * (", line))
 
 # %% ../../nbs/scoring/20_steps.ipynb #f88df2a2
 @dataclass(frozen=True)
@@ -382,9 +410,7 @@ class StepCheck:
         return self.true_equations / self.equations if self.equations else None
 
 
-def _check_line(original: str) -> list[tuple[bool, str]]:
-    if "=" not in original:
-        return []
+def _verdicts(original: str) -> list[tuple[bool, str]]:
     line = spell_line(original)
     verdicts: list[tuple[bool, str]] = []
     for span in find_spans(line):
@@ -396,10 +422,20 @@ def _check_line(original: str) -> list[tuple[bool, str]]:
             if x is None or y is None or not operators:
                 continue
             true = holds(x, y, sides[right]) or _holds_somehow(sides[left], sides[right])
-            if true or not _is_doubtful(span, line, original, sides):
+            if true or not _is_doubtful(span, line, original, sides, left):
                 text = " ".join([*sides[left], "=", *sides[right]])
                 verdicts.append((true, text.replace("( ", "(").replace(" )", ")")))
     return verdicts
+
+
+def _check_line(original: str) -> list[tuple[bool, str]]:
+    "Check a line as it is written, or else with signs that its writer left out."
+    if "=" not in original:
+        return []
+    found, explicit = _verdicts(original), make_explicit(original)
+    if found or explicit == original:
+        return found
+    return [verdict for verdict in _verdicts(explicit) if verdict[0]]
 
 
 def check_steps(

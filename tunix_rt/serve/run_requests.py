@@ -172,7 +172,7 @@ def enqueue_evaluation(
     asked: EvaluateModelRequest,  # Request as sent
     run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> RunRow:  # Waiting
-    """Put the examination of a model into the queue.
+    """Queue an evaluation of a model.
 
     Args:
         store: Database to write to

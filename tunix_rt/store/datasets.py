@@ -17,18 +17,21 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ..core.files import canonical_json
 from ..data.datasets import Dataset, build_dataset
-from ..data.importers import IngestReport, file_to_take, iter_import
+from ..data.exports import FORMATS
+from ..data.formats import ImportReport, encoded_traces
+from ..data.importers import file_to_take
 from ..data.selection import matches
 from .engine import Store
 from .scan import AT_ONCE, conditions, walk
 from .tables import TraceRow, now
-from .traces import BATCH, Spelled, insert_rows, moment_text, saying, spell
+from .traces import BATCH, Found, Spelled, insert_rows, moment_text, saying, spell
 from ..traces.schema import Trace
 from ..traces.serialization import EncodedTrace
 
 # %% auto #0
-__all__ = ['LIGHT', 'ROOM', 'newest_numbers', 'build_from_store', 'Ingested', 'ingest_into_store']
+__all__ = ['LIGHT', 'ROOM', 'newest_numbers', 'build_from_store', 'Ingested', 'ingest_into_store', 'stored_lines']
 
 # %% ../../nbs/store/50_datasets.ipynb #3807cec6
 LIGHT = (TraceRow.number, TraceRow.id, TraceRow.fingerprint, TraceRow.meta)
@@ -157,11 +160,11 @@ class Ingested:
     """The result of ingesting a file.
 
     Attributes:
-        intake: Counts, and the reasons of the first bad lines
+        intake: Counts, notes, and the reasons of the first bad lines
         packed_ids: 16 bytes each
     """
 
-    intake: IngestReport  # Counts, and the reasons of the first bad lines
+    intake: ImportReport  # Counts, notes, and the reasons of the first bad lines
     packed_ids: bytearray = field(default_factory=bytearray, repr=False)  # 16 bytes each
 
     def __len__(self) -> int:
@@ -194,29 +197,29 @@ def _blocks(
 # %% ../../nbs/store/50_datasets.ipynb #22e16c3a
 def ingest_into_store(
     store: Store,  # Database to write to
-    path: str | Path,  # JSONL, one trace a line
+    path: str | Path,  # File of traces, or of records in another format
     *,
     source_name: str,  # Written to `meta.source`, 1 to 64 characters
+    format: str = "trace",  # "trace", or a name in `data.formats.FORMATS_IN`
     folder: Path | None = None,  # Read only below this folder; None reads anywhere
-    skip_invalid: bool = False,  # Leave bad lines out instead of refusing the file
-    evaluation: Iterable[Trace] = (),  # Traces whose prompts must not be ingested
+    **reading: Any,  # Options of `encoded_traces`: skip_invalid, evaluation, annotations ...
 ) -> Ingested:  # Result for the lines
-    """Ingest a file of traces into the store, all of it or nothing.
+    """Ingest a file into the store, all of it or nothing.
 
     Args:
         store: Database to write to
-        path: JSONL, one trace a line
+        path: File of traces, or of records in another format
         source_name: Written to `meta.source`, 1 to 64 characters
+        format: "trace", or a name in `data.formats.FORMATS_IN`
         folder: Read only below this folder; None reads anywhere
-        skip_invalid: Leave bad lines out instead of refusing the file
-        evaluation: Traces whose prompts must not be ingested
+        **reading: Options of `encoded_traces`: skip_invalid, evaluation, annotations ...
 
     Returns:
         Result for the lines
     """
     file, name = file_to_take(path, source_name, folder)
-    done = Ingested(IngestReport(file=name, source=source_name))
-    traces = iter_import(file, intake=done.intake, skip_invalid=skip_invalid, evaluation=evaluation)
+    done = Ingested(ImportReport(file=name, source=source_name))
+    traces = encoded_traces(file, format, report=done.intake, **reading)
     count, moment = 0, moment_text(store.dialect, now())
     with SpooledTemporaryFile(max_size=ROOM) as spool:
         for count, block in enumerate(_blocks(traces, moment), start=1):  # noqa: B007
@@ -227,3 +230,27 @@ def ingest_into_store(
                 ids = insert_rows(session.connection(), pickle.load(spool))
                 done.packed_ids += bytes.fromhex("".join(ids))
     return done
+
+# %% ../../nbs/store/50_datasets.ipynb #d90821e5
+def stored_lines(
+    traces: Iterable[Found],  # Stored traces
+    format: str,  # Name in `data.exports.FORMATS`
+) -> Iterator[str]:  # JSON, one record a line, each with its newline
+    """Write stored traces as records of a format, under the ids that they are stored with.
+
+    Args:
+        traces: Stored traces
+        format: Name in `data.exports.FORMATS`
+
+    Returns:
+        JSON, one record a line, each with its newline
+    """
+    record = FORMATS[format]
+    for each in traces:
+        origin = {
+            "id": str(each.id),
+            "source_trace_id": str(each.id),
+            "created_at": each.created_at.isoformat(),
+            "trace_version": each.trace_version,
+        }
+        yield canonical_json({**record(each.trace), **origin}) + "\n"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import insert, select
@@ -37,8 +37,9 @@ from tunix_rt.tracking.run_predictions import (
 )
 
 # %% auto #0
-__all__ = ['PASS_MARK', 'log', 'verdict_of', 'evaluate_run', 'record_evaluation', 'evaluate_parameters', 'latest_evaluation',
-           'get_evaluation', 'score_completed', 'scores_by_prompt', 'ItemPage', 'list_items']
+__all__ = ['PASS_MARK', 'log', 'verdict_of', 'Scored', 'keep_evaluation', 'compute_evaluation', 'evaluate_run',
+           'record_evaluation', 'evaluate_parameters', 'latest_evaluation', 'get_evaluation', 'try_score',
+           'score_completed', 'scores_by_prompt', 'ItemPage', 'list_items']
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #83052b92
 PASS_MARK = 50.0  # Score out of 100
@@ -141,12 +142,34 @@ def _items(
     ]
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #a6ab1970
-def _keep(
-    store: Store,  # Database to write to
-    owners: Mapping[str, RunRow],  # Source of the score, to the run that gets it
-    common: dict[str, Any],  # Columns that they share
-    items: list[dict[str, Any]],  # Items from `_items`
-) -> EvaluationRow:  # That of the first
+class Scored(NamedTuple):
+    """A computed evaluation that is not stored yet.
+
+    Attributes:
+        owners: Source of the score, to the run that gets it
+        common: Columns that they share
+        items: Items from `_items`
+    """
+
+    owners: Mapping[str, RunRow]  # Source of the score, to the run that gets it
+    common: dict[str, Any]  # Columns that they share
+    items: list[dict[str, Any]]  # Items from `_items`
+
+
+def keep_evaluation(
+    session: Session,  # Writing session of the caller
+    scored: Scored,  # Computed evaluation
+) -> EvaluationRow:  # That of the first owner
+    """Store a computed evaluation for each run that it belongs to.
+
+    Args:
+        session: Writing session of the caller
+        scored: Computed evaluation
+
+    Returns:
+        That of the first owner
+    """
+    common = scored.common
     rows = [
         EvaluationRow(
             run_id=owner.id,
@@ -154,15 +177,13 @@ def _keep(
             dataset_key=owner.dataset_key,
             **{**common, "details": {**common["details"], "source": source}},
         )
-        for source, owner in owners.items()
+        for source, owner in scored.owners.items()
     ]
-    with store.writing() as session:
-        session.add_all(rows)
-        session.flush()
-        for row in rows:
-            session.execute(
-                insert(EvaluationItem), [{**it, "evaluation_id": row.id} for it in items]
-            )
+    session.add_all(rows)
+    session.flush()
+    for row in rows:
+        items = [{**item, "evaluation_id": row.id} for item in scored.items]
+        session.execute(insert(EvaluationItem), items)
     return rows[0]
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #a3bc3742
@@ -191,27 +212,24 @@ def _source(
     return "its own predictions"
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #f010614d
-def evaluate_run(
-    store: Store,  # Database of the run, and for the evaluation
-    run_id: UUID,  # Id of a completed run
-    *,
-    judge: str | None = None,  # `answer_correctness` by default; see `evaluation.judges`
+def compute_evaluation(
+    store: Store,  # Database to search for the training run
+    row: RunRow,  # Completed run; need not be stored yet
+    deciding: Judge,  # Judge that decides
     pass_mark: float = PASS_MARK,  # Score out of 100 that has to be reached
-) -> EvaluationRow:  # Stored evaluation
-    """Score what a run said, or what its model said when it was asked.
+) -> Scored:  # Evaluation to be stored
+    """Score the predictions of a run, or those that another run made with its model.
 
     Args:
-        store: Database of the run, and for the evaluation
-        run_id: Id of a completed run
-        judge: `answer_correctness` by default; see `evaluation.judges`
+        store: Database to search for the training run
+        row: Completed run; need not be stored yet
+        deciding: Judge that decides
         pass_mark: Score out of 100 that has to be reached
 
     Returns:
-        Stored evaluation
+        Evaluation to be stored
     """
-    deciding = find_judge(judge)
     with store.reading() as session:
-        row = finished_run(session, run_id)
         source, run = find_predictions(session, row)
         trained = trained_row(session, run) if source.id == row.id else None
     questions = questions_of(run)
@@ -246,7 +264,33 @@ def evaluate_run(
     owners = {_source(row, source, run, trained): row}
     if trained is not None:
         owners[f"predictions of its model in the run {row.id}"] = trained
-    return _keep(store, owners, common, _items(deciding, evaluation, opinions))
+    return Scored(owners, common, _items(deciding, evaluation, opinions))
+
+
+def evaluate_run(
+    store: Store,  # Database of the run, and for the evaluation
+    run_id: UUID,  # Id of a completed run
+    *,
+    judge: str | None = None,  # `answer_correctness` by default; see `evaluation.judges`
+    pass_mark: float = PASS_MARK,  # Score out of 100 that has to be reached
+) -> EvaluationRow:  # Stored evaluation
+    """Score a run, and store its evaluation.
+
+    Args:
+        store: Database of the run, and for the evaluation
+        run_id: Id of a completed run
+        judge: `answer_correctness` by default; see `evaluation.judges`
+        pass_mark: Score out of 100 that has to be reached
+
+    Returns:
+        Stored evaluation
+    """
+    deciding = find_judge(judge)
+    with store.reading() as session:
+        row = finished_run(session, run_id)
+    scored = compute_evaluation(store, row, deciding, pass_mark)
+    with store.writing() as session:
+        return keep_evaluation(session, scored)
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #48878867
 def record_evaluation(
@@ -347,30 +391,53 @@ def get_evaluation(
 log = logging.getLogger("tunix_rt.tracking")
 
 
+def try_score(
+    store: Store,  # Database to search for the training run
+    row: RunRow,  # Completed run; need not be stored yet
+) -> tuple[Scored | None, str | None]:  # Evaluation if it made predictions, or why there is none
+    """Score the predictions of a run if that is possible.
+
+    Args:
+        store: Database to search for the training run
+        row: Completed run; need not be stored yet
+
+    Returns:
+        Evaluation if it made predictions, or why there is none
+    """
+    try:
+        if not read_run(run_folder(row)).predictions.is_file():
+            return None, None
+        return compute_evaluation(store, row, find_judge(None)), None
+    except TunixError as error:
+        log.warning("the run %s is completed, and not scored: %s", row.id, error)
+        return None, f"not scored: {error}"
+
+
 def score_completed(
     store: Store,  # Database of the run
     run: Run,  # Completed, and known to the store
-) -> None:
-    """Score a run, if it has answered anything.
+) -> str | None:  # Why it has no score, if it made predictions
+    """Score a run once, if it made predictions.
 
     Args:
         store: Database of the run
         run: Completed, and known to the store
+
+    Returns:
+        Why it has no score, if it made predictions
     """
     try:
         latest_evaluation(store, UUID(run.run_id))
+        return None
     except MissingError:
         pass
-    else:
-        return
-    try:
-        record_evaluation(store, UUID(run.run_id))
-    except TunixError as error:
-        log.warning("the run %s is completed, and not scored: %s", run.run_id, error)
+    with store.reading() as session:
+        row = session.get_one(RunRow, UUID(run.run_id))
+    scored, reason = try_score(store, row)
+    if scored:
         with store.writing() as session:
-            row, said = session.get_one(RunRow, UUID(run.run_id)), f"; not scored: {error}"
-            if said not in (row.message or ""):
-                row.message = f"{row.message}{said}"
+            keep_evaluation(session, scored)
+    return reason
 
 # %% ../../nbs/tracking/20_evaluations.ipynb #da180430
 def scores_by_prompt(

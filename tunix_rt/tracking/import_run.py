@@ -26,7 +26,7 @@ from ..runs.folder import LEFT, RECORD, plain_files, read_run
 from ..runs.provenance import UNFIT
 from ..store.engine import Store
 from ..store.tables import LogChunk, RunRow, now
-from .evaluations import score_completed
+from .evaluations import Scored, keep_evaluation, score_completed, try_score
 
 # %% auto #0
 __all__ = ['LARGEST_RECORD', 'DIGEST', 'PROPORTION', 'SMALL', 'Source', 'LOG_KEPT', 'Record', 'read_record', 'FolderSource',
@@ -320,6 +320,7 @@ def _register(
     store: Store,  # Database to write to
     row: RunRow,  # Row of a run whose folder is in its place
     folder: Path,  # Folder with its log
+    scored: Scored | None,  # Evaluation of its predictions
 ) -> None:
     text = ""
     if (folder / "log.txt").is_file():
@@ -337,10 +338,23 @@ def _register(
             session.flush()
             if rows:
                 session.execute(insert(LogChunk), rows)
+            if scored:
+                keep_evaluation(session, scored)
     except IntegrityError:
         pass  # another process has imported the same run
 
 # %% ../../nbs/tracking/30_import_run.ipynb #932c22ec
+def _add_to_message(
+    store: Store,  # Database of the run
+    run_id: UUID,  # Id of the run
+    text: str,  # Addition, unless it is there already
+) -> None:
+    with store.writing() as session:
+        row = session.get_one(RunRow, run_id)
+        if text not in (row.message or ""):
+            row.message = f"{row.message}; {text}"
+
+
 def _known(
     store: Store,  # Database to search
     run_id: UUID,  # Id from the record
@@ -381,6 +395,10 @@ def import_run(
     if known is None:
         left = sorted(source.names() - set(record.files) - {RECORD})
         also = f"; not in its list, and left behind: {', '.join(left[:5])}" if left else ""
-        _register(store, _row(record, folder, f"imported from {source.name}{also}"), folder)
-    score_completed(store, read_run(folder))
+        row = _row(record, folder, f"imported from {source.name}{also}")
+        scored, reason = try_score(store, row)
+        row.message = "; ".join(filter(None, [row.message, reason]))
+        _register(store, row, folder, scored)
+    elif reason := score_completed(store, read_run(folder)):
+        _add_to_message(store, known.id, reason)
     return get_queued(store, record.run_id)

@@ -18,7 +18,7 @@ from ..core.settings import resolve, settings
 from ..data.datasets import dataset_folder, load_dataset
 from ..data.overlap import check_no_overlap
 from ..evaluation.evaluate import load_evaluation
-from ..runs.folder import RECORD, Run, read_run
+from ..runs.folder import AT_WORK, RECORD, Run, read_run
 from ..runs.lookup import train_sets
 from ..store.tables import EvaluationRow, RunRow
 from ..traces.schema import Trace
@@ -28,6 +28,17 @@ __all__ = ['finished_run', 'run_folder', 'trained_folder', 'trained_row', 'short
            'split_of', 'questions_of', 'check_not_trained_on']
 
 # %% ../../nbs/tracking/10_run_predictions.ipynb #ffbfe1bc
+def _is_completed(
+    row: RunRow,  # Row of a run
+) -> bool:  # True as well while a worker has yet to say so
+    if row.status not in AT_WORK:
+        return row.status == "completed"
+    try:
+        return read_run(run_folder(row)).completed
+    except TunixError:
+        return False
+
+
 def finished_run(
     session: Session,  # Open session
     run_id: UUID,  # Id of a run in the store
@@ -46,7 +57,7 @@ def finished_run(
         raise MissingError(f"there is no run {run_id}; list the runs to see which there are")
     if row.mode == "dry-run":
         raise RunError(f"run {run_id} was a dry run: it made no model and no predictions")
-    if row.status != "completed":
+    if not _is_completed(row):
         raise RunError(f"run {run_id} is {row.status}; only a completed run has results")
     return row
 

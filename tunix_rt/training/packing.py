@@ -55,12 +55,12 @@ class TokenizedTraces:
     longest: int  # Tokens of the longest trace, before cutting
 
     def __str__(self) -> str:
-        learnt = sum(int(example.loss_mask.sum()) for example in self.examples)
+        trained = sum(int(example.loss_mask.sum()) for example in self.examples)
         total = sum(len(example.tokens) for example in self.examples)
         lost = self.cut + self.dropped == self.traces
         hint = f"; not one ends, raise seq_length to {self.longest}" if lost else ""
         return (
-            f"{self.traces:,} traces, {total:,} tokens, {learnt:,} of them trained on; "
+            f"{self.traces:,} traces, {total:,} tokens, {trained:,} of them trained on; "
             f"longest {self.longest}; {self.cut:,} cut, {self.dropped:,} dropped{hint}"
         )
 
@@ -127,8 +127,8 @@ def show_loss_mask(
         Text, with the tokens that are not trained on in ⟦ ⟧
     """
     given = tokenizer.decode(example.tokens[~example.loss_mask])
-    learnt = tokenizer.decode(example.tokens[example.loss_mask])
-    return f"⟦{given}⟧{learnt}"
+    trained = tokenizer.decode(example.tokens[example.loss_mask])
+    return f"⟦{given}⟧{trained}"
 
 # %% ../../nbs/training/10_packing.ipynb #b414a9cc
 def best_fit(

@@ -63,7 +63,7 @@ def _ask(
     store: Store,  # Database to write to
     study: Study,  # Study of the job
     job: TuningJob,  # Job with all its trials
-) -> Trial | None:  # Without a run so far; None when the job was called off
+) -> Trial | None:  # Without a run so far; None if the job was cancelled
     from optuna.trial import Trial as OptunaTrial
 
     number = len(job.trials)

@@ -78,14 +78,14 @@ def note(
 def run_of(
     store: Store,  # Database of the run
     run_id: UUID,  # Id from `run_id_of`
-) -> RunRow | None:  # None when it was never asked for
+) -> RunRow | None:  # None when it was never parameters for
     """
     Args:
         store: Database of the run
         run_id: Id from `run_id_of`
 
     Returns:
-        None when it was never asked for
+        None when it was never parameters for
     """
     try:
         return get_queued(store, run_id)
@@ -117,8 +117,8 @@ def _launch(
     with store.writing() as session:
         row = session.get_one(Trial, trial.id, with_for_update=True)
         row.run_id = run_id
-        called_off = row.status == "cancelled"
-    if called_off:
+        cancelled = row.status == "cancelled"
+    if cancelled:
         _stop(store, run_id)
     return None
 
@@ -133,22 +133,22 @@ def _stop(
         pass  # it has ended meanwhile
 
 # %% ../../nbs/tuning/40_trials.ipynb #e52f32ec
-def _examine(
+def _evaluate_trial(
     store: Store,  # Database of the queue
     job: TuningJob,  # Job with an evaluation set
     trial: Trial,  # Trial whose model exists
-) -> RunRow:  # The examination
+) -> RunRow:  # Evaluation run
     from tunix_rt.tracking.evaluations import evaluate_parameters
 
     plan, run_id = spec_of(job), run_id_of(trial.id, "evaluate")
     found = run_of(store, run_id)
     if found is not None:
         return found
-    asked = evaluate_parameters(store, run_id_of(trial.id), str(plan.evaluation_set))
-    asked["name"] = f"{job.name[:80]}, trial {trial.number}"
+    parameters = evaluate_parameters(store, run_id_of(trial.id), str(plan.evaluation_set))
+    parameters["name"] = f"{job.name[:80]}, trial {trial.number}"
     queued = enqueue(
         store,
-        pin_spec(make_spec("evaluate", asked | plan.evaluation_parameters), store),
+        pin_spec(make_spec("evaluate", parameters | plan.evaluation_parameters), store),
         model_id=job.base_model_id,
         request={"tuning_job": str(job.id), "trial": trial.number},
         parent_run_id=run_id_of(trial.id),
@@ -156,8 +156,8 @@ def _examine(
         run_id=run_id,
     )
     with store.reading() as session:
-        called_off = session.get_one(Trial, trial.id).status not in ACTIVE
-    if called_off:
+        cancelled = session.get_one(Trial, trial.id).status not in ACTIVE
+    if cancelled:
         _stop(store, run_id)
     return queued
 
@@ -165,17 +165,17 @@ def _examine(
 def _figures(
     store: Store,  # Database of the runs
     run: RunRow,  # Completed
-    examination: RunRow | None,  # Completed evaluation of its model; None if the job has no set
-) -> dict[str, Any]:  # Name to number; those of the examination win
+    evaluation_run: RunRow | None,  # Completed evaluation of its model; None if the job has no set
+) -> dict[str, Any]:  # Name to number; those of the evaluation win
     found = dict(run.metrics or {})
-    if examination is not None:
+    if evaluation_run is not None:
         from tunix_rt.tracking.evaluations import evaluate_run, latest_evaluation
 
         judge = "answer_correctness"  # another judge may have scored the same predictions
         try:
-            evaluation = latest_evaluation(store, examination.id, judge=judge)
+            evaluation = latest_evaluation(store, evaluation_run.id, judge=judge)
         except MissingError:
-            evaluation = evaluate_run(store, examination.id, judge=judge)
+            evaluation = evaluate_run(store, evaluation_run.id, judge=judge)
         found |= evaluation.metrics | {"score": evaluation.score}
     return found
 
@@ -242,15 +242,17 @@ def collect(
         pruned = trial.status == "pruning" and run.status == "cancelled"
         message = trial.message if pruned else f"its run was {run.status}: {run.message}"
         return _end(store, study, trial, "pruned" if pruned else "failed", message=message)
-    examination = None
+    evaluation_run = None
     try:
         if spec_of(job).evaluation_set is not None:
-            examination = _examine(store, job, trial)
-            if not examination.ended:
+            evaluation_run = _evaluate_trial(store, job, trial)
+            if not evaluation_run.ended:
                 return note(store, trial, "evaluating")
-            if examination.status != "completed":
-                raise RunError(f"its evaluation was {examination.status}: {examination.message}")
-        value = value_in(_figures(store, run, examination), job.metric_name)
+            if evaluation_run.status != "completed":
+                raise RunError(
+                    f"its evaluation was {evaluation_run.status}: {evaluation_run.message}"
+                )
+        value = value_in(_figures(store, run, evaluation_run), job.metric_name)
     except StoreError:
         raise
     except TunixError as refusal:

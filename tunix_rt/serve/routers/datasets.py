@@ -35,11 +35,14 @@ from tunix_rt.serve.dependencies import (
 from ..errors import with_status
 from .ungar import LINES
 from tunix_rt.serve.schemas.datasets import (
+    Annotations,
     BuildRequest,
     DatasetBuilt,
     DatasetPage,
     DatasetSummary,
+    Encoding,
     Format,
+    ImportFormat,
     IngestedFile,
     IngestRequest,
 )
@@ -81,7 +84,12 @@ async def build_dataset(services: ServicesDep, asked: BuildRequest) -> DatasetBu
 def _told(done: Ingested) -> Iterator[str]:
     intake, comma, ids = done.intake, "", done.trace_ids()
     lines = [{"line": line, "reason": reason} for line, reason in intake.reasons]
-    facts = {"duplicates": intake.duplicates, "bad_count": intake.bad, "bad_lines": lines}
+    facts = {
+        "duplicates": intake.duplicates,
+        "bad_count": intake.bad,
+        "bad_lines": lines,
+        "notes": intake.notes,
+    }
     yield f'{{"ingested_count": {len(done)}, {json.dumps(facts)[1:-1]}, "trace_ids": ['
     while some := [f'"{id}"' for id in islice(ids, 2000)]:
         yield comma + ",".join(some)
@@ -104,7 +112,11 @@ async def ingest_dataset(services: ServicesDep, asked: IngestRequest) -> Streami
                 asked.path,
                 source_name=asked.source_name,
                 folder=resolve(settings().imports),
+                format=asked.format,
                 skip_invalid=asked.skip_invalid,
+                annotations=asked.annotations,
+                encoding=asked.encoding,
+                bare=asked.without_working,
             )
 
     return _answer(await run_in_slow_pool(services, ingest))
@@ -124,13 +136,24 @@ async def upload_dataset(
     services: ServicesDep,
     source_name: Annotated[SafeStr, Query(min_length=1, max_length=64)],
     skip_invalid: bool = False,
+    format: ImportFormat = "trace",
+    annotations: Annotations = "strip",
+    without_working: bool = False,
+    encoding: Annotated[Encoding, Query()] = "",
 ) -> StreamingResponse:
-    "Ingest the body as a file, one trace a line, all of it or nothing."
+    "Ingest the body as a file of traces or of another format, all of it or nothing."
 
     def ingest(path: Path) -> Ingested:
         with with_status(400):
             return ingest_into_store(
-                services.store, path, source_name=source_name, skip_invalid=skip_invalid
+                services.store,
+                path,
+                source_name=source_name,
+                format=format,
+                skip_invalid=skip_invalid,
+                annotations=annotations,
+                encoding=encoding,
+                bare=without_working,
             )
 
     async with receive_file(request, "upload.jsonl") as path:

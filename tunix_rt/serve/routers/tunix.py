@@ -5,7 +5,7 @@
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #0a795842
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Literal
 
@@ -42,9 +42,9 @@ from tunix_rt.serve.schemas.runs import (
     run_result,
 )
 from ..strict_json import StrictRoute
+from ...store.datasets import stored_lines
 from ...store.engine import Store
 from ...store.traces import get_traces
-from ...traces.schema import Trace
 
 # %% auto #0
 __all__ = ['router', 'get_tunix_status', 'export_sft', 'build_training_manifest', 'execute_tunix_run', 'evaluate_model']
@@ -69,19 +69,19 @@ def get_tunix_status() -> TunixStatus:
     )
 
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #8c502224
-def _asked_for(store: Store, asked: ExportRequest) -> Iterable[Trace]:
+def _export_lines(store: Store, asked: ExportRequest) -> Iterator[str]:
     if asked.dataset_key is not None:
         key = existing_dataset(asked.dataset_key)
-        return load_dataset(key, resolve(settings().datasets))
+        return export_lines(load_dataset(key, resolve(settings().datasets)), "tunix_sft")
     if not asked.trace_ids:
         raise HTTPRefusal(400, "name a dataset_key, or trace_ids, to say what to export")
-    return [each.trace for each in get_traces(store, asked.trace_ids)]
+    return stored_lines(get_traces(store, asked.trace_ids), "tunix_sft")
 
 
 @router.post("/api/tunix/sft/export", response_class=StreamingResponse, responses=LINES)
 def export_sft(store: StoreDep, asked: ExportRequest) -> StreamingResponse:
     "Export traces as complete Gemma turns, one a line."
-    lines = export_lines(_asked_for(store, asked), "tunix_sft")
+    lines = _export_lines(store, asked)
     return StreamingResponse(lines, media_type="application/x-ndjson")
 
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #c3603547

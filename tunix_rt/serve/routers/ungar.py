@@ -12,12 +12,12 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from ... import __version__
-from ...data.exports import export_lines
 from ...data.ungar import high_card_duel
 from ..dependencies import StoreDep
 from ..errors import HTTPRefusal
 from ..schemas.datasets import DuelPreview, DuelRequest, DuelsPlayed, EngineStatus
 from ..strict_json import SafeStr, StrictRoute
+from ...store.datasets import stored_lines
 from ...store.scan import iterate_traces
 from ...store.traces import add_traces, get_traces
 
@@ -80,9 +80,5 @@ def export_high_card_duel(
         games = list(iterate_traces(store, {"source": "ungar"}, newest_first=True, limit=limit))
     else:
         games = get_traces(store, read_ids(trace_ids)[:limit])
-    ours = [
-        each.trace.model_copy()
-        for each in games
-        if (each.trace.meta or {}).get("source") == "ungar"
-    ]
-    return StreamingResponse(export_lines(ours, "trace"), media_type="application/x-ndjson")
+    ours = [each for each in games if (each.trace.meta or {}).get("source") == "ungar"]
+    return StreamingResponse(stored_lines(ours, "trace"), media_type="application/x-ndjson")

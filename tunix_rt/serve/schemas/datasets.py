@@ -14,8 +14,9 @@ from .traces import Pagination
 from ..strict_json import Name, SafeStr, StrictBool, StrictFloat, StrictInt
 
 # %% auto #0
-__all__ = ['Seed', 'Format', 'BuildRequest', 'DatasetBuilt', 'IngestRequest', 'BadLine', 'IngestedFile', 'DatasetSummary',
-           'DatasetPage', 'EngineStatus', 'DuelRequest', 'DuelPreview', 'DuelsPlayed']
+__all__ = ['Seed', 'ImportFormat', 'Annotations', 'Encoding', 'Format', 'BuildRequest', 'DatasetBuilt', 'IngestRequest',
+           'BadLine', 'IngestedFile', 'DatasetSummary', 'DatasetPage', 'EngineStatus', 'DuelRequest', 'DuelPreview',
+           'DuelsPlayed']
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #4bd9d192
 Seed = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
@@ -54,14 +55,34 @@ class DatasetBuilt(BaseModel):
     manifest_path: str = Field(description="Path relative to the server's root")
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #d9b0b968
+ImportFormat = Literal[
+    "trace",
+    "gsm8k",
+    "messages",
+    "prompt_completion",
+    "reasoning",
+    "csv",
+    "tunix_sft",
+    "training_example",
+]
+Annotations = Literal["strip", "keep", "steps"]
+Encoding = Annotated[SafeStr, Field(max_length=64, examples=["cp1252"])]
+
+
 class IngestRequest(BaseModel):
-    "The file to ingest."
+    "The file to ingest, and how to read it."
 
     path: Annotated[SafeStr, Field(min_length=1, max_length=1024, examples=["october.jsonl"])]
     source_name: Annotated[SafeStr, Field(min_length=1, max_length=64, examples=["october"])]
     skip_invalid: StrictBool = Field(
         False, description="Skip bad lines instead of refusing the file"
     )
+    format: ImportFormat = Field("trace", description="Format of the records")
+    annotations: Annotations = Field("strip", description="Treatment of <<2+2=4>> in the working")
+    without_working: StrictBool = Field(
+        False, description="Take questions that have only an answer"
+    )
+    encoding: Encoding = Field("", description="Encoding of the text; empty to detect it")
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #4435cb88
 class BadLine(BaseModel):
@@ -79,6 +100,7 @@ class IngestedFile(BaseModel):
     duplicates: int = Field(0, description="Lines equal to an earlier one")
     bad_count: int = Field(0, description="Lines that were skipped")
     bad_lines: list[BadLine] = Field([], description="The first fifty of them")
+    notes: dict[str, int] = Field({}, description="What was left out or changed, and how often")
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #af9edc3b
 class DatasetSummary(BaseModel):
