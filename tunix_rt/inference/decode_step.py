@@ -113,8 +113,8 @@ def prefill_layer(
 # %% ../../nbs/inference/30_decode_step.ipynb #e1620718
 def prefill(
     model: Gemma,  # Model with its layers as a list or a stack
-    prompts: jax.Array,  # Aligned on the right, [B, P]
-    lengths: jax.Array,  # Tokens in each prompt, [B]
+    prompts: jax.Array | np.ndarray,  # Aligned on the right, [B, P]
+    lengths: jax.Array | np.ndarray,  # Tokens in each prompt, [B]
     dtype: Any,  # Compute dtype
 ) -> tuple[list[LayerCache], jax.Array]:  # Keys and values with P slots, and the stream [B, P, D]
     """Run whole prompts through the model and keep their keys and values.

@@ -135,6 +135,7 @@ def as_completions(
             tokens=tokens[:-1],
             text=text,
             finish_reason="length" if name == CUT else "stop",
+            stop_reason=None if name == CUT else tokens[-1],
             prompt_tokens=0,
             completion_tokens=len(tokens) - (name == CUT),
         )
