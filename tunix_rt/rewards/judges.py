@@ -62,7 +62,33 @@ class RewardJudge(Protocol):
     def grade(self, pairs: Sequence[Pair]) -> list[Grade | None]:
         "Grade each response; None where it failed."
 
-# %% ../../nbs/rewards/30_judges.ipynb #1038496e
+# %% ../../nbs/rewards/30_judges.ipynb #e01f05df
+class _Breaker:
+    "Opens after a number of failures in a row."
+
+    def __init__(self, most: int) -> None:
+        self.most, self.failed, self.open, self.lock = most, 0, False, threading.Lock()
+
+    def count(self, good: bool) -> None:
+        with self.lock:
+            self.failed = 0 if good else self.failed + 1
+            self.open = self.open or self.failed >= self.most
+
+
+def _report(
+    reasons: Sequence[ScoringError],  # Reasons of failures
+    grades: Sequence[Grade | None],  # Grades of the batch
+    proved: bool,  # Whether the service has ever given a grade
+) -> None:
+    "Log failures, or raise a refusal of a service that never worked."
+    refused = [reason for reason in reasons if isinstance(reason, JudgeRefused)]
+    if refused and not proved:
+        raise refused[0]
+    if reasons:
+        failed = sum(grade is None for grade in grades)
+        log.warning("%d of %d grades failed: %s", failed, len(grades), reasons[0])
+
+# %% ../../nbs/rewards/30_judges.ipynb #a003ed1d
 @dataclass
 class EndpointJudge:
     """A judging model behind an OpenAI-compatible service.
@@ -111,27 +137,10 @@ class EndpointJudge:
                 for each in logs:
                     each.stop.set()
         self.proved = self.proved or any(grades)
-        reasons = [reason for each in logs for reason in each.reasons]
-        refused = [reason for reason in reasons if isinstance(reason, JudgeRefused)]
-        if refused and not self.proved:
-            raise refused[0]
-        if reasons:
-            log.warning("%d of %d grades failed: %s", grades.count(None), len(grades), reasons[0])
+        _report([reason for each in logs for reason in each.reasons], grades, self.proved)
         return grades
 
-
-class _Breaker:
-    "Opens after a number of failures in a row."
-
-    def __init__(self, most: int) -> None:
-        self.most, self.failed, self.open, self.lock = most, 0, False, threading.Lock()
-
-    def count(self, good: bool) -> None:
-        with self.lock:
-            self.failed = 0 if good else self.failed + 1
-            self.open = self.open or self.failed >= self.most
-
-# %% ../../nbs/rewards/30_judges.ipynb #da4d00e7
+# %% ../../nbs/rewards/30_judges.ipynb #3fb2119d
 @dataclass
 class ModelJudge:
     """A judging model of our own, asked through `generate`.
@@ -180,26 +189,12 @@ class ModelJudge:
                 for place, prompt in enumerate(prompts)
                 if grades[place] is None and len(prompt) <= room
             ]
-            replies = self._ask([prompts[place] for place in waiting], attempt)
+            replies = _ask_model(self, [prompts[place] for place in waiting], attempt)
             for place, reply in zip(waiting, replies, strict=True):
                 grades[place] = _verdict(requests[place].read, reply)
         if failed := grades.count(None):
             log.warning("%d of %d replies were no verdict", failed, len(grades))
         return grades
-
-    def _ask(self, prompts: Sequence[Sequence[int]], attempt: int) -> list[str]:
-        sampling = SamplingParams(
-            max_new_tokens=self.max_new_tokens, temperature=0.7 if attempt else 0.0, seed=attempt
-        )
-        said = generate(
-            self.model,
-            self.tokenizer,
-            prompts,
-            sampling,
-            batch_size=self.batch_size,
-            dtype=self.dtype,
-        )
-        return [completion.text for completion in said]
 
 
 def _verdict(read: Callable[[str], Grade], reply: str) -> Grade | None:
@@ -208,7 +203,24 @@ def _verdict(read: Callable[[str], Grade], reply: str) -> Grade | None:
     except ScoringError:
         return None
 
-# %% ../../nbs/rewards/30_judges.ipynb #69acc7d0
+# %% ../../nbs/rewards/30_judges.ipynb #d012093c
+def _ask_model(
+    judge: ModelJudge,  # Judge with its model
+    prompts: Sequence[Sequence[int]],  # Tokens of each prompt
+    attempt: int,  # Number of the attempt, from 0
+) -> list[str]:  # Replies
+    temperature = 0.7 if attempt else 0.0
+    said = generate(
+        judge.model,
+        judge.tokenizer,
+        prompts,
+        SamplingParams(judge.max_new_tokens, temperature=temperature, seed=attempt),
+        batch_size=judge.batch_size,
+        dtype=judge.dtype,
+    )
+    return [completion.text for completion in said]
+
+# %% ../../nbs/rewards/30_judges.ipynb #b7be1de4
 class _Kept(BaseModel):
     "A grade as a file."
 
@@ -266,7 +278,7 @@ class GradeCache:
         """
         write_json(self.path(key), {"score": grade.score, "details": grade.details})
 
-
+# %% ../../nbs/rewards/30_judges.ipynb #1e10ae13
 def grade_key(
     judge: RewardJudge,  # Judge that would be asked
     pair: Pair,  # Trace and what was said
@@ -309,7 +321,7 @@ def grade_all(
             cache.keep(key, grade)
     return [found[key] for key in keys]
 
-# %% ../../nbs/rewards/30_judges.ipynb #fa394a63
+# %% ../../nbs/rewards/30_judges.ipynb #fb3908bc
 def _is_payable(
     asked: Trace,  # Trace of the task
     said: Prediction,  # What was said
@@ -319,7 +331,7 @@ def _is_payable(
         return is_well_formed(asked, said)
     return said.finish_reason == "stop" and bool(said.output.strip())
 
-
+# %% ../../nbs/rewards/30_judges.ipynb #97845993
 def rubric_reward(
     judge: RewardJudge,  # Service or model that grades
     *,
@@ -366,7 +378,7 @@ def rubric_reward(
 
     return rubric
 
-
+# %% ../../nbs/rewards/30_judges.ipynb #b16cc217
 def rubric(
     model: str | None = None,  # Model to ask for, instead of TUNIX_RT_JUDGE_MODEL
     cache: str | None = "outputs/judge_cache",  # Folder of grades below the root; None for none

@@ -26,7 +26,7 @@ class Criterion(NamedTuple):
     text: str
     weight: float
 
-# %% ../../nbs/traces/15_rubric.ipynb #cf619326
+# %% ../../nbs/traces/15_rubric.ipynb #b4e07953
 _TEXTS = ("criterion", "description", "criteria", "rubric_item", "text", "title")
 _WEIGHTS = ("weight", "points", "score")
 
@@ -54,7 +54,7 @@ def _criterion(
         )
     return Criterion(text.strip(), float(weight))
 
-
+# %% ../../nbs/traces/15_rubric.ipynb #c4d87096
 def read_rubric(
     rubric: Any,  # Text, or list of criteria
 ) -> tuple[Criterion, ...]:  # At least one of positive weight
@@ -76,7 +76,7 @@ def read_rubric(
         raise ValueError("the rubric lists faults only; name something that a good answer has")
     return criteria
 
-
+# %% ../../nbs/traces/15_rubric.ipynb #d616c296
 def rubric_of(
     meta: Mapping[str, Any] | None,  # Meta of a trace
 ) -> tuple[Criterion, ...] | None:  # None where the trace isn't judged by a rubric
@@ -120,7 +120,7 @@ def rubric_json(
     """
     return [{"criterion": text, "weight": weight} for text, weight in criteria]
 
-# %% ../../nbs/traces/15_rubric.ipynb #e7e30e00
+# %% ../../nbs/traces/15_rubric.ipynb #c77126a6
 def rubric_score(
     criteria: Sequence[Criterion],  # Criteria, [C]
     met: Sequence[float],  # How far each is met, from 0 to 1, [C]
