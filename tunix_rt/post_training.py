@@ -28,6 +28,7 @@ from .inference.engine import SamplingParams
 from .models.attention_backends import choose_attention
 from .models.loading import mesh_text, resolve_source, weights_fingerprint
 from .models.sharding import row_shards
+from .rewards.check import check_rewards
 from .rewards.functions import RewardSet, load_rewards
 from .rl.difficulty import new_pools
 from .rl.grpo import GRPOLoopConfig, GRPOTrainResult, train_grpo
@@ -373,9 +374,11 @@ def grpo(
     scoring = {"conversational": conversational}
     fresh = not (run.folder / "metrics.jsonl").exists()
     if fresh:
+        tried = check_rewards(rewards, learn, tokenizer=model.tokenizer, **scoring)
         signal = probe_signal(model, questions, rewards, config, dtype=dtype, **scoring)
+        run.record(reward_check=str(tried), signal=str(signal))
         if not quiet:
-            print(signal)
+            print(tried, signal, sep="\n")
     rows = max(1, model.device.micro_batch_size(64, max(seq_length, 256)))
     micro = rows * row_shards(model.mesh) if micro_batch_size < 0 else micro_batch_size
     if model.device.kind != "cpu" and micro_batch_size < 0:
