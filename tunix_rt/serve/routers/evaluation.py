@@ -41,13 +41,13 @@ router = APIRouter(route_class=StrictRoute, tags=["evaluation"], prefix="/api/tu
 
 @router.post("/runs/{run_id}/evaluate", status_code=201)
 async def evaluate_run(
-    services: ServicesDep, run_id: UUID, asked: EvaluateRequest | None = None
+    services: ServicesDep, run_id: UUID, body: EvaluateRequest | None = None
 ) -> Evaluation:
     "Score the predictions of a run, and store the scores."
 
     def judge(store: Store) -> Evaluation:
         with with_status(400):
-            named = asked.judge_override if asked else None
+            named = body.judge_override if body else None
             return evaluation(judge_run(store, run_id, judge=named))
 
     return await run_in_slow_pool(services, judge, services.store)

@@ -106,8 +106,8 @@ async def stream_tunix_run_logs(
     await run_in_threadpool(get_queued, services.store, run_id)
     start = since_seq if last_event_id is None else last_event_id
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    told = follow(services.watch, run_id, start)
-    return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+    events = follow(services.watch, run_id, start)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #92d19a50
 def _folder(store: Store, run_id: UUID) -> Path:
