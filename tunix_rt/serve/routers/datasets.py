@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
+from ..schemas.types import Name, SafeStr
 
 from ...core.files import read_json
 from ...core.settings import resolve, settings
@@ -47,7 +48,7 @@ from tunix_rt.serve.schemas.datasets import (
     IngestRequest,
 )
 from ..schemas.traces import Pagination
-from ..strict_json import Name, SafeStr, StrictRoute, receive_file
+from ..strict_json import StrictRoute, receive_file
 from ...store.datasets import Ingested, build_from_store, ingest_into_store
 from ...store.engine import Store
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
+from ..schemas.types import SafeStr
 
 from tunix_rt.serve.dependencies import (
     LimitQuery,
@@ -26,7 +27,7 @@ from tunix_rt.serve.schemas.evaluation import (
     leaderboard_row,
 )
 from ..schemas.traces import Pagination
-from ..strict_json import SafeStr, StrictRoute
+from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...tracking.evaluations import evaluate_run as judge_run
 from ...tracking.evaluations import latest_evaluation

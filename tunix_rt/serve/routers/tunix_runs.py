@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Query
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from ..schemas.types import SafeStr
 
 from ...core.errors import MissingError
 from ...core.files import read_log
@@ -32,7 +33,7 @@ from tunix_rt.serve.schemas.runs import (
 )
 from ..schemas.traces import Pagination
 from ..sse import follow
-from ..strict_json import SafeStr, StrictRoute
+from ..strict_json import StrictRoute
 from ...store.engine import Store
 
 # %% auto #0
