@@ -132,7 +132,7 @@ def export_high_card_duel(
 # %% ../../nbs/client/20_custom.ipynb #3fc43e97
 def execute_tunix_run(
     client: Client,  # Server to call
-    asked: RunRequest,  # Training settings; a dry run by default
+    body: RunRequest,  # Training settings; a dry run by default
     mode: Literal["async", "sync"] = "async",  # Mode; "sync" waits for the end
     key: str | None = None,  # The same for the same request; made up by default
 ) -> RunResult:
@@ -140,12 +140,12 @@ def execute_tunix_run(
 
     Args:
         client: Server to call
-        asked: Training settings; a dry run by default
+        body: Training settings; a dry run by default
         mode: Mode; "sync" waits for the end
         key: The same for the same request; made up by default
     """
     query = {"mode": mode}
-    return request(client, RunResult, "POST", "/api/tunix/run", query=query, body=asked, key=key)
+    return request(client, RunResult, "POST", "/api/tunix/run", query=query, body=body, key=key)
 
 # %% ../../nbs/client/20_custom.ipynb #8ba68dec
 def evaluate_run(

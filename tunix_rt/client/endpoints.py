@@ -263,32 +263,32 @@ def get_metrics(
 
 def build_dataset(
     client: Client,
-    asked: BuildRequest,
+    body: BuildRequest,
     key: str | None = None,
 ) -> DatasetBuilt:
     """Build a dataset from stored traces.
 
     Args:
         client: Server to call
-        asked: Content of the request; needs dataset_name, dataset_version
+        body: Content of the request; needs dataset_name, dataset_version
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
-    return request(client, DatasetBuilt, "POST", "/api/datasets/build", body=asked, key=key)
+    return request(client, DatasetBuilt, "POST", "/api/datasets/build", body=body, key=key)
 
 
 def ingest_dataset(
     client: Client,
-    asked: IngestRequest,
+    body: IngestRequest,
     key: str | None = None,
 ) -> IngestedFile:
     """Ingest a file from the imports folder, all of it or nothing.
 
     Args:
         client: Server to call
-        asked: Content of the request; needs path, source_name
+        body: Content of the request; needs path, source_name
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
-    return request(client, IngestedFile, "POST", "/api/datasets/ingest", body=asked, key=key)
+    return request(client, IngestedFile, "POST", "/api/datasets/ingest", body=body, key=key)
 
 
 def export_dataset(
@@ -361,18 +361,18 @@ def get_ungar_status(
 
 def generate_high_card_duel(
     client: Client,
-    asked: DuelRequest,
+    body: DuelRequest,
     key: str | None = None,
 ) -> DuelsPlayed:
     """Generate games, and store them as traces.
 
     Args:
         client: Server to call
-        asked: Content of the request; needs count
+        body: Content of the request; needs count
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
     return request(
-        client, DuelsPlayed, "POST", "/api/ungar/high-card-duel/generate", body=asked, key=key
+        client, DuelsPlayed, "POST", "/api/ungar/high-card-duel/generate", body=body, key=key
     )
 
 
@@ -389,48 +389,48 @@ def get_tunix_status(
 
 def export_sft(
     client: Client,
-    asked: ExportRequest,
+    body: ExportRequest,
 ) -> Iterator[dict[str, Any]]:
     """Export traces as complete Gemma turns, one a line.
 
     Args:
         client: Server to call
-        asked: Content of the request
+        body: Content of the request
 
     Returns:
         One JSON object a line
     """
-    return stream_records(client, "POST", "/api/tunix/sft/export", body=asked)
+    return stream_records(client, "POST", "/api/tunix/sft/export", body=body)
 
 
 def build_training_manifest(
     client: Client,
-    asked: ManifestRequest,
+    body: ManifestRequest,
     key: str | None = None,
 ) -> TrainingManifest:
     """Write a training manifest for a dataset.
 
     Args:
         client: Server to call
-        asked: Content of the request; needs dataset_key, model_id, output_dir
+        body: Content of the request; needs dataset_key, model_id, output_dir
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
-    return request(client, TrainingManifest, "POST", "/api/tunix/sft/manifest", body=asked, key=key)
+    return request(client, TrainingManifest, "POST", "/api/tunix/sft/manifest", body=body, key=key)
 
 
 def evaluate_model(
     client: Client,
-    asked: EvaluateModelRequest,
+    body: EvaluateModelRequest,
     key: str | None = None,
 ) -> RunResult:
     """Evaluate a model on an evaluation set; the scores are stored when the run has ended.
 
     Args:
         client: Server to call
-        asked: Content of the request; needs evaluation_set
+        body: Content of the request; needs evaluation_set
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
-    return request(client, RunResult, "POST", "/api/tunix/evaluate", body=asked, key=key)
+    return request(client, RunResult, "POST", "/api/tunix/evaluate", body=body, key=key)
 
 
 def list_tunix_runs(
@@ -616,17 +616,17 @@ def get_leaderboard(
 
 def create_baseline(
     client: Client,
-    asked: BaselineRequest,
+    body: BaselineRequest,
     key: str | None = None,
 ) -> BaselineSet:
     """Set a baseline, or move it.
 
     Args:
         client: Server to call
-        asked: Content of the request; needs name, run_id, metric
+        body: Content of the request; needs name, run_id, metric
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
-    return request(client, BaselineSet, "POST", "/api/regression/baselines", body=asked, key=key)
+    return request(client, BaselineSet, "POST", "/api/regression/baselines", body=body, key=key)
 
 
 def list_baselines(
@@ -652,32 +652,32 @@ def list_baselines(
 
 def check_regression(
     client: Client,
-    asked: CheckRequest,
+    body: CheckRequest,
     key: str | None = None,
 ) -> RegressionResult:
     """Check a run against a baseline.
 
     Args:
         client: Server to call
-        asked: Content of the request; needs run_id, baseline_name
+        body: Content of the request; needs run_id, baseline_name
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
-    return request(client, RegressionResult, "POST", "/api/regression/check", body=asked, key=key)
+    return request(client, RegressionResult, "POST", "/api/regression/check", body=body, key=key)
 
 
 def create_tuning_job(
     client: Client,
-    asked: TuningRequest,
+    body: TuningRequest,
     key: str | None = None,
 ) -> TuningJobPublic:
     """Create a search.
 
     Args:
         client: Server to call
-        asked: Content of the request; needs name, dataset_key, base_model_id, search_space
+        body: Content of the request; needs name, dataset_key, base_model_id, search_space
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
-    return request(client, TuningJobPublic, "POST", "/api/tuning/jobs", body=asked, key=key)
+    return request(client, TuningJobPublic, "POST", "/api/tuning/jobs", body=body, key=key)
 
 
 def start_tuning_job(
@@ -746,17 +746,17 @@ def get_tuning_job(
 
 def create_model_artifact(
     client: Client,
-    asked: ModelRequest,
+    body: ModelRequest,
     key: str | None = None,
 ) -> ModelPublic:
     """Create a model without versions.
 
     Args:
         client: Server to call
-        asked: Content of the request; needs name
+        body: Content of the request; needs name
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
-    return request(client, ModelPublic, "POST", "/api/models", body=asked, key=key)
+    return request(client, ModelPublic, "POST", "/api/models", body=body, key=key)
 
 
 def list_model_artifacts(
@@ -863,7 +863,7 @@ def list_model_versions(
 def promote_model_version(
     client: Client,
     model_id: UUID,
-    asked: PromoteRequest,
+    body: PromoteRequest,
     key: str | None = None,
 ) -> ModelVersionPublic:
     """Promote a completed run to a version.
@@ -871,7 +871,7 @@ def promote_model_version(
     Args:
         client: Server to call
         model_id: Id of a model
-        asked: Content of the request; needs source_run_id
+        body: Content of the request; needs source_run_id
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
     return request(
@@ -879,7 +879,7 @@ def promote_model_version(
         ModelVersionPublic,
         "POST",
         f"/api/models/{quote_segment(model_id)}/versions/promote",
-        body=asked,
+        body=body,
         key=key,
     )
 

@@ -151,7 +151,7 @@ def send(
     headers = {} if spelled is None else {"Content-Type": "application/json"}
     if method != "GET":
         headers["Idempotency-Key"] = key or uuid4().hex
-    asked = {name: value for name, value in (query or {}).items() if value is not None}
+    params = {name: value for name, value in (query or {}).items() if value is not None}
     trouble: Exception | None = None
     for attempt in range(max_attempts(client)):
         if attempt:
@@ -159,7 +159,7 @@ def send(
         try:
             with _bytes_of(content, spelled) as sent:
                 answer = client.http.request(
-                    method, path, params=asked, content=sent, headers=headers
+                    method, path, params=params, content=sent, headers=headers
                 )
         except httpx.TransportError as error:
             trouble = error
@@ -272,13 +272,13 @@ def streaming(
     Returns:
         A success, not yet read
     """
-    asked = {name: value for name, value in (query or {}).items() if value is not None}
+    params = {name: value for name, value in (query or {}).items() if value is not None}
     spelled = None if body is None else body.model_dump_json(exclude_unset=True)
     headers = {} if spelled is None else {"Content-Type": "application/json"}
     options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
     try:
         with client.http.stream(
-            method, path, params=asked, content=spelled, headers=headers, **options
+            method, path, params=params, content=spelled, headers=headers, **options
         ) as answer:
             if not answer.is_success:
                 raise _refused(answer)

@@ -173,14 +173,14 @@ def field_errors(
     Returns:
         The first twenty
     """
-    told = []
+    fields = []
     for error in errors[:20]:
         message = str(error["msg"]).removeprefix("Value error, ")
         if isinstance(error.get("input"), bytes):
             message = "the body is not declared as JSON; send Content-Type: application/json"
         places = [part if isinstance(part, int) else str(part)[:100] for part in error["loc"]]
-        told.append(FieldError(loc=places, msg=message[:500], type=str(error["type"])))
-    return told
+        fields.append(FieldError(loc=places, msg=message[:500], type=str(error["type"])))
+    return fields
 
 
 def sentence(

@@ -60,36 +60,36 @@ def model_source(
 
 # %% ../../nbs/serve/65_run_requests.ipynb #653b55e9
 def training_parameters(
-    asked: TrainingFields,  # Request as sent
+    request: TrainingFields,  # Request as sent
 ) -> dict[str, Any]:  # Parameters of the notebook `train`
     """Translate a request into parameters of the train notebook.
 
     Args:
-        asked: Request as sent
+        request: Request as sent
 
     Returns:
         Parameters of the notebook `train`
     """
     manifest = read_json(
-        dataset_folder(asked.dataset_key, resolve(settings().datasets)) / "manifest.json"
+        dataset_folder(request.dataset_key, resolve(settings().datasets)) / "manifest.json"
     )
-    fresh = asked.model_id == "tiny"
-    rate = {"learning_rate": asked.learning_rate}
-    if fresh and "learning_rate" not in asked.model_fields_set:
+    fresh = request.model_id == "tiny"
+    rate = {"learning_rate": request.learning_rate}
+    if fresh and "learning_rate" not in request.model_fields_set:
         rate = {}
     return {
-        "dataset": asked.dataset_key,
-        "model": model_source(asked.model_id),
-        "weight_decay": asked.weight_decay,
+        "dataset": request.dataset_key,
+        "model": model_source(request.model_id),
+        "weight_decay": request.weight_decay,
         "max_steps": estimate_steps(
             manifest.get("stats", {}),
-            epochs=asked.num_epochs,
-            batch_size=asked.batch_size,
-            seq_length=asked.max_seq_length,
+            epochs=request.num_epochs,
+            batch_size=request.batch_size,
+            seq_length=request.max_seq_length,
         ),
-        "batch_size": asked.batch_size,
-        "seq_length": asked.max_seq_length,
-        "device": {"cuda": "gpu"}.get(asked.device, asked.device),
+        "batch_size": request.batch_size,
+        "seq_length": request.max_seq_length,
+        "device": {"cuda": "gpu"}.get(request.device, request.device),
         "optimizer": "muon" if fresh else "adamw",
         **rate,
     }
@@ -116,14 +116,14 @@ def find_existing_run(
 
 def enqueue_training(
     store: Store,  # Database to write to
-    asked: RunRequest,  # Request as sent
+    request: RunRequest,  # Request as sent
     run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> RunRow:  # Waiting, or done if it was a dry run
     """Put a run into the queue, or rehearse it.
 
     Args:
         store: Database to write to
-        asked: Request as sent
+        request: Request as sent
         run_id: That the run is to have; made up by default
 
     Returns:
@@ -131,18 +131,18 @@ def enqueue_training(
     """
     return find_existing_run(store, run_id) or enqueue(
         store,
-        pin_spec(make_spec("train", training_parameters(asked)), store),
-        mode="dry-run" if asked.dry_run else "local",
-        dataset_key=asked.dataset_key,
-        model_id=asked.model_id,
-        request=asked.model_dump(mode="json"),
+        pin_spec(make_spec("train", training_parameters(request)), store),
+        mode="dry-run" if request.dry_run else "local",
+        dataset_key=request.dataset_key,
+        model_id=request.model_id,
+        request=request.model_dump(mode="json"),
         run_id=run_id,
     )
 
 # %% ../../nbs/serve/65_run_requests.ipynb #e8cff9bf
 def enqueue_and_wait(
     store: Store,  # Database to write to
-    asked: RunRequest,  # Request as sent
+    request: RunRequest,  # Request as sent
     stopping: Callable[[], bool],  # True when the server is to stop
     run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> RunRow:  # Ended, unless the server stops first
@@ -150,14 +150,14 @@ def enqueue_and_wait(
 
     Args:
         store: Database to write to
-        asked: Request as sent
+        request: Request as sent
         stopping: True when the server is to stop
         run_id: That the run is to have; made up by default
 
     Returns:
         Ended, unless the server stops first
     """
-    run = enqueue_training(store, asked, run_id)
+    run = enqueue_training(store, request, run_id)
 
     def enough() -> bool:
         return stopping() or get_queued(store, run.id).ended
@@ -169,14 +169,14 @@ def enqueue_and_wait(
 # %% ../../nbs/serve/65_run_requests.ipynb #cc443f2a
 def enqueue_evaluation(
     store: Store,  # Database to write to
-    asked: EvaluateModelRequest,  # Request as sent
+    request: EvaluateModelRequest,  # Request as sent
     run_id: UUID | None = None,  # That the run is to have; made up by default
 ) -> RunRow:  # Waiting
     """Queue an evaluation of a model.
 
     Args:
         store: Database to write to
-        asked: Request as sent
+        request: Request as sent
         run_id: That the run is to have; made up by default
 
     Returns:
@@ -184,23 +184,23 @@ def enqueue_evaluation(
     """
     if found := find_existing_run(store, run_id):
         return found
-    if asked.run_id is not None:
-        given = evaluate_parameters(store, asked.run_id, asked.evaluation_set)
-        called = get_queued(store, asked.run_id).model_id
+    if request.run_id is not None:
+        given = evaluate_parameters(store, request.run_id, request.evaluation_set)
+        called = get_queued(store, request.run_id).model_id
     else:
-        model = str(asked.model_id)
+        model = str(request.model_id)
         given = {"model": model_source(model)}
         called = None if VERSIONED.fullmatch(model) else model
         if re.fullmatch(r"[\w.-]+", given["model"]):
             given["name"] = called = f"{model}, fresh weights"
-    given |= {"limit": asked.limit, "max_new_tokens": asked.max_new_tokens}
+    given |= {"limit": request.limit, "max_new_tokens": request.max_new_tokens}
     return enqueue(
         store,
         pin_spec(make_spec("evaluate", given), store),
-        dataset_key=asked.evaluation_set,
+        dataset_key=request.evaluation_set,
         model_id=called,
-        request=asked.model_dump(mode="json"),
-        parent_run_id=asked.run_id,
+        request=request.model_dump(mode="json"),
+        parent_run_id=request.run_id,
         run_id=run_id,
     )
 
@@ -217,36 +217,36 @@ PATH_PARAMETERS = (
 
 
 def search_settings(
-    asked: TuningRequest,  # Request as sent
+    request: TuningRequest,  # Request as sent
 ) -> dict[str, Any]:  # Arguments of `tuning.jobs.create_job`
     """Translate a tuning request into arguments of a tuning job.
 
     Args:
-        asked: Request as sent
+        request: Request as sent
 
     Returns:
         Arguments of `tuning.jobs.create_job`
     """
-    if places := [name for name in asked.search_space if name in PATH_PARAMETERS]:
+    if places := [name for name in request.search_space if name in PATH_PARAMETERS]:
         raise RunError(
             f"a search over HTTP cannot vary {', '.join(places)}, which names a place on the "
             f"server; search numbers and choices of the training, such as learning_rate"
         )
     fixed = {
-        "model": model_source(asked.base_model_id),
-        "optimizer": "muon" if asked.base_model_id == "tiny" else "adamw",
+        "model": model_source(request.base_model_id),
+        "optimizer": "muon" if request.base_model_id == "tiny" else "adamw",
     }
-    kept = {name: value for name, value in fixed.items() if name not in asked.search_space}
-    return asked.model_dump() | {"parameters": kept}
+    kept = {name: value for name, value in fixed.items() if name not in request.search_space}
+    return request.model_dump() | {"parameters": kept}
 
 # %% ../../nbs/serve/65_run_requests.ipynb #e6681400
 def training_manifest(
-    asked: ManifestRequest,  # Request as sent
+    request: ManifestRequest,  # Request as sent
 ) -> str:  # YAML
     """Write a training request as a YAML manifest.
 
     Args:
-        asked: Request as sent
+        request: Request as sent
 
     Returns:
         YAML
@@ -255,20 +255,20 @@ def training_manifest(
         "version": "1.0",
         "runner": "tunix",
         "mode": "sft",
-        "model": {"model_id": asked.model_id},
+        "model": {"model_id": request.model_id},
         "dataset": {
             "format": "tunix_sft",
-            "path": f"/api/datasets/{asked.dataset_key}/export.jsonl?format=tunix_sft",
+            "path": f"/api/datasets/{request.dataset_key}/export.jsonl?format=tunix_sft",
         },
         "training": {
-            "learning_rate": asked.learning_rate,
-            "weight_decay": asked.weight_decay,
-            "num_epochs": asked.num_epochs,
-            "batch_size": asked.batch_size,
-            "max_seq_length": asked.max_seq_length,
-            "device": asked.device,
+            "learning_rate": request.learning_rate,
+            "weight_decay": request.weight_decay,
+            "num_epochs": request.num_epochs,
+            "batch_size": request.batch_size,
+            "max_seq_length": request.max_seq_length,
+            "device": request.device,
         },
-        "output": {"output_dir": asked.output_dir},
+        "output": {"output_dir": request.output_dir},
     }
     lines = []
     for name, value in fields.items():

@@ -11,21 +11,19 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, Field
-from pydantic import StringConstraints as Text
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from ..core.files import ADVICE, JSONRefused, json_fault, parse_json
+from ..core.files import ADVICE, JSONRefused, parse_json
 from ..data.datasets import disk_full_explained
 
 # %% auto #0
-__all__ = ['OPERATION', 'Handler', 'SafeStr', 'Name', 'Key', 'StrictInt', 'StrictFloat', 'StrictBool', 'PIECE', 'strict_json',
-           'StrictRequest', 'RawJSON', 'RawRequest', 'StrictRoute', 'RawRoute', 'receive_file']
+__all__ = ['OPERATION', 'Handler', 'PIECE', 'strict_json', 'StrictRequest', 'RawJSON', 'RawRequest', 'StrictRoute', 'RawRoute',
+           'receive_file']
 
 # %% ../../nbs/serve/15_strict_json.ipynb #33c2a7ba
 def strict_json(
@@ -90,20 +88,6 @@ class RawRoute(StrictRoute):
     "A route whose parameter parses the body."
 
     reader = RawRequest
-
-# %% ../../nbs/serve/15_strict_json.ipynb #55da6fc3
-def _storable(text: str) -> str:
-    if reason := json_fault(text):
-        raise ValueError(reason)
-    return text
-
-
-SafeStr = Annotated[str, AfterValidator(_storable)]
-Name = Annotated[SafeStr, Text(min_length=1, max_length=256)]
-Key = Annotated[SafeStr, Text(min_length=1, max_length=200)]
-StrictInt = Annotated[int, Field(strict=True)]
-StrictFloat = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-StrictBool = Annotated[bool, Field(strict=True)]
 
 # %% ../../nbs/serve/15_strict_json.ipynb #63d6bdc7
 PIECE = 2**20  # Bytes that are buffered before a write

@@ -23,7 +23,7 @@ from ..strict_json import StrictRoute
 from ...traces.display import traces_html
 
 # %% auto #0
-__all__ = ['router', 'AT_ONCE', 'CARD', 'FORMATS', 'told_by', 'datasets_page', 'dataset_page']
+__all__ = ['router', 'AT_ONCE', 'CARD', 'FORMATS', 'dataset_facts', 'datasets_page', 'dataset_page']
 
 # %% ../../../nbs/serve/pages/40_datasets.ipynb #1e935cba
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
@@ -32,7 +32,7 @@ CARD = 20_000  # Characters of a card that are shown
 FORMATS = get_args(Format)
 
 
-def told_by(
+def dataset_facts(
     manifest: Mapping[str, Any],  # Dataset manifest
 ) -> dict[str, Any]:  # Label to value
     """Select the facts that a page shows about a dataset.
@@ -44,7 +44,7 @@ def told_by(
         Label to value
     """
     stats, source = manifest.get("stats", {}), manifest.get("provenance", {})
-    told = {
+    facts = {
         "steps, on average": stats.get("avg_step_count"),
         "characters, on average": stats.get("avg_total_chars"),
         "filters": manifest.get("filters") or "none",
@@ -54,7 +54,7 @@ def told_by(
         "recipe": source.get("recipe"),
         "build": manifest.get("build_id"),
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in facts.items() if value is not None}
 
 # %% ../../../nbs/serve/pages/40_datasets.ipynb #82fc18d3
 @router.get("/datasets")
@@ -81,7 +81,7 @@ def dataset_page(request: Request, store: StoreDep, dataset_key: DatasetKey) -> 
         key=dataset_key,
         manifest=manifest,
         built=manifest.get("created_at"),
-        facts=told_by(manifest),
+        facts=dataset_facts(manifest),
         formats=FORMATS,
         traces=traces_html(list(islice(Dataset(folder, manifest), 6)), limit=5, style=False),
         runs=list_queued(store, dataset_key=dataset_key, limit=10).runs,

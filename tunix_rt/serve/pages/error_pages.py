@@ -75,7 +75,7 @@ class ErrorPageMiddleware:
             await self.app(scope, receive, send)
             return
         start: Message | None = None
-        told = bytearray()
+        content = bytearray()
 
         async def sending(message: Message) -> None:
             nonlocal start
@@ -87,9 +87,9 @@ class ErrorPageMiddleware:
             if start is None:
                 await send(message)
                 return
-            told.extend(message.get("body", b""))
+            content.extend(message.get("body", b""))
             if not message.get("more_body", False):
-                page = page_for(scope, start["status"], json.loads(told))
+                page = page_for(scope, start["status"], json.loads(content))
                 headers = _kept(start["headers"], page)
                 await send({**start, "status": page.status_code, "headers": headers})
                 await send({"type": "http.response.body", "body": page.body})

@@ -10,12 +10,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
+from ..schemas.types import SafeStr
 
 from ..auth import COOKIE, cookie_value
 from ..dependencies import ServicesDep
 from .predictions import sent_to
 from .rendering import show
-from ..strict_json import SafeStr, StrictRoute
+from ..strict_json import StrictRoute
 
 # %% auto #0
 __all__ = ['router', 'WEEKS', 'local_path', 'login_page', 'login_form', 'logout_form']

@@ -12,6 +12,7 @@ from uuid import UUID
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
+from ..schemas.types import Key, Name
 
 from ...core.errors import MissingError
 from ...jobs.queue import get_queued, request_cancel
@@ -22,7 +23,7 @@ from ..errors import with_status
 from .rendering import Filter, Skip, around, show
 from ..run_requests import enqueue_evaluation
 from ..schemas.runs import EvaluateModelRequest
-from ..strict_json import Key, Name, StrictRoute
+from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...store.tables import EvaluationRow
 from ...traces.display import Html, text_html

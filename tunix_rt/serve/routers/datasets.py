@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
+from ..schemas.types import Name, SafeStr
 
 from ...core.files import read_json
 from ...core.settings import resolve, settings
@@ -47,7 +48,7 @@ from tunix_rt.serve.schemas.datasets import (
     IngestRequest,
 )
 from ..schemas.traces import Pagination
-from ..strict_json import Name, SafeStr, StrictRoute, receive_file
+from ..strict_json import StrictRoute, receive_file
 from ...store.datasets import Ingested, build_from_store, ingest_into_store
 from ...store.engine import Store
 
@@ -64,15 +65,15 @@ def _from_root(path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #55b46ea3
-def _build(store: Store, asked: BuildRequest) -> Dataset:
-    fields = asked.model_dump(exclude={"dataset_name", "dataset_version"})
-    return build_from_store(store, name=asked.dataset_name, version=asked.dataset_version, **fields)
+def _build(store: Store, body: BuildRequest) -> Dataset:
+    fields = body.model_dump(exclude={"dataset_name", "dataset_version"})
+    return build_from_store(store, name=body.dataset_name, version=body.dataset_version, **fields)
 
 
 @router.post("/api/datasets/build", status_code=201)
-async def build_dataset(services: ServicesDep, asked: BuildRequest) -> DatasetBuilt:
+async def build_dataset(services: ServicesDep, body: BuildRequest) -> DatasetBuilt:
     "Build a dataset from stored traces."
-    built = await run_in_slow_pool(services, _build, services.store, asked)
+    built = await run_in_slow_pool(services, _build, services.store, body)
     return DatasetBuilt(
         dataset_key=built.key,
         build_id=built.manifest["build_id"],
@@ -81,7 +82,7 @@ async def build_dataset(services: ServicesDep, asked: BuildRequest) -> DatasetBu
     )
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #be988f95
-def _told(done: Ingested) -> Iterator[str]:
+def _response_parts(done: Ingested) -> Iterator[str]:
     intake, comma, ids = done.intake, "", done.trace_ids()
     lines = [{"line": line, "reason": reason} for line, reason in intake.reasons]
     facts = {
@@ -98,25 +99,25 @@ def _told(done: Ingested) -> Iterator[str]:
 
 
 def _answer(done: Ingested) -> StreamingResponse:
-    return StreamingResponse(_told(done), 201, media_type="application/json")
+    return StreamingResponse(_response_parts(done), 201, media_type="application/json")
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #3255a02a
 @router.post("/api/datasets/ingest", status_code=201, response_model=IngestedFile)
-async def ingest_dataset(services: ServicesDep, asked: IngestRequest) -> StreamingResponse:
+async def ingest_dataset(services: ServicesDep, body: IngestRequest) -> StreamingResponse:
     "Ingest a file from the imports folder, all of it or nothing."
 
     def ingest() -> Ingested:
         with with_status(400):
             return ingest_into_store(
                 services.store,
-                asked.path,
-                source_name=asked.source_name,
+                body.path,
+                source_name=body.source_name,
                 folder=resolve(settings().imports),
-                format=asked.format,
-                skip_invalid=asked.skip_invalid,
-                annotations=asked.annotations,
-                encoding=asked.encoding,
-                bare=asked.without_working,
+                format=body.format,
+                skip_invalid=body.skip_invalid,
+                annotations=body.annotations,
+                encoding=body.encoding,
+                bare=body.without_working,
             )
 
     return _answer(await run_in_slow_pool(services, ingest))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
+from ..schemas.types import SafeStr
 
 from tunix_rt.serve.dependencies import (
     LimitQuery,
@@ -26,7 +27,7 @@ from tunix_rt.serve.schemas.evaluation import (
     leaderboard_row,
 )
 from ..schemas.traces import Pagination
-from ..strict_json import SafeStr, StrictRoute
+from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...tracking.evaluations import evaluate_run as judge_run
 from ...tracking.evaluations import latest_evaluation
@@ -41,13 +42,13 @@ router = APIRouter(route_class=StrictRoute, tags=["evaluation"], prefix="/api/tu
 
 @router.post("/runs/{run_id}/evaluate", status_code=201)
 async def evaluate_run(
-    services: ServicesDep, run_id: UUID, asked: EvaluateRequest | None = None
+    services: ServicesDep, run_id: UUID, body: EvaluateRequest | None = None
 ) -> Evaluation:
     "Score the predictions of a run, and store the scores."
 
     def judge(store: Store) -> Evaluation:
         with with_status(400):
-            named = asked.judge_override if asked else None
+            named = body.judge_override if body else None
             return evaluation(judge_run(store, run_id, judge=named))
 
     return await run_in_slow_pool(services, judge, services.store)

@@ -49,10 +49,10 @@ router = APIRouter(route_class=StrictRoute, tags=["models"], prefix="/api/models
 
 
 @router.post("", status_code=201)
-def create_model_artifact(store: StoreDep, asked: ModelRequest) -> ModelPublic:
+def create_model_artifact(store: StoreDep, body: ModelRequest) -> ModelPublic:
     "Create a model without versions."
     made = registry.create_model(
-        store, asked.name, description=asked.description, task_type=asked.task_type
+        store, body.name, description=body.description, task_type=body.task_type
     )
     return model_shown(made)
 
@@ -113,14 +113,14 @@ def list_model_versions(
 # %% ../../../nbs/serve/routers/55_models.ipynb #9a95d87c
 @router.post("/{model_id}/versions/promote")
 async def promote_model_version(
-    services: ServicesDep, model_id: UUID, asked: PromoteRequest
+    services: ServicesDep, model_id: UUID, body: PromoteRequest
 ) -> ModelVersionPublic:
     "Promote a completed run to a version."
 
     def promote(store: Store) -> ModelVersionPublic:
-        fields = asked.model_dump(exclude={"source_run_id"})
+        fields = body.model_dump(exclude={"source_run_id"})
         with with_status(400):
-            return version_shown(promotion.promote(store, model_id, asked.source_run_id, **fields))
+            return version_shown(promotion.promote(store, model_id, body.source_run_id, **fields))
 
     return await run_in_slow_pool(services, promote, services.store)
 
@@ -130,10 +130,10 @@ Alias = Annotated[Label, Path(description="Such as champion")]
 
 @router.put("/{model_id}/aliases/{alias}")
 def set_model_alias(
-    store: StoreDep, model_id: UUID, alias: Alias, asked: AliasRequest
+    store: StoreDep, model_id: UUID, alias: Alias, body: AliasRequest
 ) -> ModelPublic:
     "Set an alias to a version."
-    return model_shown(registry.set_alias(store, model_id, alias, asked.version_id))
+    return model_shown(registry.set_alias(store, model_id, alias, body.version_id))
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #cc7d67f8
 @router.delete("/{model_id}/aliases/{alias}")

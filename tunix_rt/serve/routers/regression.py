@@ -30,15 +30,15 @@ router = APIRouter(route_class=StrictRoute, tags=["regression"], prefix="/api/re
 
 
 @router.post("/baselines", status_code=201)
-def create_baseline(store: StoreDep, asked: BaselineRequest) -> BaselineSet:
+def create_baseline(store: StoreDep, body: BaselineRequest) -> BaselineSet:
     "Set a baseline, or move it."
     return baseline_set(
         set_baseline(
             store,
-            asked.name,
-            asked.run_id,
-            asked.metric,
-            lower_is_better=asked.lower_is_better,
+            body.name,
+            body.run_id,
+            body.metric,
+            lower_is_better=body.lower_is_better,
         )
     )
 
@@ -56,7 +56,7 @@ def list_baselines(
 
 # %% ../../../nbs/serve/routers/45_regression.ipynb #59fa13af
 @router.post("/check")
-def check_regression(store: StoreDep, asked: CheckRequest) -> RegressionResult:
+def check_regression(store: StoreDep, body: CheckRequest) -> RegressionResult:
     "Check a run against a baseline."
-    found = check(store, asked.run_id, asked.baseline_name, tolerance=asked.tolerance)
+    found = check(store, body.run_id, body.baseline_name, tolerance=body.tolerance)
     return RegressionResult.model_validate(found)

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
+from ..schemas.types import SafeStr
 
 from ...core.errors import MissingError
 from ...core.settings import settings
@@ -34,7 +35,7 @@ from tunix_rt.serve.schemas.traces import (
     found_trace,
     stored_trace,
 )
-from ..strict_json import RawJSON, RawRoute, SafeStr, StrictRoute, strict_json
+from ..strict_json import RawJSON, RawRoute, StrictRoute, strict_json
 from ..trace_writer import add_batch, write_trace
 from ...store.engine import Store
 from ...store.traces import BATCH, Stored, add_score, baseline_score, latest_score, storable
@@ -137,11 +138,11 @@ def check_batch(
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #57c23b47
 def _all_spelled(stored: Sequence[Stored]) -> str:
-    told = [
+    entries = [
         {"id": each.id, "created_at": each.created_at, "trace_version": each.trace_version}
         for each in stored
     ]
-    return to_json({"created_count": len(told), "traces": told}).decode()
+    return to_json({"created_count": len(entries), "traces": entries}).decode()
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #99b30119
 Batch = Annotated[
@@ -217,9 +218,9 @@ def get_trace(store: StoreDep, trace_id: UUID) -> FoundTrace:
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #53752397
 @router.post("/api/traces/{trace_id}/score", status_code=201)
-def score_trace(store: StoreDep, trace_id: UUID, asked: ScoreRequest) -> TraceScore:
+def score_trace(store: StoreDep, trace_id: UUID, body: ScoreRequest) -> TraceScore:
     "Score one trace, and store the score."
     score, details = baseline_score(read_trace(store, trace_id).trace)
-    kept = add_score(store, trace_id, score=score, criteria=asked.criteria, details=details)
-    told = ScoreDetails(**details, scored_at=kept.created_at)
-    return TraceScore(trace_id=trace_id, score=score, details=told)
+    kept = add_score(store, trace_id, score=score, criteria=body.criteria, details=details)
+    score_details = ScoreDetails(**details, scored_at=kept.created_at)
+    return TraceScore(trace_id=trace_id, score=score, details=score_details)

@@ -31,11 +31,11 @@ router = APIRouter(route_class=StrictRoute, tags=["tuning"], prefix="/api/tuning
 
 @router.post("/jobs", status_code=201)
 def create_tuning_job(
-    store: StoreDep, asked: TuningRequest, made_id: IdempotentId
+    store: StoreDep, body: TuningRequest, made_id: IdempotentId
 ) -> TuningJobPublic:
     "Create a search."
     with with_status(422, RunError):
-        made = tuning.create_job(store, **search_settings(asked), job_id=made_id)
+        made = tuning.create_job(store, **search_settings(body), job_id=made_id)
     return TuningJobPublic.model_validate(made)
 
 

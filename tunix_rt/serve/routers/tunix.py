@@ -69,51 +69,51 @@ def get_tunix_status() -> TunixStatus:
     )
 
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #8c502224
-def _export_lines(store: Store, asked: ExportRequest) -> Iterator[str]:
-    if asked.dataset_key is not None:
-        key = existing_dataset(asked.dataset_key)
+def _export_lines(store: Store, body: ExportRequest) -> Iterator[str]:
+    if body.dataset_key is not None:
+        key = existing_dataset(body.dataset_key)
         return export_lines(load_dataset(key, resolve(settings().datasets)), "tunix_sft")
-    if not asked.trace_ids:
+    if not body.trace_ids:
         raise HTTPRefusal(400, "name a dataset_key, or trace_ids, to say what to export")
-    return stored_lines(get_traces(store, asked.trace_ids), "tunix_sft")
+    return stored_lines(get_traces(store, body.trace_ids), "tunix_sft")
 
 
 @router.post("/api/tunix/sft/export", response_class=StreamingResponse, responses=LINES)
-def export_sft(store: StoreDep, asked: ExportRequest) -> StreamingResponse:
+def export_sft(store: StoreDep, body: ExportRequest) -> StreamingResponse:
     "Export traces as complete Gemma turns, one a line."
-    lines = _export_lines(store, asked)
+    lines = _export_lines(store, body)
     return StreamingResponse(lines, media_type="application/x-ndjson")
 
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #c3603547
 @router.post("/api/tunix/sft/manifest", status_code=201)
-def build_training_manifest(asked: ManifestRequest) -> TrainingManifest:
+def build_training_manifest(body: ManifestRequest) -> TrainingManifest:
     "Write a training manifest for a dataset."
-    existing_dataset(asked.dataset_key)
+    existing_dataset(body.dataset_key)
     return TrainingManifest(
-        manifest_yaml=training_manifest(asked),
-        dataset_key=asked.dataset_key,
-        model_id=asked.model_id,
-        message=f"a manifest for {asked.dataset_key}; its path is an address of this server",
+        manifest_yaml=training_manifest(body),
+        dataset_key=body.dataset_key,
+        model_id=body.model_id,
+        message=f"a manifest for {body.dataset_key}; its path is an address of this server",
     )
 
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #35289423
 @router.post("/api/tunix/run")
 async def execute_tunix_run(
     services: ServicesDep,
-    asked: RunRequest,
+    body: RunRequest,
     made_id: IdempotentId,
     mode: Annotated[Literal["async", "sync"], Query(description="Whether to wait")] = "sync",
 ) -> RunResult:
     "Train on a dataset, or do a dry run."
-    await run_in_threadpool(existing_dataset, asked.dataset_key)
-    if asked.dry_run or mode == "async":
-        run = await run_in_threadpool(enqueue_training, services.store, asked, made_id)
+    await run_in_threadpool(existing_dataset, body.dataset_key)
+    if body.dry_run or mode == "async":
+        run = await run_in_threadpool(enqueue_training, services.store, body, made_id)
     else:
         run = await run_in_slow_pool(
             services,
             enqueue_and_wait,
             services.store,
-            asked,
+            body,
             lambda: services.watch.stopping,
             made_id,
         )
@@ -122,9 +122,7 @@ async def execute_tunix_run(
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #90c91251
 @router.post("/api/tunix/examine", status_code=201, deprecated=True, include_in_schema=False)
 @router.post("/api/tunix/evaluate", status_code=201)
-def evaluate_model(
-    store: StoreDep, asked: EvaluateModelRequest, made_id: IdempotentId
-) -> RunResult:
+def evaluate_model(store: StoreDep, body: EvaluateModelRequest, made_id: IdempotentId) -> RunResult:
     "Evaluate a model on an evaluation set; the scores are stored when the run has ended."
-    existing_dataset(asked.evaluation_set)
-    return RunResult(**run_result(enqueue_evaluation(store, asked, made_id)))
+    existing_dataset(body.evaluation_set)
+    return RunResult(**run_result(enqueue_evaluation(store, body, made_id)))

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Query
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from ..schemas.types import SafeStr
 
 from ...core.errors import MissingError
 from ...core.files import read_log
@@ -32,7 +33,7 @@ from tunix_rt.serve.schemas.runs import (
 )
 from ..schemas.traces import Pagination
 from ..sse import follow
-from ..strict_json import SafeStr, StrictRoute
+from ..strict_json import StrictRoute
 from ...store.engine import Store
 
 # %% auto #0
@@ -106,8 +107,8 @@ async def stream_tunix_run_logs(
     await run_in_threadpool(get_queued, services.store, run_id)
     start = since_seq if last_event_id is None else last_event_id
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    told = follow(services.watch, run_id, start)
-    return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+    events = follow(services.watch, run_id, start)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #92d19a50
 def _folder(store: Store, run_id: UUID) -> Path:

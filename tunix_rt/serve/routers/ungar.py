@@ -10,13 +10,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
+from ..schemas.types import SafeStr
 
 from ... import __version__
 from ...data.ungar import high_card_duel
 from ..dependencies import StoreDep
 from ..errors import HTTPRefusal
 from ..schemas.datasets import DuelPreview, DuelRequest, DuelsPlayed, EngineStatus
-from ..strict_json import SafeStr, StrictRoute
+from ..strict_json import StrictRoute
 from ...store.datasets import stored_lines
 from ...store.scan import iterate_traces
 from ...store.traces import add_traces, get_traces
@@ -38,11 +39,11 @@ async def get_ungar_status() -> EngineStatus:
 
 
 @router.post("/api/ungar/high-card-duel/generate", status_code=201)
-def generate_high_card_duel(store: StoreDep, asked: DuelRequest) -> DuelsPlayed:
+def generate_high_card_duel(store: StoreDep, body: DuelRequest) -> DuelsPlayed:
     "Generate games, and store them as traces."
-    seed = {} if asked.seed is None else {"seed": asked.seed}
-    played = high_card_duel(asked.count, **seed)
-    ids = [each.id for each in add_traces(store, played)] if asked.persist else []
+    seed = {} if body.seed is None else {"seed": body.seed}
+    played = high_card_duel(body.count, **seed)
+    ids = [each.id for each in add_traces(store, played)] if body.persist else []
     first = [
         DuelPreview.model_validate({**(trace.meta or {}), "trace_id": id})
         for trace, id in zip(played[:3], ids or (None, None, None), strict=False)

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from ..strict_json import Key, Name, SafeStr, StrictFloat, StrictInt
+from .types import Key, Name, SafeStr, StrictFloat, StrictInt
 
 # %% auto #0
 __all__ = ['Scalar', 'Dimension', 'Parameter', 'Choice', 'Span', 'Steps', 'TuningRequest', 'TuningJobPublic', 'TrialPublic',
