@@ -222,7 +222,7 @@ def plain_logprobs(model: Gemma, one: Completion, how: SamplingParams) -> np.nda
         SamplingParams(temperature=1.0, top_p=0.9),
         SamplingParams(temperature=0.0),
     ],
-    ids=str,
+    ids=["temperature 1", "temperature 0.7", "top_k 5", "top_p 0.9", "greedy"],
 )
 def test_logprobs_are_those_of_a_plain_forward_pass(
     model: Gemma, how: SamplingParams, lora: bool
