@@ -1976,6 +1976,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'tunix_rt/rl/rollouts.py'),
                                       'tunix_rt.rl.rollouts.group_metrics': ('rl/rollouts.html#group_metrics', 'tunix_rt/rl/rollouts.py'),
                                       'tunix_rt.rl.rollouts.join_groups': ('rl/rollouts.html#join_groups', 'tunix_rt/rl/rollouts.py'),
+                                      'tunix_rt.rl.rollouts.refill_count': ('rl/rollouts.html#refill_count', 'tunix_rt/rl/rollouts.py'),
                                       'tunix_rt.rl.rollouts.sample_groups': ('rl/rollouts.html#sample_groups', 'tunix_rt/rl/rollouts.py'),
                                       'tunix_rt.rl.rollouts.score_groups': ('rl/rollouts.html#score_groups', 'tunix_rt/rl/rollouts.py'),
                                       'tunix_rt.rl.rollouts.step_seed': ('rl/rollouts.html#step_seed', 'tunix_rt/rl/rollouts.py'),

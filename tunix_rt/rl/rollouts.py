@@ -28,7 +28,7 @@ from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['GRPOConfig', 'Questions', 'encode_questions', 'Groups', 'step_seed', 'sample_groups', 'score_groups', 'join_groups',
-           'collect_groups', 'answers_of', 'group_metrics', 'completions_table', 'write_completions']
+           'refill_count', 'collect_groups', 'answers_of', 'group_metrics', 'completions_table', 'write_completions']
 
 # %% ../../nbs/rl/50_rollouts.ipynb #1acd1d6d
 @dataclass(frozen=True)
@@ -296,6 +296,28 @@ def join_groups(
     )
 
 
+def refill_count(
+    missing: int,  # Groups still to be found
+    kept: int,  # Groups kept so far
+    drawn: int,  # Questions drawn so far
+    prompts_per_step: int,  # P
+) -> int:  # P or half of it: every other number would compile the sampling anew
+    """Choose how many questions to draw, by the share of groups that were kept.
+
+    Args:
+        missing: Groups still to be found
+        kept: Groups kept so far
+        drawn: Questions drawn so far
+        prompts_per_step: P
+
+    Returns:
+        P or half of it: every other number would compile the sampling anew
+    """
+    share = max(kept / max(drawn, 1), 0.25)
+    half = max(1, prompts_per_step // 2)
+    return half if drawn and missing / share <= half else prompts_per_step
+
+
 def collect_groups(
     model: Gemma,  # Current policy
     tokenizer: Tokenizer,  # Its tokenizer
@@ -328,9 +350,8 @@ def collect_groups(
     for number in range(1 + config.max_resample):
         kept = sum(int(part.kept.sum()) for part in rounds)
         drawn = [int(index) for part in rounds for index in part.questions]
-        share = max(kept / max(len(drawn), 1), 0.25)
         missing = config.prompts_per_step - kept
-        count = missing if number == 0 else min(round(missing / share), config.prompts_per_step)
+        count = refill_count(missing, kept, len(drawn), config.prompts_per_step)
         if missing <= 0 or len(drawn) == len(questions.traces):
             break
         chosen = draw_questions(pools, count, seed=(config.seed, step, number), without=drawn)
