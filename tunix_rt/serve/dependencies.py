@@ -17,13 +17,13 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
-from .schemas.types import Key
 
 from ..core.errors import MissingError
 from ..core.settings import Settings, resolve, settings
 from ..data.datasets import dataset_folder
 from .metrics import Metrics, RunCountCollector, TimedStore
 from .rediai import RediAI
+from .schemas.types import Key
 from .sse import Watch
 from .trace_writer import TraceWriter
 from ..store.engine import Store, open_store

@@ -10,12 +10,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
-from ..schemas.types import SafeStr
 
 from ..auth import COOKIE, cookie_value
 from ..dependencies import ServicesDep
 from .predictions import sent_to
 from .rendering import show
+from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
 
 # %% auto #0

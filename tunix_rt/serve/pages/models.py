@@ -11,7 +11,6 @@ from uuid import UUID
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import BeforeValidator
-from ..schemas.types import Name, SafeStr
 
 from ...jobs.queue import list_queued
 from ...registry import models as registry
@@ -20,6 +19,7 @@ from ..dependencies import ServicesDep, StoreDep, run_in_slow_pool
 from ..errors import with_status
 from .predictions import sent_to
 from .rendering import Filter, Skip, around, blank_is_none, show
+from ..schemas.types import Name, SafeStr
 from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...tracking.baselines import list_baselines

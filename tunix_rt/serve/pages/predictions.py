@@ -12,7 +12,6 @@ from uuid import UUID
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
-from ..schemas.types import Key, Name
 
 from ...core.errors import MissingError
 from ...jobs.queue import get_queued, request_cancel
@@ -23,6 +22,7 @@ from ..errors import with_status
 from .rendering import Filter, Skip, around, show
 from ..run_requests import enqueue_evaluation
 from ..schemas.runs import EvaluateModelRequest
+from ..schemas.types import Key, Name
 from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...store.tables import EvaluationRow

@@ -17,7 +17,6 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BeforeValidator
-from ..schemas.types import SafeStr
 
 from ... import __version__
 from ...core.errors import MissingError
@@ -25,6 +24,7 @@ from ...core.files import canonical_json
 from ...core.formatting import format_ago, format_bytes, format_duration, format_moment
 from ...evaluation.charts import CHART_STYLE
 from ...evaluation.transcripts import TRANSCRIPT_STYLE
+from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
 from ...traces.diff import COMPARE_STYLE
 from ...traces.display import STYLE, Html, excerpt, text_html

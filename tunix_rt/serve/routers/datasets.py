@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
-from ..schemas.types import Name, SafeStr
 
 from ...core.files import read_json
 from ...core.settings import resolve, settings
@@ -48,6 +47,7 @@ from tunix_rt.serve.schemas.datasets import (
     IngestRequest,
 )
 from ..schemas.traces import Pagination
+from ..schemas.types import Name, SafeStr
 from ..strict_json import StrictRoute, receive_file
 from ...store.datasets import Ingested, build_from_store, ingest_into_store
 from ...store.engine import Store

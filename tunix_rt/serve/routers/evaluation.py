@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from ..schemas.types import SafeStr
 
 from tunix_rt.serve.dependencies import (
     LimitQuery,
@@ -27,6 +26,7 @@ from tunix_rt.serve.schemas.evaluation import (
     leaderboard_row,
 )
 from ..schemas.traces import Pagination
+from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...tracking.evaluations import evaluate_run as judge_run

@@ -13,7 +13,6 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
-from ..schemas.types import SafeStr
 
 from ...core.errors import MissingError
 from ...core.settings import settings
@@ -35,6 +34,7 @@ from tunix_rt.serve.schemas.traces import (
     found_trace,
     stored_trace,
 )
+from ..schemas.types import SafeStr
 from ..strict_json import RawJSON, RawRoute, StrictRoute, strict_json
 from ..trace_writer import add_batch, write_trace
 from ...store.engine import Store

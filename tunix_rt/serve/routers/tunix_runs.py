@@ -13,7 +13,6 @@ from fastapi import APIRouter, Header, Query
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
-from ..schemas.types import SafeStr
 
 from ...core.errors import MissingError
 from ...core.files import read_log
@@ -32,6 +31,7 @@ from tunix_rt.serve.schemas.runs import (
     run_detail,
 )
 from ..schemas.traces import Pagination
+from ..schemas.types import SafeStr
 from ..sse import follow
 from ..strict_json import StrictRoute
 from ...store.engine import Store

@@ -10,13 +10,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
-from ..schemas.types import SafeStr
 
 from ... import __version__
 from ...data.ungar import high_card_duel
 from ..dependencies import StoreDep
 from ..errors import HTTPRefusal
 from ..schemas.datasets import DuelPreview, DuelRequest, DuelsPlayed, EngineStatus
+from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
 from ...store.datasets import stored_lines
 from ...store.scan import iterate_traces

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field, model_validator
-from .types import Name, SafeStr, StrictBool, StrictFloat, StrictInt
 
 from .traces import Pagination
+from .types import Name, SafeStr, StrictBool, StrictFloat, StrictInt
 
 # %% auto #0
 __all__ = ['Seed', 'ImportFormat', 'Annotations', 'Encoding', 'Format', 'BuildRequest', 'DatasetBuilt', 'IngestRequest',

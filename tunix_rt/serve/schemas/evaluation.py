@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
-from .types import Name, StrictBool, StrictFloat
 
 from .traces import Pagination
+from .types import Name, StrictBool, StrictFloat
 from ...store.tables import EvaluationRow
 from ...tracking.baselines import Baseline
 from ...tracking.leaderboard import Standing

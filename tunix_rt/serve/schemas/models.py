@@ -10,11 +10,11 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import BaseModel, Field
-from .types import Name, SafeStr, StrictFloat
 
 from ...registry.models import ModelView
 from ...registry.promotion import Verification
 from .traces import Pagination
+from .types import Name, SafeStr, StrictFloat
 from ...store.tables import ModelVersion
 
 # %% auto #0

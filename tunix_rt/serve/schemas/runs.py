@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
-from .types import Key, Name, SafeStr, StrictBool, StrictFloat, StrictInt
 
 from ..errors import from_root
 from .traces import Pagination
+from .types import Key, Name, SafeStr, StrictBool, StrictFloat, StrictInt
 from ...store.tables import RunRow
 
 # %% auto #0

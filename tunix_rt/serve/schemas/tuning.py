@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
 from .types import Key, Name, SafeStr, StrictFloat, StrictInt
 
 # %% auto #0
