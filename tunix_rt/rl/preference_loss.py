@@ -23,7 +23,7 @@ __all__ = ['PREFERENCE_LOSSES', 'CHOSEN', 'REJECTED', 'MISMATCHED', 'PreferenceL
            'count_pairs', 'pair_sums', 'Scores', 'pair_scores', 'log_odds', 'paired_losses', 'kto_losses',
            'preference_losses', 'preference_objective']
 
-# %% ../../nbs/rl/80_preference_loss.ipynb #61ed4d17
+# %% ../../nbs/rl/80_preference_loss.ipynb #f1e89172
 @dataclass(frozen=True)
 class PreferenceLoss:
     """What one published method does.
@@ -51,7 +51,7 @@ PREFERENCE_LOSSES = {
     "kto": PreferenceLoss(False, True, 0.1, paired=False, source="arXiv 2402.01306"),
 }
 
-
+# %% ../../nbs/rl/80_preference_loss.ipynb #b376bd2c
 @dataclass(frozen=True)
 class PreferenceConfig:
     """Hyperparameters of learning from preferences.
@@ -93,7 +93,7 @@ class PreferenceConfig:
         "Sixteen hexadecimal digits that differ when any number does."
         return sha256_text(canonical_json(vars(self)))[:16]
 
-# %% ../../nbs/rl/80_preference_loss.ipynb #42c6dfba
+# %% ../../nbs/rl/80_preference_loss.ipynb #fa5f311b
 CHOSEN, REJECTED, MISMATCHED = 1, 2, 3  # What a token's answer is; 0 for prompts and padding
 
 
@@ -118,7 +118,7 @@ class PairBatch(NamedTuple):
     roles: Any  # CHOSEN, REJECTED or MISMATCHED for the tokens of answers, else 0, [R, T]
     ref_logprobs: Any  # Log-probability of the reference; 0 where there is none, [R, T]
 
-
+# %% ../../nbs/rl/80_preference_loss.ipynb #c83803a7
 def count_pairs(
     batch: PairBatch,  # Packed rows
 ) -> jax.Array:  # Scalar, at least 1
@@ -155,7 +155,7 @@ def pair_sums(
 
     return jax.vmap(row)(jnp.where(counted, values, 0).astype(jnp.float32), batch.pair_ids)
 
-# %% ../../nbs/rl/80_preference_loss.ipynb #dc4f2357
+# %% ../../nbs/rl/80_preference_loss.ipynb #6abc08a4
 class Scores(NamedTuple):
     """Log-probabilities of both answers of each pair, sums or averages over their tokens.
 
@@ -198,7 +198,7 @@ def pair_scores(
     ]
     return Scores(*found, (lengths[0] > 0) & (lengths[1] > 0))
 
-
+# %% ../../nbs/rl/80_preference_loss.ipynb #206e7b6c
 def log_odds(
     average: jax.Array,  # Average log-probability of an answer, below 0
 ) -> jax.Array:  # log(p / (1 - p)), where p = exp(average)
@@ -242,7 +242,7 @@ def paired_losses(
             return -scores.chosen - beta * jax.nn.log_sigmoid(chosen - rejected)
     raise TrainingError(f"{config.loss_type} takes answers one by one, and not in pairs")
 
-# %% ../../nbs/rl/80_preference_loss.ipynb #99fcca04
+# %% ../../nbs/rl/80_preference_loss.ipynb #0cacc52b
 def kto_losses(
     logprobs: jax.Array,  # Log-probability of each token under the policy, [B, T]
     batch: PairBatch,  # Rows of rated answers with mismatched ones
@@ -284,7 +284,7 @@ def _mean_of(
 ) -> jax.Array:  # Sum and count, which the train step divides, [2]
     return jnp.stack([jnp.where(where, values, 0).sum(), where.sum().astype(jnp.float32)])
 
-# %% ../../nbs/rl/80_preference_loss.ipynb #9b36e259
+# %% ../../nbs/rl/80_preference_loss.ipynb #bdb81dc1
 def preference_losses(
     logprobs: jax.Array,  # Log-probability of each token under the policy, differentiable, [B, T]
     batch: PairBatch,  # Packed rows
@@ -319,7 +319,7 @@ def preference_losses(
     present = scores.present
     return losses, {name: jnp.where(present, x, 0).sum() for name, x in each.items()}
 
-# %% ../../nbs/rl/80_preference_loss.ipynb #c9db480e
+# %% ../../nbs/rl/80_preference_loss.ipynb #9b74bc97
 def preference_objective(
     train_config: TrainConfig,  # Training config with dtype and remat policy
     config: PreferenceConfig,  # Loss and its numbers

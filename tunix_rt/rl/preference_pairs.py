@@ -60,7 +60,7 @@ __all__ = ['Prompt', 'Preference', 'PAIR', 'RATED', 'Unit', 'Message', 'messages
            'rated_answers', 'encode_preferences', 'row_length', 'pack_pairs', 'questions_in', 'row_logprobs',
            'preference_figures']
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #7238dfe6
+# %% ../../nbs/rl/82_preference_pairs.ipynb #1790739f
 class Message(NamedTuple):
     """One turn of a conversation.
 
@@ -130,7 +130,7 @@ class PreferencePair:
                 f"them, or leave the pair out"
             )
 
-
+# %% ../../nbs/rl/82_preference_pairs.ipynb #ef9d035a
 @dataclass(frozen=True)
 class RatedAnswer:
     """One answer that is desirable or not, for KTO.
@@ -152,7 +152,7 @@ class RatedAnswer:
 
 Preference = PreferencePair | RatedAnswer
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #824891a8
+# %% ../../nbs/rl/82_preference_pairs.ipynb #f0e46161
 _HH = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
@@ -191,7 +191,7 @@ def read_messages(
         spoken[0] = spoken[0]._replace(content="\n\n".join([*system, spoken[0].content]))
     return spoken
 
-
+# %% ../../nbs/rl/82_preference_pairs.ipynb #5e37d24b
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         kind = "nothing" if value is None else f"a {type(value).__name__}"
@@ -218,7 +218,7 @@ def _read_prompt(record: Mapping[str, Any]) -> tuple[Message, ...]:
         return tuple(turns)
     return (Message("user", _text(found, "prompt")),)
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #14b86045
+# %% ../../nbs/rl/82_preference_pairs.ipynb #c86d18cf
 PAIR, RATED = ("chosen", "rejected"), ("completion", "label")  # Columns that tell the shapes apart
 _LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -231,7 +231,7 @@ def _read_score(record: Mapping[str, Any], name: str) -> float | None:
         raise DatasetError(f"the score of the {name} answer is {given!r}, not a number") from None
     return None if math.isnan(score) else score
 
-
+# %% ../../nbs/rl/82_preference_pairs.ipynb #6b9b62e0
 def _read_pair(record: Mapping[str, Any]) -> PreferencePair:
     asked = _read_prompt(record)
     (before, chosen), (other, rejected) = (_read_answer(record[name], name) for name in PAIR)
@@ -261,7 +261,7 @@ def _read_rated(record: Mapping[str, Any]) -> RatedAnswer:
     cut = record.get("cut") is True
     return RatedAnswer(before or _read_prompt(record), text, label, cut)
 
-
+# %% ../../nbs/rl/82_preference_pairs.ipynb #b2268c42
 def read_preference(
     record: Mapping[str, Any],  # One line of a file, or one row of a table
 ) -> Preference:  # A pair, or a rated answer
@@ -282,7 +282,7 @@ def read_preference(
         f"prompt, unless they are conversations), a rated answer prompt, {' and '.join(RATED)}"
     )
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #728e6f2a
+# %% ../../nbs/rl/82_preference_pairs.ipynb #fc55d00a
 @dataclass(frozen=True)
 class Preferences:
     """Preferences read from a file.
@@ -333,7 +333,7 @@ def read_preferences(
         raise DatasetError(f"{path} holds pairs and rated answers; put them in two files")
     return Preferences(items, refused)
 
-
+# %% ../../nbs/rl/82_preference_pairs.ipynb #d45bb0d6
 def write_preferences(
     path: Path,  # JSON lines to write
     items: Iterable[Preference],  # Pairs or rated answers
@@ -354,7 +354,7 @@ def write_preferences(
                 fields["label"] = fields.pop("desirable")
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #86560aae
+# %% ../../nbs/rl/82_preference_pairs.ipynb #63197325
 def pairs_from_groups(
     table: pd.DataFrame,  # From `completions_table`, or read from completions files
     *,
@@ -394,7 +394,7 @@ def pairs_from_groups(
 def _differ(one: pd.Series, other: pd.Series) -> bool:
     return bool(one["completion"].strip() != other["completion"].strip())
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #f6cd0f78
+# %% ../../nbs/rl/82_preference_pairs.ipynb #74246465
 def sample_pairs(
     model: Gemma,  # Model that answers
     tokenizer: Tokenizer,  # Its tokenizer
@@ -436,14 +436,14 @@ def sample_pairs(
     table = pd.concat(tables, ignore_index=True)
     if not pairs:
         raise TrainingError(
-            f"{len(table):,} answers to {sum(t['question'].nunique() for t in tables)} questions "
+            f"{len(table):,} answers to {table['question'].nunique()} questions "
             f"gave no pair: within every group the rewards ({', '.join(rewards.names)}) were "
-            f"equal, or no answer ended. Give questions that the model gets right now and then, more "
-            f"answers to each, or more max_new_tokens"
+            f"equal, or no answer ended. Give questions that the model gets right now and "
+            f"then, more answers to each, or more max_new_tokens"
         )
     return pairs[: most or None], table
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #49981a82
+# %% ../../nbs/rl/82_preference_pairs.ipynb #0ade5d1e
 class EncodedAnswer(NamedTuple):
     """An answer after its prompt.
 
@@ -487,7 +487,7 @@ class EncodedPairs:
             f"dropped: {self.long_prompts:,} for their prompt, {self.long_answers:,} for an answer"
         )
 
-
+# %% ../../nbs/rl/82_preference_pairs.ipynb #01350bbe
 def encode_messages(
     tokenizer: Tokenizer,  # Tokenizer with a chat template
     prompts: Sequence[Prompt],  # Questions or conversations
@@ -531,7 +531,7 @@ def encode_answers(
             )
     return [tokens[:-1] if off else tokens for tokens, off in zip(encoded, cut, strict=True)]
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #bab6dd90
+# %% ../../nbs/rl/82_preference_pairs.ipynb #410c4bba
 def rated_answers(
     items: Sequence[Preference],  # Pairs or rated answers
 ) -> list[RatedAnswer]:  # Two for each pair
@@ -589,7 +589,7 @@ def encode_preferences(
     ]
     return _that_fit(units, [pair.prompt for pair in pairs], max_length)
 
-
+# %% ../../nbs/rl/82_preference_pairs.ipynb #8da1145d
 def _joined(prompt: Sequence[int], answer: Sequence[int], role: int) -> EncodedAnswer:
     return EncodedAnswer(np.array([*prompt, *answer], np.int32), len(prompt), role)
 
@@ -609,7 +609,7 @@ def _that_fit(units: Sequence[Unit], prompts: Sequence[Prompt], max_length: int)
     dropped = len(units) - len(kept)
     return EncodedPairs([u for u, _ in kept], names, long_prompts, dropped - long_prompts)
 
-
+# %% ../../nbs/rl/82_preference_pairs.ipynb #d90fa4f1
 def _encode_rated(
     tokenizer: Tokenizer, items: Sequence[RatedAnswer], max_length: int
 ) -> EncodedPairs:
@@ -633,7 +633,7 @@ def _encode_rated(
         )  # fmt: skip
     return _that_fit(units, [item.prompt for item in items], max_length)
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #c663937e
+# %% ../../nbs/rl/82_preference_pairs.ipynb #461a35ca
 def row_length(
     encoded: EncodedPairs,  # Tokenized preferences
     loss: PreferenceLoss,  # Method
@@ -690,7 +690,7 @@ def pack_pairs(
     mask = parts.pop("loss_mask").astype(bool)
     return PairBatch(**parts, loss_mask=mask, ref_logprobs=np.zeros(shape, np.float32))
 
-
+# %% ../../nbs/rl/82_preference_pairs.ipynb #12e24265
 def questions_in(
     encoded: EncodedPairs,  # Tokenized preferences
     seq_length: int,  # T, as when they were packed
@@ -711,7 +711,7 @@ def questions_in(
     names = {row: [repr(encoded.prompts[m][:40]) for m in assigned[row]][:3] for row in rows}
     return "; ".join(f"row {row}: {', '.join(some)}" for row, some in names.items())
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #dee7e650
+# %% ../../nbs/rl/82_preference_pairs.ipynb #481764dd
 def row_logprobs(
     model: Gemma,  # The reference, or any model
     rows: PairBatch,  # Packed rows
@@ -755,7 +755,7 @@ def row_logprobs(
             found.append(np.asarray(jax.device_get(values))[: len(batch[0])])
     return np.where(rows.roles > 0, np.concatenate(found), 0).astype(np.float32)
 
-
+# %% ../../nbs/rl/82_preference_pairs.ipynb #d79a4574
 def preference_figures(
     logprobs: np.ndarray,  # From `row_logprobs`, [R, T]
     rows: PairBatch,  # Rows with the log-probabilities of the reference
