@@ -51,7 +51,7 @@ PREFERENCE_LOSSES = {
     "kto": PreferenceLoss(False, True, 0.1, paired=False, source="arXiv 2402.01306"),
 }
 
-# %% ../../nbs/rl/80_preference_loss.ipynb #b376bd2c
+# %% ../../nbs/rl/80_preference_loss.ipynb #c62f74b3
 @dataclass(frozen=True)
 class PreferenceConfig:
     """Hyperparameters of learning from preferences.
@@ -62,6 +62,7 @@ class PreferenceConfig:
         gamma_beta_ratio: Margin that SimPO asks for, as a share of beta
         desirable_weight: Weight of desirable answers, for KTO
         undesirable_weight: Weight of undesirable answers, for KTO
+        sft_weight: Weight of the chosen answer's own loss, per token; ORPO has it anyway
     """
 
     loss_type: str = "dpo"  # A key of `PREFERENCE_LOSSES`
@@ -69,6 +70,7 @@ class PreferenceConfig:
     gamma_beta_ratio: float = 0.55  # Margin that SimPO asks for, as a share of beta
     desirable_weight: float = 1.0  # Weight of desirable answers, for KTO
     undesirable_weight: float = 1.0  # Weight of undesirable answers, for KTO
+    sft_weight: float = 0.0  # Weight of the chosen answer's own loss, per token; ORPO has it anyway
 
     def __post_init__(self) -> None:
         if self.loss_type not in PREFERENCE_LOSSES:
@@ -76,9 +78,14 @@ class PreferenceConfig:
                 f"there is no preference loss {self.loss_type!r}; choose from "
                 f"{', '.join(PREFERENCE_LOSSES)}"
             )
-        for name in ("beta", "gamma_beta_ratio", "desirable_weight", "undesirable_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise TrainingError(f"{name} is {getattr(self, name)!r}; it has to be 0 or more")
+        for name, value in vars(self).items():
+            if name != "loss_type" and not 0 <= value < float("inf"):
+                raise TrainingError(f"{name} is {value!r}; it has to be 0 or more")
+        if self.sft_weight and self.loss_type in ("orpo", "kto"):
+            reason = (
+                "ORPO has that loss already" if self.loss_type == "orpo" else "KTO has no pairs"
+            )
+            raise TrainingError(f"sft_weight is {self.sft_weight:g}, and {reason}; leave it at 0")
 
     @property
     def loss(self) -> PreferenceLoss:
@@ -284,7 +291,7 @@ def _mean_of(
 ) -> jax.Array:  # Sum and count, which the train step divides, [2]
     return jnp.stack([jnp.where(where, values, 0).sum(), where.sum().astype(jnp.float32)])
 
-# %% ../../nbs/rl/80_preference_loss.ipynb #bdb81dc1
+# %% ../../nbs/rl/80_preference_loss.ipynb #ae0db18a
 def preference_losses(
     logprobs: jax.Array,  # Log-probability of each token under the policy, differentiable, [B, T]
     batch: PairBatch,  # Packed rows
@@ -304,18 +311,21 @@ def preference_losses(
     if not loss.paired:
         return kto_losses(logprobs, batch, config)
     scores = pair_scores(logprobs, batch, loss.average)
-    losses = jnp.where(scores.present, paired_losses(scores, config), 0)
+    each = {}
+    losses = paired_losses(scores, config)
+    if config.sft_weight or config.loss_type == "orpo":
+        each["nll_loss"] = -pair_scores(logprobs, batch, average=True).chosen
+        losses += config.sft_weight * each["nll_loss"]
+    losses = jnp.where(scores.present, losses, 0)
     shown = pair_scores(logprobs, batch, loss.average and not loss.reference)
     rewards = [
         loss.beta * (x - (ref if loss.reference else 0))
         for x, ref in ((shown.chosen, shown.ref_chosen), (shown.rejected, shown.ref_rejected))
     ]
-    each = {"rewards/chosen": rewards[0], "rewards/rejected": rewards[1]}
+    each |= {"rewards/chosen": rewards[0], "rewards/rejected": rewards[1]}
     each |= {"rewards/margins": rewards[0] - rewards[1]}
     each |= {"rewards/accuracies": rewards[0] > rewards[1]}
     each |= {"logps/chosen": shown.chosen, "logps/rejected": shown.rejected}
-    if config.loss_type == "orpo":
-        each["nll_loss"] = -scores.chosen
     present = scores.present
     return losses, {name: jnp.where(present, x, 0).sum() for name, x in each.items()}
 
