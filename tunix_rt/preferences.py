@@ -71,7 +71,7 @@ __all__ = ['Source', 'SMALL', 'Found', 'find_preferences', 'split_preferences', 
            'PreferenceResult', 'usual_rate', 'preference_verdict', 'preference', 'key_figures', 'report_preference',
            'plot_preference']
 
-# %% ../nbs/14_preferences.ipynb #0dead6d8
+# %% ../nbs/14_preferences.ipynb #7056e808
 Source = Sequence[Preference] | Dataset | str | Path | Iterable[Trace]
 
 
@@ -90,11 +90,11 @@ class Found(NamedTuple):
     sha256: str = ""  # Fingerprint of that dataset
 
 
-def _from_run(folder: Path) -> Found:
+def _from_run(folder: Path, pairs_per_group: int) -> Found:
     "Pair the answers that a run of GRPO wrote."
     files = sorted((folder / "completions").glob("completions_*.parquet"))
     tables = [pd.read_parquet(path) for path in files]
-    pairs = pairs_from_groups(pd.concat(tables)) if tables else []
+    pairs = pairs_from_groups(pd.concat(tables), pairs_per_group=pairs_per_group) if tables else []
     if not pairs:
         raise DatasetError(
             f"no group of answers in {folder / 'completions'} has a better and a worse one; give "
@@ -107,7 +107,7 @@ def _from_run(folder: Path) -> Found:
 
 def _sampled(
     model: Model, traces: Sequence[Trace], run: Run, config: GRPOConfig, rewards: RewardSet,
-    max_pairs: int, dtype: str,
+    pairs_per_group: int, max_pairs: int, dtype: str,
 ) -> list[Preference]:  # fmt: skip
     "Answer questions, score the answers, and keep both the pairs and the answers."
     kept = run.folder / "pairs.jsonl"
@@ -119,13 +119,13 @@ def _sampled(
     )  # fmt: skip
     pairs, table = sample_pairs(
         model.module, model.tokenizer, questions, rewards, config,
-        most=max_pairs, dtype=jnp.dtype(dtype),
+        pairs_per_group=pairs_per_group, most=max_pairs, dtype=jnp.dtype(dtype),
     )  # fmt: skip
     write_completions(run.folder, table, 1)
     write_preferences(kept, pairs)
     return list(pairs)
 
-# %% ../nbs/14_preferences.ipynb #b6d11f33
+# %% ../nbs/14_preferences.ipynb #19348f3e
 def find_preferences(
     model: Model,  # Model that answers, if the source is questions
     source: Source,  # Preferences, file, run folder of `grpo`, dataset or its key, or traces
@@ -133,6 +133,7 @@ def find_preferences(
     config: GRPOConfig,  # How answers are sampled
     *,
     rewards: RewardSet | None = None,  # Rewards of own answers; the strict scorer by default
+    pairs_per_group: int = 1,  # Most pairs from the answers to one question
     max_pairs: int = 0,  # Largest number of pairs; 0 for all
     dtype: str = "float32",  # Type to compute in
 ) -> Found:  # Preferences, and where they are from
@@ -144,6 +145,7 @@ def find_preferences(
         run: Run folder that keeps what is sampled
         config: How answers are sampled
         rewards: Rewards of own answers; the strict scorer by default
+        pairs_per_group: Most pairs from the answers to one question
         max_pairs: Largest number of pairs; 0 for all
         dtype: Type to compute in
 
@@ -158,7 +160,7 @@ def find_preferences(
             print(f"{path.name}: {read}")
             return Found(read.items[:most], path.name, path.name)
         if (path / "completions").is_dir():
-            found = _from_run(path)
+            found = _from_run(path, pairs_per_group)
             return found._replace(items=found.items[:most])
     if isinstance(source, Dataset | str | Path):
         data = named_dataset(source if isinstance(source, Dataset) else str(source))
@@ -169,7 +171,14 @@ def find_preferences(
             return Found(given[:most], "pairs", "pairs")
         traces, label, sha256 = given, "traces", ""
     pairs = _sampled(
-        model, traces, run, config, rewards or load_rewards("correct"), max_pairs, dtype
+        model,
+        traces,
+        run,
+        config,
+        rewards or load_rewards("correct"),
+        pairs_per_group,
+        max_pairs,
+        dtype,
     )
     return Found(pairs, f"own answers to {label}", label, sha256)
 
@@ -367,7 +376,7 @@ def preference_verdict(
         f"of them, and earns more than before training in {after['rewards/accuracies']:.1%}."
     )
 
-# %% ../nbs/14_preferences.ipynb #a2ad1c44
+# %% ../nbs/14_preferences.ipynb #c84131ab
 def preference(
     model: Model,  # Model to train, changed in place; before training it is the reference
     data: Source,  # Preferences, file, run folder of `grpo`, or questions to be answered now
@@ -384,6 +393,7 @@ def preference(
     reward_funcs: Any = "correct",  # Rewards of own answers, as for `load_rewards`
     reward_weights: Sequence[float] | None = None,  # Weight of each reward; 1 by default
     num_generations: int = 8,  # Own answers to each question
+    pairs_per_group: int = 1,  # Most pairs from the answers to one question
     max_new_tokens: int = 128,  # Longest own answer, and longest answer evaluated
     temperature: float = 1.0,  # Temperature of own answers
     generation_batch_size: int = 128,  # Answers sampled at a time
@@ -430,6 +440,7 @@ def preference(
         reward_funcs: Rewards of own answers, as for `load_rewards`
         reward_weights: Weight of each reward; 1 by default
         num_generations: Own answers to each question
+        pairs_per_group: Most pairs from the answers to one question
         max_new_tokens: Longest own answer, and longest answer evaluated
         temperature: Temperature of own answers
         generation_batch_size: Answers sampled at a time
@@ -487,6 +498,7 @@ def preference(
         run,
         sampling,
         rewards=load_rewards(reward_funcs, reward_weights),
+        pairs_per_group=pairs_per_group,
         max_pairs=max_pairs,
         dtype=dtype,
     )

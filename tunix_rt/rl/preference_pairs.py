@@ -354,47 +354,56 @@ def write_preferences(
                 fields["label"] = fields.pop("desirable")
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
-# %% ../../nbs/rl/82_preference_pairs.ipynb #63197325
+# %% ../../nbs/rl/82_preference_pairs.ipynb #eab4ca85
 def pairs_from_groups(
     table: pd.DataFrame,  # From `completions_table`, or read from completions files
     *,
+    pairs_per_group: int = 1,  # Most pairs of one group, of different rejected answers
     min_gap: float = 0.0,  # Rewards of a pair differ by more than this
-) -> list[PreferencePair]:  # At most one for each group, in the order of steps and questions
-    """Pair the best answer of each group with the worst.
+) -> list[PreferencePair]:  # In the order of steps and questions
+    """Pair the best answers of each group with the worst.
 
     Args:
         table: From `completions_table`, or read from completions files
+        pairs_per_group: Most pairs of one group, of different rejected answers
         min_gap: Rewards of a pair differ by more than this
 
     Returns:
-        At most one for each group, in the order of steps and questions
+        In the order of steps and questions
     """
     needed = {"step", "question", "prompt", "completion", "reward", "tokens", "finish_reason"}
     if missing := sorted(needed - set(table.columns)):
         raise DatasetError(f"the table has no {', '.join(missing)}; give completions of `grpo`")
+    known = table[np.isfinite(table["reward"]) & (table["completion"].str.strip() != "")]
+    known = known.assign(
+        cut=known["finish_reason"] == "length", text=known["completion"].str.strip()
+    )
+    groups = known.groupby(["step", "question"], sort=True)
+    return [pair for _, group in groups for pair in _pairs_of(group, pairs_per_group, min_gap)]
+
+
+def _pairs_of(group: pd.DataFrame, most: int, min_gap: float) -> list[PreferencePair]:
+    "Pair the answers to one question, each rejected one once."
+    best = group[~group["cut"]].sort_values(["reward", "tokens"], ascending=[False, True])
+    best = best[best["reward"] == best["reward"].max()].drop_duplicates("text")
+    if best.empty:
+        return []
+    worst = group.sort_values(["reward", "cut"], kind="stable").drop_duplicates("text")
+    worst = worst[
+        (best["reward"].iloc[0] - worst["reward"] > min_gap) & ~worst["text"].isin(best["text"])
+    ]
     pairs = []
-    for _, group in table[np.isfinite(table["reward"])].groupby(["step", "question"], sort=True):
-        group = group.assign(cut=group["finish_reason"] == "length")
-        group = group[group["completion"].str.strip() != ""]
-        ended = group[~group["cut"]]
-        if ended.empty:
-            continue
-        best = ended.sort_values(["reward", "tokens"], ascending=[False, True], kind="stable")
-        best, worst = best.iloc[0], group.sort_values(["reward", "cut"], kind="stable").iloc[0]
-        if best["reward"] - worst["reward"] > min_gap and _differ(best, worst):
-            pairs.append(
-                PreferencePair(
-                    best["prompt"], best["completion"], worst["completion"],
-                    float(best["reward"]), float(worst["reward"]), rejected_cut=bool(worst["cut"]),
-                )
-            )  # fmt: skip
+    for number, (_, bad) in enumerate(worst.head(most).iterrows()):
+        good = best.iloc[number % len(best)]
+        pairs.append(
+            PreferencePair(
+                good["prompt"], good["completion"], bad["completion"], float(good["reward"]),
+                float(bad["reward"]), rejected_cut=bool(bad["cut"]),
+            )
+        )  # fmt: skip
     return pairs
 
-
-def _differ(one: pd.Series, other: pd.Series) -> bool:
-    return bool(one["completion"].strip() != other["completion"].strip())
-
-# %% ../../nbs/rl/82_preference_pairs.ipynb #74246465
+# %% ../../nbs/rl/82_preference_pairs.ipynb #e799a1bc
 def sample_pairs(
     model: Gemma,  # Model that answers
     tokenizer: Tokenizer,  # Its tokenizer
@@ -402,6 +411,7 @@ def sample_pairs(
     rewards: RewardSet,  # Reward functions
     config: GRPOConfig,  # Answers to each question, their length and temperature, and the seed
     *,
+    pairs_per_group: int = 1,  # Most pairs from the answers to one question
     most: int = 0,  # Pairs after which it stops; 0 to answer all questions
     dtype: Any = jnp.float32,  # Compute dtype
     **scoring: Any,  # Options of `score_completions`
@@ -414,6 +424,7 @@ def sample_pairs(
         questions: Questions, from `encode_questions`
         rewards: Reward functions
         config: Answers to each question, their length and temperature, and the seed
+        pairs_per_group: Most pairs from the answers to one question
         most: Pairs after which it stops; 0 to answer all questions
         dtype: Compute dtype
         **scoring: Options of `score_completions`
@@ -430,7 +441,7 @@ def sample_pairs(
         said = sample_groups(model, tokenizer, questions, chosen, config, seed=seed, dtype=dtype)
         groups = score_groups(rewards, questions, chosen, said, config, **scoring)
         tables.append(completions_table(groups, questions, step))
-        pairs += pairs_from_groups(tables[-1])
+        pairs += pairs_from_groups(tables[-1], pairs_per_group=pairs_per_group)
         if most and len(pairs) >= most:
             break
     table = pd.concat(tables, ignore_index=True)
