@@ -203,7 +203,8 @@ def pair_scores(
         for values in (logprobs, jnp.asarray(batch.ref_logprobs))
         for role, length in zip((CHOSEN, REJECTED), lengths, strict=True)
     ]
-    return Scores(*found, (lengths[0] > 0) & (lengths[1] > 0))
+    w, l, ref_w, ref_l = found  # noqa: E741
+    return Scores(w, l, ref_w, ref_l, (lengths[0] > 0) & (lengths[1] > 0))
 
 # %% ../../nbs/rl/80_preference_loss.ipynb #206e7b6c
 def log_odds(

@@ -38,7 +38,7 @@ __all__ = ['router', 'AT_ONCE', 'PIPELINES', 'TAIL', 'SANDBOX', 'runs_page', 'sc
 # %% ../../../nbs/serve/pages/50_runs.ipynb #c4a350cd
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
 AT_ONCE = 25  # Runs on a page
-PIPELINES = ("train", "evaluate", "demo", "kaggle_submission")
+PIPELINES = ("train", "grpo", "preference", "evaluate", "demo", "kaggle_submission")
 
 
 @router.get("/runs")
