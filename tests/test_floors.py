@@ -14,6 +14,7 @@ FLOORS = (
     {"registry"},
     {"api"},
     {"post_training"},
+    {"preferences"},
     {"tuning"},
     {"serve"},
     {"client", "cli"},

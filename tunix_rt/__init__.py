@@ -15,6 +15,7 @@ _HOMES = {
     "load_model": "api",
     "sft": "api",
     "grpo": "post_training",
+    "preference": "preferences",
     "generate": "api",
     "evaluate": "api",
     "compare": "api",
@@ -22,6 +23,7 @@ _HOMES = {
     "Model": "api",
     "SFTResult": "api",
     "GRPOResult": "post_training",
+    "PreferenceResult": "preferences",
     "Dataset": "data.datasets",
     "Trace": "traces.schema",
     "Step": "traces.schema",
@@ -66,5 +68,7 @@ if TYPE_CHECKING:
     from .models.lora import LoraConfig as LoraConfig
     from .post_training import GRPOResult as GRPOResult
     from .post_training import grpo as grpo
+    from .preferences import PreferenceResult as PreferenceResult
+    from .preferences import preference as preference
     from .traces.schema import Step as Step
     from .traces.schema import Trace as Trace

@@ -26,11 +26,12 @@ from .packing import PackedBatch
 
 # %% auto #0
 __all__ = ['Figures', 'Objective', 'with_figures', 'count_tokens', 'TrainState', 'SplitModel', 'split_params', 'merge_params',
-           'init_train_state', 'micro_batches', 'accumulate_gradients', 'merge_figure', 'compiler_options', 'Step',
-           'make_step', 'update_model']
+           'init_train_state', 'micro_batches', 'accumulate_gradients', 'merge_figure', 'finish_figure',
+           'compiler_options', 'Step', 'make_step', 'update_model']
 
 # %% ../../nbs/training/40_train_step.ipynb #4898ea60
 Figures = dict[str, jax.Array]  # Sums over a batch; maxima where a name ends in "/max"
+# A figure of two numbers, [2], is a sum and what it is divided by instead of the loss's divisor
 Objective = Callable[[Gemma, Any, jax.Array | None], jax.Array | tuple[jax.Array, Figures]]
 # Model, batch, and a key for dropout (None for none) -> summed loss in nats, maybe with figures
 
@@ -246,6 +247,26 @@ def merge_figure(
     """
     return jnp.maximum(one, other) if name.endswith("/max") else one + other
 
+
+def finish_figure(
+    name: str,  # Name of the figure
+    value: jax.Array,  # Merged over all slices: a number, or a sum and its own divisor [2]
+    divisor: jax.Array,  # What the loss is divided by
+) -> jax.Array:  # Scalar for the log
+    """Divide a figure, unless it is a maximum.
+
+    Args:
+        name: Name of the figure
+        value: Merged over all slices: a number, or a sum and its own divisor [2]
+        divisor: What the loss is divided by
+
+    Returns:
+        Scalar for the log
+    """
+    if name.endswith("/max"):
+        return value
+    return value[0] / jnp.maximum(value[1], 1) if value.ndim else value / divisor
+
 # %% ../../nbs/training/40_train_step.ipynb #771adfa7
 @cache
 def compiler_options(
@@ -356,9 +377,8 @@ def make_step(
         divisor = count(batch)
         gradient = jax.tree.map(lambda g: g / divisor, gradient)
         change, memory = optimizer.update(gradient, state.opt_state, state.params)
-        own = {name: x if name.endswith("/max") else x / divisor for name, x in found.items()}
         figures = {
-            **own,
+            **{name: finish_figure(name, x, divisor) for name, x in found.items()},
             "loss": total / divisor,
             "gradient_norm": optax.global_norm(gradient),
             "tokens": (batch.segment_ids > 0).sum(),
