@@ -15,9 +15,9 @@ from .arithmetic import PLACES, digits_from_right, evaluate, false_equations
 from ..traces.schema import Step, Trace
 
 # %% auto #0
-__all__ = ['KINDS', 'PLACEMENTS', 'NO_ERROR', 'Steps', 'TRIES', 'Column', 'complete', 'work_column', 'wrong_column', 'Error',
-           'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'check_line', 'lay_out', 'check_each', 'check_at_end',
-           'with_checks', 'inject_error', 'verify', 'CheckSpec', 'add_checks']
+__all__ = ['KINDS', 'PLACEMENTS', 'NO_ERROR', 'COUNTED', 'Steps', 'TRIES', 'Column', 'complete', 'work_column', 'wrong_column',
+           'Error', 'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'check_line', 'all_lines', 'lay_out',
+           'check_each', 'check_at_end', 'with_checks', 'inject_error', 'verify', 'CheckSpec', 'add_checks']
 
 # %% ../../nbs/data/22_error_injection.ipynb #b4054f68
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def work_column(
         total = (upper * lower if sign == "*" else upper + lower) + carried
     return complete(replace(column, total=total), last)
 
-# %% ../../nbs/data/22_error_injection.ipynb #42689895
-KINDS = ("off_by_one", "digit", "carry", "copy")
+# %% ../../nbs/data/22_error_injection.ipynb #4bd3fd93
+KINDS = ("off_by_one", "digit", "carry", "copy", "result")
 
 
 def _copied(right: Column, last: bool, draw: Random) -> Column:
@@ -137,6 +137,8 @@ def wrong_column(
     Returns:
         Wrong column; None where this kind of error cannot happen
     """
+    if kind == "result":
+        return None
     if kind == "copy":
         return _copied(right, last, draw)
     if kind == "digit":
@@ -153,17 +155,17 @@ def wrong_column(
     fits = fits and (right.sign != "-" or total <= 9)
     return complete(replace(right, total=total), last) if fits else None
 
-# %% ../../nbs/data/22_error_injection.ipynb #8c36154b
+# %% ../../nbs/data/22_error_injection.ipynb #a4ac7f67
 @dataclass(frozen=True)
 class Error:
-    """An error of one kind in one column.
+    """An error of one kind in one step.
 
     Attributes:
-        step: Number of the column, from 1, through all sums of a question
+        step: Number of the column or result, from 1, through all sums of a question
         kind: One of KINDS
     """
 
-    step: int  # Number of the column, from 1, through all sums of a question
+    step: int  # Number of the column or result, from 1, through all sums of a question
     kind: str  # One of KINDS
 
 
@@ -184,6 +186,19 @@ class WorkedSum:
     def conclusion(self) -> str:
         "The sum and its result as one equation."
         return f"{self.expression} = {self.result}"
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        "The columns and the conclusion, which are the steps that can be wrong."
+        return (*map(str, self.columns), self.conclusion)
+
+
+def _wrong_result(result: int, draw: Random) -> int:
+    "Change one digit of a result."
+    digits = list(str(result))
+    place = draw.randrange(len(digits))
+    digits[place] = draw.choice([d for d in "0123456789" if d != digits[place]])
+    return int("".join(digits))
 
 
 def work_sum(
@@ -214,16 +229,20 @@ def work_sum(
     for number, (place, digits) in enumerate(zip(PLACES, pairs, strict=False), start=1):
         last = number == size
         column: Column | None = work_column(sign, place, digits, carried, last)
-        if error is not None and draw is not None and number == error.step and column:
+        if error and draw and number == error.step and column:
             column = wrong_column(column, error.kind, last, draw)
         if column is None or (last and column.short):
             return None
         carried = column.carry
         columns.append(column)
     result = int("".join(str(column.write) for column in reversed(columns)))
+    if error and draw and error.step == size + 1:
+        if error.kind != "result":
+            return None
+        result = _wrong_result(result, draw)
     return WorkedSum(expression, tuple(columns), result, label)
 
-# %% ../../nbs/data/22_error_injection.ipynb #8b1e0e77
+# %% ../../nbs/data/22_error_injection.ipynb #d41cc147
 def plans_of(
     trace: Trace,  # Worked trace without an error
 ) -> list[tuple[str, str]]:  # Label and expression of each sum
@@ -272,33 +291,48 @@ def work_sums(
         done = work_sum(expression, label=label, error=here, draw=draw)
         if done is None or done.result >= 10 ** len(PLACES):
             return None
-        before += len(done.columns)
+        before += len(done.lines)
         sums.append(done)
     return sums
 
-# %% ../../nbs/data/22_error_injection.ipynb #1d78a19b
+# %% ../../nbs/data/22_error_injection.ipynb #f5d0b172
 PLACEMENTS = ("step", "end")
 NO_ERROR = "no error"
+COUNTED = ("column", "result")  # Types of the steps that are counted and checked
 
 Steps = list[tuple[str, str]]  # (type, content) of each step
 
 
 def check_line(
-    number: int,  # Number of the column, from 1
-    right: Column,  # Column as it should be
+    number: int,  # Number of the step, from 1
+    right: str,  # Step as it should be
     wrong: bool,  # True if something else was written
 ) -> str:  # Content of a check step
-    """Write the check of one column.
+    """Write the check of one step.
 
     Args:
-        number: Number of the column, from 1
-        right: Column as it should be
+        number: Number of the step, from 1
+        right: Step as it should be
         wrong: True if something else was written
 
     Returns:
         Content of a check step
     """
     return f"check {number}: {right}; {f'error in step {number}' if wrong else NO_ERROR}"
+
+
+def all_lines(
+    sums: Sequence[WorkedSum],  # Worked sums
+) -> list[str]:  # Columns and results, in order
+    """List the lines that can be wrong; their numbers are those of the steps.
+
+    Args:
+        sums: Worked sums
+
+    Returns:
+        Columns and results, in order
+    """
+    return [line for done in sums for line in done.lines]
 
 
 def lay_out(
@@ -319,33 +353,31 @@ def lay_out(
         steps += [("result", done.conclusion)]
     return steps
 
-# %% ../../nbs/data/22_error_injection.ipynb #f08e182e
+# %% ../../nbs/data/22_error_injection.ipynb #0cab6575
 def check_each(
     right: Sequence[WorkedSum],  # Sums as they should be
     wrong: Sequence[WorkedSum] | None,  # Sums with an error; None for none
-    error: int,  # Number of the wrong column; 0 for none
-) -> Steps:  # Each column, its check, and after the wrong one its correction
-    """List the steps of sums with a check after each column.
+    error: int,  # Number of the wrong step; 0 for none
+) -> Steps:  # Each step, its check, and after the wrong one its correction
+    """List the steps of sums with a check after each.
 
     Args:
         right: Sums as they should be
         wrong: Sums with an error; None for none
-        error: Number of the wrong column; 0 for none
+        error: Number of the wrong step; 0 for none
 
     Returns:
-        Each column, its check, and after the wrong one its correction
+        Each step, its check, and after the wrong one its correction
     """
     steps, number = Steps(), 0
-    written = [column for done in wrong or () for column in done.columns]
     for kind, content in lay_out(right):
-        number += kind == "column"
-        if kind != "column":
+        if kind not in COUNTED:
             steps.append((kind, content))
             continue
-        column = [column for done in right for column in done.columns][number - 1]
+        number += 1
         found = number == error
-        steps.append(("column", str(written[number - 1]) if found else content))
-        steps.append(("check", check_line(number, column, found)))
+        steps.append((kind, all_lines(wrong or ())[number - 1] if found else content))
+        steps.append(("check", check_line(number, content, found)))
         steps += [("correction", content)] if found else []
     return steps
 
@@ -353,42 +385,44 @@ def check_each(
 def check_at_end(
     right: Sequence[WorkedSum],  # Sums as they should be
     wrong: Sequence[WorkedSum] | None,  # Sums with an error; None for none
-    error: int,  # Number of the wrong column; 0 for none
-) -> Steps:  # The whole working, its checks, and from the wrong column on the correction
+    error: int,  # Number of the wrong step; 0 for none
+) -> Steps:  # The whole working, its checks, and from the wrong step on the correction
     """List the steps of sums with checks after the whole working.
 
     Args:
         right: Sums as they should be
         wrong: Sums with an error; None for none
-        error: Number of the wrong column; 0 for none
+        error: Number of the wrong step; 0 for none
 
     Returns:
-        The whole working, its checks, and from the wrong column on the correction
+        The whole working, its checks, and from the wrong step on the correction
     """
-    columns = [column for done in right for column in done.columns]
     checks = [
-        ("check", check_line(number, column, number == error))
-        for number, column in enumerate(columns[: error or None], start=1)
+        ("check", check_line(number, line, number == error))
+        for number, line in enumerate(all_lines(right)[: error or None], start=1)
     ]
     if not wrong:
         return lay_out(right) + checks
-    again, number = lay_out(right), 0
-    for place, (kind, content) in enumerate(again):
-        number += kind == "column"
-        if number == error:
-            return [*lay_out(wrong), *checks, ("correction", content), *again[place + 1 :]]
-    raise DatasetError(f"there is no step {error}; the working has {len(columns)} columns")
+    again = lay_out(right)
+    place = _place_of(again, error)
+    correction = ("correction", again[place][1])
+    return [*lay_out(wrong), *checks, correction, *again[place + 1 :]]
 
-# %% ../../nbs/data/22_error_injection.ipynb #754cb7e0
+
+def _place_of(steps: Steps, number: int) -> int:
+    "Find the position of a counted step among all steps, from 0."
+    return [place for place, (kind, _) in enumerate(steps) if kind in COUNTED][number - 1]
+
+# %% ../../nbs/data/22_error_injection.ipynb #64664870
 def with_checks(
     trace: Trace,  # Worked trace without an error
-    placement: str = "end",  # "step" for a check after each column, "end" for all after the working
+    placement: str = "end",  # "step" for a check after each step, "end" for all after the working
 ) -> Trace:  # Same question with checks that find no error
     """Add checks to a worked trace.
 
     Args:
         trace: Worked trace without an error
-        placement: "step" for a check after each column, "end" for all after the working
+        placement: "step" for a check after each step, "end" for all after the working
 
     Returns:
         Same question with checks that find no error
@@ -410,7 +444,7 @@ def _with_steps(trace: Trace, steps: Steps, meta: dict[str, Any]) -> Trace:
     verify(made)
     return made
 
-# %% ../../nbs/data/22_error_injection.ipynb #76ee4fd4
+# %% ../../nbs/data/22_error_injection.ipynb #20088cb2
 TRIES = 200  # Draws of an error before a trace is given up
 
 
@@ -435,10 +469,10 @@ def inject_error(
     plans = plans_of(trace)
     right = work_sums(plans)
     assert right is not None
-    columns = sum(len(done.columns) for done in right)
+    count = len(all_lines(right))
     placement = (trace.meta or {}).get("checks") or "end"
     for _ in range(TRIES):
-        error = Error(draw.randrange(columns) + 1, draw.choice(list(kinds)))
+        error = Error(draw.randrange(count) + 1, draw.choice(list(kinds)))
         wrong = work_sums(plans, error, draw)
         if wrong is not None:
             lay = check_each if placement == "step" else check_at_end
@@ -446,16 +480,11 @@ def inject_error(
             noted = {"step": error.step, "kind": error.kind, "at": _place_of(steps, error.step)}
             return _with_steps(trace, steps, {"checks": placement, "error": noted})
     raise DatasetError(
-        f"trace {trace.id} has no column in which {' or '.join(kinds)} is possible "
+        f"trace {trace.id} has no step in which {' or '.join(kinds)} is possible "
         f"({TRIES} were tried); allow more kinds"
     )
 
-
-def _place_of(steps: Steps, number: int) -> int:
-    "Find the position of a column among all steps, from 0."
-    return [place for place, (kind, _) in enumerate(steps) if kind == "column"][number - 1]
-
-# %% ../../nbs/data/22_error_injection.ipynb #2d22b8e5
+# %% ../../nbs/data/22_error_injection.ipynb #19083413
 def verify(
     trace: Trace,  # Trace with checks
 ) -> None:
@@ -467,7 +496,7 @@ def verify(
     error = (trace.meta or {}).get("error")
     checks = [step for step in trace.steps if step.type == "check"]
     found = [step for step in checks if not step.content.endswith(f"; {NO_ERROR}")]
-    last = next(step for step in reversed(trace.steps) if step.type == "result")
+    last = next(step for step in reversed(trace.steps) if step.type != "check")
     wrong_from, wrong_to = (error["at"], found[0].i) if error and found else (0, 0)
     sound = [step for step in trace.steps if not wrong_from <= step.i < wrong_to]
     false = [text for step in sound for text in false_equations(step.content)]
@@ -486,28 +515,28 @@ def verify(
 
 
 def _checks_fit(trace: Trace, checks: Sequence[Step]) -> bool:
-    "Compare each check with the column that it is about."
-    columns = [step.content for step in trace.steps if step.type == "column"]
+    "Compare each check with the step that it is about."
+    lines = [step.content for step in trace.steps if step.type in COUNTED]
     fits = []
     for number, check in enumerate(checks, start=1):
         line, _, verdict = check.content.removeprefix(f"check {number}: ").partition("; ")
-        same = columns[number - 1] == line
+        same = lines[number - 1] == line
         fits.append(verdict == (NO_ERROR if same else f"error in step {number}"))
     return all(fits)
 
-# %% ../../nbs/data/22_error_injection.ipynb #3785d6a3
+# %% ../../nbs/data/22_error_injection.ipynb #89bade40
 @dataclass(frozen=True)
 class CheckSpec:
     """Where checks stand and how many traces have an error for them to find.
 
     Attributes:
         errors: Share of training traces with an error; held-out ones have none
-        placement: "step" for a check after each column, "end" for all after the working
+        placement: "step" for a check after each step, "end" for all after the working
         kinds: Kinds of error, equally often
     """
 
     errors: float = 0.5  # Share of training traces with an error; held-out ones have none
-    placement: str = "end"  # "step" for a check after each column, "end" for all after the working
+    placement: str = "end"  # "step" for a check after each step, "end" for all after the working
     kinds: tuple[str, ...] = KINDS  # Kinds of error, equally often
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from ..traces.schema import Trace
 __all__ = ['FLAG', 'CHECK', 'LEAST_QUESTIONS', 'RATES', 'Case', 'error_cases', 'encode_cases', 'CaseResult', 'read_continuation',
            'rates', 'ErrorDetection', 'said', 'detection_html', 'summarize', 'detect_errors']
 
-# %% ../../nbs/evaluation/65_error_detection.ipynb #a7d0e17e
+# %% ../../nbs/evaluation/65_error_detection.ipynb #dfda6f36
 @dataclass(frozen=True)
 class Case:
     """A question and the steps that the model's turn begins with.
@@ -40,13 +40,13 @@ class Case:
     Attributes:
         trace: Question and its answer
         steps: Steps given
-        error: Number of the wrong column; 0 for a control
+        error: Number of the wrong step; 0 for a control
         kind: Kind of error; "" for a control
     """
 
     trace: Trace  # Question and its answer
     steps: tuple[str, ...]  # Steps given
-    error: int = 0  # Number of the wrong column; 0 for a control
+    error: int = 0  # Number of the wrong step; 0 for a control
     kind: str = ""  # Kind of error; "" for a control
 
     @property
@@ -100,7 +100,7 @@ def encode_cases(
     prefixes = tokenizer([case.prefix for case in cases], add_special_tokens=False).input_ids
     return [[*prompt, *prefix] for prompt, prefix in zip(prompts, prefixes, strict=True)]
 
-# %% ../../nbs/evaluation/65_error_detection.ipynb #76997c8d
+# %% ../../nbs/evaluation/65_error_detection.ipynb #0c148476
 FLAG = re.compile(r"\berror in step (\d+)")
 CHECK = re.compile(r"\bcheck \d+:")
 
@@ -113,7 +113,7 @@ class CaseResult(BaseModel):
     prompt: str
     prefix: str
     continuation: str
-    error: int  # Number of the wrong column; 0 for a control
+    error: int  # Number of the wrong step; 0 for a control
     kind: str  # Kind of error; "" for a control
     flagged: int | None  # Step that it calls wrong; None if it calls none so
     checked: bool  # Whether it has a check at all
