@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from ..core.errors import DatasetError
+from .error_injection import CheckSpec, add_checks
 from tunix_rt.data.problems import (
     Problem,
     addition,
@@ -63,6 +64,7 @@ class GeneratorSpec:
         options: Options of each family
         clear_of: Recipes whose questions are excluded
         split: Name of the first part as a dataset split
+        checks: Checks and errors in the working; None for none
     """
 
     mix: Mapping[str, float]  # Family to its share; shares need not add up to one
@@ -71,6 +73,7 @@ class GeneratorSpec:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # Options of each family
     clear_of: tuple[str, ...] = ()  # Recipes whose questions are excluded
     split: str = "train"  # Name of the first part as a dataset split
+    checks: CheckSpec | None = None  # Checks and errors in the working; None for none
 
 
 PRESETS: dict[str, GeneratorSpec] = {
@@ -112,6 +115,13 @@ PRESETS: dict[str, GeneratorSpec] = {
         held_out=500,
         options={"repetition": {"words": (1, 3)}},
         clear_of=("golden", "dev-reasoning"),
+    ),
+    "arithmetic-checks": GeneratorSpec(
+        mix={"addition": 40, "subtraction": 30, "multiplication": 30},
+        train=20_000,
+        held_out=500,
+        clear_of=("golden", "dev-reasoning"),
+        checks=CheckSpec(errors=0.5),
     ),
 }
 
@@ -300,6 +310,9 @@ def draw_recipe(
             )
             traces += [as_trace(p, family=family, recipe=name, seed=seed) for p in problems]
         Random(f"{name}/{seed}/{part}").shuffle(traces)
+        if recipe.checks:
+            spec = recipe.checks if part == "train" else replace(recipe.checks, errors=0.0)
+            traces = add_checks(traces, spec, Random(f"{name}/{seed}/{part}/checks"))
         parts.append(traces)
     return parts[1], parts[0]
 
@@ -312,6 +325,7 @@ def generate(
     seed: int = 42,  # Seed of every draw
     mix: Mapping[str, float] | None = None,  # Family to share; the recipe's by default
     options: Mapping[str, Mapping[str, Any]] | None = None,  # Family to options, or the recipe's
+    checks: CheckSpec | None = None,  # Checks and errors in the working; the recipe's by default
     avoid: Iterable[Trace] = (),  # Traces whose prompts are excluded
 ) -> tuple[list[Trace], list[Trace]]:  # Train and held-out traces, without a common question
     """Generate the traces of a recipe; the same arguments always give the same traces.
@@ -323,6 +337,7 @@ def generate(
         seed: Seed of every draw
         mix: Family to share; the recipe's by default
         options: Family to options, or the recipe's
+        checks: Checks and errors in the working; the recipe's by default
         avoid: Traces whose prompts are excluded
 
     Returns:
@@ -337,6 +352,7 @@ def generate(
         held_out=base.held_out if held_out is None else held_out,
         mix=base.mix if mix is None else mix,
         options={**base.options, **(options or {})},
+        checks=checks or base.checks,
     )
     if min(wanted.train, wanted.held_out) < 0:
         raise DatasetError(f"sizes count problems, so {train=} and {held_out=} cannot be negative")
