@@ -80,3 +80,17 @@ def test_demo_cut_between_its_parts_ends_with_the_same_predictions(root: Path) -
         said = [Path(f"{run}-{part}", "predictions.jsonl").read_bytes() for run in (whole, cut)]
         assert said[0] == said[1]
     assert "right answers" in (cut / "report.html").read_text()
+
+
+def test_demo_cut_after_practice_does_not_practice_again(root: Path) -> None:
+    words = ["demo", *DEMO, "-p", "practice=true", "--run-dir", str(root / "outputs/runs/demo")]
+    demo, practiced = (root / "outputs/runs" / name for name in ("demo", "demo-practiced"))
+    cut_when(root, lambda: (practiced / "run.json").is_file(), *words)
+    before = (root / "outputs/runs/demo-practice/run.json").read_bytes()
+    finish(root, *words)
+    assert (root / "outputs/runs/demo-practice/run.json").read_bytes() == before
+    page, told = (demo / "report.html").read_text(), json.loads((demo / "run.json").read_text())
+    assert "with reasoning → after practice" in page and "practiced on" in page
+    assert told["results"]["practice"]["steps"] == 2
+    (questions,) = (root / "data/datasets").glob("arithmetic-questions-*/traces.jsonl")
+    assert all(json.loads(line)["steps"] == [] for line in questions.read_text().splitlines())

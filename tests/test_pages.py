@@ -1,6 +1,7 @@
 "The pages, by a program and by a browser."
 
 import hashlib
+import json
 import re
 import shutil
 from contextlib import closing, contextmanager
@@ -9,6 +10,7 @@ from importlib.resources import files
 from uuid import uuid4
 
 import httpx
+import pandas as pd
 import pytest
 from serving import TOKEN, make_run, server_process, serving, sum_trace
 
@@ -196,6 +198,46 @@ def start_by_hand(store, root) -> RunRow:
     append_log(store, run.id, [("stdout", "the first line\n")])
     (folder / "metrics.jsonl").write_text('{"step": 10, "loss": 5.5}\n')
     return run
+
+
+def practice_by_hand(store, root) -> RunRow:
+    "A run of GRPO that a worker seems to be at, with evil answers."
+    run, folder = start_by_hand(store, root), root / "outputs" / "runs" / "by-hand"
+    (folder / "completions").mkdir()
+    answers = {
+        "step": 10, "question": [3, 3], "prompt": EVIL, "expected": EVIL,
+        "completion": ["1 + 1 = 2\n<answer>2</answer>", EVIL], "correct": [1.0, 0.0],
+        "reward": [1.0, 0.0], "advantage": [0.5, -0.5], "tokens": 9, "finish_reason": "stop",
+    }  # fmt: skip
+    for step in (1, 10):
+        path = folder / f"completions/completions_{step:05d}.parquet"
+        pd.DataFrame(answers | {"step": step}).to_parquet(path)
+    lines = [{"step": 0, "eval/accuracy": 0.3}]
+    lines += [{"step": step, "loss": 0.0, "reward": step / 20, "entropy": 0.4} for step in (1, 10)]
+    for line in lines[::2]:
+        line |= {"eval/accuracy": 0.3, "eval/accuracy_low": 0.2, "eval/accuracy_high": 0.4}
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return run
+
+
+def test_a_run_of_practice_shows_what_was_rewarded(own, root):
+    run = practice_by_hand(own, root)
+    newest = root / "outputs/runs/by-hand/completions/completions_00010.parquet"
+    with serving(own) as client:
+        page = client.get(f"/runs/{run.id}", headers=BROWSER).text
+        assert "What was rewarded" in page and "Of step 10" in page
+        assert "1 + 1 = 2\n" in page and "advantage +0.50" in page and "advantage -0.50" in page
+        part = client.get(f"/runs/{run.id}/completions", headers=BROWSER).text
+        assert "Of step 10" in part and " style=" not in part
+        assert all("<script>" not in each and "<img src=x" not in each for each in (page, part))
+        panels = client.get(f"/runs/{run.id}/curves").json()
+        assert panels["reward"]["training"] == [[1, 0.05], [10, 0.5]] and "loss" not in panels
+        assert len(panels["held-out accuracy"]) == 3
+        newest.write_bytes(b"half of one")
+        part = client.get(f"/runs/{run.id}/completions", headers=BROWSER)
+        assert part.status_code == 200 and "holds no answers to show" in part.text
+        newest.unlink()
+        assert "Of step 1," in client.get(f"/runs/{run.id}/completions", headers=BROWSER).text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")

@@ -84,6 +84,11 @@ STYLE = """<style>
 </style>"""
 
 
+def _cut(text: str, most: int = 600) -> str:
+    "Shorten an answer and keep its lines, since each is a step."
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _card(row: pd.Series, rewards: list[str]) -> str:
     kind = "tunix-up" if row["advantage"] > 0 else "tunix-down" if row["advantage"] < 0 else ""
     figures = ", ".join(
@@ -91,7 +96,7 @@ def _card(row: pd.Series, rewards: list[str]) -> str:
         for name in rewards
     )
     length = f"{row['tokens']} tokens{', cut off' if row['finish_reason'] == 'length' else ''}"
-    text = escape(visible(excerpt(str(row["completion"]), 600)))
+    text = escape(_cut(visible(str(row["completion"]))))
     return (
         f'<div class="{kind}"><b>advantage {row["advantage"]:+.2f}</b><br>{figures}<br>{length}'
         f"<pre>{text}</pre></div>"
@@ -109,6 +114,7 @@ def answers_html(
     *,
     groups: int = 3,  # Groups to show, those whose rewards differ most first
     answers: int = 4,  # Answers of each: the best and the worst
+    style: bool = True,  # True to include the style sheet; False where the page has it already
 ) -> Html:  # HTML for JupyterLab and pages, with text for a terminal
     """Show the answers of a step side by side.
 
@@ -116,6 +122,7 @@ def answers_html(
         table: From `completions_table`, or read from a completions file
         groups: Groups to show, those whose rewards differ most first
         answers: Answers of each: the best and the worst
+        style: True to include the style sheet; False where the page has it already
 
     Returns:
         HTML for JupyterLab and pages, with text for a terminal
@@ -147,4 +154,4 @@ def answers_html(
             f"  {row['advantage']:+.2f}  {excerpt(visible(str(row['completion'])), 70)!r}"
             for _, row in shown.iterrows()
         ]
-    return Html(STYLE + "".join(parts), plain="\n".join(plain))
+    return Html((STYLE if style else "") + "".join(parts), plain="\n".join(plain))

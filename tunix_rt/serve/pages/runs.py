@@ -5,6 +5,7 @@
 # %% ../../../nbs/serve/pages/50_runs.ipynb #f6f40365
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 from uuid import UUID
 
@@ -32,8 +33,9 @@ from ...store.tables import EvaluationRow, RunRow
 from ...tracking.evaluations import latest_evaluation
 
 # %% auto #0
-__all__ = ['router', 'AT_ONCE', 'PIPELINES', 'TAIL', 'SANDBOX', 'runs_page', 'score_figures', 'category_figures', 'state_facts',
-           'evaluation_facts', 'run_page', 'run_state_part', 'run_curves', 'report_page', 'notebook_page']
+__all__ = ['router', 'AT_ONCE', 'PIPELINES', 'TAIL', 'COMPLETIONS', 'MOST_BYTES', 'SANDBOX', 'runs_page', 'score_figures',
+           'category_figures', 'state_facts', 'evaluation_facts', 'newest_completions', 'completion_facts', 'run_page',
+           'run_state_part', 'run_completions_part', 'run_curves', 'report_page', 'notebook_page']
 
 # %% ../../../nbs/serve/pages/50_runs.ipynb #c4a350cd
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
@@ -165,6 +167,60 @@ def evaluation_facts(
     categories = figures_html(by_category, head="category", style=False) if by_category else ""
     return {"evaluation": evaluation, "scores": scores, "categories": categories}
 
+# %% ../../../nbs/serve/pages/50_runs.ipynb #14f7b0bb
+COMPLETIONS = "completions/completions_"  # Name of a file of answers, up to the number of the step
+MOST_BYTES = 32 * 2**20  # Largest file of answers that a page reads
+
+
+def newest_completions(
+    folder: Path,  # Folder of a run
+) -> Path | None:  # File of answers with the highest step; None if there is none
+    """Find the newest answers of a run.
+
+    Args:
+        folder: Folder of a run
+
+    Returns:
+        File of answers with the highest step; None if there is none
+    """
+    names = [file.name for file in list_files(folder) if file.name.startswith(COMPLETIONS)]
+    written = sorted(name for name in names if name.endswith(".parquet"))
+    return open_file(folder, written[-1]) if written else None
+
+
+def completion_facts(
+    run: RunRow,  # Any
+) -> dict[str, Any] | None:  # step, answers or what is wrong; None without answers
+    """Render the newest answers of a run, best and worst.
+
+    Args:
+        run: Any
+
+    Returns:
+        step, answers or what is wrong; None without answers
+    """
+    import pandas as pd
+
+    from tunix_rt.rl.plots import answers_html
+
+    try:
+        folder = run_files(run)
+        path = newest_completions(folder) if folder else None
+    except PathError:
+        return None
+    if path is None:
+        return None
+    found: dict[str, Any] = {"step": None, "answers": None, "wrong": ""}
+    if (size := path.stat().st_size) > MOST_BYTES:
+        return found | {"wrong": f"{path.name} is too large to show: {size:,} bytes"}
+    try:
+        table = pd.read_parquet(path)
+        shown = answers_html(table, style=False)
+        return found | {"step": int(table["step"].iloc[0]), "answers": shown}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        name = type(error).__name__
+        return found | {"wrong": f"{path.name} holds no answers to show: {name}"}
+
 # %% ../../../nbs/serve/pages/50_runs.ipynb #2548cd6a
 @router.get("/runs/{run_id}")
 def run_page(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
@@ -189,6 +245,8 @@ def run_page(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
         answers=evaluation is not None or "predictions.jsonl" in names,
         panels=panels,
         curves=curves_html(panels, style=False) if panels else "",
+        rewarding="reward" in panels or "held-out accuracy" in panels,
+        practiced=completion_facts(run),
         lines=lines,
         seq=lines[-1].seq if lines else seq,
         children=list_queued(store, parent_run_id=run_id, limit=10).runs,
@@ -201,6 +259,13 @@ def run_page(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
 def run_state_part(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
     "Show the state of a run, as a part of its page."
     return show(request, "run_state.html", **state_facts(store, get_queued(store, run_id)))
+
+
+@router.get("/runs/{run_id}/completions")
+def run_completions_part(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
+    "Show the newest answers that were rewarded, as a part of the page of a run."
+    run = get_queued(store, run_id)
+    return show(request, "run_completions.html", run=run, practiced=completion_facts(run))
 
 
 @router.get("/runs/{run_id}/curves")

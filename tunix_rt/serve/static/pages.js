@@ -34,12 +34,17 @@ function plot(host, title, curves) {
     curves[name].map((point) => point[0]),
     curves[name].map((point) => point[1]),
   ]);
+  const place = (end) => names.findIndex((name) => name.endsWith(end)) + 1;
+  const [low, high] = [place(", low"), place(", high")]; // ends of an interval: a band
+  const bands = low && high ? [{ series: [high, low], fill: colour("--accent") + "30" }] : [];
+  const edge = (name) => bands.length && /, (low|high)$/.test(name);
   const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 } };
+  const ticks = (_, values) => values.map((value) => String(Number(value.toPrecision(3))));
   const shown = (_, value) => (value == null ? "–" : Number(value).toPrecision(4));
-  const series = names.map((name, place) => ({
+  const series = names.map((name, position) => ({
     label: name,
-    stroke: colour(strokes[place % strokes.length]),
-    width: 1.8,
+    stroke: colour(bands.length ? "--accent" : strokes[position % strokes.length]),
+    width: edge(name) ? 0.6 : 1.8,
     spanGaps: true,
     value: shown,
     points: { show: curves[name].length < 3 },
@@ -49,8 +54,9 @@ function plot(host, title, curves) {
       width: host.clientWidth,
       height: 230,
       scales: { x: { time: false } },
-      axes: [axis, { ...axis, size: 64 }],
+      axes: [axis, { ...axis, size: 64, values: ticks }],
       series: [{ label: "step" }, ...series],
+      bands,
     },
     uPlot.join(tables),
     host,
