@@ -9,13 +9,17 @@ import argparse
 import json
 import resource
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
 
 import numpy as np
 
 PAD, EOS, BOS, FIRST_TOKEN = 0, 1, 2, 4  # Gemma's special ids; random tokens start after them
 PROMPTS, PROMPT_LENGTH, NEW_TOKENS = 16, 64, 128  # What the samplers are asked for
+GENERATIONS, ANSWER_TOKENS = 8, 96  # Answers to each prompt of a GRPO step, and their length
 SHORTEST = 40  # Tokens in the shortest training sequence
 BLOCK = 64  # Any aligned run of this many sequences has the same lengths, in another order
 RESULT = "BENCHMARK_RESULT "  # Marks the one line of output that the orchestrator reads
@@ -131,3 +135,65 @@ def arguments(
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", default=default, type=type(default))
     return parser.parse_args()
+
+
+def even_share(
+    tokens: Iterable[int],  # Token ids of an answer
+) -> float:  # From 0 to 1, different for nearly all answers
+    "Reward an answer with the share of even token ids."
+    parity = np.asarray(list(tokens)) % 2 == 0
+    return float(parity.mean())
+
+
+@dataclass
+class StepClock:
+    "Wall and processor seconds of every step, and of the sampling inside it."
+
+    steps: list[dict[str, float]] = field(default_factory=list)
+
+    def start(self) -> None:
+        "Begin the first step."
+        self.began = time.perf_counter(), time.process_time()
+        self.sampling = [0.0, 0.0]
+
+    def timed(
+        self,
+        sample: Callable[..., Any],  # Function that samples and rewards the answers of a step
+    ) -> Callable[..., Any]:  # The same, with its time counted as sampling
+        "Count the time of a function as sampling."
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            wall, core = time.perf_counter(), time.process_time()
+            found = sample(*args, **kwargs)
+            self.sampling[0] += time.perf_counter() - wall
+            self.sampling[1] += time.process_time() - core
+            return found
+
+        return wrapped
+
+    def step_done(self) -> None:
+        "End a step, and begin the next."
+        wall, core = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+        times = {"step": wall, "core": core, "sample": self.sampling[0]}
+        self.steps.append(times | {"sample_core": self.sampling[1]})
+        self.start()
+
+    def report(
+        self,
+        warm_up: int,  # Steps at the start that are not counted
+        answer_tokens: int,  # Tokens of all answers of a step
+    ) -> None:
+        "Hand over the first step, and the median of the steps after the warm-up."
+        counted = self.steps[warm_up:]
+        report(
+            first_step=self.steps[0]["step"],
+            first_core_seconds=self.steps[0]["core"],
+            step_seconds=median(one["step"] for one in counted),
+            core_seconds=median(one["core"] for one in counted),
+            sample_seconds=median(one["sample"] for one in counted),
+            sample_core_seconds=median(one["sample_core"] for one in counted),
+            update_seconds=median(one["step"] - one["sample"] for one in counted),
+            update_core_seconds=median(one["core"] - one["sample_core"] for one in counted),
+            answer_tokens=answer_tokens,
+            steps=self.steps,
+        )

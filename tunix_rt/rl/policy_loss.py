@@ -282,7 +282,7 @@ def policy_objective(
         rows = (jnp.asarray(x) for x in (batch.tokens, batch.positions, batch.segment_ids))
         found = batch_logprobs(
             model, *rows, temperature=temperature, dtype=jnp.dtype(train_config.dtype),
-            remat=train_config.remat, attention=attention, key=key,
+            remat=train_config.remat, attention=attention,
         )  # fmt: skip
         how: Any = {"beta": beta, "importance_cap": importance_cap}
         losses, figures = token_losses(found.logprobs, batch, loss, **how)
