@@ -344,7 +344,7 @@ def usual_rate(
     Returns:
         Peak rate
     """
-    full = 1e-4 if parameter_count(model.config) <= SMALL else 1e-6
+    full = 1e-5 if parameter_count(model.config) <= SMALL else 1e-6
     return 10 * full if model.module.lora else full
 
 
