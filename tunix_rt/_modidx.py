@@ -4056,6 +4056,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'tunix_rt.training.packing.pack': ('training/packing.html#pack', 'tunix_rt/training/packing.py'),
                                            'tunix_rt.training.packing.packing_efficiency': ( 'training/packing.html#packing_efficiency',
                                                                                              'tunix_rt/training/packing.py'),
+                                           'tunix_rt.training.packing.response_mask': ( 'training/packing.html#response_mask',
+                                                                                        'tunix_rt/training/packing.py'),
                                            'tunix_rt.training.packing.show_loss_mask': ( 'training/packing.html#show_loss_mask',
                                                                                          'tunix_rt/training/packing.py'),
                                            'tunix_rt.training.packing.tokenize_traces': ( 'training/packing.html#tokenize_traces',

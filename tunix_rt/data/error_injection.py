@@ -445,7 +445,7 @@ def _with_steps(trace: Trace, steps: Steps, meta: dict[str, Any]) -> Trace:
     verify(made)
     return made
 
-# %% ../../nbs/data/22_error_injection.ipynb #20088cb2
+# %% ../../nbs/data/22_error_injection.ipynb #02cebd8f
 TRIES = 200  # Draws of an error before a trace is given up
 
 
@@ -478,8 +478,10 @@ def inject_error(
         if wrong is not None:
             lay = check_each if placement == "step" else check_at_end
             steps = lay(right, wrong, error.step)
-            noted = {"step": error.step, "kind": error.kind, "at": _place_of(steps, error.step)}
-            return _with_steps(trace, steps, {"checks": placement, "error": noted})
+            at = _place_of(steps, error.step)
+            noted = {"step": error.step, "kind": error.kind, "at": at}
+            meta = {"checks": placement, "error": noted, "untrained_steps": [at]}
+            return _with_steps(trace, steps, meta)
     raise DatasetError(
         f"trace {trace.id} has no step in which {' or '.join(kinds)} is possible "
         f"({TRIES} were tried); allow more kinds"
@@ -570,7 +572,7 @@ def add_checks(
         for place, trace in enumerate(checked)
     ]
 
-# %% ../../nbs/data/22_error_injection.ipynb #9cacf80b
+# %% ../../nbs/data/22_error_injection.ipynb #5c2d2448
 NO_STEP = "none"  # Answer of a verifier that finds nothing wrong
 
 
@@ -601,7 +603,7 @@ def verifier_trace(
     Returns:
         The same checks as a question to a verifier
     """
-    meta = dict(trace.meta or {})
+    meta = {key: value for key, value in (trace.meta or {}).items() if key != "untrained_steps"}
     if meta.get("checks") != "end":
         raise DatasetError(
             f"trace {trace.id} has no checks after its working, so they cannot be taken out of it; "
