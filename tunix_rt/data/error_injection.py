@@ -15,9 +15,10 @@ from .arithmetic import PLACES, digits_from_right, evaluate, false_equations
 from ..traces.schema import Step, Trace
 
 # %% auto #0
-__all__ = ['KINDS', 'PLACEMENTS', 'NO_ERROR', 'COUNTED', 'Steps', 'TRIES', 'Column', 'complete', 'work_column', 'wrong_column',
-           'Error', 'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'check_line', 'all_lines', 'lay_out',
-           'check_each', 'check_at_end', 'with_checks', 'inject_error', 'verify', 'CheckSpec', 'add_checks']
+__all__ = ['KINDS', 'PLACEMENTS', 'NO_ERROR', 'COUNTED', 'Steps', 'TRIES', 'NO_STEP', 'Column', 'complete', 'work_column',
+           'wrong_column', 'Error', 'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'check_line', 'all_lines',
+           'lay_out', 'check_each', 'check_at_end', 'with_checks', 'inject_error', 'verify', 'CheckSpec', 'add_checks',
+           'verifier_prompt', 'verifier_trace']
 
 # %% ../../nbs/data/22_error_injection.ipynb #b4054f68
 @dataclass(frozen=True)
@@ -444,7 +445,7 @@ def _with_steps(trace: Trace, steps: Steps, meta: dict[str, Any]) -> Trace:
     verify(made)
     return made
 
-# %% ../../nbs/data/22_error_injection.ipynb #20088cb2
+# %% ../../nbs/data/22_error_injection.ipynb #02cebd8f
 TRIES = 200  # Draws of an error before a trace is given up
 
 
@@ -477,8 +478,10 @@ def inject_error(
         if wrong is not None:
             lay = check_each if placement == "step" else check_at_end
             steps = lay(right, wrong, error.step)
-            noted = {"step": error.step, "kind": error.kind, "at": _place_of(steps, error.step)}
-            return _with_steps(trace, steps, {"checks": placement, "error": noted})
+            at = _place_of(steps, error.step)
+            noted = {"step": error.step, "kind": error.kind, "at": at}
+            meta = {"checks": placement, "error": noted, "untrained_steps": [at]}
+            return _with_steps(trace, steps, meta)
     raise DatasetError(
         f"trace {trace.id} has no step in which {' or '.join(kinds)} is possible "
         f"({TRIES} were tried); allow more kinds"
@@ -568,3 +571,47 @@ def add_checks(
         inject_error(trace, draw, kinds=spec.kinds) if place in chosen else trace
         for place, trace in enumerate(checked)
     ]
+
+# %% ../../nbs/data/22_error_injection.ipynb #5c2d2448
+NO_STEP = "none"  # Answer of a verifier that finds nothing wrong
+
+
+def verifier_prompt(
+    question: str,  # Prompt that the working answers
+    steps: Sequence[str],  # Steps of the working, without checks
+) -> str:  # Prompt of a verifier
+    """Ask which step of a working is the first wrong one.
+
+    Args:
+        question: Prompt that the working answers
+        steps: Steps of the working, without checks
+
+    Returns:
+        Prompt of a verifier
+    """
+    return "\n".join([question, *steps, "Which step is wrong?"])
+
+
+def verifier_trace(
+    trace: Trace,  # Trace with checks at the end
+) -> Trace:  # The same checks as a question to a verifier
+    """Turn a trace with checks into a question about its working, with its answer.
+
+    Args:
+        trace: Trace with checks at the end
+
+    Returns:
+        The same checks as a question to a verifier
+    """
+    meta = {key: value for key, value in (trace.meta or {}).items() if key != "untrained_steps"}
+    if meta.get("checks") != "end":
+        raise DatasetError(
+            f"trace {trace.id} has no checks after its working, so they cannot be taken out of it; "
+            f'use with_checks(trace, "end"), or a recipe with placement="end"'
+        )
+    checks = [step for step in trace.steps if step.type == "check"]
+    given = [step.content for step in trace.steps if step.i < checks[0].i]
+    steps = tuple(Step(i=i, type="check", content=s.content) for i, s in enumerate(checks))
+    answer = str(meta["error"]["step"]) if meta["error"] else NO_STEP
+    prompt = verifier_prompt(trace.prompt, given)
+    return Trace(prompt=prompt, steps=steps, final_answer=answer, meta=meta | {"match": "exact"})

@@ -15,12 +15,12 @@ import numpy as np
 
 from ..core.errors import TrainingError
 from ..models.tokenizer import Tokenizer, encode_prompts, encode_responses
-from ..traces.render import render_response
+from ..traces.render import REASONING, join_steps, render_response
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['TokenizedExample', 'TokenizedTraces', 'tokenize_traces', 'show_loss_mask', 'best_fit', 'PackedBatch', 'pack',
-           'packing_efficiency', 'batch_indices', 'get_batch', 'names_in', 'batch_fingerprint']
+__all__ = ['TokenizedExample', 'TokenizedTraces', 'response_mask', 'tokenize_traces', 'show_loss_mask', 'best_fit', 'PackedBatch',
+           'pack', 'packing_efficiency', 'batch_indices', 'get_batch', 'names_in', 'batch_fingerprint']
 
 # %% ../../nbs/training/10_packing.ipynb #5b18bf9a
 class TokenizedExample(NamedTuple):
@@ -64,6 +64,40 @@ class TokenizedTraces:
             f"longest {self.longest}; {self.cut:,} cut, {self.dropped:,} dropped{hint}"
         )
 
+# %% ../../nbs/training/10_packing.ipynb #8d0ad842
+def response_mask(
+    tokenizer: Tokenizer,  # Tokenizer of the model
+    trace: Trace,  # Trace, whose meta may list untrained steps
+    prompt: int,  # Tokens of the prompt
+    total: int,  # T, tokens of prompt and response, as far as they fit
+) -> np.ndarray:  # True for the tokens that are trained on, [T]
+    """Mark the response, except for the steps that are not to be imitated.
+
+    Args:
+        tokenizer: Tokenizer of the model
+        trace: Trace, whose meta may list untrained steps
+        prompt: Tokens of the prompt
+        total: T, tokens of prompt and response, as far as they fit
+
+    Returns:
+        True for the tokens that are trained on, [T]
+    """
+    mask = np.arange(total) >= prompt
+    for number in (trace.meta or {}).get("untrained_steps") or ():
+        at = next((place for place, step in enumerate(trace.steps) if step.i == number), None)
+        if at is None:
+            raise TrainingError(
+                f"trace {trace.id}: meta.untrained_steps lists {number!r}, and its steps are "
+                f"numbered {', '.join(str(step.i) for step in trace.steps)}; name one of them"
+            )
+        begins = [
+            f"{REASONING[0]}\n" + "".join(join_steps([s.content]) + "\n" for s in trace.steps[:end])
+            for end in (at, at + 1)
+        ]
+        start, stop = map(len, tokenizer(begins, add_special_tokens=False).input_ids)
+        mask[prompt + start : prompt + stop] = False
+    return mask
+
 # %% ../../nbs/training/10_packing.ipynb #46a21349
 def tokenize_traces(
     tokenizer: Tokenizer,  # Tokenizer of the model
@@ -98,7 +132,12 @@ def tokenize_traces(
                 dropped += 1
                 continue
             tokens = np.array([*prompt, *response][:seq_length], np.int32)
-            examples.append(TokenizedExample(tokens, np.arange(len(tokens)) >= len(prompt)))
+            mask = (
+                response_mask(tokenizer, trace, len(prompt), len(tokens))
+                if reasoning
+                else np.arange(len(tokens)) >= len(prompt)
+            )
+            examples.append(TokenizedExample(tokens, mask))
             names.append(trace.fingerprint[:12])
     if not count:
         raise TrainingError(
@@ -126,9 +165,12 @@ def show_loss_mask(
     Returns:
         Text, with the tokens that are not trained on in ⟦ ⟧
     """
-    given = tokenizer.decode(example.tokens[~example.loss_mask])
-    trained = tokenizer.decode(example.tokens[example.loss_mask])
-    return f"⟦{given}⟧{trained}"
+    changes = np.flatnonzero(np.diff(example.loss_mask)) + 1
+    stretches = zip(
+        np.split(example.tokens, changes), np.split(example.loss_mask, changes), strict=True
+    )
+    texts = [(tokenizer.decode(tokens), trained[0]) for tokens, trained in stretches]
+    return "".join(text if trained else f"⟦{text}⟧" for text, trained in texts)
 
 # %% ../../nbs/training/10_packing.ipynb #b414a9cc
 def best_fit(
