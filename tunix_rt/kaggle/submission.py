@@ -178,13 +178,13 @@ def _datasets(submission: Submission, asked: Mapping[str, Any], folder: Path) ->
         shutil.copytree(submission.bundle, folder / "wheels")
         line = "Wheels that Kaggle's image lacks, to install without internet"
         uploads.append(dataset_upload(folder / "wheels", submission, "wheels", line))
-    for name in ("dataset", "evaluation_set"):
+    for name in ("dataset", "evaluation_set", "practice_dataset"):
         key = str(asked.get(name) or "")
         if key and key not in PRESETS and not KEYS.fullmatch(key):
             held = load_dataset(key)
             shutil.copytree(held.folder, folder / f"data-{name}")
             line = f"{held.key[:40]}: reasoning traces, frozen with their hashes"
-            label = "data" if name == "dataset" else "evaluation"
+            label = {"dataset": "data", "evaluation_set": "evaluation"}.get(name, "questions")
             uploads.append(dataset_upload(folder / f"data-{name}", submission, label, line))
     if submission.session is not None:
         save_session(submission.session, folder / "session")
