@@ -136,6 +136,20 @@ def test_questions_without_working_become_a_set(api, store):
     assert good(api.post("/api/tunix/evaluate", json=model), 201)["status"] == "pending"
 
 
+def test_practice_is_queued_with_rewards_of_the_package_only(api, store):
+    asked = {"dataset_key": "sums-v1", "model_id": "tiny", "max_steps": 2, "num_generations": 4}
+    run = good(api.post("/api/tunix/grpo", json=asked), 201)
+    kept = get_queued(store, UUID(run["run_id"]))
+    assert (kept.pipeline, kept.status, kept.dataset_key) == ("grpo", "pending", "sums-v1")
+    assert kept.parameters["reward_funcs"] == "correct" and kept.parameters["max_steps"] == 2
+    for odd in ("os:system", "mine.py:brevity", "rubric(cache='data')", "correct, a.b:c(1)"):
+        refused(api.post("/api/tunix/grpo", json=asked | {"reward_funcs": odd}), 400, "over HTTP")
+    for odd in ({"model_id": None}, {"num_generations": 1}, {"dataset_key": "../etc"}):
+        assert api.post("/api/tunix/grpo", json=asked | odd).status_code in (403, 422)
+    missing = asked | {"evaluation_set": "none-v1"}
+    refused(api.post("/api/tunix/grpo", json=missing), 404, "there is no dataset")
+
+
 def test_traces_that_are_refused(api, store):
     refused(api.post("/api/traces/batch", json=[]), 400, "1 to 1000")
     refused(api.post("/api/traces/batch", json=[sum_trace(1)] * 1001), 400, "1,001")

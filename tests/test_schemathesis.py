@@ -81,6 +81,7 @@ GOOD = {
     "POST /api/tunix/sft/manifest": {"body": ORDER | {"output_dir": "out"}},
     "POST /api/tunix/run": {"body": ORDER},
     "POST /api/tunix/evaluate": {"body": {"run_id": "run_id", "evaluation_set": "sums-v1"}},
+    "POST /api/tunix/grpo": {"body": {"run_id": "run_id", "dataset_key": "sums-v1"}},
     "POST /api/regression/baselines": {
         "body": {"run_id": "run_id", "name": "b", "metric": "score"}
     },

@@ -115,6 +115,7 @@ def push(
     bundle: Annotated[str, typer.Option(help="Folder of wheels, from `bundle`")] = "",
     session: Annotated[str, typer.Option(help="Run to resume")] = "",
     publish: Annotated[str, typer.Option(help="Completed run whose model is published")] = "",
+    notebook: Annotated[str, typer.Option(help="Notebook of your own, instead of ours")] = "",
     model_source: Annotated[
         list[str] | None, typer.Option(help="owner/model/framework/variation/version to attach")
     ] = None,
@@ -142,7 +143,7 @@ def push(
     submission = Submission(
         owner=owner_of(owner, api),
         title=title,
-        parameters=make_spec(SUBMISSION, typed, as_text=True),
+        parameters=make_spec(notebook or SUBMISSION, typed, as_text=True),
         accelerator=accelerator,
         internet=internet,
         private=not public,

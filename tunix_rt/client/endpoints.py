@@ -52,6 +52,7 @@ from tunix_rt.serve.schemas.runs import (
     Cancelled,
     EvaluateModelRequest,
     ExportRequest,
+    GRPORequest,
     ManifestRequest,
     RunDetail,
     RunResult,
@@ -76,6 +77,7 @@ __all__ = [
     "DuelRequest",
     "EvaluateModelRequest",
     "ExportRequest",
+    "GRPORequest",
     "IngestRequest",
     "ManifestRequest",
     "ModelRequest",
@@ -101,6 +103,7 @@ __all__ = [
     "export_sft",
     "build_training_manifest",
     "evaluate_model",
+    "practice_with_grpo",
     "list_tunix_runs",
     "get_tunix_run",
     "get_tunix_run_status",
@@ -431,6 +434,21 @@ def evaluate_model(
         key: Idempotency key, the same for a repeat of the request; made up by default
     """
     return request(client, RunResult, "POST", "/api/tunix/evaluate", body=body, key=key)
+
+
+def practice_with_grpo(
+    client: Client,
+    asked: GRPORequest,
+    key: str | None = None,
+) -> RunResult:
+    """Let a model practice on questions, rewarded for its answers; a worker takes the run.
+
+    Args:
+        client: Server to call
+        asked: Content of the request; needs dataset_key
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, RunResult, "POST", "/api/tunix/grpo", body=asked, key=key)
 
 
 def list_tunix_runs(

@@ -25,6 +25,7 @@ from ..core.files import canonical_json, new_folder, read_json, sha256_file, sha
 from ..core.settings import inside, resolve, settings
 from .dataset_card import dataset_card, dataset_manifest
 from .generators import PRESETS, generate
+from .overlap import EvaluationPrompts
 from tunix_rt.data.selection import (
     categories,
     choose,
@@ -39,7 +40,7 @@ from ..traces.schema import Trace, read_traces, trace_lines
 __all__ = ['T', 'SHIPPED', 'REQUIRED', 'CHARACTERS_PER_TOKEN', 'FRAME_TOKENS', 'dataset_key', 'part_name', 'part_fingerprint',
            'Dataset', 'shipped_folder', 'dataset_folder', 'dataset_folders', 'is_shipped', 'dataset_names',
            'load_dataset', 'make_files', 'disk_full_explained', 'same_or_refuse', 'put_in_place', 'build_dataset',
-           'estimate_steps', 'require_worked_examples', 'worked_examples', 'freeze_recipe']
+           'estimate_steps', 'require_worked_examples', 'worked_examples', 'freeze_recipe', 'freeze_questions']
 
 # %% ../../nbs/data/45_datasets.ipynb #1421b26d
 def dataset_key(
@@ -613,3 +614,36 @@ def freeze_recipe(
         for (name, split), traces in zip(names, parts, strict=True)
         if traces
     ]
+
+# %% ../../nbs/data/45_datasets.ipynb #3dedc53f
+def freeze_questions(
+    recipe: str,  # Name in PRESETS
+    *,
+    version: str,  # Version, such as "v2"
+    count: int,  # Number of questions to draw; those that overlap are left out
+    avoid: Iterable[Trace],  # Traces of the training and the evaluation set
+    seed: int = 43,  # Seed of every draw
+    home: Path | None = None,  # Folder of datasets; that of the settings by default
+) -> Dataset:  # Questions with an answer and no steps (`<recipe>-questions`)
+    """Draw new questions of a recipe without their working, and freeze them.
+
+    Args:
+        recipe: Name in PRESETS
+        version: Version, such as "v2"
+        count: Number of questions to draw; those that overlap are left out
+        avoid: Traces of the training and the evaluation set
+        seed: Seed of every draw
+        home: Folder of datasets; that of the settings by default
+
+    Returns:
+        Questions with an answer and no steps (`<recipe>-questions`)
+    """
+    known = list(avoid)
+    mix = dict.fromkeys(PRESETS[recipe].mix, 1.0)
+    drawn, _ = generate(recipe, train=count, held_out=0, seed=seed, mix=mix, avoid=known)
+    seen = EvaluationPrompts(known)
+    new = [t.model_copy(update={"steps": ()}) for t in drawn if not seen.asks(t.prompt)]
+    return build_dataset(
+        new, name=f"{recipe}-questions", version=version, home=home, seed=seed,
+        provenance={"source": "tunix_rt generators", "recipe": recipe, "without": "working"},
+    )  # fmt: skip

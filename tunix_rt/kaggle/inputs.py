@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tunix_rt
-from ..data.datasets import Dataset, freeze_recipe, load_dataset
+from ..data.datasets import Dataset, freeze_questions, freeze_recipe, load_dataset
 from ..data.generators import PRESETS
 from ..data.overlap import check_no_overlap
 from .environment import Place, find_dataset
 from .metadata import KaggleError
 
 # %% auto #0
-__all__ = ['KEYS', 'EVALUATION_SET', 'FRESH', 'GEMMA', 'one_set', 'find_inputs', 'Choice', 'common', 'choose_config']
+__all__ = ['KEYS', 'EVALUATION_SET', 'FRESH', 'GEMMA', 'FRESH_PRACTICE', 'GEMMA_PRACTICE', 'one_set', 'find_inputs', 'Choice',
+           'common', 'choose_config', 'find_questions', 'choose_practice', 'steps_in']
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #961829fb
 KEYS = re.compile(r"(golden|dev-reasoning)-(v\d+)")  # Small sets that any machine can make
@@ -161,3 +162,113 @@ def choose_config(
         if value:
             chosen[name] = Choice(value, "asked for")
     return chosen
+
+# %% ../../nbs/kaggle/40_inputs.ipynb #0b52c745
+def find_questions(
+    place: Place,  # Current environment
+    name: str,  # Key, or path of a folder; "" for new ones of the recipe, or the training set's
+    recipe: str,  # Recipe, key or path that the training set was made from
+    train_set: Dataset,  # Training set
+    test_set: Dataset,  # Evaluation set
+    *,
+    count: int = 2_000,  # Questions to draw from a recipe
+    seed: int = 42,  # Seed of the recipe
+) -> Dataset:  # Questions that the evaluation set does not ask
+    """Find the questions to practice on.
+
+    Args:
+        place: Current environment
+        name: Key, or path of a folder; "" for new ones of the recipe, or the training set's
+        recipe: Recipe, key or path that the training set was made from
+        train_set: Training set
+        test_set: Evaluation set
+        count: Questions to draw from a recipe
+        seed: Seed of the recipe
+
+    Returns:
+        Questions that the evaluation set does not ask
+    """
+    if name:
+        found = one_set(place, name)
+    elif recipe in PRESETS:
+        known = [*train_set, *test_set]
+        version = f"{tunix_rt.__version__}-t{len(train_set)}-h{len(test_set)}-q{count}-s{seed}"
+        found = freeze_questions(recipe, version=version, count=count, avoid=known, seed=seed + 1)
+    else:
+        found = train_set
+    check_no_overlap(found.train_traces(), test_set)
+    return found
+
+# %% ../../nbs/kaggle/40_inputs.ipynb #76cb552d
+FRESH_PRACTICE = {
+    "learning_rate": Choice(1e-4, "AdamW; at a higher one a small model stops ending its answers"),
+    "prompts_per_step": Choice(16, "enough groups in which some answers are right and some wrong"),
+    "num_generations": Choice(8, "answers to each question, compared with each other"),
+    "generation_batch_size": Choice(64, "answers sampled at a time"),
+    "max_resample": Choice(0, "groups without a difference are left out and not replaced"),
+    "validation_traces": Choice(32, "held back, to keep the best checkpoint"),
+}
+GEMMA_PRACTICE = {
+    "learning_rate": Choice(2e-5, "a tenth of that of training"),
+    "prompts_per_step": Choice(16, "with eight answers each, sixteen sequences for each chip"),
+    "num_generations": Choice(8, "answers to each question, compared with each other"),
+    "generation_batch_size": Choice(128, "a whole step at a time"),
+    "max_resample": Choice(0, "groups without a difference are left out and not replaced"),
+    "validation_traces": Choice(64, "held back, to keep the best checkpoint"),
+    "micro_batch_size": Choice(8, "one packed sequence for each of eight chips"),
+    "base_dtype": Choice("bfloat16", "as in training"),
+    "dtype": Choice("bfloat16", "as in training"),
+    "remat": Choice("full", "as in training"),
+}
+
+
+def choose_practice(
+    model: str,  # "tiny", or a published Gemma
+    adapters: bool,  # True if adapters are trained
+    *,
+    max_new_tokens: int,  # Longest answer, in tokens
+    reward_funcs: str = "correct",  # Rewards, with commas
+) -> dict[str, Choice]:  # Choices by parameter of the grpo notebook
+    """Choose the hyperparameters of practice, with reasons.
+
+    Args:
+        model: "tiny", or a published Gemma
+        adapters: True if adapters are trained
+        max_new_tokens: Longest answer, in tokens
+        reward_funcs: Rewards, with commas
+
+    Returns:
+        Choices by parameter of the grpo notebook
+    """
+    chosen = dict(FRESH_PRACTICE if model == "tiny" else GEMMA_PRACTICE)
+    chosen["max_new_tokens"] = Choice(max_new_tokens, "as in the evaluation")
+    chosen["reward_funcs"] = Choice(reward_funcs, "paid only in the right form")
+    if adapters:
+        chosen["export"] = Choice("both", "adapters for the judges, merged weights for everybody")
+    return chosen
+
+# %% ../../nbs/kaggle/40_inputs.ipynb #df856393
+def steps_in(
+    minutes: float,  # Minutes that training may take
+    log: Sequence[Mapping[str, Any]],  # Lines of metrics.jsonl of a short run, a line a step
+) -> int:  # Optimizer updates, at least one
+    """Estimate how many steps fit into some minutes.
+
+    Args:
+        minutes: Minutes that training may take
+        log: Lines of metrics.jsonl of a short run, a line a step
+
+    Returns:
+        Optimizer updates, at least one
+    """
+    if not minutes:
+        raise KaggleError(
+            "max_steps=0 takes as many steps as the session holds, and this one has no limit; "
+            "give max_minutes, or a number of steps"
+        )
+    after = [line for line in log if line.get("tokens_per_second")][1:]  # the first compiles
+    if not after:
+        raise KaggleError("no step was measured, so how many fit is unknown; give max_steps")
+    last = after[-1]
+    seconds = last["tokens"] / last["step"] / last["tokens_per_second"]
+    return max(1, int(0.9 * 60 * minutes / seconds))

@@ -26,6 +26,7 @@ from tunix_rt.kaggle.metadata import (
 from .session import SUBMISSION, save_session
 from .wheels import check_bundle
 from ..runs.folder import Run
+from ..runs.pipelines import find_pipeline
 from ..runs.run_spec import RunSpec, make_spec
 
 # %% auto #0
@@ -178,13 +179,13 @@ def _datasets(submission: Submission, asked: Mapping[str, Any], folder: Path) ->
         shutil.copytree(submission.bundle, folder / "wheels")
         line = "Wheels that Kaggle's image lacks, to install without internet"
         uploads.append(dataset_upload(folder / "wheels", submission, "wheels", line))
-    for name in ("dataset", "evaluation_set"):
+    for name in ("dataset", "evaluation_set", "practice_dataset"):
         key = str(asked.get(name) or "")
         if key and key not in PRESETS and not KEYS.fullmatch(key):
             held = load_dataset(key)
             shutil.copytree(held.folder, folder / f"data-{name}")
             line = f"{held.key[:40]}: reasoning traces, frozen with their hashes"
-            label = "data" if name == "dataset" else "evaluation"
+            label = {"dataset": "data", "evaluation_set": "evaluation"}.get(name, "questions")
             uploads.append(dataset_upload(folder / f"data-{name}", submission, label, line))
     if submission.session is not None:
         save_session(submission.session, folder / "session")
@@ -271,7 +272,8 @@ def write_submission(
         Uploads in the order in which they must arrive
     """
     spec = submission_spec(submission.parameters)
-    if submission.bundle is None and not submission.datasets:
+    ours = spec.notebook == find_pipeline(SUBMISSION)
+    if ours and submission.bundle is None and not submission.datasets:
         raise KaggleError(
             "the session installs tunix_rt from wheels, and none are given. Make them with "
             "`tunix-rt kaggle bundle` and name the folder with --bundle, or attach those that an "
@@ -292,7 +294,7 @@ def write_submission(
             internet=submission.internet,
             private=submission.private,
             datasets=[*attached, *submission.datasets],
-            models=[*base_source(str(spec.parameters["model"])), *submission.models],
+            models=[*base_source(str(spec.parameters.get("model", ""))), *submission.models],
         )
         write_metadata("kernel", folder / "notebook", metadata)
         uploads.append(Upload("kernel", folder / "notebook", metadata["id"]))

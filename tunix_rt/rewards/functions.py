@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..core.errors import ScoringError
 from ..core.files import sha256_text
-from ..inference.engine import Completion
 from ..traces.schema import Trace
+
+if TYPE_CHECKING:
+    from tunix_rt.inference.engine import Completion  # a server checks names without JAX
 
 # %% auto #0
 __all__ = ['RewardFunction', 'ALWAYS', 'SINGULAR', 'Columns', 'BUILTIN', 'reward_name', 'check_signature', 'trace_columns',

@@ -18,9 +18,11 @@ from ..data.datasets import dataset_folder, estimate_steps
 from ..jobs.queue import enqueue, get_queued
 from ..jobs.worker import work
 from ..registry.model_refs import pin_spec
+from ..rewards.functions import is_builtin, split_specs
 from ..runs.run_spec import VERSIONED, make_spec
 from tunix_rt.serve.schemas.runs import (
     EvaluateModelRequest,
+    GRPORequest,
     ManifestRequest,
     RunRequest,
     TrainingFields,
@@ -32,7 +34,8 @@ from ..tracking.evaluations import evaluate_parameters, score_completed
 
 # %% auto #0
 __all__ = ['PATH_PARAMETERS', 'model_source', 'training_parameters', 'find_existing_run', 'enqueue_training', 'enqueue_and_wait',
-           'enqueue_evaluation', 'search_settings', 'training_manifest']
+           'enqueue_evaluation', 'checked_rewards', 'practice_parameters', 'enqueue_practice', 'search_settings',
+           'training_manifest']
 
 # %% ../../nbs/serve/65_run_requests.ipynb #e5346e7d
 def model_source(
@@ -201,6 +204,95 @@ def enqueue_evaluation(
         model_id=called,
         request=request.model_dump(mode="json"),
         parent_run_id=request.run_id,
+        run_id=run_id,
+    )
+
+# %% ../../nbs/serve/65_run_requests.ipynb #13ac4763
+def checked_rewards(
+    reward_funcs: str,  # Untrusted names with commas between them
+) -> str:  # Same names
+    """Refuse rewards that would run code or write to folders of the sender's choice.
+
+    Args:
+        reward_funcs: Untrusted names with commas between them
+
+    Returns:
+        Same names
+    """
+    if not is_builtin(reward_funcs):
+        raise RunError(
+            f"over HTTP a reward has to be one of the package, and {reward_funcs[:100]!r} is not; "
+            f"name correct, format, step_validity, length, overlong, repetition or rubric. A "
+            f"function of your own runs with `tunix-rt queue grpo -p reward_funcs=file.py:name`"
+        )
+    if any(spec.strip().startswith("rubric") and "(" in spec for spec in split_specs(reward_funcs)):
+        raise RunError(
+            "over HTTP the reward rubric takes no arguments, which name a folder and a model; "
+            "the server's settings choose the judge"
+        )
+    return reward_funcs
+
+
+def practice_parameters(
+    store: Store,  # Database of the run
+    asked: GRPORequest,  # Request as sent
+) -> dict[str, Any]:  # Parameters of the notebook `grpo`
+    """Translate a request into parameters of the grpo notebook.
+
+    Args:
+        store: Database of the run
+        asked: Request as sent
+
+    Returns:
+        Parameters of the notebook `grpo`
+    """
+    if asked.run_id is not None:
+        model = evaluate_parameters(store, asked.run_id, asked.dataset_key)["model"]
+    else:
+        model = model_source(str(asked.model_id))
+    apart = {"dataset_key", "run_id", "model_id", "validation_traces"}
+    folder = dataset_folder(asked.dataset_key, resolve(settings().datasets))
+    tenth = min(64, int(read_json(folder / "manifest.json").get("trace_count", 0)) // 10)
+    watched = asked.validation_traces
+    return asked.model_dump(exclude=apart) | {
+        "validation_traces": tenth if watched is None else watched,
+        "dataset": asked.dataset_key,
+        "evaluation_set": asked.evaluation_set or "",
+        "model": model,
+        "reward_funcs": checked_rewards(asked.reward_funcs),
+        "device": {"cuda": "gpu"}.get(asked.device, asked.device),
+    }
+
+# %% ../../nbs/serve/65_run_requests.ipynb #41a12bf0
+def enqueue_practice(
+    store: Store,  # Database to write to
+    asked: GRPORequest,  # Request as sent
+    run_id: UUID | None = None,  # That the run is to have; made up by default
+) -> RunRow:  # Waiting
+    """Queue a run that learns from rewards.
+
+    Args:
+        store: Database to write to
+        asked: Request as sent
+        run_id: That the run is to have; made up by default
+
+    Returns:
+        Waiting
+    """
+    if found := find_existing_run(store, run_id):
+        return found
+    given = practice_parameters(store, asked)
+    if asked.run_id is not None:
+        called = get_queued(store, asked.run_id).model_id
+    else:
+        called = None if VERSIONED.fullmatch(str(asked.model_id)) else asked.model_id
+    return enqueue(
+        store,
+        pin_spec(make_spec("grpo", given), store),
+        dataset_key=asked.dataset_key,
+        model_id=called,
+        request=asked.model_dump(mode="json"),
+        parent_run_id=asked.run_id,
         run_id=run_id,
     )
 

@@ -17,9 +17,9 @@ from .types import Key, Name, SafeStr, StrictBool, StrictFloat, StrictInt
 from ...store.tables import RunRow
 
 # %% auto #0
-__all__ = ['Output', 'Status', 'Mode', 'TrainingFields', 'ManifestRequest', 'TrainingManifest', 'RunRequest',
-           'EvaluateModelRequest', 'TunixStatus', 'ExportRequest', 'RunResult', 'RunDetail', 'run_result', 'run_detail',
-           'RunSummary', 'RunsPublic', 'RunStatus', 'Cancelled', 'Artifact', 'Artifacts']
+__all__ = ['Output', 'Loss', 'Status', 'Mode', 'TrainingFields', 'ManifestRequest', 'TrainingManifest', 'RunRequest',
+           'EvaluateModelRequest', 'GRPORequest', 'TunixStatus', 'ExportRequest', 'RunResult', 'RunDetail',
+           'run_result', 'run_detail', 'RunSummary', 'RunsPublic', 'RunStatus', 'Cancelled', 'Artifact', 'Artifacts']
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #978f7346
 class TrainingFields(BaseModel):
@@ -78,6 +78,43 @@ class EvaluateModelRequest(BaseModel):
 
     @model_validator(mode="after")
     def _one_model(self) -> EvaluateModelRequest:
+        if (self.run_id is None) == (self.model_id is None):
+            raise ValueError("name a run_id or a model_id, and not both")
+        return self
+
+# %% ../../../nbs/serve/schemas/40_runs.ipynb #67eb2db1
+Loss = Literal["dr_grpo", "dapo", "grpo", "gspo", "cispo", "rloo", "maxrl"]
+
+
+class GRPORequest(BaseModel):
+    "The request to let a model practice on questions, rewarded for its answers."
+
+    dataset_key: Annotated[Key, Field(examples=["golden-v2"])]
+    evaluation_set: Key | None = Field(None, description="Measured before and after")
+    run_id: UUID | None = Field(None, description="A completed run whose model practices")
+    model_id: Name | None = Field(None, description="Or a model, such as adder@champion")
+    reward_funcs: Name = Field("correct", description="Rewards of the package, with commas")
+    loss_type: Loss = "dr_grpo"
+    max_steps: Annotated[StrictInt, Field(ge=1, lt=2**31)] = 100
+    max_minutes: Annotated[StrictFloat, Field(ge=0, le=100_000)] = Field(
+        0, description="Minutes until it saves and stops; 0 for no limit"
+    )
+    prompts_per_step: Annotated[StrictInt, Field(ge=1, le=4096)] = 16
+    num_generations: Annotated[StrictInt, Field(ge=2, le=1024)] = 8
+    max_new_tokens: Annotated[StrictInt, Field(ge=1, le=131_072)] = 128
+    temperature: Annotated[StrictFloat, Field(gt=0, le=10)] = 1.0
+    learning_rate: Annotated[StrictFloat, Field(ge=0, le=1)] = Field(
+        0, description="Constant rate; 0 for 1e-5, or 1e-4 with LoRA"
+    )
+    beta: Annotated[StrictFloat, Field(ge=0, le=100)] = 0.0
+    lora_rank: Annotated[StrictInt, Field(ge=0, le=4096)] = 0
+    validation_traces: Annotated[StrictInt, Field(ge=0, lt=2**31)] | None = Field(
+        None, description="Questions held back to watch accuracy; by default a tenth, at most 64"
+    )
+    device: Literal["auto", "cpu", "cuda", "gpu", "tpu"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_model(self) -> GRPORequest:
         if (self.run_id is None) == (self.model_id is None):
             raise ValueError("name a run_id or a model_id, and not both")
         return self
