@@ -28,12 +28,14 @@ from .ungar import LINES
 from tunix_rt.serve.run_requests import (
     enqueue_and_wait,
     enqueue_evaluation,
+    enqueue_practice,
     enqueue_training,
     training_manifest,
 )
 from tunix_rt.serve.schemas.runs import (
     EvaluateModelRequest,
     ExportRequest,
+    GRPORequest,
     ManifestRequest,
     RunRequest,
     RunResult,
@@ -47,7 +49,8 @@ from ...store.engine import Store
 from ...store.traces import get_traces
 
 # %% auto #0
-__all__ = ['router', 'get_tunix_status', 'export_sft', 'build_training_manifest', 'execute_tunix_run', 'evaluate_model']
+__all__ = ['router', 'get_tunix_status', 'export_sft', 'build_training_manifest', 'execute_tunix_run', 'evaluate_model',
+           'practice_with_grpo']
 
 # %% ../../../nbs/serve/routers/30_tunix.ipynb #452104a6
 router = APIRouter(route_class=StrictRoute, tags=["tunix"])
@@ -126,3 +129,12 @@ def evaluate_model(store: StoreDep, body: EvaluateModelRequest, made_id: Idempot
     "Evaluate a model on an evaluation set; the scores are stored when the run has ended."
     existing_dataset(body.evaluation_set)
     return RunResult(**run_result(enqueue_evaluation(store, body, made_id)))
+
+# %% ../../../nbs/serve/routers/30_tunix.ipynb #9b336a8e
+@router.post("/api/tunix/grpo", status_code=201)
+def practice_with_grpo(store: StoreDep, asked: GRPORequest, made_id: IdempotentId) -> RunResult:
+    "Let a model practice on questions, rewarded for its answers; a worker takes the run."
+    existing_dataset(asked.dataset_key)
+    if asked.evaluation_set is not None:
+        existing_dataset(asked.evaluation_set)
+    return RunResult(**run_result(enqueue_practice(store, asked, made_id)))
