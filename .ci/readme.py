@@ -16,6 +16,7 @@ PAGES = {
     "nbs/guides/10_kaggle.ipynb": "docs/kaggle_submission.md",
     "nbs/guides/15_gemma.ipynb": "docs/gemma.md",
     "nbs/guides/20_server.ipynb": "docs/server.md",
+    "nbs/guides/25_checking.ipynb": "docs/checking.md",
 }
 
 
