@@ -92,5 +92,5 @@ def test_demo_cut_after_practice_does_not_practice_again(root: Path) -> None:
     page, told = (demo / "report.html").read_text(), json.loads((demo / "run.json").read_text())
     assert "with reasoning → after practice" in page and "practiced on" in page
     assert told["results"]["practice"]["steps"] == 2
-    (questions,) = (root / "data/datasets").glob("arithmetic-questions-*/traces.jsonl")
+    (questions,) = (root / "data/datasets").glob("arithmetic-steps-questions-*/traces.jsonl")
     assert all(json.loads(line)["steps"] == [] for line in questions.read_text().splitlines())
