@@ -63,6 +63,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'tunix_rt.cli.doctor': { 'tunix_rt.cli.doctor.database': ('cli/doctor.html#database', 'tunix_rt/cli/doctor.py'),
                                      'tunix_rt.cli.doctor.devices': ('cli/doctor.html#devices', 'tunix_rt/cli/doctor.py'),
                                      'tunix_rt.cli.doctor.doctor_text': ('cli/doctor.html#doctor_text', 'tunix_rt/cli/doctor.py'),
+                                     'tunix_rt.cli.doctor.grpo_plan': ('cli/doctor.html#grpo_plan', 'tunix_rt/cli/doctor.py'),
                                      'tunix_rt.cli.doctor.lay_out': ('cli/doctor.html#lay_out', 'tunix_rt/cli/doctor.py'),
                                      'tunix_rt.cli.doctor.machine': ('cli/doctor.html#machine', 'tunix_rt/cli/doctor.py'),
                                      'tunix_rt.cli.doctor.missing': ('cli/doctor.html#missing', 'tunix_rt/cli/doctor.py'),
