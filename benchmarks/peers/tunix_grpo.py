@@ -45,14 +45,14 @@ def timed_batches(
     steps: int,  # Steps to take
     model: nnx.Module,  # Waited for, so that a step handed out is a step done
     clock: StepClock,  # Told where steps end
-) -> Iterator[dict[str, list[str]]]:
+) -> Iterator[dict[str, np.ndarray]]:
     "Yield the prompts once a step, and tell the clock when the step before is finished."
     for number in range(steps + 1):
         if number:
             jax.block_until_ready(nnx.state(model))
             clock.step_done()
         if number < steps:
-            yield {"prompts": list(texts)}
+            yield {"prompts": np.array(texts)}
 
 
 def build_cluster(

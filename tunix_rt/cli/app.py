@@ -74,11 +74,19 @@ def doctor(
     mesh_data: Annotated[int, typer.Option(help="Devices with all weights; -1: the rest")] = 0,
     mesh_fsdp: Annotated[int, typer.Option(help="Devices with a shard of the weights")] = 0,
     mesh_tensor: Annotated[int, typer.Option(help="Devices that split every matrix product")] = 0,
+    pipeline: Annotated[str, typer.Option(help="train or grpo")] = "train",
+    prompts_per_step: Annotated[int, typer.Option(help="grpo: groups of answers a step")] = 16,
+    num_generations: Annotated[int, typer.Option(help="grpo: answers to each question")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(help="grpo: longest answer, in tokens")] = 128,
+    prompt_length: Annotated[int, typer.Option(help="grpo: longest prompt, in tokens")] = 128,
+    generation_batch_size: Annotated[int, typer.Option(help="grpo: answers at a time")] = 128,
 ) -> None:
     """Diagnose this machine, or plan the memory of training.
 
     With --plan: what parameters, optimizer, gradients, activations and scores take on each device,
     and what to change if that is too much. Ends with 1 if something is missing or does not fit.
+
+    With --pipeline grpo: the same for learning from rewards, with what sampling takes.
 
     Example: tunix-rt doctor --plan gemma-2-2b --lora-rank 16 --devices 8 --memory 16GiB
     """

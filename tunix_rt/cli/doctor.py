@@ -28,7 +28,7 @@ from ..runs.provenance import code_version, package_versions
 
 # %% auto #0
 __all__ = ['QUESTION', 'LITTLE', 'DATABASE_PACKAGES', 'UNITS', 'devices', 'machine', 'places', 'missing', 'database',
-           'doctor_text', 'read_size', 'lay_out', 'plan_text']
+           'doctor_text', 'read_size', 'lay_out', 'grpo_plan', 'plan_text']
 
 # %% ../../nbs/cli/15_doctor.ipynb #13ba0bba
 QUESTION = """
@@ -231,6 +231,37 @@ def lay_out(
         )
     return data, fsdp, tensor
 
+# %% ../../nbs/cli/15_doctor.ipynb #1f34009d
+def grpo_plan(
+    model: str,  # Published shape, folder, or kaggle:owner/model/...
+    train_config: Any,  # Optimizer, types, rows at a time
+    lora: Any,  # Adapters; None to train every parameter
+    typed: dict[str, Any],  # Parameters of the grpo notebook
+    on: dict[str, Any],  # Devices and their memory
+) -> Any:  # Plan, displayed as a table
+    """Plan the memory of learning from rewards; the rows of an update follow from the answers.
+
+    Args:
+        model: Published shape, folder, or kaggle:owner/model/...
+        train_config: Optimizer, types, rows at a time
+        lora: Adapters; None to train every parameter
+        typed: Parameters of the grpo notebook
+        on: Devices and their memory
+
+    Returns:
+        Plan, displayed as a table
+    """
+    from tunix_rt.rl.memory import plan_grpo
+    from tunix_rt.rl.rollouts import GRPOConfig
+
+    numbers = ("prompts_per_step", "num_generations", "max_new_tokens", "generation_batch_size")
+    return plan_grpo(
+        model, GRPOConfig(**{name: typed[name] for name in numbers}),
+        prompt_length=typed["prompt_length"], lora=lora, optimizer=train_config.optimizer,
+        micro_batch_size=train_config.micro_batch_size, dtype=train_config.dtype,
+        remat=train_config.remat, **on,
+    )  # fmt: skip
+
 # %% ../../nbs/cli/15_doctor.ipynb #d1a0c008
 def plan_text(
     model: str,  # Published shape, folder, or kaggle:owner/model/...
@@ -266,16 +297,14 @@ def plan_text(
     sides = (typed["mesh_data"], typed["mesh_fsdp"], typed["mesh_tensor"])
     data, fsdp, tensor = lay_out(typed["devices"], sides, shared=not (lora and room))
     described = "tpu" if typed["memory"] or typed["devices"] else platform()
-    made = plan_memory(
-        model,
-        train_config,
-        lora,
-        memory=memory,
-        base=base,
-        data=data,
-        fsdp=fsdp,
-        tensor=tensor,
-        scan_layers=choose_scan_layers(typed["scan_layers"], config),
-        kind=described if typed["device"] == "auto" else typed["device"],
-    )
+    on: dict[str, Any] = {
+        "memory": memory, "base": base, "data": data, "fsdp": fsdp, "tensor": tensor,
+        "scan_layers": choose_scan_layers(typed["scan_layers"], config),
+        "kind": described if typed["device"] == "auto" else typed["device"],
+    }  # fmt: skip
+    made: Any
+    if typed.get("pipeline", "train") == "grpo":
+        made = grpo_plan(model, train_config, lora, typed, on)
+    else:
+        made = plan_memory(model, train_config, lora, **on)
     return str(made), made.fits is not False
