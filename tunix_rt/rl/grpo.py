@@ -419,6 +419,7 @@ def run_grpo(
     loop_config, reason = run.loop_config, ""
     if run.number == 0 and run.held_out and loop_config.eval_every:
         append_line(run, evaluate_held_out(run))
+        save(run)
     bar = tqdm(
         total=run.config.max_steps, initial=run.number, disable=loop_config.quiet, unit="step",
         mininterval=10 if not sys.stderr.isatty() else 0.5, ncols=90, file=sys.stdout,
