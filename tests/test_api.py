@@ -293,7 +293,7 @@ def test_files_in_other_formats(api, root):
     query["format"] = "reasoning"
     refused(api.post(path, params=query, content=bare), 400, "without_working=true")
     sent = api.post(path, params=query | {"without_working": True}, content=bare)
-    assert "no working" in next(iter(good(sent, 201)["notes"]))
+    assert "no reasoning" in next(iter(good(sent, 201)["notes"]))
 
 
 def test_training_asked_for(api):

@@ -57,6 +57,7 @@ class DatasetBuilt(BaseModel):
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #d9b0b968
 ImportFormat = Literal[
     "trace",
+    "rubric",
     "gsm8k",
     "messages",
     "prompt_completion",
