@@ -152,7 +152,7 @@ def test_a_rubric_pays_beside_a_key(critic, tmp_path: Path):
     sums, poems = Trace.model_validate(sum_trace(1)), Trace.model_validate(poem(2))
     texts = [said(sums, "2").output, said(sums, "3").output]
     texts += [said(poems, "A jar.").output, said(poems, "A cup.").output]
-    completions = [Completion(0, 0, [1], text, "stop", 1, 2) for text in texts]
+    completions = [Completion(0, 0, [1], text, "stop", 1, 1, 2) for text in texts]
     rewards = load_rewards(["correct", rubric_reward(EndpointJudge(critic.endpoint))])
     batch = score_completions(rewards, [sums, sums, poems, poems], completions)
     assert np.array_equal(batch.total, [1, 0, 1, 0])
