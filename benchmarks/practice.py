@@ -122,7 +122,7 @@ def main() -> None:
     base = early_model(given.folder.resolve() / "early", data, test_set, given.stop_at)
     asked: Any = {"max_new_tokens": ROOM, "samples": 8, "batch_size": 64}
     before = measure(
-        rt.load_model(str(base)), test_set, base / "measured", name="before", **asked
+        rt.load_model(str(base)), test_set, base / "measured", name="before", reuse=True, **asked
     )
     rows = []
     for seed in given.seeds:

@@ -32,6 +32,7 @@ from .rewards.check import check_rewards
 from .rewards.functions import RewardSet, load_rewards
 from .rl.difficulty import new_pools
 from .rl.grpo import GRPOLoopConfig, GRPOTrainResult, train_grpo
+from .rl.policy_batch import policy_shape
 from tunix_rt.rl.rollouts import (
     GRPOConfig,
     Questions,
@@ -43,12 +44,12 @@ from .rl.watch import practice_verdict
 from .runs.folder import Run
 from .scoring.predictions import read_predictions, write_predictions
 from .traces.schema import Trace
-from .training.config import TrainConfig
 from .training.export import check_export, export_model
 from .training.model_card import model_card
 
 # %% auto #0
-__all__ = ['Signal', 'probe_signal', 'measure', 'GRPOResult', 'practice_split', 'grpo', 'key_figures', 'report_practice']
+__all__ = ['ACCELERATOR_ROWS', 'Signal', 'probe_signal', 'measure', 'GRPOResult', 'practice_split', 'grpo', 'key_figures',
+           'report_change']
 
 # %% ../nbs/12_post_training.ipynb #db78f737
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ def measure(
     batch_size: int = 128,  # Answers sampled at a time
     dtype: str = "float32",  # Type to compute in
     seed: int = 0,  # Seed of the samples and the intervals
+    reuse: bool = False,  # True to return the evaluation that the folder has, if it has one
 ) -> Evaluation:  # Of greedy answers; pass@k of the sampled ones in pass_at
-    """Evaluate a model on an evaluation set, once.
+    """Evaluate a model on an evaluation set.
 
     Args:
         model: Model as it is now
@@ -142,11 +144,12 @@ def measure(
         batch_size: Answers sampled at a time
         dtype: Type to compute in
         seed: Seed of the samples and the intervals
+        reuse: True to return the evaluation that the folder has, if it has one
 
     Returns:
         Of greedy answers; pass@k of the sampled ones in pass_at
     """
-    if (folder / "evaluation.json").is_file():
+    if reuse and (folder / "evaluation.json").is_file():
         return load_evaluation(folder)
     folder.mkdir(parents=True, exist_ok=True)
     traces = list(dataset.traces())
@@ -210,6 +213,9 @@ class GRPOResult(SFTResult):
         return f"<p>{self.verdict}</p>{super()._repr_html_()}"
 
 # %% ../nbs/12_post_training.ipynb #a1a27136
+ACCELERATOR_ROWS = 8  # Rows of answers computed at a time on each shard of a GPU or TPU
+
+
 def practice_split(
     dataset: Dataset | str | Iterable[Trace],  # Dataset to practice on, its key, or traces
     validation_traces: int,  # Questions to hold back
@@ -358,8 +364,8 @@ def grpo(
         max_resample=max_resample, curriculum=curriculum,
         generation_batch_size=generation_batch_size, seed=seed,
     )  # fmt: skip
-    exam = named_dataset(evaluation_set) if evaluation_set else None
-    learn, watch, key, fingerprint = practice_split(train_data, validation_traces, exam)
+    test_data = named_dataset(evaluation_set) if evaluation_set else None
+    learn, watch, key, fingerprint = practice_split(train_data, validation_traces, test_data)
     questions = encode_questions(
         model.tokenizer, learn, positions=model.config.positions, max_new_tokens=max_new_tokens
     )
@@ -370,7 +376,10 @@ def grpo(
     )  # fmt: skip
     asked: Any = {"max_new_tokens": max_new_tokens, "samples": eval_samples, "seed": seed}
     asked |= {"batch_size": generation_batch_size, "dtype": dtype}
-    before = measure(model, exam, run.folder / "before", name="before", **asked) if exam else None
+    before = None
+    if test_data is not None:
+        folder = run.folder / "before"
+        before = measure(model, test_data, folder, name="before", reuse=True, **asked)
     scoring = {"conversational": conversational}
     fresh = not (run.folder / "metrics.jsonl").exists()
     if fresh:
@@ -379,14 +388,13 @@ def grpo(
         run.record(reward_check=str(tried), signal=str(signal))
         if not quiet:
             print(tried, signal, sep="\n")
-    rows = max(1, model.device.micro_batch_size(64, max(seq_length, 256)))
+    longest = questions.longest + max_new_tokens
+    time = policy_shape(1, longest, seq_length=seq_length).seq_length
+    rows = model.device.micro_batch_size(64, time) or ACCELERATOR_ROWS
     micro = rows * row_shards(model.mesh) if micro_batch_size < 0 else micro_batch_size
-    if model.device.kind != "cpu" and micro_batch_size < 0:
-        micro = 0
     backend = choose_attention(
-        attention, model.config, seq_length=max(seq_length, 256), dtype=dtype,
-        kind=model.device.kind,
-    )  # fmt: skip
+        attention, model.config, seq_length=time, dtype=dtype, kind=model.device.kind
+    )
     lora = model.module.lora
     rate = learning_rate or (1e-4 if lora else 1e-5)
     done = train_grpo(
@@ -401,19 +409,18 @@ def grpo(
             completions_every=completions_every, min_mixed=min_mixed, quiet=quiet,
         ),
         held_out=watch, mesh=model.mesh, attention=backend.name, micro_batch_size=micro,
-        seq_length=seq_length, continue_from=resolve(continue_from) if continue_from else None,
+        seq_length=time, continue_from=resolve(continue_from) if continue_from else None,
         scoring=scoring, optimizer=optimizer, learning_rate=rate, warmup_steps=warmup_steps,
         weight_decay=weight_decay, grad_clip=grad_clip, dtype=dtype, remat=remat,
     )  # fmt: skip
     if done.stopped_by == "signal":
         raise KeyboardInterrupt(f"step {done.steps} is saved; the same call continues from there")
-    return _finish(model, run, done, config, exam, before, asked, export, rate, key, fingerprint)
+    return _finish(model, run, done, config, test_data, before, asked, export, key, fingerprint)
 
 # %% ../nbs/12_post_training.ipynb #1ba827b7
 def _finish(
-    model: Model, run: Run, done: GRPOTrainResult, config: GRPOConfig, exam: Dataset | None,
-    before: Evaluation | None, asked: dict[str, Any], export: str, rate: float, key: str,
-    fingerprint: str,
+    model: Model, run: Run, done: GRPOTrainResult, config: GRPOConfig, test_data: Dataset | None,
+    before: Evaluation | None, asked: dict[str, Any], export: str, key: str, fingerprint: str,
 ) -> GRPOResult:  # fmt: skip
     "Write the model, measure it again, and report."
     metrics = pd.DataFrame(read_log(done.folder / "metrics.jsonl"))
@@ -422,7 +429,7 @@ def _finish(
         done.folder, model.module, model.tokenizer, export=export,
         base=str(model.source.base or ""),
         card=lambda adapter: model_card(
-            model.config, TrainConfig(max_steps=done.steps, learning_rate=rate), dataset=key,
+            model.config, done.train_config, dataset=key,
             sha256=fingerprint, figures=results, base=model.source.known_as,
             lora=model.module.lora, adapter=adapter, where=vars(config),
         ),
@@ -432,15 +439,18 @@ def _finish(
     if jax.process_count() == 1:
         model.source = resolve_source(str(done.folder))
     verdict, comparison = practice_verdict(done.watch), None
-    if exam is not None and before is not None:
-        after = measure(model, exam, run.folder, name="after", **asked)
+    if test_data is not None and before is not None:
+        after = measure(model, test_data, run.folder, name="after", **asked)
         comparison = compare_evaluations(before, after, seed=asked["seed"])
         verdict = f"{in_words(comparison)} {verdict}"
         right = after.scores["answer_correctness"]
         results |= {"before": before.scores["answer_correctness"].mean, "after": right.mean}
         for k, figure in after.pass_at.items():
             results[f"pass@{k}"] = figure.mean
-        report_practice(run, before, after, comparison, metrics, verdict, key)
+        report_change(
+            run, before, after, comparison, metrics, verdict,
+            title="Before and after practice", facts={"practiced on": key},
+        )  # fmt: skip
     return GRPOResult(model, run, metrics, results, files, verdict, comparison)
 
 
@@ -470,16 +480,18 @@ def key_figures(
     }  # fmt: skip
 
 
-def report_practice(
+def report_change(
     run: Run,  # Open run
     before: Evaluation,  # Before practice
     after: Evaluation,  # After it
     comparison: Comparison,  # Paired
     metrics: pd.DataFrame,  # metrics.jsonl
     verdict: str,  # One sentence
-    dataset: str,  # Key of the questions that were practiced on
+    *,
+    title: str,  # Title of the page
+    facts: dict[str, str],  # Label to value
 ) -> None:
-    """Write report.html: what practice changed, question by question.
+    """Write report.html: what training changed, question by question.
 
     Args:
         run: Open run
@@ -488,17 +500,18 @@ def report_practice(
         comparison: Paired
         metrics: metrics.jsonl
         verdict: One sentence
-        dataset: Key of the questions that were practiced on
+        title: Title of the page
+        facts: Label to value
     """
     folders = {"before": run.folder / "before", "after": run.folder}
     records: list[Any] = metrics.to_dict("records")
     write_report(
-        run.report, title="Before and after practice", lead=verdict,
+        run.report, title=title, lead=verdict,
         evaluations={"before": before, "after": after},
         predictions={
             name: read_predictions(folder / "predictions.jsonl")
             for name, folder in folders.items()
         },
-        comparisons=[comparison], metrics={"practice": records},
-        facts={"practiced on": dataset, "evaluated on": str(after.dataset_key)},
+        comparisons=[comparison], metrics={"training": records},
+        facts={**facts, "evaluated on": str(after.dataset_key)},
     )  # fmt: skip

@@ -23,12 +23,11 @@ from .data.datasets import Dataset
 from .data.overlap import EvaluationPrompts
 from .evaluation.compare import Comparison, compare_evaluations, in_words
 from .evaluation.evaluate import Evaluation
-from .evaluation.report import write_report
 from .models.attention_backends import choose_attention
 from .models.config import parameter_count
 from .models.loading import mesh_text, resolve_source, weights_fingerprint
 from .models.sharding import check_rows, row_shards
-from .post_training import measure
+from .post_training import measure, report_change
 from .rewards.functions import RewardSet, load_rewards
 from tunix_rt.rl.preference_loss import (
     PairBatch,
@@ -55,7 +54,6 @@ from tunix_rt.rl.preference_pairs import (
 )
 from .rl.rollouts import GRPOConfig, encode_questions, write_completions
 from .runs.folder import Run, read_run
-from .scoring.predictions import read_predictions
 from .traces.schema import Trace
 from .training.config import TrainConfig
 from .training.export import check_export, export_model
@@ -68,8 +66,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Source', 'SMALL', 'Found', 'find_preferences', 'split_preferences', 'PreferenceRows', 'prepare_rows', 'add_reference',
-           'PreferenceResult', 'usual_rate', 'preference_verdict', 'preference', 'key_figures', 'report_preference',
-           'plot_preference']
+           'PreferenceResult', 'usual_rate', 'preference_verdict', 'preference', 'key_figures', 'plot_preference']
 
 # %% ../nbs/14_preferences.ipynb #7056e808
 Source = Sequence[Preference] | Dataset | str | Path | Iterable[Trace]
@@ -567,7 +564,7 @@ class _Session:
         if self.exam is None:
             return None
         folder = self.run.folder / "before"
-        return measure(self.model, self.exam, folder, name="before", **self.asked)
+        return measure(self.model, self.exam, folder, name="before", reuse=True, **self.asked)
 
 # %% ../nbs/14_preferences.ipynb #c014ffa6
 def _train(
@@ -646,7 +643,10 @@ def _finish(
         verdict = f"{in_words(comparison)} {verdict}"
         right = after.scores["answer_correctness"]
         results |= {"before": before.scores["answer_correctness"].mean, "after": right.mean}
-        report_preference(run, before, after, comparison, metrics, verdict, session.found.label)
+        report_change(
+            run, before, after, comparison, metrics, verdict,
+            title="Before and after preferences", facts={"preferences": session.found.label},
+        )  # fmt: skip
     return PreferenceResult(model, run, metrics, results, files, verdict, comparison, held_out)
 
 # %% ../nbs/14_preferences.ipynb #679e4e45
@@ -680,40 +680,6 @@ def key_figures(
         "stopped_by": done.stopped_by, "tokens": done.tokens,
         "train_seconds": round(done.seconds, 1),
     }  # fmt: skip
-
-
-def report_preference(
-    run: Run,  # Open run
-    before: Evaluation,  # Before training
-    after: Evaluation,  # After it
-    comparison: Comparison,  # Paired
-    metrics: pd.DataFrame,  # metrics.jsonl
-    verdict: str,  # One sentence
-    key: str,  # Name of the preferences
-) -> None:
-    """Write the report of a run: both evaluations, their difference, and the curves.
-
-    Args:
-        run: Open run
-        before: Before training
-        after: After it
-        comparison: Paired
-        metrics: metrics.jsonl
-        verdict: One sentence
-        key: Name of the preferences
-    """
-    folders = {"before": run.folder / "before", "after": run.folder}
-    records: list[Any] = metrics.to_dict("records")
-    write_report(
-        run.report, title="Before and after preferences", lead=verdict,
-        evaluations={"before": before, "after": after},
-        predictions={
-            name: read_predictions(folder / "predictions.jsonl")
-            for name, folder in folders.items()
-        },
-        comparisons=[comparison], metrics={"preferences": records},
-        facts={"preferences": key, "evaluated on": str(after.dataset_key)},
-    )  # fmt: skip
 
 # %% ../nbs/14_preferences.ipynb #e29c3716
 def plot_preference(

@@ -117,6 +117,7 @@ class GRPOTrainResult:
         watch: Figures of all steps, and held-out accuracy
         seconds: Seconds spent, over all sessions
         tokens: Tokens sampled
+        train_config: Shape of a batch, optimizer and its rates
         folder: Folder of checkpoints, log and completions
     """
 
@@ -127,6 +128,7 @@ class GRPOTrainResult:
     watch: Watch  # Figures of all steps, and held-out accuracy
     seconds: float  # Seconds spent, over all sessions
     tokens: int  # Tokens sampled
+    train_config: TrainConfig  # Shape of a batch, optimizer and its rates
     folder: Path  # Folder of checkpoints, log and completions
 
 # %% ../../nbs/rl/60_grpo.ipynb #967c67a5
@@ -648,5 +650,5 @@ def train_grpo(
     update_model(model, run.state)
     return GRPOTrainResult(
         run.number, resumed, best, stopped_by, run.watch, run.progress.seconds,
-        run.progress.tokens, run.folder,
+        run.progress.tokens, train_config, run.folder,
     )  # fmt: skip
