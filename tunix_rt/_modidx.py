@@ -1690,6 +1690,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'tunix_rt.post_training.key_figures': ( 'post_training.html#key_figures',
                                                                                 'tunix_rt/post_training.py'),
                                         'tunix_rt.post_training.measure': ('post_training.html#measure', 'tunix_rt/post_training.py'),
+                                        'tunix_rt.post_training.plan_for': ('post_training.html#plan_for', 'tunix_rt/post_training.py'),
                                         'tunix_rt.post_training.practice_split': ( 'post_training.html#practice_split',
                                                                                    'tunix_rt/post_training.py'),
                                         'tunix_rt.post_training.probe_signal': ( 'post_training.html#probe_signal',

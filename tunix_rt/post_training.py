@@ -32,6 +32,7 @@ from .rewards.check import check_rewards
 from .rewards.functions import RewardSet, load_rewards
 from .rl.difficulty import new_pools
 from .rl.grpo import GRPOLoopConfig, GRPOTrainResult, train_grpo
+from .rl.memory import GRPOMemoryPlan, plan_grpo
 from .rl.policy_batch import policy_shape
 from tunix_rt.rl.rollouts import (
     GRPOConfig,
@@ -48,8 +49,8 @@ from .training.export import check_export, export_model
 from .training.model_card import model_card
 
 # %% auto #0
-__all__ = ['ACCELERATOR_ROWS', 'Signal', 'probe_signal', 'measure', 'GRPOResult', 'practice_split', 'grpo', 'key_figures',
-           'report_change']
+__all__ = ['ACCELERATOR_ROWS', 'Signal', 'probe_signal', 'plan_for', 'measure', 'GRPOResult', 'practice_split', 'grpo',
+           'key_figures', 'report_change']
 
 # %% ../nbs/12_post_training.ipynb #db78f737
 @dataclass(frozen=True)
@@ -117,6 +118,31 @@ def probe_signal(
             f"right from wrong"
         )
     return signal
+
+# %% ../nbs/12_post_training.ipynb #6f0a913f
+def plan_for(
+    model: Model,  # Model to be trained, on its devices
+    questions: Questions,  # Questions of the run
+    config: GRPOConfig,  # Answers to each question, their length
+    **how: Any,  # Options of `plan_grpo`: micro_batch_size, seq_length, optimizer, dtype, remat
+) -> GRPOMemoryPlan:  # Bytes on each device, by part
+    """Plan the memory of a run.
+
+    Args:
+        model: Model to be trained, on its devices
+        questions: Questions of the run
+        config: Answers to each question, their length
+        **how: Options of `plan_grpo`: micro_batch_size, seq_length, optimizer, dtype, remat
+
+    Returns:
+        Bytes on each device, by part
+    """
+    sides = dict(model.mesh.shape) if model.mesh is not None else {}
+    return plan_grpo(
+        model.config, config, prompt_length=questions.longest, lora=model.module.lora,
+        base=model.base_dtype, scan_layers=model.module.scan_layers, kind=model.device.kind,
+        name=model.source.name, **sides, **how,
+    )  # fmt: skip
 
 # %% ../nbs/12_post_training.ipynb #90f2f7a9
 def measure(
@@ -395,6 +421,9 @@ def grpo(
     backend = choose_attention(
         attention, model.config, seq_length=time, dtype=dtype, kind=model.device.kind
     )
+    if not quiet:
+        how: Any = {"micro_batch_size": micro, "seq_length": time, "optimizer": optimizer}
+        print(plan_for(model, questions, config, **how, dtype=dtype, remat=remat))
     lora = model.module.lora
     rate = learning_rate or (1e-4 if lora else 1e-5)
     done = train_grpo(
