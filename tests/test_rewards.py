@@ -27,7 +27,7 @@ from tunix_rt.traces.schema import Trace
 
 
 def said(text: str, finish_reason: str = "stop") -> Completion:
-    return Completion(0, 0, [ord(c) for c in text], text, finish_reason, 3, len(text) + 1)
+    return Completion(0, 0, [ord(c) for c in text], text, finish_reason, None, 3, len(text) + 1)
 
 
 ATTACKS = {

@@ -25,7 +25,7 @@ from tunix_rt.models.lora import LoraConfig, add_lora
 from tunix_rt.models.tokenizer import encode_prompts, end_of_turn, train_tokenizer
 from tunix_rt.rewards.functions import load_rewards, score_completions
 from tunix_rt.rl.advantages import EPSILON, group_advantages
-from tunix_rt.rl.policy_batch import Answer, PolicyShape, completion_ids, pack_answers
+from tunix_rt.rl.policy_batch import Answer, PolicyShape, pack_answers
 from tunix_rt.rl.policy_loss import LOSSES, kl_penalty, policy_objective, token_weights
 from tunix_rt.rl.rollouts import encode_questions, step_seed
 from tunix_rt.traces.schema import Trace
@@ -57,7 +57,7 @@ def sampled(model: Gemma, temperature: float = 1.0) -> list[Completion]:
 def answers_to(said: list[Completion]) -> list[Answer]:
     "The completions as answers, of which every second one did better."
     return [
-        Answer(PROMPTS[one.prompt], completion_ids(one), one.logprobs or [], 1.0 - number % 2 * 2)
+        Answer(PROMPTS[one.prompt], one.written, one.logprobs or [], 1.0 - number % 2 * 2)
         for number, one in enumerate(said)
     ]
 
@@ -223,8 +223,8 @@ def test_10_each_of_several_end_tokens_ends_an_answer(model: Gemma) -> None:
         said = generate(sure, TOKENIZER, PROMPTS, how, batch_size=16)
         ended = [one for one in said if one.stop_reason == end]
         assert ended and {one.finish_reason for one in ended} == {"stop"}
-        assert all(completion_ids(one)[-1] == end for one in ended)
-    faulty = [completion_ids(one)[-1] == ends[0] for one in ended]
+        assert all(one.written[-1] == end for one in ended)
+    faulty = [one.written[-1] == ends[0] for one in ended]
     assert not any(faulty)  # By one end token alone, these would all count as cut off
 
 
@@ -255,7 +255,7 @@ def test_15_sampled_ids_are_trained_on_and_never_read_again_from_text(model: Gem
     said = sampled(model)
     batch = pack_them(answers_to(said))
     held = batch.tokens[batch.loss_mask]
-    assert sorted(held.tolist()) == sorted(t for one in said for t in completion_ids(one))
+    assert sorted(held.tolist()) == sorted(t for one in said for t in one.written)
     words = TOKENIZER.get_vocab()
     merged = next(word for word in words if len(word) > 1 and word.isalpha())
     letters = [words[letter] for letter in merged]  # A model may well spell a word out

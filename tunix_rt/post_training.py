@@ -471,7 +471,6 @@ def _finish(
     if test_data is not None and before is not None:
         after = measure(model, test_data, run.folder, name="after", **asked)
         comparison = compare_evaluations(before, after, seed=asked["seed"])
-        verdict = f"{in_words(comparison)} {verdict}"
         right = after.scores["answer_correctness"]
         results |= {"before": before.scores["answer_correctness"].mean, "after": right.mean}
         for k, figure in after.pass_at.items():
@@ -480,6 +479,7 @@ def _finish(
             run, before, after, comparison, metrics, verdict,
             title="Before and after practice", facts={"practiced on": key},
         )  # fmt: skip
+        verdict = f"{in_words(comparison)} {verdict}"
     return GRPOResult(model, run, metrics, results, files, verdict, comparison)
 
 

@@ -640,13 +640,13 @@ def _finish(
     if before is not None and session.exam is not None:
         after = measure(model, session.exam, run.folder, name="after", **session.asked)
         comparison = compare_evaluations(before, after, seed=session.asked["seed"])
-        verdict = f"{in_words(comparison)} {verdict}"
         right = after.scores["answer_correctness"]
         results |= {"before": before.scores["answer_correctness"].mean, "after": right.mean}
         report_change(
             run, before, after, comparison, metrics, verdict,
             title="Before and after preferences", facts={"preferences": session.found.label},
         )  # fmt: skip
+        verdict = f"{in_words(comparison)} {verdict}"
     return PreferenceResult(model, run, metrics, results, files, verdict, comparison, held_out)
 
 # %% ../nbs/14_preferences.ipynb #679e4e45

@@ -73,6 +73,12 @@ class Completion:
     completion_tokens: int  # Number of tokens written, the end of the turn included
     logprobs: list[float] | None = None  # Log-probability of every token written, if recorded
 
+    @property
+    def written(self) -> list[int]:
+        "Every token that was drawn, in order, the one that ended it included."
+        ended = [self.stop_reason] if isinstance(self.stop_reason, int) else []
+        return [*self.tokens, *ended]
+
 # %% ../../nbs/inference/50_engine.ipynb #91a384ea
 def make_completion(
     tokenizer: Tokenizer,  # Tokenizer for decoding

@@ -156,7 +156,7 @@ def completion_columns(
     return {
         "prompts": prompts,
         "completions": texts,
-        "completion_ids": [list(said.tokens) for said in completions],
+        "completion_ids": [said.written for said in completions],
         "finish_reason": [said.finish_reason for said in completions],
         "completion_tokens": [said.completion_tokens for said in completions],
     }

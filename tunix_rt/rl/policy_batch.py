@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.errors import TrainingError
-from ..inference.engine import Completion
 from ..inference.kv_cache import bucket_length
 from ..models.gemma import Gemma
 from .policy_loss import PolicyBatch, PolicyLoss, token_weights
@@ -23,7 +22,7 @@ from ..training.packing import best_fit
 from ..training.train_step import micro_batches
 
 # %% auto #0
-__all__ = ['Answer', 'completion_ids', 'PolicyShape', 'policy_shape', 'pack_answers', 'dealt', 'logprobs_program']
+__all__ = ['Answer', 'PolicyShape', 'policy_shape', 'pack_answers', 'dealt', 'logprobs_program']
 
 # %% ../../nbs/rl/30_policy_batch.ipynb #ef18564a
 @dataclass(frozen=True)
@@ -43,21 +42,6 @@ class Answer:
     logprobs: Sequence[float]  # Log-probability of each of them when it was sampled, in nats
     advantage: float  # How much better it is than the others to the same prompt
     counted: bool = True  # False for an answer without a reward, or cut off and masked
-
-
-def completion_ids(
-    completion: Completion,  # Completion from the engine
-) -> list[int]:  # The tokens that were sampled, in order
-    """Return every token of a completion, the one that ended it included.
-
-    Args:
-        completion: Completion from the engine
-
-    Returns:
-        The tokens that were sampled, in order
-    """
-    ended = [completion.stop_reason] if isinstance(completion.stop_reason, int) else []
-    return [*completion.tokens, *ended]
 
 # %% ../../nbs/rl/30_policy_batch.ipynb #aeee9e30
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..models.tokenizer import Tokenizer, encode_prompts
 from ..rewards.functions import RewardBatch, RewardSet, score_completions
 from .advantages import Advantages, group_advantages
 from .difficulty import DifficultyPools, draw_questions, update_pools
-from .policy_batch import Answer, completion_ids
+from .policy_batch import Answer
 from .policy_loss import PolicyLoss, find_loss
 from ..traces.schema import Trace
 
@@ -392,7 +392,7 @@ def answers_of(
         cut = config.mask_truncated and completion.finish_reason == "length"
         found.append(
             Answer(
-                questions.prompts[groups.questions[group]], completion_ids(completion),
+                questions.prompts[groups.questions[group]], completion.written,
                 completion.logprobs or [], float(groups.advantages.values[group, sample]),
                 counted=bool(groups.advantages.counted[group, sample]) and not cut,
             )
