@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from random import Random
 from typing import Any
 
@@ -15,10 +16,10 @@ from .arithmetic import PLACES, digits_from_right, evaluate, false_equations
 from ..traces.schema import Step, Trace
 
 # %% auto #0
-__all__ = ['KINDS', 'PLACEMENTS', 'NO_ERROR', 'COUNTED', 'Steps', 'TRIES', 'NO_STEP', 'Column', 'complete', 'work_column',
-           'wrong_column', 'Error', 'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'check_line', 'all_lines',
-           'lay_out', 'check_each', 'check_at_end', 'with_checks', 'inject_error', 'verify', 'CheckSpec', 'add_checks',
-           'verifier_prompt', 'verifier_trace']
+__all__ = ['KINDS', 'PLACEMENTS', 'NO_ERROR', 'MISSING', 'COUNTED', 'Steps', 'TRIES', 'NO_STEP', 'Column', 'complete',
+           'work_column', 'wrong_column', 'Error', 'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'digit_pairs',
+           'check_line', 'all_lines', 'lay_out', 'check_each', 'check_at_end', 'with_checks', 'inject_error', 'verify',
+           'CheckSpec', 'add_checks', 'verifier_prompt', 'verifier_trace']
 
 # %% ../../nbs/data/22_error_injection.ipynb #b4054f68
 @dataclass(frozen=True)
@@ -299,27 +300,49 @@ def work_sums(
 # %% ../../nbs/data/22_error_injection.ipynb #f5d0b172
 PLACEMENTS = ("step", "end")
 NO_ERROR = "no error"
+MISSING = "-"  # In a check, for a digit that one side does not have
 COUNTED = ("column", "result")  # Types of the steps that are counted and checked
 
 Steps = list[tuple[str, str]]  # (type, content) of each step
 
 
+def digit_pairs(
+    written: str,  # Step as it was written
+    right: str,  # Step as it should be
+) -> list[tuple[str, str]]:  # Digit written and digit that it should be; MISSING where there is none
+    """Put the digits of two steps side by side, up to the first that differs.
+
+    Args:
+        written: Step as it was written
+        right: Step as it should be
+
+    Returns:
+        Digit written and digit that it should be; MISSING where there is none
+    """
+    sides = ([sign for sign in line if sign.isdecimal()] for line in (written, right))
+    pairs = list(zip_longest(*sides, fillvalue=MISSING))
+    differing = [place for place, (one, other) in enumerate(pairs, start=1) if one != other]
+    return pairs[: differing[0] if differing else None]
+
+
 def check_line(
     number: int,  # Number of the step, from 1
+    written: str,  # Step as it was written
     right: str,  # Step as it should be
-    wrong: bool,  # True if something else was written
 ) -> str:  # Content of a check step
-    """Write the check of one step.
+    """Write the check of one step: its digits beside those worked out again, and a verdict.
 
     Args:
         number: Number of the step, from 1
+        written: Step as it was written
         right: Step as it should be
-        wrong: True if something else was written
 
     Returns:
         Content of a check step
     """
-    return f"check {number}: {right}; {f'error in step {number}' if wrong else NO_ERROR}"
+    pairs = digit_pairs(written, right)
+    verdict = NO_ERROR if pairs[-1][0] == pairs[-1][1] else f"error in step {number}"
+    return f"check {number}: {', '.join(map(' '.join, pairs))}; {verdict}"
 
 
 def all_lines(
@@ -377,8 +400,8 @@ def check_each(
             continue
         number += 1
         found = number == error
-        steps.append((kind, all_lines(wrong or ())[number - 1] if found else content))
-        steps.append(("check", check_line(number, content, found)))
+        written = all_lines(wrong or ())[number - 1] if found else content
+        steps += [(kind, written), ("check", check_line(number, written, content))]
         steps += [("correction", content)] if found else []
     return steps
 
@@ -398,9 +421,10 @@ def check_at_end(
     Returns:
         The whole working, its checks, and from the wrong step on the correction
     """
+    lines = zip(all_lines(wrong or right), all_lines(right)[: error or None], strict=False)
     checks = [
-        ("check", check_line(number, line, number == error))
-        for number, line in enumerate(all_lines(right)[: error or None], start=1)
+        ("check", check_line(number, written, line))
+        for number, (written, line) in enumerate(lines, start=1)
     ]
     if not wrong:
         return lay_out(right) + checks
@@ -520,12 +544,17 @@ def verify(
 def _checks_fit(trace: Trace, checks: Sequence[Step]) -> bool:
     "Compare each check with the step that it is about."
     lines = [step.content for step in trace.steps if step.type in COUNTED]
-    fits = []
+    error = ((trace.meta or {}).get("error") or {}).get("step")
+    corrections = [step.content for step in trace.steps if step.type == "correction"]
     for number, check in enumerate(checks, start=1):
-        line, _, verdict = check.content.removeprefix(f"check {number}: ").partition("; ")
-        same = lines[number - 1] == line
-        fits.append(verdict == (NO_ERROR if same else f"error in step {number}"))
-    return all(fits)
+        written, right = lines[number - 1], lines[number - 1]
+        if number == error:
+            right = corrections[0]
+        if check.content != check_line(number, written, right) or (written == right) != (
+            NO_ERROR in check.content
+        ):
+            return False
+    return True
 
 # %% ../../nbs/data/22_error_injection.ipynb #89bade40
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..models.gemma import Gemma
 from .policy_loss import PolicyBatch, PolicyLoss, token_weights
 from ..training.logprobs import batch_logprobs
 from ..training.packing import best_fit
-from ..training.train_step import micro_batches
+from ..training.train_step import micro_batches, used_slices
 
 # %% auto #0
 __all__ = ['Answer', 'PolicyShape', 'policy_shape', 'pack_answers', 'dealt', 'logprobs_program']
@@ -189,7 +189,13 @@ def logprobs_program(
         if micro_batch_size in (0, batch.tokens.shape[0]):
             return one(rows)
         size = micro_batch_size // shards
-        found = jax.lax.map(one, micro_batches(rows, micro_batch_size, shards))
+        slices = micro_batches(rows, micro_batch_size, shards)
+
+        def fill(index: Any, found: jax.Array) -> jax.Array:
+            return found.at[index].set(one(jax.tree.map(lambda x: x[index], slices)))
+
+        nothing = jnp.zeros(slices[0].shape, jnp.float32)
+        found = jax.lax.fori_loop(0, used_slices(slices[2] > 0), fill, nothing)
         dealt = found.reshape(-1, shards, size, found.shape[-1]).swapaxes(0, 1)
         return dealt.reshape(batch.tokens.shape)
 

@@ -26,7 +26,7 @@ from .packing import PackedBatch
 
 # %% auto #0
 __all__ = ['Figures', 'Objective', 'with_figures', 'count_tokens', 'TrainState', 'SplitModel', 'split_params', 'merge_params',
-           'init_train_state', 'micro_batches', 'accumulate_gradients', 'merge_figure', 'finish_figure',
+           'init_train_state', 'micro_batches', 'used_slices', 'accumulate_gradients', 'merge_figure', 'finish_figure',
            'compiler_options', 'Step', 'make_step', 'update_model']
 
 # %% ../../nbs/training/40_train_step.ipynb #4898ea60
@@ -177,6 +177,20 @@ def micro_batches(
     return jax.tree.map(cut, batch)
 
 # %% ../../nbs/training/40_train_step.ipynb #7e382364
+def used_slices(
+    mask: jax.Array,  # Whether a token counts, [slices, rows of a slice, T]
+) -> jax.Array:  # Scalar, 0 if none does
+    """Count the slices up to the last in which a token counts.
+
+    Args:
+        mask: Whether a token counts, [slices, rows of a slice, T]
+
+    Returns:
+        Scalar, 0 if none does
+    """
+    return jnp.where(mask.any(axis=(1, 2)), jnp.arange(1, len(mask) + 1), 0).max()
+
+
 def accumulate_gradients(
     objective: Callable[[Any, Any, Any], Any],  # Parameters, rows, key -> loss, or loss and figures
     params: Any,  # Tree of parameters
@@ -215,8 +229,7 @@ def accumulate_gradients(
     keys = None if key is None else jax.random.split(key, len(slices.tokens))
     used: Any = len(slices.tokens)
     if padded:
-        some = slices.loss_mask.any(axis=(1, 2))
-        used = jnp.where(some, jnp.arange(1, used + 1), 0).max()
+        used = used_slices(slices.loss_mask)
 
     def add(index: Any, total: Any) -> Any:
         part = jax.tree.map(lambda x: x[index], (slices, keys))
