@@ -209,7 +209,7 @@ class Model:
         return (
             f"{self.source}: {parameter_count(self.config):,} parameters"
             f"{trained if self.module.lora else ''}, {self.config.layers} layers, "
-            f"{len(self.tokenizer)} tokens, {self.base_dtype}, on {mesh_text(self.mesh)}"
+            f"{self.config.vocabulary} tokens, {self.base_dtype}, on {mesh_text(self.mesh)}"
         )
 
 # %% ../nbs/10_api.ipynb #772db7d1
