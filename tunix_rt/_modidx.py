@@ -90,6 +90,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'tunix_rt/cli/pipelines.py'),
                                         'tunix_rt.cli.pipelines.pipeline_function': ( 'cli/pipelines.html#pipeline_function',
                                                                                       'tunix_rt/cli/pipelines.py'),
+                                        'tunix_rt.cli.pipelines.require_model': ( 'cli/pipelines.html#require_model',
+                                                                                  'tunix_rt/cli/pipelines.py'),
                                         'tunix_rt.cli.pipelines.run': ('cli/pipelines.html#run', 'tunix_rt/cli/pipelines.py'),
                                         'tunix_rt.cli.pipelines.run_notebook': ( 'cli/pipelines.html#run_notebook',
                                                                                  'tunix_rt/cli/pipelines.py')},
