@@ -107,7 +107,7 @@ def choose_style(
         return "chat" if has_chat_template(tokenizer) else "plain"
     return "chat" if wanted == "chat" else "plain"
 
-# %% ../../nbs/evaluation/05_prompts.ipynb #203bfea5
+# %% ../../nbs/evaluation/05_prompts.ipynb #6fcea6f3
 def _pool(dataset: Dataset, split: str, shots_dataset: str) -> tuple[str, Iterable[Trace]]:
     if shots_dataset:
         other = load_dataset(shots_dataset)
@@ -120,7 +120,7 @@ def _pool(dataset: Dataset, split: str, shots_dataset: str) -> tuple[str, Iterab
     if split in ("", "train"):
         others = [name for name in dataset.splits if name != "train"]
         raise ScoringError(
-            f"the split train of {dataset.key} is evaluated, so no worked example may come from it; "
+            f"the split train of {dataset.key} is evaluated, so no example may come from it; "
             + (f"evaluate split={others[-1]}, or " if others else "")
             + "take them from another dataset: shots_dataset=..."
         )
@@ -159,7 +159,7 @@ def choose_examples(
         if known.asks(trace.prompt):
             raise ScoringError(
                 f"the worked example {trace.prompt[:60]!r} of {name} is one of the evaluated "
-                f"questions, and would give its answer away; take the examples from another dataset "
+                f"questions and would give its answer away; take examples from another dataset "
                 f"(shots_dataset=...), or evaluate another split (split=...)"
             )
     return chosen
@@ -257,7 +257,7 @@ def encode_formatted(
     encoded = tokenizer(_in_template(tokenizer, chats), add_special_tokens=False).input_ids
     return [list(tokens) for tokens in encoded]
 
-# %% ../../nbs/evaluation/05_prompts.ipynb #8963ffed
+# %% ../../nbs/evaluation/05_prompts.ipynb #f201f9dc
 def check_room(
     prompts: Sequence[Sequence[int]],  # Token ids of every prompt
     form: PromptFormat,  # Format that they are in
@@ -275,7 +275,7 @@ def check_room(
     longest = max(map(len, prompts), default=0)
     if form.bare or longest + needed <= positions:
         return
-    parts = {f"{len(form.examples)} worked examples": form.examples}
+    parts: dict[str, Any] = {f"{len(form.examples)} worked examples": form.examples}
     parts |= {"the instruction": form.instruction, "the system prompt": form.system}
     added = " and ".join(name for name, part in parts.items() if part) or "its frame"
     raise ScoringError(

@@ -79,8 +79,8 @@ def base_facts(
         return {"base_model": base} if re.fullmatch(HUB_NAME, base) else {}
     card = card_facts(folder)
     cached = re.search(r"models--([\w.-]+?)--([\w.-]+)", str(folder.resolve()))
-    name = f"{cached[1]}/{cached[2]}" if cached else _recorded_name(folder)
-    name = name or card.get("base_model")
+    own = f"{cached[1]}/{cached[2]}" if cached else _recorded_name(folder)
+    name = own or card.get("base_model")
     facts = {"base_model": name} if name else {}
     return facts | {key: card[key] for key in LICENSE if card.get(key)}
 
