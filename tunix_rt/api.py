@@ -786,7 +786,8 @@ def _sampling_text(sampling: SamplingParams) -> str:
             "top_p": sampling.top_p,
         }
         how = ", ".join(f"{name} {value:g}" for name, value in known.items())
-    return f"{how}, at most {sampling.max_new_tokens:,} tokens"
+    ends = "".join(f", until {text!r}" for text in sampling.stop)
+    return f"{how}, at most {sampling.max_new_tokens:,} tokens{ends}"
 
 
 def _identity_of(

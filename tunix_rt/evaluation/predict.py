@@ -36,8 +36,9 @@ from ..traces.render import render_response
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['LEAST', 'UNWRITTEN', 'PROMPT_TOKENS', 'predict', 'longest_response', 'response_limit', 'plan_batches', 'prompt_seed',
-           'predict_batches', 'Progress', 'predict_into', 'GenerationConfig', 'read_generation_config', 'end_texts']
+__all__ = ['LEAST', 'UNWRITTEN', 'PROMPT_TOKENS', 'ROUNDED', 'predict', 'longest_response', 'response_limit', 'plan_batches',
+           'prompt_seed', 'predict_batches', 'Progress', 'predict_into', 'GenerationConfig', 'read_generation_config',
+           'end_texts']
 
 # %% ../../nbs/evaluation/10_predict.ipynb #bc21fb46
 def _predicted(trace: Trace, said: Completion) -> Prediction:
@@ -127,6 +128,7 @@ def response_limit(
 
 # %% ../../nbs/evaluation/10_predict.ipynb #7753b7fc
 PROMPT_TOKENS = 2**16  # Prompt tokens that are read at a time, padding included
+ROUNDED = 128  # Tokens that the room for prompts is a multiple of, so that batches share programs
 
 
 def plan_batches(
@@ -198,9 +200,12 @@ def predict_batches(
     Returns:
         Predictions of each batch, as soon as it is done
     """
-    for batch in plan_batches(prompts, batch_size=batch_size, samples=sampling.samples):
+    batches = plan_batches(prompts, batch_size=batch_size, samples=sampling.samples)
+    for batch in batches:
         if all(traces[place].fingerprint in done for place in batch):
             continue
+        longest = max(len(prompts[place]) for place in batch)
+        room = min(-(-longest // ROUNDED) * ROUNDED, model.config.positions)
         completions = generate(
             model,
             tokenizer,
@@ -208,6 +213,7 @@ def predict_batches(
             sampling,
             batch_size=batch_size,
             dtype=dtype,
+            prompt_length=room if len(batches) > 1 else 0,
             seeds=[prompt_seed(traces[place], sampling.seed) for place in batch],
         )
         yield [_predicted(traces[batch[said.prompt]], said) for said in completions]
