@@ -148,12 +148,16 @@ def plan_batches(
         Indices of the prompts of each batch, the shortest prompts first
     """
     batches: list[list[int]] = []
+    widths = [1 << (len(prompt) - 1).bit_length() for prompt in prompts]
     for place in sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place)):
-        width = 1 << (len(prompts[place]) - 1).bit_length()
-        most = max(1, min(batch_size // samples, PROMPT_TOKENS // width))
+        most = max(1, min(batch_size // samples, PROMPT_TOKENS // widths[place]))
         if not batches or len(batches[-1]) >= most:
             batches.append([])
         batches[-1].append(place)
+    both = [place for batch in batches[-2:] for place in batch]
+    if len(batches) > 1 and widths[both[0]] == widths[both[-1]]:
+        half = (len(both) + 1) // 2
+        batches[-2:] = [both[:half], both[half:]]
     return batches
 
 
