@@ -18,6 +18,7 @@ import pytest
 from flax import nnx
 
 import tunix_rt as rt
+from tunix_rt.cli.app import main
 from tunix_rt.core.errors import RunError, ScoringError
 from tunix_rt.core.settings import settings
 from tunix_rt.models.config import preset
@@ -182,3 +183,12 @@ def test_settings_of_the_model_are_taken_on_request(root: Path) -> None:
     used = json.loads((run / "run.json").read_text())["sampling"]
     assert (used["temperature"], used["top_k"], used["top_p"]) == (1.0, 10, 0.95)
     assert "top_k 10, top_p 0.95" in (run / "report.html").read_text()
+
+
+def test_model_that_does_not_exist_is_refused_before_a_run_is_made(
+    root: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "-p", "model=nowhere"])
+    assert "nowhere is not a model" in capsys.readouterr().err
+    assert not (root / "outputs").exists()

@@ -26,8 +26,8 @@ from ..runs.pipelines import pipeline_name, read_parameters, read_summary
 from ..runs.run_spec import make_spec
 
 # %% auto #0
-__all__ = ['Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending', 'require_model',
-           'run_notebook', 'pipeline_function', 'run', 'add_pipeline']
+__all__ = ['OPENING', 'Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending',
+           'require_model', 'run_notebook', 'pipeline_function', 'run', 'add_pipeline']
 
 # %% ../../nbs/cli/25_pipelines.ipynb #93314bf2
 def as_typed(
@@ -109,6 +109,9 @@ def _brief(value: Any) -> bool:
     return value is not None and not isinstance(value, Mapping | list) and len(str(value)) < 100
 
 # %% ../../nbs/cli/25_pipelines.ipynb #a9ce20e2
+OPENING = ("train", "grpo", "preference", "practice", "evaluate")  # Pipelines that open `model`
+
+
 def require_model(
     name: str,  # Model as typed
 ) -> None:
@@ -149,8 +152,10 @@ def run_notebook(
         resume: True to resume the newest unfinished run with the same parameters
     """
     spec = pin_spec(make_spec(name, parameters, as_text=True))
-    if isinstance(model := spec.given.get("model"), str):
+    if spec.name in OPENING:
+        model = spec.parameters["model"]
         require_model(model)
+        typer.echo(f"starting {spec.pipeline} with {model}; loading takes some seconds", err=True)
     if resume and not run_dir and "run_dir" not in spec.given:
         unfinished = unfinished_run(spec.pipeline, spec.parameters)
         if unfinished is not None:
