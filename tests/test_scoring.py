@@ -144,7 +144,7 @@ def test_versions() -> None:
     versions = {name: scorer.version for name, scorer in SCORERS.items()}
     assert versions == {
         "answer_correctness": "2",
-        "answer_lenient": "1",
+        "answer_lenient": "2",
         "format": "1",
         "step_validity": "2",
         "truncated": "1",

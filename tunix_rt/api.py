@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import pandas as pd
 from jax.sharding import Mesh
 
-from .core.errors import ModelError, TunixError
-from .core.files import read_log
+from .core.errors import ModelError, RunError, TunixError
+from .core.files import canonical_json, read_log, sha256_text
 from .core.settings import resolve, settings
 from tunix_rt.data.datasets import (
     Dataset,
@@ -42,7 +42,20 @@ from tunix_rt.evaluation.evaluate import (
 from tunix_rt.evaluation.evaluate import (
     evaluate as score_predictions,
 )
-from .evaluation.predict import predict, response_limit
+from tunix_rt.evaluation.predict import (
+    end_texts,
+    longest_response,
+    predict_into,
+    read_generation_config,
+    response_limit,
+)
+from tunix_rt.evaluation.prompts import (
+    PromptFormat,
+    check_room,
+    encode_formatted,
+    has_chat_template,
+    prompt_format,
+)
 from .evaluation.report import write_report
 from .inference import engine
 from .inference.engine import Completion, SamplingParams
@@ -74,7 +87,7 @@ from .registry.model_refs import pin_model
 from .runs.folder import Run, open_run
 from .runs.lock import release
 from .runs.lookup import find_run, train_sets
-from .scoring.predictions import read_predictions, write_predictions
+from .scoring.predictions import Prediction, read_predictions
 from .traces.display import Html
 from .traces.render import render_response
 from .traces.schema import Trace
@@ -209,7 +222,7 @@ class Model:
         return (
             f"{self.source}: {parameter_count(self.config):,} parameters"
             f"{trained if self.module.lora else ''}, {self.config.layers} layers, "
-            f"{len(self.tokenizer)} tokens, {self.base_dtype}, on {mesh_text(self.mesh)}"
+            f"{self.config.vocabulary} tokens, {self.base_dtype}, on {mesh_text(self.mesh)}"
         )
 
 # %% ../nbs/10_api.ipynb #772db7d1
@@ -719,7 +732,122 @@ def _called(model: Model) -> str:
     folder = model.source.folder
     return str(version.get("version") or (Path(model.source.name).name if folder else fresh))
 
+# %% ../nbs/10_api.ipynb #4f785e78
+def _asked_as(
+    model: Model,
+    data: Dataset,
+    traces: Sequence[Trace],
+    prompt_style: str,
+    **how: Any,  # Other options of `prompt_format`
+) -> PromptFormat:
+    form = prompt_format(model.tokenizer, data, traces, prompt_style=prompt_style, **how)
+    if not has_chat_template(model.tokenizer):
+        known = {"auto": "it is asked in plain text", "plain": "it is asked in plain text"}
+        how_asked = known.get(prompt_style, "it is asked in Gemma's, which it may never have seen")
+        hint = "" if form.examples else "; worked examples show it what is asked: shots=4"
+        print(f"{model.source.name} has no chat template, as a pretrained model: {how_asked}{hint}")
+    return form
 
+
+def _sampling(model: Model, generation_config: bool, **given: Any) -> SamplingParams:
+    "Take what is not given from the settings that the model was published with."
+    if not generation_config:
+        return SamplingParams(**given)
+    if model.source.base is None:
+        raise ModelError(
+            f"{model.source} have no generation_config.json; leave generation_config out"
+        )
+    found = read_generation_config(model.source.base)
+    usual = SamplingParams()
+    for name in ("temperature", "top_k", "top_p"):
+        if given[name] == getattr(usual, name):
+            given[name] = getattr(found, name)
+    given["stop"] = (*given["stop"], *end_texts(model.tokenizer, found.ends))
+    return SamplingParams(**given)
+
+
+def _response_room(
+    model: Model, traces: Sequence[Trace], prompts: Sequence[Sequence[int]], form: PromptFormat,
+    max_new_tokens: int,
+) -> int:  # fmt: skip
+    "Choose the longest response, and refuse prompts that leave no room for it."
+    positions = model.config.positions
+    needed = max_new_tokens or longest_response(model.tokenizer, traces) or 1
+    check_room(prompts, form, positions, needed)
+    return max_new_tokens or response_limit(model.tokenizer, traces, positions, prompts)
+
+
+def _sampling_text(sampling: SamplingParams) -> str:
+    how = "greedy"
+    if sampling.temperature:
+        known = {
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
+        how = ", ".join(f"{name} {value:g}" for name, value in known.items())
+    ends = "".join(f", until {text!r}" for text in sampling.stop)
+    return f"{how}, at most {sampling.max_new_tokens:,} tokens{ends}"
+
+
+def _identity_of(
+    model: Model, prompts: Sequence[Sequence[int]], sampling: SamplingParams, *how: Any
+) -> str:
+    "Name everything that answers depend on."
+    told = [model.origin, model.config.fingerprint, vars(sampling), prompts, *how]
+    return sha256_text(canonical_json(told))
+
+
+def _keep_only_same(run: Run, identity: str) -> None:
+    "Refuse to mix answers of two models or formats in one run folder."
+    known = run.facts.get("predictions_of")
+    if known is None:
+        run.predictions.unlink(missing_ok=True)
+    elif known != identity and run.predictions.is_file():
+        raise RunError(
+            f"{run.folder} holds answers to other prompts or of other weights: the model or the "
+            f"dataset has changed since it was stopped. Choose another run_dir"
+        )
+    run.record(predictions_of=identity)
+
+# %% ../nbs/10_api.ipynb #c1c614fc
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    "List the key figures of an evaluation, strict and lenient."
+    right, lenient = (evaluation.scores[n] for n in ("answer_correctness", "answer_lenient"))
+    found = {"answer_correctness": right.mean, "low": right.low, "high": right.high}
+    also = {"answer_lenient": lenient.mean, "lenient_low": lenient.low}
+    return found | also | {"lenient_high": lenient.high}
+
+
+def _note_untagged(evaluation: Evaluation) -> None:
+    "Say why a model that was not trained here scores 0."
+    figures = _figures(evaluation)
+    if figures["answer_correctness"] == 0 and figures["answer_lenient"]:
+        print(
+            "no answer was read in <answer> tags, so the strict score is 0; answer_lenient reads "
+            "the whole response"
+        )
+
+
+def _report(
+    model: Model, run: Run, evaluation: Evaluation, predictions: list[Prediction],
+    facts: dict[str, str], *, compare_with: str, seed: int,
+) -> None:  # fmt: skip
+    evaluations, texts = {evaluation.name: evaluation}, {evaluation.name: predictions}
+    comparisons = []
+    if compare_with:
+        earlier = find_run(compare_with).folder
+        before = load_evaluation(earlier)
+        evaluations = {before.name: before} | evaluations
+        texts = {before.name: read_predictions(earlier / "predictions.jsonl")} | texts
+        comparisons = [compare_evaluations(before, evaluation, seed=seed)]
+    write_report(
+        run.report, title=f"{evaluation.name} on {evaluation.dataset_key}",
+        evaluations=evaluations, predictions=texts, comparisons=comparisons,
+        facts={"model": model.source.name, **facts, "device": str(model.device), "seed": str(seed)},
+    )  # fmt: skip
+
+# %% ../nbs/10_api.ipynb #405152e1
 def evaluate(
     model: Model | str,  # Model, or its name
     dataset: Dataset | str,  # Evaluation set, or its key
@@ -727,6 +855,12 @@ def evaluate(
     split: str = "",  # Split of the dataset; "" for all of it
     limit: int = 0,  # Maximum number of questions; 0 for all
     name: str = "",  # Name of the model in tables; "" for that of its folder
+    shots: int = 0,  # Worked examples before each question
+    shots_dataset: str = "",  # Dataset of the examples; "" for the split train of the same one
+    instruction: str = "",  # Text before the first question
+    system: str = "",  # System prompt
+    prompt_style: str = "auto",  # "chat", "plain", or "auto" for chat if the model has a template
+    generation_config: bool = False,  # True to sample as the model's generation_config.json says
     max_new_tokens: int = 0,  # Longest response; 0 for twice the longest of the set, at least 128
     temperature: float = 0.0,  # 0 takes the likeliest token
     top_k: int = 0,  # Number of likeliest tokens to draw from; 0 for all
@@ -735,9 +869,10 @@ def evaluate(
     batch_size: int = 64,  # Responses written at a time
     dtype: str = "float32",  # Type to compute in: "float32" or "bfloat16"
     compare_with: str = "",  # Earlier evaluation run to compare with in the report; "" for none
-    seed: int = 0,  # Seed of every draw, and of the intervals
+    seed: int = 0,  # Seed of the examples, of every draw and of the intervals
+    quiet: bool = False,  # True to show no progress bar
     run: Run | None = None,  # Open run to write into; None opens and finishes one
-    run_dir: str = "",  # Run folder, if none is open; "" for a fresh one
+    run_dir: str = "",  # Run folder, if none is open; "" for a fresh one; resumed if unfinished
 ) -> Evaluation:  # Scores with intervals; shows itself as a table
     """Ask a model every question of a dataset, and score the answers.
 
@@ -747,6 +882,12 @@ def evaluate(
         split: Split of the dataset; "" for all of it
         limit: Maximum number of questions; 0 for all
         name: Name of the model in tables; "" for that of its folder
+        shots: Worked examples before each question
+        shots_dataset: Dataset of the examples; "" for the split train of the same one
+        instruction: Text before the first question
+        system: System prompt
+        prompt_style: "chat", "plain", or "auto" for chat if the model has a template
+        generation_config: True to sample as the model's generation_config.json says
         max_new_tokens: Longest response; 0 for twice the longest of the set, at least 128
         temperature: 0 takes the likeliest token
         top_k: Number of likeliest tokens to draw from; 0 for all
@@ -755,9 +896,10 @@ def evaluate(
         batch_size: Responses written at a time
         dtype: Type to compute in: "float32" or "bfloat16"
         compare_with: Earlier evaluation run to compare with in the report; "" for none
-        seed: Seed of every draw, and of the intervals
+        seed: Seed of the examples, of every draw and of the intervals
+        quiet: True to show no progress bar
         run: Open run to write into; None opens and finishes one
-        run_dir: Run folder, if none is open; "" for a fresh one
+        run_dir: Run folder, if none is open; "" for a fresh one; resumed if unfinished
 
     Returns:
         Scores with intervals; shows itself as a table
@@ -769,55 +911,47 @@ def evaluate(
         plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
         plain |= {"model": model.source.name, "dataset": data.key}
         plain |= {"untrained": model.origin.startswith("fresh")}
-        plain.pop("run_dir")
+        plain = {k: v for k, v in plain.items() if k not in ("run_dir", "quiet")}
         given.pop("data")
         with own_run("evaluate", run_dir, plain) as opened:
             evaluation = evaluate(**given | {"run": opened})
-            right = evaluation.scores["answer_correctness"]
-            opened.finish({"answer_correctness": right.mean, "low": right.low, "high": right.high})
+            opened.finish(_figures(evaluation))
         return evaluation
     traces = list(islice(data.traces(split or None), limit or None))
     if not model.origin.startswith("fresh"):
         for key in check_not_trained_on(model, traces):
             print(f"trained on {key}, which is not here: overlap could not be checked")
-    longest = max_new_tokens or response_limit(model.tokenizer, traces, model.config.positions)
+    form = _asked_as(
+        model, data, traces, prompt_style, split=split, shots=shots, shots_dataset=shots_dataset,
+        instruction=instruction, system=system, seed=seed,
+    )  # fmt: skip
+    prompts = encode_formatted(model.tokenizer, [trace.prompt for trace in traces], form)
+    sampling = _sampling(
+        model, generation_config, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        samples=samples, stop=form.stop,
+        max_new_tokens=_response_room(model, traces, prompts, form, max_new_tokens),
+    )  # fmt: skip
+    _keep_only_same(run, _identity_of(model, prompts, sampling, batch_size, dtype))
     run.record(
         **model.version, dataset={"key": data.key, "sha256": data.fingerprint},
         device=str(model.device), mesh=mesh_text(model.mesh), seeds={"seed": seed},
-        max_new_tokens=longest,
+        max_new_tokens=sampling.max_new_tokens, sampling=vars(sampling), prompt_style=form.style,
+        shots=[example.fingerprint for example in form.examples],
     )  # fmt: skip
-    sampling = SamplingParams(
-        max_new_tokens=longest, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        samples=samples,
+    predictions = predict_into(
+        run.predictions, model.module, model.tokenizer, traces, prompts, sampling,
+        batch_size=batch_size, dtype=jnp.dtype(dtype), quiet=quiet,
     )  # fmt: skip
-    predictions = predict(
-        model.module, model.tokenizer, traces, sampling, batch_size=batch_size,
-        dtype=jnp.dtype(dtype),
-    )  # fmt: skip
-    write_predictions(run.predictions, predictions)
     evaluation = score_predictions(
         predictions, traces, name=name or _called(model), dataset_key=part_name(data.key, split),
         dataset_fingerprint=part_fingerprint(data.fingerprint, split),
         seed=seed,
     )  # fmt: skip
     write_evaluation(run.evaluation, evaluation)
-    evaluations, texts, comparisons = (
-        {evaluation.name: evaluation},
-        {evaluation.name: predictions},
-        [],
-    )
-    if compare_with:
-        earlier = find_run(compare_with).folder
-        before = load_evaluation(earlier)
-        evaluations = {before.name: before} | evaluations
-        texts = {before.name: read_predictions(earlier / "predictions.jsonl")} | texts
-        comparisons = [compare_evaluations(before, evaluation, seed=seed)]
-    facts = {"model": model.source.name, "evaluation set": data.key, "sha256": data.fingerprint}
-    facts |= {"device": str(model.device), "seed": str(seed)}
-    write_report(
-        run.report, title=f"{evaluation.name} on {evaluation.dataset_key}",
-        evaluations=evaluations, predictions=texts, comparisons=comparisons, facts=facts,
-    )  # fmt: skip
+    facts = {"evaluation set": data.key, "sha256": data.fingerprint, **form.facts()}
+    facts["sampling"] = _sampling_text(sampling)
+    _note_untagged(evaluation)
+    _report(model, run, evaluation, predictions, facts, compare_with=compare_with, seed=seed)
     return evaluation
 
 # %% ../nbs/10_api.ipynb #6f029736

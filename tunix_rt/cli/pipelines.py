@@ -15,17 +15,19 @@ from typer.core import TyperCommand
 
 from .data import assignments
 from .show import TYPED, columns, way_on
-from ..core.errors import TunixError
+from ..core.errors import ModelError, TunixError
+from ..core.settings import resolve, settings
+from ..models.config import PRESETS
 from ..registry.model_refs import pin_spec
 from ..runs.execute import RunCancelled, execute
 from ..runs.folder import Run
-from ..runs.lookup import unfinished_run
+from ..runs.lookup import find_run, unfinished_run
 from ..runs.pipelines import pipeline_name, read_parameters, read_summary
 from ..runs.run_spec import make_spec
 
 # %% auto #0
-__all__ = ['Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending', 'run_notebook',
-           'pipeline_function', 'run', 'add_pipeline']
+__all__ = ['OPENING', 'Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending',
+           'require_model', 'run_notebook', 'pipeline_function', 'run', 'add_pipeline']
 
 # %% ../../nbs/cli/25_pipelines.ipynb #93314bf2
 def as_typed(
@@ -106,6 +108,33 @@ def ending(
 def _brief(value: Any) -> bool:
     return value is not None and not isinstance(value, Mapping | list) and len(str(value)) < 100
 
+# %% ../../nbs/cli/25_pipelines.ipynb #a9ce20e2
+OPENING = ("train", "grpo", "preference", "practice", "evaluate")  # Pipelines that open `model`
+
+
+def require_model(
+    name: str,  # Model as typed
+) -> None:
+    """Refuse a model of whose name there is nothing, before anything is loaded.
+
+    Args:
+        name: Model as typed
+    """
+    if name in PRESETS or ":" in name or "@" in name:
+        return
+    places = (Path(name).expanduser(), resolve(name), resolve(settings().runs) / name)
+    if any(place.exists() for place in places):
+        return
+    try:
+        find_run(name)
+    except TunixError:
+        raise ModelError(
+            f"{name} is not a model: neither a folder nor a run has that name. "
+            f"Name a folder as it was saved or downloaded, a run, a version (name@alias), "
+            f"kaggle:owner/model/framework/variation, or a shape for fresh weights: "
+            f"{', '.join(PRESETS)}"
+        ) from None
+
 # %% ../../nbs/cli/25_pipelines.ipynb #b317d7a5
 def run_notebook(
     name: str,  # Verb, or path of a notebook
@@ -123,6 +152,10 @@ def run_notebook(
         resume: True to resume the newest unfinished run with the same parameters
     """
     spec = pin_spec(make_spec(name, parameters, as_text=True))
+    if spec.name in OPENING:
+        model = spec.parameters["model"]
+        require_model(model)
+        typer.echo(f"starting {spec.pipeline} with {model}; loading takes some seconds", err=True)
     if resume and not run_dir and "run_dir" not in spec.given:
         unfinished = unfinished_run(spec.pipeline, spec.parameters)
         if unfinished is not None:

@@ -5,23 +5,53 @@
 # %% ../../nbs/evaluation/10_predict.ipynb #5a97b458
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from tqdm import tqdm
 
 from ..core.errors import ScoringError
-from ..inference.engine import SamplingParams, generate
+from ..core.files import read_json
+from ..inference.engine import Completion, SamplingParams, generate
 from ..models.gemma import Gemma
-from ..models.tokenizer import Tokenizer, encode_prompts, encode_responses
-from ..scoring.predictions import Prediction, make_prediction
+from ..models.tokenizer import Tokenizer, encode_prompts, encode_responses, end_of_turn
+from tunix_rt.scoring.predictions import (
+    Prediction,
+    append_predictions,
+    make_prediction,
+    recover_predictions,
+    write_predictions,
+)
+from ..scoring.scorers import score
 from ..traces.render import render_response
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['LEAST', 'UNWRITTEN', 'predict', 'response_limit']
+__all__ = ['LEAST', 'UNWRITTEN', 'PROMPT_TOKENS', 'ROUNDED', 'predict', 'longest_response', 'response_limit', 'plan_batches',
+           'prompt_seed', 'predict_batches', 'Progress', 'predict_into', 'GenerationConfig', 'read_generation_config',
+           'end_texts']
 
 # %% ../../nbs/evaluation/10_predict.ipynb #bc21fb46
+def _predicted(trace: Trace, said: Completion) -> Prediction:
+    return make_prediction(
+        trace,
+        said.text,
+        finish_reason=said.finish_reason,
+        prompt_tokens=said.prompt_tokens,
+        completion_tokens=said.completion_tokens,
+        sample=said.sample,
+    )
+
+
 def predict(
     model: Gemma,  # Model to evaluate
     tokenizer: Tokenizer,  # Tokenizer of the model
@@ -48,27 +78,35 @@ def predict(
         raise ScoringError("the evaluation set has no trace; give one that has at least one")
     prompts = encode_prompts(tokenizer, [trace.prompt for trace in asked])
     completions = generate(model, tokenizer, prompts, sampling, batch_size=batch_size, dtype=dtype)
-    return [
-        make_prediction(
-            asked[said.prompt],
-            said.text,
-            finish_reason=said.finish_reason,
-            prompt_tokens=said.prompt_tokens,
-            completion_tokens=said.completion_tokens,
-            sample=said.sample,
-        )
-        for said in completions
-    ]
+    return [_predicted(asked[said.prompt], said) for said in completions]
 
 # %% ../../nbs/evaluation/10_predict.ipynb #aa039337
 LEAST = 128  # Tokens that any response may have, if the model has room for them
 UNWRITTEN = 1024  # The same where a question comes without working
 
 
+def longest_response(
+    tokenizer: Tokenizer,  # Tokenizer of the model
+    traces: Iterable[Trace],  # Evaluation set
+) -> int:  # Tokens of the longest response of the set; 0 if it has no working
+    """Measure the longest expected response.
+
+    Args:
+        tokenizer: Tokenizer of the model
+        traces: Evaluation set
+
+    Returns:
+        Tokens of the longest response of the set; 0 if it has no working
+    """
+    worked = [render_response(trace) for trace in traces if trace.steps]
+    return max(map(len, encode_responses(tokenizer, worked)), default=0)
+
+
 def response_limit(
     tokenizer: Tokenizer,  # Tokenizer of the model
     traces: Iterable[Trace],  # Evaluation set
     positions: int,  # Positions of the model, prompt included
+    prompts: Sequence[Sequence[int]] | None = None,  # Token ids as asked; bare questions by default
 ) -> int:  # Tokens, at least one
     """Choose the length limit of responses to an evaluation set.
 
@@ -76,14 +114,333 @@ def response_limit(
         tokenizer: Tokenizer of the model
         traces: Evaluation set
         positions: Positions of the model, prompt included
+        prompts: Token ids as asked; bare questions by default
 
     Returns:
         Tokens, at least one
     """
     asked = list(traces)
-    prompts = encode_prompts(tokenizer, [trace.prompt for trace in asked])
-    worked = [trace for trace in asked if trace.steps]
-    expected = encode_responses(tokenizer, [render_response(trace) for trace in worked])
-    least = LEAST if len(worked) == len(asked) else UNWRITTEN
-    wanted = max(least, 2 * max(map(len, expected), default=0))
+    if prompts is None:
+        prompts = encode_prompts(tokenizer, [trace.prompt for trace in asked])
+    least = LEAST if all(trace.steps for trace in asked) else UNWRITTEN
+    wanted = max(least, 2 * longest_response(tokenizer, asked))
     return max(1, min(wanted, positions - max(map(len, prompts), default=0)))
+
+# %% ../../nbs/evaluation/10_predict.ipynb #7753b7fc
+PROMPT_TOKENS = 2**16  # Prompt tokens that are read at a time, padding included
+ROUNDED = 128  # Tokens that the room for prompts is a multiple of, so that batches share programs
+
+
+def plan_batches(
+    prompts: Sequence[Sequence[int]],  # Token ids of each prompt
+    *,
+    batch_size: int,  # Responses written at a time
+    samples: int = 1,  # Responses to each prompt
+) -> list[list[int]]:  # Indices of the prompts of each batch, the shortest prompts first
+    """Divide prompts into batches of similar length.
+
+    Args:
+        prompts: Token ids of each prompt
+        batch_size: Responses written at a time
+        samples: Responses to each prompt
+
+    Returns:
+        Indices of the prompts of each batch, the shortest prompts first
+    """
+    batches: list[list[int]] = []
+    widths = [1 << (len(prompt) - 1).bit_length() for prompt in prompts]
+    for place in sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place)):
+        most = max(1, min(batch_size // samples, PROMPT_TOKENS // widths[place]))
+        if not batches or len(batches[-1]) >= most:
+            batches.append([])
+        batches[-1].append(place)
+    both = [place for batch in batches[-2:] for place in batch]
+    if len(batches) > 1 and widths[both[0]] == widths[both[-1]]:
+        half = (len(both) + 1) // 2
+        batches[-2:] = [both[:half], both[half:]]
+    return batches
+
+
+def prompt_seed(
+    trace: Trace,  # Question
+    seed: int,  # Seed of the evaluation
+) -> int:  # Below 2**32
+    """Derive the seed of a question, whatever else is asked beside it.
+
+    Args:
+        trace: Question
+        seed: Seed of the evaluation
+
+    Returns:
+        Below 2**32
+    """
+    digest = hashlib.sha256(f"{seed}:{trace.fingerprint}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def predict_batches(
+    model: Gemma,  # Model to evaluate
+    tokenizer: Tokenizer,  # Tokenizer of the model
+    traces: Sequence[Trace],  # Evaluation set
+    prompts: Sequence[Sequence[int]],  # Token ids of each question
+    sampling: SamplingParams,  # Sampling settings
+    *,
+    done: Collection[str] = (),  # Fingerprints that are not asked again
+    batch_size: int = 64,  # Responses written at a time
+    dtype: Any = jnp.float32,  # Compute dtype
+) -> Iterator[list[Prediction]]:  # Predictions of each batch, as soon as it is done
+    """Generate responses batch by batch.
+
+    Args:
+        model: Model to evaluate
+        tokenizer: Tokenizer of the model
+        traces: Evaluation set
+        prompts: Token ids of each question
+        sampling: Sampling settings
+        done: Fingerprints that are not asked again
+        batch_size: Responses written at a time
+        dtype: Compute dtype
+
+    Returns:
+        Predictions of each batch, as soon as it is done
+    """
+    batches = plan_batches(prompts, batch_size=batch_size, samples=sampling.samples)
+    for batch in batches:
+        if all(traces[place].fingerprint in done for place in batch):
+            continue
+        longest = max(len(prompts[place]) for place in batch)
+        room = min(-(-longest // ROUNDED) * ROUNDED, model.config.positions)
+        completions = generate(
+            model,
+            tokenizer,
+            [prompts[place] for place in batch],
+            sampling,
+            batch_size=batch_size,
+            dtype=dtype,
+            prompt_length=room if len(batches) > 1 else 0,
+            seeds=[prompt_seed(traces[place], sampling.seed) for place in batch],
+        )
+        yield [_predicted(traces[batch[said.prompt]], said) for said in completions]
+
+# %% ../../nbs/evaluation/10_predict.ipynb #2cbc7e30
+@dataclass
+class Progress:
+    """What has been answered so far, for the progress bar.
+
+    Attributes:
+        traces: Evaluation set by fingerprint
+        tokens: Tokens written in this process
+        began: Start, on the clock of this process
+        scores: Scores so far, by scorer
+    """
+
+    traces: dict[str, Trace]  # Evaluation set by fingerprint
+    tokens: int = 0  # Tokens written in this process
+    began: float = field(default_factory=time.monotonic)  # Start, on the clock of this process
+    scores: dict[str, list[float]] = field(default_factory=dict)  # Scores so far, by scorer
+
+    def add(self, predictions: Iterable[Prediction]) -> None:
+        "Score predictions."
+        for each in predictions:
+            for name in ("answer_correctness", "answer_lenient"):
+                value = score(name, self.traces[each.fingerprint], each)
+                if value is not None:
+                    self.scores.setdefault(name, []).append(value)
+
+    def __str__(self) -> str:
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        shares = [f"{100 * sum(found) / len(found):.0f}%" for found in self.scores.values()]
+        right = f", right {shares[0]}" if shares else ""
+        lenient = f" (lenient {shares[1]})" if shares else ""
+        return f"{self.tokens / seconds:,.0f} tokens/s{right}{lenient}"
+
+
+@contextmanager
+def _kept_alive(bar: tqdm) -> Iterator[None]:
+    "Draw a progress bar again from time to time, also while nothing is finished."
+    stopped = threading.Event()
+
+    def draw() -> None:
+        while not stopped.wait(1 if sys.stderr.isatty() else 30):
+            bar.refresh()
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    "Let SIGTERM raise KeyboardInterrupt where it would end the process without a word."
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+# %% ../../nbs/evaluation/10_predict.ipynb #c39d7e57
+def _whole_prompts(kept: Iterable[Prediction], samples: int) -> dict[str, list[Prediction]]:
+    found: dict[str, list[Prediction]] = {}
+    for each in kept:
+        found.setdefault(each.fingerprint, []).append(each)
+    return {name: group for name, group in found.items() if len(group) == samples}
+
+
+def _whole_batches(
+    kept: Iterable[Prediction],
+    traces: Sequence[Trace],
+    batches: Iterable[Sequence[int]],
+    samples: int,
+) -> dict[str, list[Prediction]]:
+    "Keep predictions of batches that were finished: a batch is asked again as a whole."
+    found, whole = _whole_prompts(kept, samples), dict[str, list[Prediction]]()
+    for batch in batches:
+        names = [traces[place].fingerprint for place in batch]
+        if all(name in found for name in names):
+            whole |= {name: found[name] for name in names}
+    return whole
+
+
+def predict_into(
+    path: Path,  # File of predictions; what it holds is kept
+    model: Gemma,  # Model to evaluate
+    tokenizer: Tokenizer,  # Tokenizer of the model
+    traces: Sequence[Trace],  # Evaluation set
+    prompts: Sequence[Sequence[int]],  # Token ids of each question
+    sampling: SamplingParams,  # Sampling settings
+    *,
+    batch_size: int = 64,  # Responses written at a time
+    dtype: Any = jnp.float32,  # Compute dtype
+    quiet: bool = False,  # True to show no progress bar
+) -> list[Prediction]:  # Predictions, ordered by trace and then by sample
+    """Generate a model's responses into a file, and resume where an earlier call was stopped.
+
+    Args:
+        path: File of predictions; what it holds is kept
+        model: Model to evaluate
+        tokenizer: Tokenizer of the model
+        traces: Evaluation set
+        prompts: Token ids of each question
+        sampling: Sampling settings
+        batch_size: Responses written at a time
+        dtype: Compute dtype
+        quiet: True to show no progress bar
+
+    Returns:
+        Predictions, ordered by trace and then by sample
+    """
+    if not traces:
+        raise ScoringError("the evaluation set has no trace; give one that has at least one")
+    batches = plan_batches(prompts, batch_size=batch_size, samples=sampling.samples)
+    done = _whole_batches(recover_predictions(path), traces, batches, sampling.samples)
+    if path.exists():  # without what was not finished
+        write_predictions(path, [each for group in done.values() for each in group])
+    total, progress = len(traces) * sampling.samples, Progress({t.fingerprint: t for t in traces})
+    answers = sum(map(len, done.values()))
+    if done and not quiet:
+        print(f"{answers:,} of {total:,} answers were there already, and are kept")
+    progress.add(each for group in done.values() for each in group)
+    how: Any = {"done": tuple(done), "batch_size": batch_size, "dtype": dtype}
+    bar = tqdm(
+        total=total, initial=answers, disable=quiet, unit="answer", ncols=110, file=sys.stdout,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+    )  # fmt: skip
+    try:
+        with bar, _kept_alive(bar), _sigterm_interrupts():
+            for batch in predict_batches(model, tokenizer, traces, prompts, sampling, **how):
+                append_predictions(path, batch)
+                for each in batch:
+                    done.setdefault(each.fingerprint, []).append(each)
+                progress.tokens += sum(each.completion_tokens for each in batch)
+                progress.add(batch)
+                bar.set_postfix_str(str(progress), refresh=False)
+                bar.update(len(batch))
+    except KeyboardInterrupt:
+        kept = sum(map(len, done.values()))
+        raise KeyboardInterrupt(
+            f"{kept:,} of {total:,} answers are kept in {path}; the same call with this run folder "
+            f"asks the rest"
+        ) from None
+    ordered = [
+        each for t in traces for each in sorted(done[t.fingerprint], key=lambda each: each.sample)
+    ]
+    write_predictions(path, ordered)
+    return ordered
+
+# %% ../../nbs/evaluation/10_predict.ipynb #9b11630b
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Sampling settings that a model was published with.
+
+    Attributes:
+        temperature: 0 for greedy decoding
+        top_k: 0 for all tokens
+        top_p: 1 for all tokens
+        ends: Token ids that end a response
+    """
+
+    temperature: float  # 0 for greedy decoding
+    top_k: int  # 0 for all tokens
+    top_p: float  # 1 for all tokens
+    ends: tuple[int, ...]  # Token ids that end a response
+
+
+def read_generation_config(
+    folder: Path,  # Folder of the model
+) -> GenerationConfig:  # Settings, greedy unless the file says that the model samples
+    """Read generation_config.json.
+
+    Args:
+        folder: Folder of the model
+
+    Returns:
+        Settings, greedy unless the file says that the model samples
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        raise ScoringError(
+            f"{folder} has no generation_config.json to take settings from; give temperature, "
+            f"top_k and top_p yourself, and leave out generation_config"
+        )
+    facts = read_json(path)
+    ends = facts.get("eos_token_id")
+    found = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    if not facts.get("do_sample"):
+        return GenerationConfig(0.0, 0, 1.0, found)
+    known = {key: facts.get(key) for key in ("temperature", "top_k", "top_p")}
+    return GenerationConfig(
+        temperature=1.0 if known["temperature"] is None else float(known["temperature"]),
+        top_k=int(known["top_k"] or 0),
+        top_p=1.0 if known["top_p"] is None else float(known["top_p"]),
+        ends=found,
+    )
+
+
+def end_texts(
+    tokenizer: Tokenizer,  # Tokenizer of the model
+    ends: Iterable[int],  # Token ids that end a response
+) -> tuple[str, ...]:  # Text of those that the engine does not stop at by itself
+    """Write end tokens as stop texts.
+
+    Args:
+        tokenizer: Tokenizer of the model
+        ends: Token ids that end a response
+
+    Returns:
+        Text of those that the engine does not stop at by itself
+    """
+    known = (end_of_turn(tokenizer), tokenizer.eos_token_id)
+    others = [token for token in ends if token not in known]
+    return tuple(str(tokenizer.decode([token], skip_special_tokens=False)) for token in others)

@@ -5,6 +5,7 @@
 # %% ../../nbs/scoring/30_predictions.ipynb #41db24f4
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..traces.schema import Trace, describe
 
 # %% auto #0
 __all__ = ['Count', 'LINE_LIMIT', 'Prediction', 'storable', 'make_prediction', 'write_predictions', 'read_prediction',
-           'read_predictions']
+           'read_predictions', 'append_predictions', 'recover_predictions']
 
 # %% ../../nbs/scoring/30_predictions.ipynb #f7fdd84d
 Count = Annotated[StrictInt, Field(ge=0, lt=2**31)]
@@ -173,3 +174,41 @@ def read_predictions(
             )
         found[key] = prediction
     return list(found.values())
+
+# %% ../../nbs/scoring/30_predictions.ipynb #58897b1f
+def append_predictions(
+    path: Path,  # File to append to, created if missing; one writer at a time
+    predictions: Iterable[Prediction],  # Predictions of a batch
+) -> None:
+    """Append predictions to a file, on the disk when this returns.
+
+    Args:
+        path: File to append to, created if missing; one writer at a time
+        predictions: Predictions of a batch
+    """
+    lines = [canonical_json(each.model_dump(mode="json")) + "\n" for each in predictions]
+    with path.open("ab") as file:
+        file.write("".join(lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def recover_predictions(
+    path: Path,  # File of an evaluation that was stopped; need not exist
+) -> list[Prediction]:  # Predictions up to the first damaged line
+    """Read what an interrupted evaluation has written.
+
+    Args:
+        path: File of an evaluation that was stopped; need not exist
+
+    Returns:
+        Predictions up to the first damaged line
+    """
+    found: list[Prediction] = []
+    whole, _, _ = (path.read_bytes() if path.is_file() else b"").rpartition(b"\n")
+    for number, line in enumerate(whole.split(b"\n"), start=1):
+        try:
+            found.append(read_prediction(line, where=f"{path}:{number}"))
+        except ScoringError:
+            break
+    return found

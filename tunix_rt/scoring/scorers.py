@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.errors import ScoringError
 from .matching import answers_match
 from .predictions import Prediction
 from .steps import check_steps
+from .untagged import find_untagged
 from ..traces.rubric import is_judged
 from ..traces.schema import Trace
 
@@ -35,11 +37,11 @@ def _is_right(trace: Trace, prediction: Prediction, lenient: bool) -> float | No
     if is_judged(trace.meta):
         return None
     exact = (trace.meta or {}).get("match") == "exact"
-    return float(
-        answers_match(
-            trace.final_answer, prediction.answer, exact=exact, lenient=lenient, prompt=trace.prompt
-        )
-    )
+    readings: tuple[str | None, ...] = (prediction.answer,)
+    if lenient and prediction.status == "missing" and prediction.reasoning is None:
+        readings = find_untagged(prediction.output)
+    how: dict[str, Any] = {"exact": exact, "lenient": lenient, "prompt": trace.prompt}
+    return float(any(answers_match(trace.final_answer, reading, **how) for reading in readings))
 
 
 def answer_correctness(trace: Trace, prediction: Prediction) -> float | None:
@@ -79,9 +81,10 @@ SCORERS = {
         ),
         Scorer(
             "answer_lenient",
-            version="1",
+            version="2",
             higher_is_better=True,
-            description="Share of responses whose answer is right, read with good will",
+            description="Share of responses whose answer is right, read with good will and, "
+            "without tags, from the whole text",
             judge=answer_lenient,
         ),
         Scorer(

@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..core.errors import TraceError
 from .rubric import NO_REFERENCE
 from .schema import Trace
 
 # %% auto #0
-__all__ = ['REASONING', 'ANSWER', 'CONTROL_TOKENS', 'join_steps', 'split_steps', 'refuse_control_tokens', 'check_renderable',
-           'refuse_unanswered', 'render_response', 'messages', 'prompt_completion', 'numbered_reasoning',
-           'training_example', 'gemma_turns']
+__all__ = ['REASONING', 'ANSWER', 'CONTROL_TOKENS', 'QUESTION', 'ANSWERED', 'RESULT', 'join_steps', 'split_steps',
+           'refuse_control_tokens', 'check_renderable', 'refuse_unanswered', 'render_response', 'messages',
+           'prompt_completion', 'chat_turns', 'plain_example', 'plain_prompt', 'numbered_reasoning', 'training_example',
+           'gemma_turns']
 
 # %% ../../nbs/traces/40_render.ipynb #2e464e00
 REASONING = ("<reasoning>", "</reasoning>")  # Tags of the working
@@ -201,6 +202,76 @@ def prompt_completion(
     """
     asked, answered = messages(trace, reasoning=reasoning)
     return {"prompt": [asked], "completion": [answered]}
+
+# %% ../../nbs/traces/40_render.ipynb #0e3a3652
+def chat_turns(
+    prompt: str,  # Question to ask
+    *,
+    examples: Sequence[Trace] = (),  # Worked examples, as earlier turns
+    instruction: str = "",  # Text before the first question
+    system: str = "",  # System prompt
+) -> list[dict[str, str]]:  # Turns up to the question: role and content
+    """Render a question after worked examples as a conversation.
+
+    Args:
+        prompt: Question to ask
+        examples: Worked examples, as earlier turns
+        instruction: Text before the first question
+        system: System prompt
+
+    Returns:
+        Turns up to the question: role and content
+    """
+    turns = [turn for each in examples for turn in messages(each, reasoning=bool(each.steps))]
+    turns.append({"role": "user", "content": prompt})
+    if instruction:
+        turns[0] = {"role": "user", "content": f"{instruction}\n\n{turns[0]['content']}"}
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+QUESTION, ANSWERED, RESULT = "Question:", "Answer:", "####"  # Marks of the plain form
+
+
+def plain_example(
+    trace: Trace,  # Worked example; refused when it contains control tokens or has no answer
+) -> str:  # Question, answer and result
+    """Render a trace as text for a model that continues text.
+
+    Args:
+        trace: Worked example; refused when it contains control tokens or has no answer
+
+    Returns:
+        Question, answer and result
+    """
+    check_renderable(trace)
+    refuse_unanswered(trace)
+    steps = join_steps(step.content for step in trace.steps)
+    answer = f"{steps}\n{RESULT} {trace.final_answer.strip()}".strip()
+    return f"{QUESTION} {trace.prompt}\n{ANSWERED} {answer}"
+
+
+def plain_prompt(
+    prompt: str,  # Question to ask
+    *,
+    examples: Sequence[Trace] = (),  # Worked examples, before the question
+    instruction: str = "",  # Text before the first question
+    system: str = "",  # Text before the instruction
+) -> str:  # Text up to "Answer:"
+    """Render a question after worked examples as text to continue.
+
+    Args:
+        prompt: Question to ask
+        examples: Worked examples, before the question
+        instruction: Text before the first question
+        system: Text before the instruction
+
+    Returns:
+        Text up to "Answer:"
+    """
+    shown = [plain_example(example) for example in examples]
+    return "\n\n".join(
+        part for part in (system, instruction, *shown, f"{QUESTION} {prompt}\n{ANSWERED}") if part
+    )
 
 # %% ../../nbs/traces/40_render.ipynb #b99707a9
 def numbered_reasoning(

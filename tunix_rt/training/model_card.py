@@ -7,22 +7,89 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ..core.errors import TunixError
+from ..core.files import read_json
 from ..core.formatting import front_matter
+from ..core.settings import resolve
 from ..models.config import GemmaConfig, parameter_count
 from ..models.lora import LoraConfig
 from .config import TrainConfig
 
 # %% auto #0
-__all__ = ['MERGED', 'BESIDE', 'ASK', 'PURPOSE', 'card_data', 'table', 'shape_table', 'usage', 'model_card']
+__all__ = ['HUB_NAME', 'LICENSE', 'MERGED', 'BESIDE', 'ASK', 'PURPOSE', 'card_facts', 'base_facts', 'card_data', 'table',
+           'shape_table', 'usage', 'model_card']
 
 # %% ../../nbs/training/70_model_card.ipynb #29c74354
+HUB_NAME = r"[\w.-]+/[\w.-]+"  # A model's name on a hub: owner/model
+LICENSE = ("license", "license_name", "license_link")  # Fields of a card, copied to the next one
+
+
+def card_facts(
+    folder: Path,  # Folder of a model
+) -> dict[str, Any]:  # Front matter of its README.md; empty without one
+    """Read what a model's card says to a hub.
+
+    Args:
+        folder: Folder of a model
+
+    Returns:
+        Front matter of its README.md; empty without one
+    """
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|\Z)", text, re.DOTALL)
+    try:
+        facts = yaml.safe_load(found[1]) if found else {}
+    except yaml.YAMLError:
+        return {}
+    return dict(facts) if isinstance(facts, dict) else {}
+
+
+def _recorded_name(folder: Path) -> str:
+    for file in ("config.json", "adapter_config.json"):
+        try:
+            facts = read_json(folder / file)
+        except (OSError, TunixError):
+            continue
+        name = facts.get("_name_or_path") or facts.get("base_model_name_or_path")
+        if isinstance(name, str) and re.fullmatch(HUB_NAME, name) and not resolve(name).exists():
+            return name
+    return ""
+
+
+def base_facts(
+    base: str,  # Name of the base as typed: owner/model, a folder, a run folder
+) -> dict[str, Any]:  # base_model and license, as far as they are known
+    """Find out what a model was fine-tuned from, and under which license.
+
+    Args:
+        base: Name of the base as typed: owner/model, a folder, a run folder
+
+    Returns:
+        base_model and license, as far as they are known
+    """
+    named = resolve(base) if base else Path()
+    folder = named / "model" if (named / "model").is_dir() else named
+    if not base or not folder.is_dir():
+        return {"base_model": base} if re.fullmatch(HUB_NAME, base) else {}
+    card = card_facts(folder)
+    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)", str(folder.resolve()))
+    own = f"{cached[1]}/{cached[2]}" if cached else _recorded_name(folder)
+    name = own or card.get("base_model")
+    facts = {"base_model": name} if name else {}
+    return facts | {key: card[key] for key in LICENSE if card.get(key)}
+
+
 def card_data(
     config: GemmaConfig,  # The shape
     *,
     dataset: str,  # Key of the dataset
-    base: str = "",  # Base model of the fine-tuning; "" for fresh weights
+    base: str = "",  # Base model of the fine-tuning: owner/model, or a folder; "" for fresh weights
     adapter: bool = False,  # True if the folder holds an adapter and not a whole model
 ) -> dict[str, Any]:  # Field name to value
     """List the fields that a model hub reads in a model card.
@@ -30,7 +97,7 @@ def card_data(
     Args:
         config: The shape
         dataset: Key of the dataset
-        base: Base model of the fine-tuning; "" for fresh weights
+        base: Base model of the fine-tuning: owner/model, or a folder; "" for fresh weights
         adapter: True if the folder holds an adapter and not a whole model
 
     Returns:
@@ -42,10 +109,10 @@ def card_data(
         "tags": ["reasoning", "tunix_rt", config.family] + (["lora"] if adapter else []),
         "datasets": [dataset],
     }
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
-        facts["base_model"] = base
-        facts["base_model_relation"] = "adapter" if adapter else "finetune"
-    return facts
+    known = base_facts(base)
+    if "base_model" in known:
+        known["base_model_relation"] = "adapter" if adapter else "finetune"
+    return facts | known
 
 # %% ../../nbs/training/70_model_card.ipynb #057b3ccc
 def table(
