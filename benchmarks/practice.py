@@ -58,7 +58,8 @@ def grpo(model: rt.Model, questions: list[Trace], minutes: float, folder: Path, 
     bare = [trace.model_copy(update={"steps": ()}) for trace in questions]
     result = rt.grpo(
         model, bare, max_steps=100_000, max_minutes=minutes, prompts_per_step=32,
-        num_generations=8, max_new_tokens=ROOM, learning_rate=1e-4, max_resample=0,
+        num_generations=8, num_minibatches=4, max_new_tokens=ROOM, learning_rate=2e-4,
+        max_resample=0,
         generation_batch_size=64, eval_every=0, validation_traces=8, checkpoint_every=100,
         completions_every=50, seed=seed, run_dir=str(folder),
     )  # fmt: skip
