@@ -54,16 +54,16 @@ def rotary_angles(
         Sine and cosine, [B, 1, T, H/2], float32
     """
     base = config.rope_base_sliding if sliding else config.rope_base
-    place = positions[:, None, :, None].astype(jnp.float32)
     if base is None:
-        still = jnp.zeros((*place.shape[:3], config.head_width // 2))
+        still = jnp.zeros((positions.shape[0], 1, positions.shape[1], config.head_width // 2))
         return still, still + 1
     factor = 1.0 if sliding else config.rope_factor
     pair = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
+    place = positions[:, None, :, None].astype(jnp.float32) / factor
     turns = base**-pair
     if config.rope_scaling is not None and not sliding:
         turns = scaled_turns(turns, config.rope_scaling)
-    angle = place / factor * turns
+    angle = place * turns
     return jnp.sin(angle), jnp.cos(angle)
 
 

@@ -234,8 +234,9 @@ def _other(
 ) -> GemmaConfig:  # Config of a Qwen, Llama or SmolLM
     "Make a config whose every layer is global."
     names = ("vocabulary", "width", "layers", "query_heads", "key_heads", "head_width", "hidden")
-    given = dict(zip(names, sizes, strict=True), query_scale=sizes[5], window=WIDE)
-    given |= dict(sliding_every=1, family=family) | FAMILIES[family].switches | settings
+    given: dict[str, Any] = dict(zip(names, sizes, strict=True))
+    given |= dict(query_scale=sizes[5], window=WIDE)
+    given |= dict[str, Any](sliding_every=1, family=family) | FAMILIES[family].switches | settings
     return GemmaConfig(**{"rope_base_sliding": given.get("rope_base", 10_000.0), **given})
 
 
