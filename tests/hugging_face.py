@@ -1,4 +1,4 @@
-"""Tiny random Gemmas made by `transformers`, to compare ours with.
+"""Tiny random models made by `transformers`, to compare ours with.
 
 PyTorch and the models of `transformers` take long to import, and every test process reads this
 file. So they are imported where they are needed, by the one that needs them.
@@ -17,6 +17,7 @@ if find_spec("torch") is None:
     pytest.skip("PyTorch is a developer's tool, and not here", allow_module_level=True)
 
 import transformers
+from chat_templates import ENDS, byte_tokenizer
 
 from tunix_rt.models.tokenizer import Tokenizer, end_of_turn, train_tokenizer
 
@@ -63,16 +64,55 @@ FEWER: dict[str, Any] = {  # For other heads or eyes, which have nothing to do w
     "num_hidden_layers": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
+OTHER: dict[str, Any] = {  # What Qwen, Llama and SmolLM have in common here
+    "vocab_size": 320,  # A byte-level tokenizer needs more
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+LLAMA3 = {  # Pairs of features on both sides of either border, and between them
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32, "rope_theta": 10_000.0,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {  # case -> model_type, template, settings
+    "qwen2": ("qwen2", "qwen2", {}),
+    "qwen2-sliding": (
+        "qwen2", "qwen2",
+        {
+            "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "qwen3": ("qwen3", "qwen3", {"head_dim": 16, "tie_word_embeddings": False}),
+    "llama": ("llama", "llama", {"rope_parameters": LLAMA3, "rms_norm_eps": 1e-5}),
+    "smollm2": ("llama", "smollm2", {"num_attention_heads": 6, "rms_norm_eps": 1e-5}),
+    "smollm3": ("smollm3", "smollm3", {"num_hidden_layers": 4, "num_key_value_heads": 1}),
+    "smollm3-sliding": (
+        "smollm3", "smollm3",
+        {
+            "use_sliding_window": True, "sliding_window": 8, "no_rope_layer_interval": 2,
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        },
+    ),
+}  # fmt: skip
 CASES = ("second", "second-mqa", "second-plain", "third", "third-mqa", "third-eyes")
 
 
-def tokenizer() -> Tokenizer:
-    "A tokenizer that fits the tiny vocabulary."
+def tokenizer(
+    case: str = "",  # Key of FAMILIES; a Gemma otherwise
+) -> Tokenizer:  # It fits the tiny vocabulary
+    "Make the tokenizer of a tiny model."
+    if case in FAMILIES:
+        return byte_tokenizer(FAMILIES[case][1])
     return train_tokenizer(TEXTS, vocabulary=VOCABULARY)
 
 
 def make(
-    case: str,  # One of CASES, or "second-short" or "third-short"
+    case: str,  # One of CASES or FAMILIES, or "second-short" or "third-short"
     seed: int = 0,  # Of its weights
 ) -> transformers.PreTrainedModel:  # In float32, ready to be compared with
     """Build a random model whose norms, too, are random.
@@ -89,14 +129,24 @@ def make(
             value.normal_(std=0.3 if value.ndim == 1 else 1.5 * value[0].numel() ** -0.5)
             if "embed_tokens" in name:
                 value.mul_(0.3)
+            if name.endswith("norm.weight") and case in FAMILIES:
+                value.add_(1)  # They keep the gain itself, not its offset from one
             if name.endswith("model.norm.weight"):
                 value.add_(3)
-    model.generation_config.eos_token_id = ends(tokenizer())
+    words = tokenizer(case)
+    model.generation_config.eos_token_id = ends(words, case)
+    model.generation_config.pad_token_id = 0
+    model.words = words  # type: ignore[assignment]
     return model
 
 
 def _shape(case: str) -> transformers.PreTrainedModel:
     eager = {"attn_implementation": "eager"}
+    if case in FAMILIES:
+        kind, _, settings = FAMILIES[case]
+        given = OTHER | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0} | settings
+        config = transformers.AutoConfig.for_model(kind, **given, **eager)
+        return transformers.AutoModelForCausalLM.from_config(config)
     if case == "second":
         return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SECOND, **eager))
     if case == "second-short":
@@ -132,8 +182,10 @@ def _shape(case: str) -> transformers.PreTrainedModel:
     return transformers.Gemma3ForConditionalGeneration(whole)
 
 
-def ends(words: Tokenizer) -> list[int]:
+def ends(words: Tokenizer, case: str = "") -> list[int]:
     "The tokens at which a response ends."
+    if case in FAMILIES:
+        return words.convert_tokens_to_ids(list(ENDS[FAMILIES[case][1]]))
     return [words.eos_token_id, end_of_turn(words)]
 
 
@@ -144,7 +196,7 @@ def publish(
 ) -> Path:  # The same folder
     "Save a model and its tokenizer as Hugging Face does."
     model.save_pretrained(folder, **how)
-    tokenizer().save_pretrained(folder)
+    model.words.save_pretrained(folder)  # type: ignore[operator, union-attr]
     return folder
 
 
@@ -167,7 +219,7 @@ def continuation(
     "Let a model of theirs write greedily."
     import torch
 
-    end = ends(tokenizer())
+    end = model.generation_config.eos_token_id
     given = torch.tensor([prompt])
     with torch.no_grad():
         written = model.generate(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tunix_rt.models.config import preset
+from tunix_rt.models.config import GemmaConfig, preset
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.lora import LoraConfig, add_lora
 from tunix_rt.models.sharding import bytes_per_device, feed, make_mesh, place
@@ -32,6 +32,10 @@ from tunix_rt.training.train_step import Step, TrainState, make_step
 
 ROWS, TIME = 16, 16
 CONFIG = dataclasses.replace(preset("tiny"), vocabulary=512, layers=2, width=32, hidden=64)
+QWEN = preset("qwen2.5-0.5b").resized(  # With biases, and a head of its own
+    vocabulary=512, layers=2, width=32, hidden=64, query_heads=4, key_heads=2, head_width=16,
+    query_scale=16.0, tied=False,
+)  # fmt: skip
 IDENTITY = {"model": "tiny", "data": "counting"}
 STARTS = np.random.default_rng(0).integers(1, 400, (64, 1))
 ONES = np.ones((64, TIME), np.int32)
@@ -40,11 +44,11 @@ COUNTING = PackedBatch(*(np.asarray(part, "i4") for part in COUNTING[:3]), COUNT
 
 
 @cache
-def small_model(lora: bool, scan_layers: bool) -> Gemma:
+def small_model(lora: bool, scan_layers: bool, config: GemmaConfig = CONFIG) -> Gemma:
     "Make the same tiny model every time; drawn by NumPy, it waits for no compiler."
 
     def build() -> Gemma:
-        model = Gemma(CONFIG, nnx.Rngs(0), scan_layers=scan_layers)
+        model = Gemma(config, nnx.Rngs(0), scan_layers=scan_layers)
         if lora:
             targets = ("v_proj", "o_proj", "up_proj")
             add_lora(model, LoraConfig(rank=4, dropout=0.2, targets=targets), nnx.Rngs(1))
@@ -70,7 +74,8 @@ def prepare(kind: str, mesh: Any, micro_batch_size: int = 0) -> tuple[TrainState
         optimizer=words[-1],
         micro_batch_size=micro_batch_size,
     )
-    model = small_model("lora" in words, "stacked" in words)
+    config = QWEN if "qwen" in words else CONFIG
+    model = small_model("lora" in words, "stacked" in words, config)
     state, step = make_step(model, sft_objective(train_config), train_config, mesh=mesh)
     if mesh is None:  # What is restored is tied to its device: so one program serves both
         state = jax.device_put(state, jax.devices()[0])
@@ -98,6 +103,7 @@ CASES = {  # What is trained -> a mesh of data, fsdp, tensor, and rows of a slic
     "full stacked muon": (2, 2, 2, 8),
     "lora stacked adamw": (2, 2, 2, 0),
     "lora muon": (8, 1, 1, 0),
+    "full qwen adamw": (2, 2, 2, 0),
 }
 HELD = {"full adamw": (8, 1, 1), "full stacked muon": (1, 8, 1)}  # Begun there, but not trained
 

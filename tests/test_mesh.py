@@ -22,6 +22,7 @@ TRAINED = [
     "full stacked muon [2, 2, 2]",
     "lora stacked adamw [2, 2, 2]",
     "lora muon [8, 1, 1]",
+    "full qwen adamw [2, 2, 2]",
 ]
 MOVED = ["full stacked muon moved", "lora stacked adamw moved"]
 

@@ -32,6 +32,10 @@ GONE = "(taken out)"  # A key that is taken out
 CONFIG, ADAPTER, WORDS = "config.json", "adapter_config.json", "tokenizer_config.json"
 LINEAR = {"rope_type": "linear", "factor": 8.0}
 PLAIN = {"rope_type": "default", "rope_theta": 300.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 MARK, POINTER = (
     b"\xef\xbb\xbf",
     b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
@@ -150,7 +154,57 @@ REFUSED: dict[str, tuple[str, str, Change]] = {  # name -> which folder, words, 
     "factor missing": ("third", "factor: None", config(rope_scaling={"rope_type": "linear"})),
     "factor alone": ("third", "without a rope_type", config(rope_scaling={"factor": 8.0})),
     "scaling as text": ("third", "rope_scaling: 'linear'", config(rope_scaling="linear")),
-    "scaling of llama": ("third", "'llama3'", config(rope_scaling={"rope_type": "llama3"})),
+    "scaling of others": ("third", "'yarn'", config(rope_scaling={"rope_type": "yarn"})),
+    "scaling of llama, half": (
+        "llama", "'low_freq_factor'", config(rope_scaling={"rope_type": "llama3", "factor": 8.0})
+    ),
+    "scaling of llama, backwards": (
+        "llama", "the first must be smaller", config(rope_scaling=LLAMA3 | {"low_freq_factor": 9.0})
+    ),
+    **{
+        f"another family: {name}": ("qwen", f"type '{name}'{why}", config(model_type=name))
+        for name, why in (
+            ("mistral", ", and this decoder"), ("gemma", ", and"), ("phi3", ", and"),
+            ("qwen3_moe", ", a mixture"), ("gpt_oss", ", a mixture"), ("qwen3_5_text", ", most of"),
+            ("gemma4_text", ", whose layers"), ("gemma3n_text", ", whose layers"),
+        )
+    },
+    **{
+        f"another family around it: {name}": ("qwen", f"type '{name}'{why}", wrapped(name))
+        for name, why in (
+            ("gemma4", ", whose"), ("gemma3n", ", whose"), ("qwen3_5", ", most"),
+            ("mistral3", ", and"),
+        )
+    },
+    "llama under another name": ("llama", "'LlamaForCausalLM'", config(model_type="qwen2")),
+    "qwen with a bias": ("smollm3", "attention_bias: True", config(attention_bias=True)),
+    "llama with a bias": ("llama", "mlp_bias: True", config(mlp_bias=True)),
+    "another gate": ("qwen", "hidden_act: 'gelu'", config(hidden_act="gelu")),
+    "half a rotation": (
+        "llama", "partial_rotary_factor",
+        config(rope_parameters=PLAIN | {"partial_rotary_factor": 0.5}),
+    ),
+    "a head that is not there": ("qwen", "1 missing (lm_head", config(tie_word_embeddings=False)),
+    "untied by default": ("llama", "1 missing (lm_head", config(tie_word_embeddings=GONE)),
+    "biases that are not there": (
+        "llama", "k_proj.bias",
+        config(model_type="qwen2", architectures=["Qwen2ForCausalLM"]),
+    ),
+    "norms that are not there": (
+        "llama", "k_norm", config(model_type="qwen3", architectures=["Qwen3ForCausalLM"]),
+    ),
+    "too few flags of RoPE": ("smollm3", "no_rope_layers: [1]", config(no_rope_layers=[1])),
+    "other flags of RoPE": ("smollm3", "no_rope_layers: [1, 2]", config(no_rope_layers=[1, 2])),
+    "heads that do not divide": (
+        "llama", "does not divide", config(head_dim=None, num_attention_heads=3)
+    ),
+    "sliding and scaled": (
+        "qwen", "sliding layers",
+        config(
+            rope_scaling=LINEAR, use_sliding_window=True, sliding_window=4,
+            layer_types=["full_attention", "sliding_attention"],
+        ),
+    ),
     "scaled gemma 2": ("second", "sliding layers", config(rope_scaling=LINEAR)),
     "scaled sliding layers": (
         "third", "sliding layers",
@@ -282,13 +336,23 @@ OPENED: dict[str, tuple[str, Change]] = {
         "adapter",
         adapter(target_modules=["self_attn.q_proj", "self_attn.v_proj"]),
     ),
+    **{name: (name, lambda folder: None) for name in ("qwen", "llama", "smollm3")},
+    "heads by default": ("llama", config(head_dim=GONE)),
+    "a llama that is scaled": ("llama", config(rope_scaling=LLAMA3)),
+    "a llama that is stretched": ("llama", config(rope_scaling=LINEAR)),
+    "the newer form": ("llama", config(rope_theta=GONE, rope_parameters=PLAIN | LLAMA3)),
+    "a qwen that slides": ("qwen", config(use_sliding_window=True, sliding_window=4)),
+    "RoPE by interval": (
+        "smollm3",
+        config(no_rope_layers=None, no_rope_layer_interval=2, layer_types=GONE),
+    ),
     "all layers": ("adapter", adapter(layers_to_transform=[0, 1])),
 }
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "A Gemma 3, a Gemma 2 and an adapter on the former, which all open."
+    "One of each family, and an adapter on the Gemma 3, which all open."
     root = tmp_path_factory.mktemp("good")
     words = train_tokenizer(["What is 47 plus 86?"] * 20, vocabulary=128)
     third = preset("tiny").resized(
@@ -299,6 +363,13 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = Gemma(third, nnx.Rngs(0))
     save_model(root / "third", model, words)
     save_model(root / "second", Gemma(second, nnx.Rngs(0)), words)
+    for name, key in (("qwen", "qwen2.5-0.5b"), ("llama", "smollm2-135m"), ("smollm3",) * 2):
+        shape = preset("smollm3-3b" if key == "smollm3" else key).resized(
+            vocabulary=128, width=32, layers=2, query_heads=2, key_heads=1, head_width=16,
+            hidden=64, query_scale=16.0, positions=64,
+            pattern=(False, True) if name == "smollm3" else (),
+        )  # fmt: skip
+        save_model(root / name, Gemma(shape, nnx.Rngs(0)), words)
     add_lora(model, LoraConfig(rank=4, alpha=8.0, targets=("q_proj", "v_proj")), nnx.Rngs(1))
     save_adapter(root / "adapter", model, words, base=str(root / "third"))
     return root

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hugging_face import CASES, VOCABULARY, continuation, make, publish, scores
+from hugging_face import CASES, FAMILIES, VOCABULARY, continuation, make, publish, scores
 
 from tunix_rt.inference.engine import SamplingParams, generate
 from tunix_rt.models.gemma import Gemma, hidden_states, logits
@@ -52,7 +52,7 @@ def ours(model: Gemma, tokens: jax.Array) -> jax.Array:
     return logits(model, hidden_states(model, tokens, positions, jnp.ones_like(positions)))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", (*CASES, *FAMILIES))
 def test_the_same_files_give_the_same_logits(case: str, loaded: Any) -> None:
     _, _, found = loaded(case)
     expected = scores(theirs(case), TOKENS)
@@ -60,7 +60,7 @@ def test_the_same_files_give_the_same_logits(case: str, loaded: Any) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", (*CASES, "qwen2", "qwen3", "llama", "smollm3-sliding"))
 def test_greedy_text_is_the_same_over_64_tokens(case: str, loaded: Any) -> None:
     model, words, _ = loaded(case)
     said = generate(model, words, PROMPTS, SamplingParams(max_new_tokens=64))
@@ -69,7 +69,7 @@ def test_greedy_text_is_the_same_over_64_tokens(case: str, loaded: Any) -> None:
     assert any(len(set(completion.tokens)) > 8 for completion in said), "it only stutters"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", (*CASES, *FAMILIES))
 def test_what_we_write_they_read(case: str, loaded: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

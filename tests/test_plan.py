@@ -29,6 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     "LoRA, a list": {"rank": 8, "scan_layers": False},
     "full, fsdp 8": {"remat": "full", "fsdp": 8},
     "LoRA, fsdp 4 tensor 2": {"rank": 8, "remat": "full", "fsdp": 4, "tensor": 2},
+    "Qwen with a head of its own": {"model": "qwen2.5-0.5b", "tied": False},
+    "SmolLM3, LoRA": {"model": "smollm3-3b", "rank": 8, "remat": "full"},
 }
 ALONE = [name for name, given in CASES.items() if "fsdp" not in given]
 BATCH, TOKENS, WORDS = 16, 128, 16_384
@@ -107,7 +109,7 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from tunix_rt.models.config import preset
+    from tunix_rt.models.config import GemmaConfig, preset
     from tunix_rt.models.lora import LoraConfig
     from tunix_rt.models.sharding import row_shards
     from tunix_rt.training.config import TrainConfig
@@ -120,16 +122,22 @@ def main() -> None:
         trace_step,
     )
 
-    config = preset("gemma-3-1b").resized(
-        vocabulary=WORDS, width=256, layers=3, query_heads=4, head_width=64, hidden=1024
-    )
+    def shape(name: str, tied: bool = True) -> GemmaConfig:
+        small = preset(name)
+        return small.resized(
+            vocabulary=WORDS, width=256, layers=3, query_heads=4, key_heads=1, head_width=64,
+            hidden=1024, pattern=small.pattern[1:4], tied=tied,
+        )  # fmt: skip
+
+    config = shape("gemma-3-1b")
 
     def setup_of(given: dict[str, Any]) -> TrainSetup:
         given = dict(given)
         names = ("remat", "micro_batch_size", "optimizer", "dtype")
         train_config = {name: given.pop(name) for name in names if name in given}
         rank = given.pop("rank", 0)
-        alone = TrainSetup(config, lora=LoraConfig(rank=rank) if rank else None, kind="cpu")
+        own = shape(given.pop("model", "gemma-3-1b"), given.pop("tied", True))
+        alone = TrainSetup(own, lora=LoraConfig(rank=rank) if rank else None, kind="cpu")
         rows = BATCH * given.get("fsdp", 1) // (2 if "fsdp" in given else 1)
         return replace(
             alone,

@@ -23,15 +23,17 @@ from ..models.config import GemmaConfig
 from tunix_rt.models.gemma import (
     Block,
     Gemma,
+    bias_sizes,
     embed,
+    feed_forward_norm,
     layer_at,
     logits,
-    norm_sizes,
-    rms_norm,
+    normalize,
     run_layer,
     soft_cap,
+    vector_sizes,
 )
-from ..models.linear import gated_gelu
+from ..models.linear import GATES
 from ..models.lora import merged_kernel
 from ..models.sharding import ROWS, WRITES, constrain, look_up
 
@@ -155,7 +157,7 @@ def next_scores(
     Returns:
         Scores for the next token, [B, V]
     """
-    return logits(model, rms_norm(x[:, -1], model.norm[...], model.config.epsilon))
+    return logits(model, normalize(x[:, -1], model.norm[...], model.config))
 
 # %% ../../nbs/inference/30_decode_step.ipynb #9fb6c077
 @partial(
@@ -245,16 +247,16 @@ class Layer(NamedTuple):
 
     Attributes:
         products: Kernels by group
-        norms: Weights by name
+        norms: Norms and biases by name
     """
 
     products: dict[str, tuple[DecodeKernel, ...]]  # Kernels by group
-    norms: dict[str, jax.Array]  # Weights by name
+    norms: dict[str, jax.Array]  # Norms and biases by name
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("embedding", "norm", "layers"),
+    data_fields=("embedding", "norm", "layers", "head"),
     meta_fields=("config",),
 )
 @dataclass(frozen=True)
@@ -265,12 +267,14 @@ class Decoder:
         embedding: [V, D]
         norm: [D]
         config: Shape of the model
+        head: [V, D]; None if it is the embedding
     """
 
     embedding: Any  # [V, D]
     norm: Any  # [D]
     layers: list[Layer]
     config: GemmaConfig  # Shape of the model
+    head: Any = None  # [V, D]; None if it is the embedding
 
 # %% ../../nbs/inference/30_decode_step.ipynb #461e7ea2
 def as_type(
@@ -345,32 +349,35 @@ def prepare_decoder(
 
     def layer(index: int) -> Layer:
         block = layer_at(model, index)
-        norms = {name: getattr(block, name)[...] for name in norm_sizes(model.config)}
+        norms = {name: getattr(block, name)[...] for name in vector_sizes(model.config)}
         return Layer({group: products(block, names) for group, names in GROUPS.items()}, norms)
 
     layers = [layer(index) for index in range(model.config.layers)]
-    return Decoder(as_type(model.embedding[...], dtype), model.norm[...], layers, model.config)
+    head = None if model.config.tied else as_type(model.head[...], dtype)
+    table = as_type(model.embedding[...], dtype)
+    return Decoder(table, model.norm[...], layers, model.config, head)
 
 # %% ../../nbs/inference/30_decode_step.ipynb #100f4c00
 def norm_columns(
     x: jax.Array,  # [..., D, B]
-    offset: jax.Array,  # Learned gain minus one, [D]
-    epsilon: float,  # Added to the mean square
+    offset: jax.Array,  # Weight of the norm, [D]
+    config: GemmaConfig,  # Epsilon, and what the weight means
 ) -> jax.Array:  # Same shape and dtype as `x`
-    """Scale each column to unit root mean square, as `rms_norm` does with rows.
+    """Scale each column to unit root mean square, as `normalize` does with rows.
 
     Args:
         x: [..., D, B]
-        offset: Learned gain minus one, [D]
-        epsilon: Added to the mean square
+        offset: Weight of the norm, [D]
+        config: Epsilon, and what the weight means
 
     Returns:
         Same shape and dtype as `x`
     """
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-2, keepdims=True)
-    gain = 1 + offset.astype(jnp.float32)[:, None]
-    return (wide * jax.lax.rsqrt(mean_square + epsilon) * gain).astype(x.dtype)
+    gain = offset.astype(jnp.float32)[:, None]
+    gain = 1 + gain if config.unit_offset else gain
+    return (wide * jax.lax.rsqrt(mean_square + config.epsilon) * gain).astype(x.dtype)
 
 # %% ../../nbs/inference/30_decode_step.ipynb #009059a5
 def column_angles(
@@ -460,21 +467,23 @@ def attend_columns(
         Addition to the stream, [D, B]
     """
     head, heads, shared = config.head_width, config.query_heads, config.key_heads
-    normed = norm_columns(x, layer.norms["input_layernorm"], config.epsilon)
+    normed = norm_columns(x, layer.norms["input_layernorm"], config)
     sizes = (heads * head, shared * head, shared * head)
-    queries, keys, values = (
-        part.reshape(-1, head, x.shape[1])
-        for part in multiply_all(layer.products["qkv"], normed, sizes)
-    )
+    parts = multiply_all(layer.products["qkv"], normed, sizes)
+    for place, name in enumerate(bias_sizes(config)):
+        parts[place] += layer.norms[name].astype(normed.dtype)[:, None]
+    queries, keys, values = (part.reshape(-1, head, x.shape[1]) for part in parts)
     if config.query_key_norm:
-        queries = norm_columns(queries, layer.norms["q_norm"], config.epsilon)
-        keys = norm_columns(keys, layer.norms["k_norm"], config.epsilon)
+        queries = norm_columns(queries, layer.norms["q_norm"], config)
+        keys = norm_columns(keys, layer.norms["k_norm"], config)
     queries, keys = rotate_columns(queries, angles), rotate_columns(keys, angles)
     asking = queries.reshape(shared, heads // shared, head, -1).transpose(3, 0, 1, 2)
     found = recall(asking, keys.transpose(2, 0, 1), values.transpose(2, 0, 1))
     merged = found.transpose(1, 2, 3, 0).reshape(heads * head, -1)
     (amended,) = multiply_all(layer.products["out"], merged, (config.width,))
-    return norm_columns(amended, layer.norms["post_attention_layernorm"], config.epsilon)
+    if not config.post_norms:
+        return amended
+    return norm_columns(amended, layer.norms["post_attention_layernorm"], config)
 
 # %% ../../nbs/inference/30_decode_step.ipynb #e5875bf0
 def mlp_columns(
@@ -492,10 +501,14 @@ def mlp_columns(
     Returns:
         Addition to the stream, [D, B]
     """
-    normed = norm_columns(x, layer.norms["pre_feedforward_layernorm"], config.epsilon)
+    normed = norm_columns(x, layer.norms[feed_forward_norm(config)], config)
     gate, up = multiply_all(layer.products["gate_up"], normed, (config.hidden, config.hidden))
-    (amended,) = multiply_all(layer.products["down"], gated_gelu(gate, up), (config.width,))
-    return norm_columns(amended, layer.norms["post_feedforward_layernorm"], config.epsilon)
+    (amended,) = multiply_all(
+        layer.products["down"], GATES[config.activation](gate, up), (config.width,)
+    )
+    if not config.post_norms:
+        return amended
+    return norm_columns(amended, layer.norms["post_feedforward_layernorm"], config)
 
 # %% ../../nbs/inference/30_decode_step.ipynb #d81d7c13
 def decode_step(
@@ -521,7 +534,9 @@ def decode_step(
     """
     config = decoder.config
     found = look_up(decoder.embedding, tokens[:, None], dtype)[:, 0].T
-    x = constrain(found * jnp.asarray(config.width**0.5, dtype), None, "data")
+    if config.scale_embedding:
+        found = found * jnp.asarray(config.width**0.5, dtype)
+    x = constrain(found, None, "data")
     turns = [column_angles(config, lengths - 1, sliding=sliding) for sliding in (False, True)]
     updated: list[LayerCache] = []
 
@@ -541,8 +556,8 @@ def decode_step(
         look = partial(recall, old=kept[index])
         x = x + attend_columns(layer, config, x, angles, look)
         x = constrain(x + mlp_columns(layer, config, x), None, "data")
-    last = norm_columns(x, decoder.norm, config.epsilon)
-    table = decoder.embedding.astype(dtype)
+    last = norm_columns(x, decoder.norm, config)
+    table = (decoder.embedding if decoder.head is None else decoder.head).astype(dtype)
     scores = jnp.matmul(table, last, preferred_element_type=jnp.float32)
     scores = constrain(scores, ("fsdp", "tensor"), "data")
     return pinned(updated), soft_cap(scores, config.logit_soft_cap)

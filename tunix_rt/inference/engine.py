@@ -33,7 +33,7 @@ from .sampling import SamplingParams
 from ..models.devices import platform
 from ..models.gemma import Gemma
 from ..models.sharding import row_shards
-from ..models.tokenizer import Tokenizer, end_of_turn
+from ..models.tokenizer import Tokenizer, end_tokens
 
 # %% auto #0
 __all__ = ['NARROWEST', 'PAUSE', 'FEWEST', 'SHARE', 'Request', 'Completion', 'make_completion', 'batch_width', 'multiple_of',
@@ -346,7 +346,7 @@ def create_engine(
         prompts=prompts,
         seeds=seeds,
         sampling=sampling,
-        ends=(end_of_turn(tokenizer), tokenizer.eos_token_id),
+        ends=end_tokens(tokenizer),
         dtype=dtype,
         admitted=admitted,
         spanned=prompts_spanned(admitted, sampling.samples, shards),

@@ -11,14 +11,32 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from .config import GemmaConfig
+from .config import GemmaConfig, RopeScaling
 from .linear import transposed_product
 
 # %% auto #0
-__all__ = ['BLOCK', 'BLOCKS', 'SAFE_CAP', 'rotary_angles', 'rotate', 'first_visible', 'spans', 'fold', 'wide_product',
-           'wide_transposed', 'unnormalized', 'packed_attention']
+__all__ = ['BLOCK', 'BLOCKS', 'SAFE_CAP', 'scaled_turns', 'rotary_angles', 'rotate', 'first_visible', 'spans', 'fold',
+           'wide_product', 'wide_transposed', 'unnormalized', 'packed_attention']
 
 # %% ../../nbs/models/30_attention.ipynb #3c12cda7
+def scaled_turns(
+    turns: jax.Array,  # Radians that each pair turns per token, [H/2]
+    scaling: RopeScaling,  # Llama 3's rule
+) -> jax.Array:  # The same, slower where they are slow, [H/2]
+    """Slow down the rotations that are slower than the first context.
+
+    Args:
+        turns: Radians that each pair turns per token, [H/2]
+        scaling: Llama 3's rule
+
+    Returns:
+        The same, slower where they are slow, [H/2]
+    """
+    whole = scaling.positions * turns / (2 * math.pi)  # Turns within the first context
+    share = jnp.clip((whole - scaling.low) / (scaling.high - scaling.low), 0, 1)
+    return turns * share + turns / scaling.factor * (1 - share)
+
+
 def rotary_angles(
     config: GemmaConfig,  # Bases and head width
     positions: jax.Array,  # Position of each token in its own sequence, [B, T]
@@ -36,9 +54,16 @@ def rotary_angles(
         Sine and cosine, [B, 1, T, H/2], float32
     """
     base = config.rope_base_sliding if sliding else config.rope_base
+    if base is None:
+        still = jnp.zeros((positions.shape[0], 1, positions.shape[1], config.head_width // 2))
+        return still, still + 1
     factor = 1.0 if sliding else config.rope_factor
     pair = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
-    angle = positions[:, None, :, None].astype(jnp.float32) / factor * base**-pair
+    place = positions[:, None, :, None].astype(jnp.float32) / factor
+    turns = base**-pair
+    if config.rope_scaling is not None and not sliding:
+        turns = scaled_turns(turns, config.rope_scaling)
+    angle = place * turns
     return jnp.sin(angle), jnp.cos(angle)
 
 

@@ -18,20 +18,23 @@ from ..core.errors import ModelError
 from .attention import rotary_angles, rotate
 from .attention_backends import attend
 from .config import GemmaConfig
-from .linear import gated_gelu, linear, scaled_linear
+from .linear import GATES, linear, scaled_linear
 from .sharding import ROWS, constrain, look_up
 
 # %% auto #0
-__all__ = ['PROJECTIONS', 'Attend', 'rms_norm', 'kernel_shapes', 'norm_sizes', 'init_kernel', 'Block', 'Gemma', 'layer_at',
-           'Adapter', 'LowRank', 'low_rank', 'project', 'split_heads', 'attention_block', 'feed_forward_block',
-           'run_layer', 'embed', 'AttentionContext', 'attention_context', 'with_remat', 'run_layers', 'either_context',
-           'run_scanned_layers', 'hidden_states', 'soft_cap', 'logits']
+__all__ = ['PROJECTIONS', 'Attend', 'rms_norm', 'normalize', 'kernel_shapes', 'norm_sizes', 'bias_sizes', 'vector_sizes',
+           'feed_forward_norm', 'init_kernel', 'Block', 'Gemma', 'head_table', 'layer_at', 'Adapter', 'LowRank',
+           'low_rank', 'project', 'split_heads', 'attention_block', 'feed_forward_block', 'run_layer', 'embed',
+           'AttentionContext', 'attention_context', 'with_remat', 'run_layers', 'either_context', 'run_scanned_layers',
+           'hidden_states', 'soft_cap', 'logits']
 
 # %% ../../nbs/models/40_gemma.ipynb #f4969623
 def rms_norm(
     x: jax.Array,  # Activations, [..., D]
     offset: jax.Array,  # Learned gain minus one, [D]
     epsilon: float = 1e-6,  # Added to the mean square, so a zero vector stays finite
+    *,
+    unit: bool = True,  # False if `offset` is the gain itself
 ) -> jax.Array:  # Same shape and dtype as `x`
     """Scale each vector in `x` to unit root mean square, then by `1 + offset`.
 
@@ -39,6 +42,7 @@ def rms_norm(
         x: Activations, [..., D]
         offset: Learned gain minus one, [D]
         epsilon: Added to the mean square, so a zero vector stays finite
+        unit: False if `offset` is the gain itself
 
     Returns:
         Same shape and dtype as `x`
@@ -50,8 +54,27 @@ def rms_norm(
         )
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    gain = 1 + offset.astype(jnp.float32)
+    gain = offset.astype(jnp.float32)
+    gain = 1 + gain if unit else gain
     return (wide * jax.lax.rsqrt(mean_square + epsilon) * gain).astype(x.dtype)
+
+
+def normalize(
+    x: jax.Array,  # Activations, [..., D]
+    weight: jax.Array,  # Weight of the norm, [D]
+    config: GemmaConfig,  # Epsilon, and what the weight means
+) -> jax.Array:  # Same shape and dtype as `x`
+    """Apply a norm of a model.
+
+    Args:
+        x: Activations, [..., D]
+        weight: Weight of the norm, [D]
+        config: Epsilon, and what the weight means
+
+    Returns:
+        Same shape and dtype as `x`
+    """
+    return rms_norm(x, weight, config.epsilon, unit=config.unit_offset)
 
 # %% ../../nbs/models/40_gemma.ipynb #d3ddd460
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -87,10 +110,57 @@ def norm_sizes(
     Returns:
         Number of features of each norm of a layer
     """
-    sides = ("input", "post_attention", "pre_feedforward", "post_feedforward")
+    sides = ["input", "post_attention"]
+    if config.post_norms:
+        sides += ["pre_feedforward", "post_feedforward"]
     heads = {"q_norm": config.head_width, "k_norm": config.head_width}
     around = {f"{side}_layernorm": config.width for side in sides}
     return around | (heads if config.query_key_norm else {})
+
+
+def bias_sizes(
+    config: GemmaConfig,  # Config of the model
+) -> dict[str, int]:  # Number of features of each bias of a layer
+    """List the size of each bias of a layer.
+
+    Args:
+        config: Config of the model
+
+    Returns:
+        Number of features of each bias of a layer
+    """
+    if not config.qkv_bias:
+        return {}
+    shapes = kernel_shapes(config)
+    return {f"{name}_bias": shapes[name][1] for name in PROJECTIONS[:3]}
+
+
+def vector_sizes(
+    config: GemmaConfig,  # Config of the model
+) -> dict[str, int]:  # Number of features of each norm and bias of a layer
+    """List the size of everything in a layer that is not a matrix.
+
+    Args:
+        config: Config of the model
+
+    Returns:
+        Number of features of each norm and bias of a layer
+    """
+    return norm_sizes(config) | bias_sizes(config)
+
+
+def feed_forward_norm(
+    config: GemmaConfig,  # Config of the model
+) -> str:  # Name of a norm
+    """Name the norm before the feed-forward half.
+
+    Args:
+        config: Config of the model
+
+    Returns:
+        Name of a norm
+    """
+    return "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
 
 # %% ../../nbs/models/40_gemma.ipynb #555a4532
 def init_kernel(
@@ -118,6 +188,9 @@ class Block(nnx.Module):
     post_attention_layernorm: Any
     pre_feedforward_layernorm: Any
     post_feedforward_layernorm: Any
+    q_proj_bias: Any  # Bias of a projection, as in `bias_sizes`, [F]
+    k_proj_bias: Any
+    v_proj_bias: Any
     q_norm: Any  # Norm of each head, [H], only if queries and keys are normalized
     k_norm: Any
     adapters: Any  # Name of a projection -> `LowRank`, added by `models.lora`
@@ -145,15 +218,19 @@ class Block(nnx.Module):
             first = draw(drawn[0]) if stack is None else jax.lax.map(draw, jnp.stack(drawn))
             setattr(self, name, nnx.Param(first))
         front = () if stack is None else (stack,)
+        start = 0.0 if config.unit_offset else 1.0
         for name, size in norm_sizes(config).items():
+            setattr(self, name, nnx.Param(jnp.full((*front, size), start, dtype)))
+        for name, size in bias_sizes(config).items():
             setattr(self, name, nnx.Param(jnp.zeros((*front, size), dtype)))
         self.adapters, self.scales = nnx.Dict(), nnx.Dict()
 
 # %% ../../nbs/models/40_gemma.ipynb #4953243d
 class Gemma(nnx.Module):
-    "A whole decoder: the embedding, the layers and the last norm."
+    "A whole decoder of any family: the embedding, the layers, the last norm and the head."
 
     layers: Any  # List of blocks, or one stacked block
+    head: Any  # Rows that score each token, [V, D], only if they are not the embedding
     lora: Any  # Adapter settings from `models.lora`; None without adapters
 
     def __init__(
@@ -180,7 +257,24 @@ class Gemma(nnx.Module):
         else:
             blocks = [Block(config, rngs, dtype) for _ in range(config.layers)]
             self.layers = nnx.List(blocks)
-        self.norm = nnx.Param(jnp.zeros(config.width, dtype))
+        self.norm = nnx.Param(jnp.full(config.width, 0.0 if config.unit_offset else 1.0, dtype))
+        if not config.tied:
+            start = jax.random.normal(rngs.params(), size) * config.width**-0.5
+            self.head = nnx.Param(start.astype(dtype))
+
+
+def head_table(
+    model: Gemma,  # Any decoder
+) -> jax.Array:  # One row for each token, [V, D]
+    """Get the rows whose product with a hidden state is the score of each token.
+
+    Args:
+        model: Any decoder
+
+    Returns:
+        One row for each token, [V, D]
+    """
+    return (model.embedding if model.config.tied else model.head)[...]
 
 
 def layer_at(
@@ -256,7 +350,7 @@ def project(
     *,
     key: jax.Array | None = None,  # Dropout key in training; None for no dropout
 ) -> jax.Array:  # Output in the dtype of `x`, [..., F]
-    """Multiply by a kernel, with its scale and its adapter where it has them.
+    """Multiply by a kernel, with its scale, its adapter and its bias where it has them.
 
     Args:
         layer: One layer, not a stack
@@ -275,6 +369,8 @@ def project(
     if name in layer.adapters:
         own_key = None if key is None else jax.random.fold_in(key, PROJECTIONS.index(name))
         out = out + low_rank(layer.adapters[name], x, own_key)
+    if hasattr(layer, f"{name}_bias"):
+        out = out + getattr(layer, f"{name}_bias")[...].astype(out.dtype)
     return checkpoint_name(out, "projection")
 
 # %% ../../nbs/models/40_gemma.ipynb #fae2d10b
@@ -319,19 +415,21 @@ def attention_block(
     Returns:
         Update of the stream, [B, T, D]
     """
-    normed = rms_norm(x, layer.input_layernorm[...], config.epsilon)
+    normed = normalize(x, layer.input_layernorm[...], config)
     queries, keys, values = (
         split_heads(project(layer, name, normed, key=key), config.head_width)
         for name in ("q_proj", "k_proj", "v_proj")
     )
     if config.query_key_norm:
-        queries = rms_norm(queries, layer.q_norm[...], config.epsilon)
-        keys = rms_norm(keys, layer.k_norm[...], config.epsilon)
+        queries = normalize(queries, layer.q_norm[...], config)
+        keys = normalize(keys, layer.k_norm[...], config)
     read = attend(rotate(queries, angles), rotate(keys, angles), values)
     batch, heads, time, head = read.shape
     merged = read.swapaxes(1, 2).reshape(batch, time, heads * head)
     update = project(layer, "o_proj", merged, key=key)
-    return rms_norm(update, layer.post_attention_layernorm[...], config.epsilon)
+    if not config.post_norms:
+        return update
+    return normalize(update, layer.post_attention_layernorm[...], config)
 
 # %% ../../nbs/models/40_gemma.ipynb #fd3db87d
 def feed_forward_block(
@@ -351,10 +449,12 @@ def feed_forward_block(
     Returns:
         Update of the stream, [B, T, D]
     """
-    normed = rms_norm(x, layer.pre_feedforward_layernorm[...], config.epsilon)
+    normed = normalize(x, getattr(layer, feed_forward_norm(config))[...], config)
     gate, up = (project(layer, name, normed, key=key) for name in ("gate_proj", "up_proj"))
-    update = project(layer, "down_proj", gated_gelu(gate, up), key=key)
-    return rms_norm(update, layer.post_feedforward_layernorm[...], config.epsilon)
+    update = project(layer, "down_proj", GATES[config.activation](gate, up), key=key)
+    if not config.post_norms:
+        return update
+    return normalize(update, layer.post_feedforward_layernorm[...], config)
 
 # %% ../../nbs/models/40_gemma.ipynb #3af740c0
 def run_layer(
@@ -389,7 +489,7 @@ def embed(
     tokens: jax.Array,  # Token ids, [B, T]
     dtype: Any = jnp.float32,  # Compute dtype
 ) -> jax.Array:  # Embedding vectors, [B, T, D]
-    """Look tokens up, scaled by the square root of the width as Gemma does.
+    """Look tokens up; a Gemma scales them by the square root of the width.
 
     Args:
         model: Decoder
@@ -399,8 +499,10 @@ def embed(
     Returns:
         Embedding vectors, [B, T, D]
     """
-    scale = jnp.asarray(model.config.width**0.5, dtype)
-    return constrain(look_up(model.embedding[...], tokens, dtype) * scale, ROWS, None, None)
+    found = look_up(model.embedding[...], tokens, dtype)
+    if model.config.scale_embedding:
+        found = found * jnp.asarray(model.config.width**0.5, dtype)
+    return constrain(found, ROWS, None, None)
 
 # %% ../../nbs/models/40_gemma.ipynb #62263176
 class AttentionContext(NamedTuple):
@@ -594,7 +696,7 @@ def hidden_states(
     contexts = {sliding: context(sliding=sliding) for sliding in (False, True)}
     run = run_scanned_layers if model.scan_layers else run_layers
     x = run(model, embed(model, tokens, dtype), contexts, remat=remat, key=key)
-    return rms_norm(x, model.norm[...], model.config.epsilon)
+    return normalize(x, model.norm[...], model.config)
 
 # %% ../../nbs/models/40_gemma.ipynb #2ae805ee
 def soft_cap(
@@ -626,6 +728,6 @@ def logits(
     Returns:
         Logits in float32, [..., V]
     """
-    table = model.embedding[...].astype(hidden.dtype)
+    table = head_table(model).astype(hidden.dtype)
     scores = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
     return soft_cap(scores, model.config.logit_soft_cap)

@@ -19,22 +19,28 @@ from tunix_rt.models.config import (
     from_hugging_face,
     read_described,
 )
-from .gemma import kernel_shapes, norm_sizes
+from .gemma import kernel_shapes, vector_sizes
 
 # %% auto #0
-__all__ = ['ATTENTION', 'FEED_FORWARD', 'INNER', 'EYES', 'HEADS', 'EXPONENTS', 'CHUNK', 'NUMBERS', 'published_name', 'is_kernel',
-           'plain_name', 'model_config', 'weight_files', 'StoredTensor', 'stored_tensors', 'read_part', 'read_finite',
-           'wanted_tensors', 'check_names', 'check_shapes', 'check_tied', 'map_tensors']
+__all__ = ['ATTENTION', 'FEED_FORWARD', 'OUTER', 'INNER', 'EYES', 'ROTATIONS', 'HEADS', 'EXPONENTS', 'CHUNK', 'NUMBERS',
+           'published_name', 'is_kernel', 'plain_name', 'model_config', 'weight_files', 'StoredTensor',
+           'stored_tensors', 'read_part', 'read_finite', 'wanted_tensors', 'check_names', 'check_shapes', 'check_tied',
+           'map_tensors']
 
 # %% ../../nbs/models/55_hf_layout.ipynb #8dd6b486
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+OUTER = {
+    "embedding": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
 
 
 def published_name(
     path: tuple[Any, ...],  # Path of a parameter in our tree, such as ("layers", 0, "q_proj")
 ) -> str:  # Name in the published files
-    """Convert a path to the name in Gemma's files.
+    """Convert a path to the name in the files, which is the same in every family.
 
     Args:
         path: Path of a parameter in our tree, such as ("layers", 0, "q_proj")
@@ -43,10 +49,12 @@ def published_name(
         Name in the published files
     """
     if path[0] != "layers":
-        return {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight"}[path[0]]
+        return OUTER[path[0]]
     _, layer, name = path
+    kind = "bias" if name.endswith("_bias") else "weight"
+    name = name.removesuffix("_bias")
     block = "self_attn." if name in ATTENTION else "mlp." if name in FEED_FORWARD else ""
-    return f"model.layers.{layer}.{block}{name}.weight"
+    return f"model.layers.{layer}.{block}{name}.{kind}"
 
 
 def is_kernel(
@@ -65,22 +73,27 @@ def is_kernel(
 # %% ../../nbs/models/55_hf_layout.ipynb #12e3a39c
 INNER = {"language_model.model.": "model.", "model.language_model.": "model."}
 EYES = ("vision_tower.", "multi_modal_projector.")
+ROTATIONS = ".rotary_emb.inv_freq"
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 
 
 def plain_name(
     name: str,  # Name of a tensor in a file
+    tied: bool = True,  # True if the head is the embedding
 ) -> str | None:  # Name in a file of the decoder alone; None for a part that is skipped
     """Convert a tensor's name to that of a decoder alone.
 
     Args:
         name: Name of a tensor in a file
+        tied: True if the head is the embedding
 
     Returns:
         Name in a file of the decoder alone; None for a part that is skipped
     """
-    if name.removeprefix("model.").startswith(EYES) or name in HEADS:
+    if name.removeprefix("model.").startswith(EYES) or name.endswith(ROTATIONS):
         return None
+    if name in HEADS:
+        return None if tied else OUTER["head"]
     for prefix, plain in INNER.items():
         if name.startswith(prefix):
             return plain + name.removeprefix(prefix)
@@ -262,13 +275,15 @@ def wanted_tensors(
         Published name to shape in the file
     """
     kernels = {name: shape[::-1] for name, shape in kernel_shapes(config).items()}
-    norms = {name: (size,) for name, size in norm_sizes(config).items()}
+    vectors = {name: (size,) for name, size in vector_sizes(config).items()}
     wanted: dict[str, tuple[int, ...]] = {
         published_name(("embedding",)): (config.vocabulary, config.width),
         published_name(("norm",)): (config.width,),
     }
+    if not config.tied:
+        wanted[published_name(("head",))] = (config.vocabulary, config.width)
     for index in range(config.layers):
-        for name, shape in (kernels | norms).items():
+        for name, shape in (kernels | vectors).items():
             wanted[published_name(("layers", index, name))] = shape
     return wanted
 
@@ -338,8 +353,8 @@ def check_tied(
         part = (slice(row, min(row + 4096, head.shape[0])), slice(None))
         if not same or read_part(head, part).tobytes() != read_part(embedding, part).tobytes():
             raise ModelError(
-                f"{head.file}: {head.name} differs from the embedding, and in a Gemma the two are "
-                f"one. Use a model that was saved with tied embeddings"
+                f"{head.file}: {head.name} differs from the embedding, and the configuration says "
+                f"that the two are one. Take configuration and weights from the same source"
             )
 
 
@@ -357,12 +372,14 @@ def map_tensors(
         Published name of each parameter to its tensor in a file
     """
     wanted, stored = wanted_tensors(config), stored_tensors(weight_files(folder))
-    named = [(plain, one) for one in stored if (plain := plain_name(one.name)) is not None]
+    named = [
+        (plain, one) for one in stored if (plain := plain_name(one.name, config.tied)) is not None
+    ]
     check_names(folder, [name for name, _ in named], wanted)
     held = dict(named)
     for name, one in held.items():
         check_shapes(one, wanted[name])
     for one in stored:
-        if one.name in HEADS:
+        if config.tied and one.name in HEADS:
             check_tied(one, held[published_name(("embedding",))])
     return held

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from .devices import platform
 
 # %% auto #0
-__all__ = ['SLOPE', 'transposed_product', 'linear', 'kernel_gradient', 'scaled_linear', 'gated_gelu']
+__all__ = ['SLOPE', 'GATES', 'transposed_product', 'linear', 'kernel_gradient', 'scaled_linear', 'gated_gelu', 'gated_silu']
 
 # %% ../../nbs/models/25_linear.ipynb #aa67e194
 def transposed_product(
@@ -160,3 +160,38 @@ def _gate_backward(saved, received):
 
 
 gated_gelu.defvjp(_gate_forward, _gate_backward)
+
+# %% ../../nbs/models/25_linear.ipynb #db0d7910
+@jax.custom_vjp
+def gated_silu(
+    gate: jax.Array,  # Gate before the SiLU, [..., F]
+    up: jax.Array,  # Values to gate, [..., F]
+) -> jax.Array:  # Gated values, [..., F]
+    """Multiply `up` by the SiLU of `gate`.
+
+    Args:
+        gate: Gate before the SiLU, [..., F]
+        up: Values to gate, [..., F]
+
+    Returns:
+        Gated values, [..., F]
+    """
+    return jax.nn.silu(gate) * up
+
+
+def _silu_forward(gate, up):
+    return gated_silu(gate, up), (gate, up)
+
+
+def _silu_backward(saved, received):
+    gate, up = saved
+    share = jax.nn.sigmoid(gate)
+    steep = share * (1 - share)
+    gradients = (received * up * (share + gate * steep), received * gate * share)
+    if platform() == "cpu":
+        gradients = jax.lax.optimization_barrier(gradients)
+    return gradients
+
+
+gated_silu.defvjp(_silu_forward, _silu_backward)
+GATES = {"gelu": gated_gelu, "silu": gated_silu}  # Gate of each `GemmaConfig.activation`

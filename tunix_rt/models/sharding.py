@@ -86,7 +86,7 @@ def plain_names(
 def _cuts(names: tuple[str, ...]) -> tuple[Axis, ...]:
     "Find how the last axes of a parameter are split if they all divide evenly."
     kernel = next((name for name in reversed(names) if name in READS + WRITES), None)
-    if names and names[-1] == "embedding":
+    if names and names[-1] in ("embedding", "head"):
         return (("fsdp", "tensor"), None)
     if kernel is None:
         return ()

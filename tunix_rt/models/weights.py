@@ -25,7 +25,7 @@ from ..core.errors import ModelError
 from ..core.files import new_folder, write_json
 from ..core.settings import resolve
 from .config import GemmaConfig, to_hugging_face
-from .gemma import PROJECTIONS, Gemma, layer_at, norm_sizes
+from .gemma import PROJECTIONS, Gemma, layer_at, vector_sizes
 from tunix_rt.models.hf_layout import (
     StoredTensor,
     is_kernel,
@@ -40,6 +40,7 @@ from tunix_rt.models.tokenizer import (
     Tokenizer,
     check_chat_template,
     end_of_turn,
+    end_tokens,
     load_tokenizer,
     save_tokenizer,
 )
@@ -64,11 +65,13 @@ def whole_tensors(
     yield published_name(("embedding",)), model.embedding[...]
     for index in range(model.config.layers):
         layer = layer_at(model, index)
-        for name in (*PROJECTIONS, *norm_sizes(model.config)):
+        for name in (*PROJECTIONS, *vector_sizes(model.config)):
             beside = name in layer.adapters or name in layer.scales
             value = merged_kernel(layer, name, dtype) if beside else getattr(layer, name)[...]
             yield published_name(("layers", index, name)), value
     yield published_name(("norm",)), model.norm[...]
+    if not model.config.tied:
+        yield published_name(("head",)), model.head[...]
 
 
 def as_published(
@@ -171,7 +174,7 @@ def save_model(
             write_json(inner / "generation_config.json", token_ids(tokenizer))
             write_tensors(inner, tensors, shard_bytes)
             save_tokenizer(inner, tokenizer)
-            (inner / "README.md").write_text(card or "# A Gemma trained with tunix_rt\n")
+            (inner / "README.md").write_text(card or "# A model trained with tunix_rt\n")
     else:
         deque(tensors, maxlen=0)
     if jax.process_count() > 1:
@@ -179,22 +182,22 @@ def save_model(
 
 
 def token_ids(
-    tokenizer: Tokenizer,  # Any Gemma tokenizer
+    tokenizer: Tokenizer,  # Tokenizer of any family
 ) -> dict[str, Any]:  # Entries of config.json and generation_config.json
     """List the tokens that start a text, end a response and pad a sequence.
 
     Args:
-        tokenizer: Any Gemma tokenizer
+        tokenizer: Tokenizer of any family
 
     Returns:
         Entries of config.json and generation_config.json
     """
-    ends = dict.fromkeys([tokenizer.eos_token_id, end_of_turn(tokenizer)])
-    return {
+    ids = {
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": list(ends),
+        "eos_token_id": list(end_tokens(tokenizer)),
         "pad_token_id": tokenizer.pad_token_id,
     }
+    return {name: token for name, token in ids.items() if token is not None}
 
 # %% ../../nbs/models/60_weights.ipynb #18798c42
 def to_devices(

@@ -28,7 +28,7 @@ from ..data.record_files import read_records
 from ..inference.kv_cache import bucket_length
 from ..models.gemma import Gemma
 from ..models.sharding import feed
-from ..models.tokenizer import Tokenizer, encode_responses, end_of_turn
+from ..models.tokenizer import Tokenizer, encode_responses, end_of_turn, render_chats
 from ..rewards.functions import RewardSet
 from tunix_rt.rl.preference_loss import (
     CHOSEN,
@@ -513,7 +513,7 @@ def encode_messages(
         Tokens of each, up to where the model is to answer
     """
     chats = [[turn._asdict() for turn in messages_of(prompt)] for prompt in prompts]
-    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    texts = render_chats(tokenizer, chats)
     return tokenizer(texts, add_special_tokens=False).input_ids if chats else []
 
 

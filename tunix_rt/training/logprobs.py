@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from ..core.errors import TrainingError
-from ..models.gemma import Gemma, hidden_states
+from ..models.gemma import Gemma, head_table, hidden_states
 from ..models.sharding import ROWS, active_mesh, gather_rows, placement, vocabulary_sides
 from tunix_rt.training.loss import (
     Wanted,
@@ -183,7 +183,7 @@ def batch_logprobs(
     hidden = hidden_states(model, tokens, positions, segment_ids, **how)
     targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     found = token_logprobs(
-        hidden, model.embedding[...], targets, cap=model.config.logit_soft_cap,
+        hidden, head_table(model), targets, cap=model.config.logit_soft_cap,
         temperature=temperature,
     )  # fmt: skip
     inside = (positions > 0) & (segment_ids > 0)

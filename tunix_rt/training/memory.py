@@ -270,7 +270,8 @@ def layer_bytes(
         own_share(setup.config, setup.tensor),
     )
     again = residual_bytes(setup, "none") - residual_bytes(setup, _forgets(setup))
-    gate = setup.tokens * share.hidden * size * (4 if setup.lora else 3)
+    beside = 0 if setup.lora is None else 1 if share.post_norms else 4
+    gate = setup.tokens * share.hidden * size * (3 + beside)
     stream = setup.tokens * share.width * 4 * 4
     kernels = sum(math.prod(shape) for shape in kernel_shapes(share).values())
     fetched = kernels * 4 if setup.fsdp > 1 else 0

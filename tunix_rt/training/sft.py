@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ..models.gemma import Gemma, hidden_states
+from ..models.gemma import Gemma, head_table, hidden_states
 from ..models.tokenizer import Tokenizer
 from ..traces.schema import Trace
 from .config import TrainConfig
@@ -73,7 +73,7 @@ def sft_objective(
         )
         targets, loss_mask = shift_targets(batch)
         cap = model.config.logit_soft_cap
-        return summed_loss(hidden, model.embedding[...], targets, loss_mask, cap=cap)
+        return summed_loss(hidden, head_table(model), targets, loss_mask, cap=cap)
 
     return objective
 
