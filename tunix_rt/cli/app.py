@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 import tunix_rt
 from . import data, registry, server, tune
 from . import database as store
+from .ask import ask, chat
 from .compare import compare
 from .doctor import DATABASE_PACKAGES
 from .kaggle import app as kaggle
@@ -131,6 +132,7 @@ def _everywhere(
 SECTIONS: dict[str, tuple[Callable[..., None], ...]] = {
     "Traces and datasets": (data.generate, data.ingest, data.build, data.export),
     "Runs": (run, compare, show, doctor),
+    "Talking to a model": (ask, chat),
     "Server, queue and search": (
         *(server.serve, server.worker, server.queue, server.runs, server.cancel),
         *(tune.tune, tune.tuning),

@@ -46,9 +46,9 @@ from ..models.sharding import row_shards
 from ..models.tokenizer import Tokenizer, end_of_turn
 
 # %% auto #0
-__all__ = ['PROMPTS', 'FIRST_PLACES', 'SPARE_TURNS', 'BEAT', 'LOGPROBS', 'OnCompile', 'TokenLogprob', 'Delta', 'ServedRequest',
-           'row_bucket', 'place_bucket', 'Scheduler', 'create_scheduler', 'run_program', 'change_rows', 'fit_places',
-           'rest', 'next_batch', 'read_prompts', 'arrivals', 'admit', 'token_logprobs', 'tell_prompts', 'leave',
+__all__ = ['PROMPTS', 'FIRST_PLACES', 'SPARE_TURNS', 'BEAT', 'OnCompile', 'TokenLogprob', 'Delta', 'ServedRequest', 'row_bucket',
+           'place_bucket', 'Scheduler', 'create_scheduler', 'run_program', 'change_rows', 'fit_places', 'rest',
+           'next_batch', 'read_prompts', 'arrivals', 'admit', 'entries', 'token_logprobs', 'tell_prompts', 'leave',
            'absorb', 'finish', 'step', 'turn', 'wrap_cursor', 'Stream', 'AsyncEngine', 'make_request', 'fail_all',
            'stream_deltas']
 
@@ -131,7 +131,6 @@ PROMPTS = 8  # Prompts that are admitted together
 FIRST_PLACES = 256  # Slots of the smallest cache
 SPARE_TURNS = 16  # Turns that rows stay unused before there are fewer of them
 BEAT = 0.03  # Seconds between two pieces of text
-LOGPROBS = ("chosen", "top_tokens", "top_logprobs")
 
 OnCompile = Callable[[str, float | None], None]  # Program, and seconds; None before it begins
 
@@ -427,7 +426,7 @@ def arrivals(
     count = multiple_of(1 if len(batch) == 1 else PROMPTS, row_shards(plan.mesh))
     pad = count - len(batch)
 
-    def column(values: Sequence[Any], fill: Any, dtype: Any) -> np.ndarray:
+    def column(values: Sequence[Any], fill: Any, dtype: Any) -> Any:
         return np.array([*values, *[fill] * pad], dtype)
 
     rules = [each.sampling for each in batch]
@@ -497,13 +496,29 @@ def _enter(
     watched = any(each.watched for each, _ in writes)
     drawn = jax.device_get((first, plan.state.done, odds if watched else None))
     for place, row in enumerate(rows):
-        told = None if drawn[2] is None else jax.tree.map(lambda part: part[place : place + 1], drawn[2])
-        absorb(plan, row, drawn[0][place : place + 1], told, bool(drawn[1][row]))
+        only = slice(place, place + 1)
+        absorb(plan, row, drawn[0][only], entries(drawn[2], only), bool(drawn[1][row]))
 
 # %% ../../nbs/inference/66_async_engine.ipynb #ac3ae062
+def entries(
+    odds: Likelihoods | None,  # Log-probabilities on the host; None if nobody wants them
+    index: Any,  # Index of the entries
+) -> Likelihoods | None:  # Those entries
+    """Take some entries of log-probabilities.
+
+    Args:
+        odds: Log-probabilities on the host; None if nobody wants them
+        index: Index of the entries
+
+    Returns:
+        Those entries
+    """
+    return None if odds is None else Likelihoods(*(part[index] for part in odds))
+
+
 def token_logprobs(
     tokens: Sequence[int],  # Tokens
-    odds: Likelihoods,  # Of each of them, on the host
+    odds: Likelihoods | None,  # Of each of them, on the host
     count: int,  # Alternatives to report
 ) -> list[TokenLogprob]:  # One for each token
     """Make readable what the device computed.
@@ -516,7 +531,9 @@ def token_logprobs(
     Returns:
         One for each token
     """
-    chosen, words, best = (getattr(odds, name) for name in LOGPROBS)
+    if odds is None:
+        return []
+    chosen, words, best = odds
     return [
         TokenLogprob(
             int(token),
@@ -558,7 +575,7 @@ def tell_prompts(
         if not request.prompt_logprobs:
             continue
         start = grid.shape[1] - int(lengths[line])
-        part = jax.tree.map(lambda leaf: leaf[line, start:-1], host)
+        part = entries(host, (line, slice(start, -1)))
         odds = token_logprobs(request.prompt[1:], part, request.top_logprobs)
         said = None
         if request.limit == 0:
@@ -612,7 +629,7 @@ def absorb(
     assert request is not None
     new = [int(token) for token in tokens]
     request.written += new
-    if request.watched and odds is not None:
+    if request.watched:
         request.odds += token_logprobs(new, odds, request.top_logprobs)
     ends = () if request.endless else plan.ends
     shown = new[:-1] if done and new and new[-1] in ends else new
@@ -689,8 +706,8 @@ def step(
         request = plan.serving[row]
         assert request is not None
         count = int(written[row]) - len(request.written)
-        told = None if odds is None else jax.tree.map(lambda part: part[:count, row], odds)
-        absorb(plan, row, tokens[:count, row], told, bool(done[row]))
+        new = (slice(0, count), row)
+        absorb(plan, row, tokens[new], entries(odds, new), bool(done[row]))
 
 
 def turn(

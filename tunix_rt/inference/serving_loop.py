@@ -96,7 +96,8 @@ def empty_rows(
     """
     none, no = jnp.zeros(batch_size, jnp.int32), jnp.zeros(batch_size, bool)
     rows = RowSampling(jnp.zeros(batch_size), none, jnp.ones(batch_size))
-    kept, keys = empty_cache(config, batch_size, places, dtype), jnp.zeros((batch_size, 2), "uint32")
+    kept = empty_cache(config, batch_size, places, dtype)
+    keys = jnp.zeros((batch_size, 2), jnp.uint32)
     start = jnp.zeros((), jnp.int32)
     state = RowState(kept, start, none, none, none, none, ~no, no, no, keys, rows)
     return settle_rows(state)
@@ -303,9 +304,7 @@ def decode_chunk(
         drawn, odds = draw_rows(scores.T, state.keys, state.written, watched, state.rows)
         written = state.written + ~state.done
         over = jnp.isin(drawn, jnp.array(ends)) & ~state.endless | (written >= state.limit)
-        told = jax.tree.map(
-            lambda all, new: all.at[chunk.steps].set(new), chunk[1:], (drawn, odds)
-        )
+        told = jax.tree.map(lambda all, new: all.at[chunk.steps].set(new), chunk[1:], (drawn, odds))
         state = state._replace(
             kept=kept, cursor=state.cursor + 1, newest=drawn, lengths=lengths, written=written,
             done=state.done | over,
