@@ -15,25 +15,13 @@ from ...core.errors import TunixError
 from ...core.files import JSONRefused, parse_json
 from ...inference.row_sampling import MOST_LOGPROBS
 from ...inference.sampling import SamplingParams
+from ..errors import openai_body
 
 # %% auto #0
-__all__ = ['KINDS', 'UNSUPPORTED', 'Prompt', 'R', 'OpenAIError', 'error_body', 'error_response', 'StreamOptions',
-           'GenerationRequest', 'CompletionRequest', 'ContentPart', 'ChatMessage', 'ChatRequest', 'read_request']
+__all__ = ['UNSUPPORTED', 'Prompt', 'R', 'OpenAIError', 'error_response', 'StreamOptions', 'GenerationRequest',
+           'CompletionRequest', 'ContentPart', 'ChatMessage', 'ChatRequest', 'read_request']
 
 # %% ../../../nbs/serve/openai/10_protocol.ipynb #cdc11bbd
-KINDS = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    405: "invalid_request_error",
-    413: "invalid_request_error",
-    422: "invalid_request_error",
-    429: "rate_limit_error",
-    503: "service_unavailable_error",
-}
-
-
 class OpenAIError(TunixError):
     "A refusal in the shape of OpenAI."
 
@@ -56,28 +44,6 @@ class OpenAIError(TunixError):
         super().__init__(message)
 
 
-def error_body(
-    message: str,  # What was found and what to do
-    status: int,  # Response status code
-    *,
-    param: str | None = None,  # Field that is wrong
-    code: str | None = None,  # Name of the rule
-) -> dict[str, Any]:  # Body of a refusal
-    """Put a refusal into the shape of OpenAI.
-
-    Args:
-        message: What was found and what to do
-        status: Response status code
-        param: Field that is wrong
-        code: Name of the rule
-
-    Returns:
-        Body of a refusal
-    """
-    kind = KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
 def error_response(
     error: OpenAIError,  # Refusal
 ) -> JSONResponse:
@@ -87,7 +53,7 @@ def error_response(
         error: Refusal
     """
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-    body = error_body(str(error), error.status, param=error.param, code=error.code)
+    body = openai_body(str(error), error.status, param=error.param, code=error.code)
     return JSONResponse(body, error.status, headers=headers)
 
 # %% ../../../nbs/serve/openai/10_protocol.ipynb #4a4d8b95

@@ -18,19 +18,19 @@ from ...core.errors import ModelError
 from ...inference.async_engine import AsyncEngine, Delta, TokenLogprob, stream_deltas
 from ...inference.chat import ReasoningParser, encode_chat, split_reasoning
 from ...inference.sampling import SamplingParams
+from ..errors import openai_body
 from tunix_rt.serve.openai.protocol import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
     OpenAIError,
-    error_body,
 )
 from .served_models import ServedModel
 
 # %% auto #0
-__all__ = ['LOWEST', 'Job', 'tokens_left', 'completion_jobs', 'chat_jobs', 'shared_seed', 'merged_deltas', 'token_text',
-           'top_by_text', 'completion_logprobs', 'chat_logprobs', 'prompt_table', 'Collected', 'collect', 'usage_of',
-           'envelope', 'completion_choice', 'completion_body', 'chat_body', 'event', 'stream_events']
+__all__ = ['LOWEST', 'Job', 'tokens_left', 'check_ids', 'completion_jobs', 'chat_jobs', 'shared_seed', 'merged_deltas',
+           'token_text', 'top_by_text', 'completion_logprobs', 'chat_logprobs', 'prompt_table', 'Collected', 'collect',
+           'usage_of', 'envelope', 'completion_choice', 'completion_body', 'chat_body', 'event', 'stream_events']
 
 # %% ../../../nbs/serve/openai/30_responses.ipynb #45ac37cc
 @dataclass
@@ -80,6 +80,27 @@ def tokens_left(
     return left if wanted is None else wanted
 
 
+def check_ids(
+    tokens: list[int],  # Token ids from a client
+    vocabulary: int,  # Number of tokens that the model knows
+) -> list[int]:  # The same
+    """Check that the model knows every token.
+
+    Args:
+        tokens: Token ids from a client
+        vocabulary: Number of tokens that the model knows
+
+    Returns:
+        The same
+    """
+    if wrong := [token for token in tokens if not 0 <= token < vocabulary]:
+        raise OpenAIError(
+            f"{wrong[0]} is no token of this model; its ids are 0 to {vocabulary - 1}",
+            param="prompt",
+        )
+    return tokens
+
+
 def completion_jobs(
     engine: AsyncEngine,  # Engine that will write
     request: CompletionRequest,  # Checked request
@@ -99,7 +120,7 @@ def completion_jobs(
             tokens = list(words(prompt).input_ids)  # with <bos>, as vLLM and transformers do
             tokens = tokens if tokens[:1] == [words.bos_token_id] else [words.bos_token_id, *tokens]
         else:
-            tokens = prompt
+            tokens = check_ids(prompt, engine.plan.model.config.vocabulary)
         limit = tokens_left(engine, tokens, request.max_tokens)
         wants = request.logprobs is not None
         text = prompt if isinstance(prompt, str) else str(words.decode(prompt))
@@ -580,9 +601,9 @@ async def stream_events(
             yield event(start | {"choices": [], "usage": usage_of(jobs, found)})
         yield "data: [DONE]\n\n"
     except OpenAIError as error:
-        yield event(error_body(str(error), error.status, param=error.param, code=error.code))
+        yield event(openai_body(str(error), error.status, param=error.param, code=error.code))
     except Exception as error:  # the status was sent long ago
-        yield event(error_body(f"the model failed: {error}", 500))
+        yield event(openai_body(f"the model failed: {error}", 500))
 
 
 def _chat_piece(job: Job, delta: dict[str, Any], **more: Any) -> dict[str, Any]:

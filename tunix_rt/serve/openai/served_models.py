@@ -93,6 +93,7 @@ class ModelPool:
         """
         self.loader, self.names, self.version, self.most = loader, names, version, most
         self.held: OrderedDict[str, ServedModel] = OrderedDict()
+        self.retiring: set[asyncio.Task[None]] = set()
         self._loading = asyncio.Lock()
 
     async def get(
@@ -139,10 +140,13 @@ class ModelPool:
 
     async def _retire(self, model: ServedModel) -> None:
         "Close an engine when its responses are finished, and without waiting for that."
-        asyncio.get_running_loop().create_task(_close_when_done(model))
+        task = asyncio.create_task(_close_when_done(model))
+        self.retiring.add(task)
+        task.add_done_callback(self.retiring.discard)
 
     async def close(self) -> None:
-        "Close all engines."
+        "Close all engines; those that were still finishing responses are waited for."
+        await asyncio.gather(*self.retiring)
         for model in self.held.values():
             await anyio.to_thread.run_sync(model.engine.close)
         self.held.clear()
