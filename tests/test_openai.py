@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from small_model import TEXTS
+from small_model import talking_model
 
 openai = pytest.importorskip("openai")
 KEY = "a-key-that-nobody-guesses"
@@ -20,17 +20,8 @@ CHAT = [{"role": "user", "content": "What is 47 plus 86?"}]
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     "A tiny model behind `tunix-rt serve-model`, in a process of its own: process and address."
-    from flax import nnx
-
-    from tunix_rt.models.config import preset
-    from tunix_rt.models.gemma import Gemma
-    from tunix_rt.models.tokenizer import train_tokenizer
-    from tunix_rt.models.weights import save_model
-
     root = tmp_path_factory.mktemp("served")
-    words = train_tokenizer(TEXTS, vocabulary=128)
-    shape = preset("tiny").resized(vocabulary=len(words), width=32, layers=2, positions=512)
-    save_model(root / "small", Gemma(shape, nnx.Rngs(0)), words)
+    talking_model(root / "small")
     start = "from tunix_rt.cli.app import main; main()"
     command = [sys.executable, "-c", start, "serve-model", "small", "--port", "0"]
     known = {"TUNIX_RT_ROOT": str(root), "TUNIX_RT_TOKEN": KEY, "JAX_PLATFORMS": "cpu"}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tunix_rt.store.engine import Store
 
 # %% auto #0
-__all__ = ['find_place', 'pin_model', 'pin_spec', 'known_models', 'resolve_model']
+__all__ = ['find_place', 'pin_model', 'pin_spec', 'known_models', 'version_names', 'resolve_model']
 
 # %% ../../nbs/registry/40_model_refs.ipynb #ed31215a
 @contextmanager
@@ -151,11 +151,20 @@ def known_models(
     from tunix_rt.models.config import PRESETS
 
     runs = [run.folder.name for run in list_runs() if run.model.is_dir()]
-    return [*_versions(store), *runs, *PRESETS]
+    return [*version_names(store), *runs, *PRESETS]
 
 
-def _versions(store: Store | None) -> list[str]:
-    "List name@label and name@alias; nothing where there is no database."
+def version_names(
+    store: Store | None = None,  # That knows the versions; None opens the one in the settings
+) -> list[str]:  # name@alias and name@label; nothing where there is no database
+    """List the names of all versions.
+
+    Args:
+        store: That knows the versions; None opens the one in the settings
+
+    Returns:
+        name@alias and name@label; nothing where there is no database
+    """
     if store is None and not (settings().database_url or resolve("outputs/tunix_rt.db").is_file()):
         return []  # it would be created
     try:

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,11 +18,14 @@ import jax.numpy as jnp
 
 from ...api import load_model
 from ...core.errors import MissingError, TunixError
+from ...core.settings import Settings
 from ...inference.async_engine import AsyncEngine
+from ...registry.model_refs import pin_model, version_names
 from .protocol import OpenAIError
+from ...store.engine import Store
 
 # %% auto #0
-__all__ = ['Loader', 'ServedModel', 'load_served', 'ModelPool']
+__all__ = ['Loader', 'ServedModel', 'load_served', 'ModelPool', 'create_pool']
 
 # %% ../../../nbs/serve/openai/20_served_models.ipynb #fd2f3a00
 @dataclass
@@ -150,6 +154,32 @@ class ModelPool:
         for model in self.held.values():
             await anyio.to_thread.run_sync(model.engine.close)
         self.held.clear()
+
+
+def create_pool(
+    settings: Settings,  # Names of the models, and how many responses at a time
+    store: Store,  # Database with the versions
+) -> ModelPool:  # With nothing in memory yet
+    """Serve the models that the settings name; what an alias means is looked up each time.
+
+    Args:
+        settings: Names of the models, and how many responses at a time
+        store: Database with the versions
+
+    Returns:
+        With nothing in memory yet
+    """
+    named = [name.strip() for name in settings.served_models.split(",") if name.strip()]
+
+    def names() -> list[str]:
+        return version_names(store) if named == ["*"] else named
+
+    def version(name: str) -> str:
+        meant = pin_model(name, store)[1].get("model_version", {})
+        return str(meant.get("sha256", ""))
+
+    loader = partial(load_served, max_concurrent=settings.served_concurrent)
+    return ModelPool(loader, names, version=version)
 
 
 async def _close_when_done(model: ServedModel) -> None:
