@@ -26,7 +26,7 @@ from ..core.errors import ModelError
 from .chat import Detokenizer
 from .decode_step import Decoder, prefill, prepare_decoder
 from .engine import Completion, batch_width, make_completion, mesh_of, multiple_of
-from .kv_cache import layer_places
+from .kv_cache import bucket_length, layer_places
 from .row_sampling import MOST_LOGPROBS, Likelihoods, RowSampling
 from .sampling import SamplingParams
 from tunix_rt.inference.serving_loop import (
@@ -128,7 +128,7 @@ class ServedRequest:
 
 # %% ../../nbs/inference/66_async_engine.ipynb #8c1cf500
 PROMPTS = 8  # Prompts that are admitted together
-FIRST_PLACES = 256  # Slots of the smallest cache
+FIRST_PLACES = 128  # Slots of the smallest cache
 SPARE_TURNS = 16  # Turns that rows stay unused before there are fewer of them
 BEAT = 0.03  # Seconds between two pieces of text
 
@@ -160,7 +160,7 @@ def place_bucket(
     wanted: int,  # Tokens of the longest row
     total: int,  # Tokens that any row may have
 ) -> int:  # Slots to have
-    """Round up to a power of two, but not beyond what any row may have.
+    """Round up to one of few sizes, but not beyond what any row may have.
 
     Args:
         wanted: Tokens of the longest row
@@ -169,7 +169,7 @@ def place_bucket(
     Returns:
         Slots to have
     """
-    return max(wanted, min(max(FIRST_PLACES, 1 << (wanted - 1).bit_length()), total))
+    return max(wanted, min(bucket_length(max(FIRST_PLACES, wanted)), total))
 
 
 @dataclass
