@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py                      # a tiny model with random weights
     python benchmarks/serving.py --model reasoner@v2  # any name of a model
-    python benchmarks/serving.py --streams 1 8 32 --tokens 256
+    python benchmarks/serving.py --width 512 --layers 8 --tokens 64   # weights beyond the caches
 
 Requests are submitted together, each with its own prompt and seed, and write on after an end token,
 so every stream has the same length. `fastest_s` and `slowest_s` are the times of the first and the
@@ -26,15 +26,16 @@ from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.tokenizer import encode_prompts, train_tokenizer
 
 
-def load(name: str):
-    "The model of that name, or a tiny one with random weights."
+def load(name: str, width: int = 128, layers: int = 4):
+    "The model of that name, or a small one with random weights."
     if name:
         from tunix_rt.api import load_model
 
         model = load_model(name, trainable=False)
         return model.module, model.tokenizer
     words = train_tokenizer(["What is 47 plus 86? It is 133, and nothing else."] * 20, 128)
-    return Gemma(preset("tiny").resized(vocabulary=len(words)), nnx.Rngs(0)), words
+    shape = {"width": width, "hidden": 4 * width, "layers": layers, "query_heads": width // 32}
+    return Gemma(preset("tiny").resized(vocabulary=len(words), **shape), nnx.Rngs(0)), words
 
 
 def measure(engine: AsyncEngine, streams: int, sampling: SamplingParams) -> dict:
@@ -70,13 +71,16 @@ def measure(engine: AsyncEngine, streams: int, sampling: SamplingParams) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="", help="name of a model; a random tiny one by default")
+    parser.add_argument("--width", type=int, default=128, help="of the random model")
+    parser.add_argument("--layers", type=int, default=4, help="of the random model")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=3)
     typed = parser.parse_args()
     sampling = SamplingParams(max_new_tokens=typed.tokens, temperature=typed.temperature)
-    with AsyncEngine(*load(typed.model), max_rows=max(typed.streams)) as engine:
+    loaded = load(typed.model, typed.width, typed.layers)
+    with AsyncEngine(*loaded, max_rows=max(typed.streams)) as engine:
         for streams in typed.streams:
             measure(engine, streams, sampling)  # compiles
         found = {}

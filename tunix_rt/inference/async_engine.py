@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -845,7 +845,7 @@ class AsyncEngine:
         Returns:
             Response as it is written
         """
-        stream = Stream(lambda: self._cancel(request))
+        stream = Stream(lambda: self._cancel(request, stream))
         told = deliver or stream._arrived.put
         request = make_request(self.plan, prompt, sampling, deliver=told, **options)
         with self._wake:
@@ -855,8 +855,9 @@ class AsyncEngine:
             self._wake.notify()
         return stream
 
-    def _cancel(self, request: ServedRequest) -> None:
+    def _cancel(self, request: ServedRequest, stream: Stream) -> None:
         request.cancelled = True
+        stream._arrived.put(ModelError("this response was cancelled"))
 
     def close(self) -> None:
         "End the thread; requests that are not finished fail."
@@ -962,7 +963,7 @@ async def stream_deltas(
     prompt: Sequence[int],  # Token ids
     sampling: SamplingParams,  # Sampling settings
     **options: Any,  # Options of `make_request`
-) -> AsyncIterator[Delta]:  # What is written, until the response has ended
+) -> AsyncGenerator[Delta, None]:  # What is written, until the response has ended
     """Submit a request from a coroutine; leaving the loop cancels it.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,11 +114,13 @@ def completion_jobs(
     Returns:
         In the order of the choices
     """
-    jobs, words = [], engine.tokenizer
+    jobs: list[Job] = []
+    words, bos = engine.tokenizer, engine.tokenizer.bos_token_id
     for prompt in request.prompts():
         if isinstance(prompt, str):
-            tokens = list(words(prompt).input_ids)  # with <bos>, as vLLM and transformers do
-            tokens = tokens if tokens[:1] == [words.bos_token_id] else [words.bos_token_id, *tokens]
+            tokens = list(words(prompt).input_ids)
+            if bos is not None and tokens[:1] != [bos]:  # every text began so in training
+                tokens = [bos, *tokens]
         else:
             tokens = check_ids(prompt, engine.plan.model.config.vocabulary)
         limit = tokens_left(engine, tokens, request.max_tokens)
@@ -189,7 +191,7 @@ def shared_seed(
 async def merged_deltas(
     engine: AsyncEngine,  # Engine that writes
     jobs: Sequence[Job],  # Choices
-) -> AsyncIterator[tuple[Job, Delta]]:  # As they come
+) -> AsyncGenerator[tuple[Job, Delta], None]:  # As they come
     """Run jobs side by side, and yield what each of them writes.
 
     Args:
