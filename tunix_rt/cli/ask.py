@@ -103,12 +103,14 @@ class Status:
         out: Standard error
         live: True on a terminal, where the line disappears
         compiled: Seconds spent compiling
+        quiet: True once the response is being written on the same terminal
         shown: True while the line is there
     """
 
     out: TextIO  # Standard error
     live: bool  # True on a terminal, where the line disappears
     compiled: float = 0.0  # Seconds spent compiling
+    quiet: bool = False  # True once the response is being written on the same terminal
     shown: bool = False  # True while the line is there
 
     def say(
@@ -120,7 +122,7 @@ class Status:
         Args:
             text: What goes on; "" for nothing
         """
-        if self.live and (text or self.shown):
+        if self.live and not self.quiet and (text or self.shown):
             self.out.write(f"\r\x1b[K{DIM}{text}{PLAIN}" if text else "\r\x1b[K")
             self.out.flush()
             self.shown = bool(text)
@@ -319,15 +321,19 @@ def as_record(
 def show_response(
     asked: Asked,  # Question whose response is written
     out: TextIO,  # Stream to write to
+    status: Status,  # Line that must not overwrite the response
 ) -> Completion:
     """Show a response as it is written.
 
     Args:
         asked: Question whose response is written
         out: Stream to write to
+        status: Line that must not overwrite the response
     """
     printer = ResponsePrinter(out, out.isatty())
     for delta in asked.stream:
+        status.say("")
+        status.quiet = delta.completion is None
         printer.add(delta.text, last=delta.completion is not None)
         if delta.completion is not None:
             said = delta.completion
@@ -411,7 +417,7 @@ def ask(
         with ready_model(model, dtype=dtype) as (engine, status):
             started, out = time.perf_counter(), sys.stdout
             asked = ask_all(engine, questions, system=system, sampling=how, max_tokens=max_tokens)
-            said = [show_one(each, asked, model, as_json, out) for each in asked]
+            said = [show_one(each, asked, model, as_json, out, status) for each in asked]
             words = closing_words(said, time.perf_counter() - started, status)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -425,6 +431,7 @@ def show_one(
     model: str,  # Name of the model as typed
     as_json: bool,  # True for a line of JSON
     out: TextIO,  # Stream to write to
+    status: Status,  # Line that must not overwrite the response
 ) -> Completion:
     """Show one of several responses.
 
@@ -434,6 +441,7 @@ def show_one(
         model: Name of the model as typed
         as_json: True for a line of JSON
         out: Stream to write to
+        status: Line that must not overwrite the response
     """
     if as_json:
         said = each.stream.result()
@@ -443,7 +451,7 @@ def show_one(
     if len(asked) > 1:
         several = f" ({each.sample + 1})" if asked[-1].sample else ""
         out.write(f"{'' if each is asked[0] else chr(10)}> {each.question}{several}\n")
-    return show_response(each, out)
+    return show_response(each, out, status)
 
 # %% ../../nbs/cli/42_ask.ipynb #833ea4ab
 COMMANDS = """/reset          forget the conversation
@@ -491,6 +499,7 @@ def answer(
     talk: Conversation,  # Conversation, which gets both turns
     question: str,  # What was asked
     out: TextIO,  # Stream to write to
+    status: Status,  # Line that must not overwrite the answer
 ) -> None:
     """Answer one question of a conversation.
 
@@ -499,6 +508,7 @@ def answer(
         talk: Conversation, which gets both turns
         question: What was asked
         out: Stream to write to
+        status: Line that must not overwrite the answer
     """
     from dataclasses import replace
 
@@ -517,9 +527,10 @@ def answer(
         prompt, replace(talk.sampling, max_new_tokens=limit), seed=talk.sampling.seed + number
     )
     try:
-        said = show_response(Asked(question, 0, stream), out)
+        said = show_response(Asked(question, 0, stream), out, status)
     except KeyboardInterrupt:
         stream.cancel()
+        status.quiet = False
         out.write(f"{PLAIN if out.isatty() else ''}\n[stopped; not kept]\n")
         return
     if said.finish_reason == "length":
@@ -643,7 +654,7 @@ def chat(
         import readline  # noqa: F401  (lines can be edited and recalled)
     except ImportError:  # not on every system
         pass
-    with ready_model(model, dtype=dtype) as (engine, _):
+    with ready_model(model, dtype=dtype) as (engine, status):
         if sys.stdin.isatty():
             typer.echo(f"{DIM}{model}: /help for the commands{PLAIN}", err=True)
         while (line := next_line()) is not None and line != "/exit":
@@ -651,7 +662,7 @@ def chat(
                 typer.echo(obey(talk, line), err=True)
             elif line:
                 try:
-                    answer(engine, talk, line, sys.stdout)
+                    answer(engine, talk, line, sys.stdout, status)
                 except ModelError as error:
                     typer.echo(str(error), err=True)
 

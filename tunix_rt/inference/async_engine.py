@@ -46,11 +46,11 @@ from ..models.sharding import row_shards
 from ..models.tokenizer import Tokenizer, end_of_turn
 
 # %% auto #0
-__all__ = ['PROMPTS', 'FIRST_PLACES', 'SPARE_TURNS', 'BEAT', 'OnCompile', 'TokenLogprob', 'Delta', 'ServedRequest', 'row_bucket',
-           'place_bucket', 'Scheduler', 'create_scheduler', 'run_program', 'change_rows', 'fit_places', 'rest',
-           'next_batch', 'read_prompts', 'arrivals', 'admit', 'entries', 'token_logprobs', 'tell_prompts', 'leave',
-           'absorb', 'finish', 'step', 'turn', 'wrap_cursor', 'Stream', 'AsyncEngine', 'make_request', 'fail_all',
-           'stream_deltas']
+__all__ = ['PROMPTS', 'FIRST_PLACES', 'FEW', 'AHEAD', 'SPARE_TURNS', 'BEAT', 'OnCompile', 'TokenLogprob', 'Delta',
+           'ServedRequest', 'row_bucket', 'place_bucket', 'Scheduler', 'create_scheduler', 'run_program', 'change_rows',
+           'fit_places', 'rest', 'next_batch', 'read_prompts', 'arrivals', 'admit', 'entries', 'token_logprobs',
+           'tell_prompts', 'leave', 'absorb', 'finish', 'step', 'turn', 'wrap_cursor', 'Stream', 'AsyncEngine',
+           'make_request', 'fail_all', 'stream_deltas']
 
 # %% ../../nbs/inference/66_async_engine.ipynb #06311c07
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class ServedRequest:
 
 # %% ../../nbs/inference/66_async_engine.ipynb #8c1cf500
 PROMPTS = 8  # Prompts that are admitted together
-FIRST_PLACES = 128  # Slots of the smallest cache
+FIRST_PLACES = 256  # Slots of the smallest cache
+FEW = 8  # Rows up to which the cache has room for whole responses from the start
+AHEAD = 128  # Tokens that a cache of more rows has room for beyond the prompts
 SPARE_TURNS = 16  # Turns that rows stay unused before there are fewer of them
 BEAT = 0.03  # Seconds between two pieces of text
 
@@ -481,7 +483,8 @@ def _enter(
     needed = len(plan.busy) + len(writes)
     if needed > len(plan.serving):
         change_rows(plan, row_bucket(needed, plan.most, row_shards(plan.mesh)))
-    fit_places(plan, 1 + max(len(each.prompt) for each, _ in writes))
+    ahead = plan.total if len(plan.serving) <= FEW else AHEAD
+    fit_places(plan, max(len(each.prompt) + min(each.limit, ahead) for each, _ in writes))
     rows = [row for row, each in enumerate(plan.serving) if each is None][: len(writes)]
     come = arrivals(plan, [each for each, _ in writes], [line for _, line in writes], rows)
     key = ("start", len(come.lines), "x", *x.shape[:2], len(plan.serving), plan.places)
