@@ -29,3 +29,20 @@ def small_model(
     )  # fmt: skip
     save_model(folder, Gemma(shape, nnx.Rngs(0)), words)
     return folder
+
+
+def talking_model(
+    folder: Path,  # Created
+) -> Path:  # The same folder
+    "Write a Gemma of two layers with room for an answer, which knows nothing."
+    from flax import nnx
+
+    from tunix_rt.models.config import preset
+    from tunix_rt.models.gemma import Gemma
+    from tunix_rt.models.tokenizer import train_tokenizer
+    from tunix_rt.models.weights import save_model
+
+    words = train_tokenizer(TEXTS, vocabulary=128)
+    shape = preset("tiny").resized(vocabulary=len(words), width=32, layers=2, positions=512)
+    save_model(folder, Gemma(shape, nnx.Rngs(0)), words)
+    return folder

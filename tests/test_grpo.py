@@ -18,12 +18,12 @@ from safetensors.numpy import load_file
 from test_interruption import cut_when, finish
 
 HERE = Path(__file__).parent
-REWARD = '''
+REWARD = """
 def spaces(completions, answer, **columns):
     "A reward written for TRL: the share of spaces; a missing answer is no score."
     assert len(completions) == len(answer)
     return [text.count(" ") / len(text) if text else None for text in completions]
-'''
+"""
 SMALL = ["reward_funcs=mine.py:spaces", "prompts_per_step=3", "num_generations=4"]
 SMALL += ["max_new_tokens=8", "min_mixed=0", "validation_traces=2", "learning_rate=0.001"]
 SMALL += ["generation_batch_size=16", "max_resample=0"]
@@ -92,9 +92,7 @@ def test_adapters_of_a_hugging_face_gemma_are_read_by_peft(root: Path) -> None:
     run = root / "outputs/runs/lora"
     finish(
         root,
-        *words(
-            *SMALL, f"model={folder}", "max_steps=3", "lora_rank=4", "export=both", run_dir=run
-        ),
+        *words(*SMALL, f"model={folder}", "max_steps=3", "lora_rank=4", "export=both", run_dir=run),
     )
     from peft import AutoPeftModelForCausalLM
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from contextlib import closing, contextmanager
@@ -13,6 +14,7 @@ import httpx
 import pandas as pd
 import pytest
 from serving import TOKEN, make_run, server_process, serving, sum_trace
+from small_model import talking_model
 
 from tunix_rt.jobs.logs import append_log
 from tunix_rt.registry.models import find_model_named
@@ -291,3 +293,53 @@ def test_in_a_browser(own, root):
         page.wait_for_selector("h1:has-text('Promote')")
         problems = [each for each in page.wrong if "400 (Bad Request)" not in each]
         assert problems == [] and page.evaluate("document.documentElement.dataset.hit ?? 0") == 0
+
+
+def test_without_models_the_playground_says_how_to_get_some(own):
+    with serving(own) as client:
+        page = client.get("/playground", headers=BROWSER)
+        assert page.status_code == 200 and "tunix-rt serve --models" in page.text
+        assert client.post("/v1/chat/completions", json={}).json()["error"]["message"]
+    with serving(own, served_models="*") as client:
+        assert "tunix-rt promote" in client.get("/playground", headers=BROWSER).text
+        refused = client.post("/v1/chat/completions", json={"messages": [], "model": "x"})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "messages"
+    with serving(own, served_models="*", token=TOKEN) as client:
+        told = client.get("/v1/models")
+        assert told.status_code == 401
+        assert told.json()["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+def test_the_playground_in_a_browser(own, root):
+    talking_model(root / "small")
+    talking_model(root / "other")
+    served = {"TUNIX_RT_SERVED_MODELS": "small,other"}
+    with server_process(own.address, root, **served) as (_, url), browser_at(url) as page:
+        page.goto("/playground")
+        page.fill("textarea", f"What is 4 plus 8? {EVIL}")
+        page.locator("summary").click()
+        page.fill("input[name=max_tokens]", "40")
+        page.fill("input[name=temperature]", "1")
+        page.locator(".side select").nth(1).select_option("other")
+        page.keyboard.press("Escape")
+        page.click("button.main")
+        page.wait_for_selector(".side:nth-child(2) .figures:has-text('tokens in')", timeout=120_000)
+        page.wait_for_selector(".side:nth-child(1) .figures:has-text('tokens in')", timeout=120_000)
+        said = page.locator(".answer").all_text_contents()
+        assert said[0] == said[1] and said[0].strip()  # the same weights, the same seed
+        page.locator(".keep").first.click()
+        page.wait_for_selector(".side:nth-child(1) a:has-text('Kept as a trace')")
+        for width in (1280, 380):
+            page.set_viewport_size({"width": width, "height": 900})
+            wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert wide <= 0, f"{wide} pixels too wide at {width}"
+            if folder := os.environ.get("TUNIX_RT_SCREENSHOTS"):
+                page.screenshot(path=f"{folder}/playground-{width}.png", full_page=True)
+        page.click("text=Kept as a trace")
+        page.wait_for_selector(".tunix-answer")
+        assert EVIL in page.inner_text("main")
+        assert page.wrong == [] and page.evaluate("document.documentElement.dataset.hit ?? 0") == 0
+        kept = httpx.get(f"{url}/api/traces").json()["data"][0]["id"]
+        meta = httpx.get(f"{url}/api/traces/{kept}").json()["payload"]["meta"]
+        assert meta == {"source": "playground", "model": "small"}

@@ -83,7 +83,7 @@ from tunix_rt.models.tokenizer import (
     encode_prompts,
     train_tokenizer,
 )
-from .registry.model_refs import pin_model
+from .registry.model_refs import resolve_model
 from .runs.folder import Run, open_run
 from .runs.lock import release
 from .runs.lookup import find_run, train_sets
@@ -230,7 +230,7 @@ FIRST_TEXTS = 10_000  # Traces that a tokenizer is fitted to
 
 
 def load_model(
-    name: str,  # Folder, run, version (name@alias), kaggle:owner/..., or a shape such as "tiny"
+    name: str,  # Folder, file, run or its id, version (name@alias), kaggle:..., or a shape ("tiny")
     *,
     base: str = "",  # Location of the model below an adapter; "" for the recorded one
     lora: LoraConfig | None = None,  # Adapters to add and train; None trains all weights
@@ -248,7 +248,7 @@ def load_model(
     """Load a model by its name.
 
     Args:
-        name: Folder, run, version (name@alias), kaggle:owner/..., or a shape such as "tiny"
+        name: Folder, file, run or its id, version (name@alias), kaggle:..., or a shape ("tiny")
         base: Location of the model below an adapter; "" for the recorded one
         lora: Adapters to add and train; None trains all weights
         base_dtype: Type to hold weights in: "float32", "bfloat16" or "int8"
@@ -266,7 +266,7 @@ def load_model(
         Ready to be trained or asked
     """
     where = choose_device(device)
-    pinned, version = pin_model(name)
+    pinned, version = resolve_model(name)
     source = resolve_source(pinned, base)
     only_read = lora is not None or source.adapted or not trainable
     frozen = weight_bytes(source.config, base_dtype) if only_read else 0

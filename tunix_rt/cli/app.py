@@ -19,10 +19,12 @@ from typer.core import TyperGroup
 import tunix_rt
 from . import data, registry, server, tune
 from . import database as store
+from .ask import ask, chat
 from .compare import compare
 from .doctor import DATABASE_PACKAGES
 from .kaggle import app as kaggle
 from .pipelines import add_pipeline, run
+from .serve_model import serve_model
 from ..core.errors import TunixError
 from ..runs.pipelines import list_pipelines
 
@@ -131,6 +133,7 @@ def _everywhere(
 SECTIONS: dict[str, tuple[Callable[..., None], ...]] = {
     "Traces and datasets": (data.generate, data.ingest, data.build, data.export),
     "Runs": (run, compare, show, doctor),
+    "Talking to a model": (ask, chat, serve_model),
     "Server, queue and search": (
         *(server.serve, server.worker, server.queue, server.runs, server.cancel),
         *(tune.tune, tune.tuning),

@@ -278,9 +278,11 @@ def plan_text(
     """
     from tunix_rt.models.devices import platform
     from tunix_rt.models.loading import choose_scan_layers, parse_lora, weight_bytes
+    from tunix_rt.registry.model_refs import pin_model
     from tunix_rt.training.config import TrainConfig
     from tunix_rt.training.memory_plan import device_memory, plan_memory, shape_named
 
+    model = pin_model(model)[0]
     config = shape_named(model)
     lora = parse_lora(typed["lora_rank"], 32.0, 0.0, typed["lora_targets"])
     train_config = TrainConfig(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .ask import keep_programs
 from .data import assignments
 from .database import opened, stored_run, table
 from .pipelines import Parameters
@@ -51,12 +52,19 @@ def missing_extra(
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one")] = 8000,
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Models for /v1 and the playground, separated by commas; * for every version"
+        ),
+    ] = "",
 ) -> None:
     """Serve the API and the pages, until stopped.
 
     On loopback no token is needed. For any other address, set TUNIX_RT_TOKEN to a long random text
     that clients send, and TUNIX_RT_ALLOWED_HOSTS to the names they use. The database is
-    DATABASE_URL, or a file in outputs/.
+    DATABASE_URL, or a file in outputs/. With --models, OpenAI's clients can ask those at /v1, and
+    people at /playground; a model is loaded when it is first asked for.
 
     Example: tunix-rt serve --port 8000
     """
@@ -64,8 +72,12 @@ def serve(
         from tunix_rt.serve.server import serve as listen
     except ModuleNotFoundError as error:
         raise missing_extra(error, "serve") from None
+    chosen = settings()
+    if models:
+        keep_programs()
+        chosen = chosen.model_copy(update={"served_models": models})
     try:
-        listen(host, port)
+        listen(host, port, settings=chosen)
     except KeyboardInterrupt:  # the server has shut down cleanly by then
         raise typer.Exit(130) from None
 

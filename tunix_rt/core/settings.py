@@ -116,6 +116,12 @@ class Settings(Places):
     )
     judge_model: str | None = Field(None, description="Which model judges there")
     judge_key: str | None = Field(None, repr=False, description="The key to that service")
+    served_models: str = Field(
+        "",
+        description="Models that /v1 and the playground answer with, separated by commas; * for "
+        "every version in the registry",
+    )
+    served_concurrent: int = Field(32, gt=0, description="Responses that a model writes at a time")
     lease_seconds: float = Field(
         60.0, gt=0, description="How long a worker may be silent before its run is taken again"
     )

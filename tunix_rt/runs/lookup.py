@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .folder import RECORD, Run, differences, read_run
 from .provenance import code_version, plain
 
 # %% auto #0
-__all__ = ['list_runs', 'find_run', 'unfinished_run', 'ancestors', 'train_sets']
+__all__ = ['list_runs', 'named_folder', 'matching_runs', 'find_run', 'unfinished_run', 'ancestors', 'train_sets']
 
 # %% ../../nbs/runs/40_lookup.ipynb #211edef7
 def list_runs(
@@ -41,6 +42,40 @@ def list_runs(
     return sorted(found, key=lambda run: str(run.facts["started_at"]), reverse=True)
 
 # %% ../../nbs/runs/40_lookup.ipynb #6bf6a526
+def named_folder(
+    name: str | os.PathLike[str],  # Path, or a name in the folder of runs
+) -> Path | None:  # Existing run folder; None if there is none
+    """Find a run folder by its path or its name.
+
+    Args:
+        name: Path, or a name in the folder of runs
+
+    Returns:
+        Existing run folder; None if there is none
+    """
+    text = os.fspath(name)
+    for folder in (Path(text).expanduser(), resolve(text), resolve(settings().runs) / text):
+        if (folder / RECORD).is_file():
+            return folder
+    return None
+
+
+def matching_runs(
+    text: str,  # Beginning of an id, or end of a folder's name
+) -> list[Run]:  # The newest first
+    """List the runs that an abbreviation may mean.
+
+    Args:
+        text: Beginning of an id, or end of a folder's name
+
+    Returns:
+        The newest first
+    """
+    return [
+        run for run in list_runs() if run.run_id.startswith(text) or run.folder.name.endswith(text)
+    ]
+
+
 def find_run(
     name: str | os.PathLike[str],  # A folder, the name of one in the folder of runs, or an id
 ) -> Run:  # Run in its current state
@@ -53,22 +88,22 @@ def find_run(
         Run in its current state
     """
     text = os.fspath(name)
-    for folder in (Path(text).expanduser(), resolve(text), resolve(settings().runs) / text):
-        if (folder / RECORD).is_file():
-            return read_run(folder)
-    runs = list_runs()
-    matching = [
-        run for run in runs if run.run_id.startswith(text) or run.folder.name.endswith(text)
-    ]
+    folder = named_folder(text)
+    if folder is not None:
+        return read_run(folder)
+    matching = matching_runs(text)
     if len(matching) == 1:
         return matching[0]
     if matching:
         names = ", ".join(run.folder.name for run in matching[:5])
         raise RunError(f"{text!r} fits {len(matching)} runs ({names}); give more of the name")
-    names = ", ".join(run.folder.name for run in runs[:5]) or "none yet"
+    known = [run.folder.name for run in list_runs()]
+    close = get_close_matches(Path(text).name, known, 3)
+    names = ", ".join(known[:5]) or "none yet"
+    near = f"; the closest: {', '.join(close)}" if close else ""
     raise RunError(
-        f"there is no run {text!r}. Give a run folder, its name or the start of its id; the newest "
-        f"are: {names}"
+        f"there is no run {text!r}. Give a run folder, its name or the start of its id{near}; the "
+        f"newest are: {names}"
     )
 
 # %% ../../nbs/runs/40_lookup.ipynb #c90388f4

@@ -12,6 +12,7 @@ from .pages import leaderboard as leaderboard_pages
 from tunix_rt.serve.pages import (
     login,
     overview,
+    playground,
     predictions,
     rendering,
     runs,
@@ -60,6 +61,7 @@ PAGES = (
     leaderboard_pages,
     tuning_pages,
     model_pages,
+    playground,
     login,
     rendering,
 )

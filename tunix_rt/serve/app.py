@@ -24,9 +24,30 @@ from .request_log import RequestLogMiddleware
 from ..store.engine import Store
 
 # %% auto #0
-__all__ = ['create_app']
+__all__ = ['served_models', 'create_app']
 
 # %% ../../nbs/serve/80_app.ipynb #9930b45e
+@asynccontextmanager
+async def served_models(
+    app: FastAPI,  # App whose services have started
+    settings: Settings,  # Settings with the names of the models
+) -> AsyncIterator[None]:
+    """Answer for models while the app runs, if the settings name some.
+
+    Args:
+        app: App whose services have started
+        settings: Settings with the names of the models
+    """
+    if not settings.served_models:
+        yield
+        return
+    from tunix_rt.serve.openai.served_models import create_pool
+
+    app.state.model_pool = create_pool(settings, app.state.services.store)
+    yield
+    await app.state.model_pool.close()
+
+
 def create_app(
     settings: Settings | None = None,  # Settings; those of this process by default
     store: Store | None = None,  # Open store, which stays open; None opens that of the settings
@@ -44,7 +65,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with lifespan_services(app, chosen, measures, store):
+        async with lifespan_services(app, chosen, measures, store), served_models(app, chosen):
             yield
 
     app = FastAPI(
@@ -62,5 +83,9 @@ def create_app(
     app.add_middleware(BodyLimitMiddleware, settings=chosen)
     guard(app, chosen)
     app.add_middleware(RequestLogMiddleware, measures=measures)
+    if chosen.served_models:  # only then, because the engine needs JAX
+        from tunix_rt.serve.openai.router import router
+
+        app.include_router(router)
     add_routes(app)
     return app

@@ -171,7 +171,7 @@ def knows_token(
     return hmac.compare_digest(_cookie(headers).encode(), cookie_value(token).encode())
 
 # %% ../../nbs/serve/25_auth.ipynb #0874f64f
-OPEN = ("/api/health", "/api/ready", "/login", "/static/")
+OPEN = ("/api/health", "/api/ready", "/health", "/login", "/static/")
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 

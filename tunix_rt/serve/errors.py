@@ -33,8 +33,8 @@ from ..core.settings import resolve, settings
 from ..registry.models import NameTaken
 
 # %% auto #0
-__all__ = ['STATUS', 'log', 'COMMON', 'RESPONSES', 'HTTPRefusal', 'status_of', 'with_status', 'FieldError', 'Problem',
-           'from_root', 'problem', 'field_errors', 'sentence', 'add_exception_handlers']
+__all__ = ['STATUS', 'OPENAI_KINDS', 'log', 'COMMON', 'RESPONSES', 'HTTPRefusal', 'status_of', 'openai_body', 'with_status',
+           'FieldError', 'Problem', 'from_root', 'problem', 'field_errors', 'sentence', 'add_exception_handlers']
 
 # %% ../../nbs/serve/10_errors.ipynb #b813a0e4
 STATUS: tuple[tuple[type[TunixError], int], ...] = (
@@ -73,6 +73,37 @@ def status_of(
     return next(status for family, status in STATUS if isinstance(error, family))
 
 # %% ../../nbs/serve/10_errors.ipynb #58a7dbd4
+OPENAI_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+
+
+def openai_body(
+    message: str,  # What was found and what to do
+    status: int,  # Response status code
+    *,
+    param: str | None = None,  # Field that is wrong
+    code: str | None = None,  # Name of the rule
+) -> dict[str, Any]:  # Body of an error response
+    """Put an error into the shape that OpenAI's clients read.
+
+    Args:
+        message: What was found and what to do
+        status: Response status code
+        param: Field that is wrong
+        code: Name of the rule
+
+    Returns:
+        Body of an error response
+    """
+    kind = OPENAI_KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
 @contextmanager
 def with_status(
     status: int,  # Status code for errors of the block
@@ -153,6 +184,8 @@ def problem(
     body = Problem(detail=from_root(detail), errors=found, request_id=id).model_dump(
         exclude_none=True
     )
+    if scope.get("path", "").startswith("/v1/"):
+        body = openai_body(from_root(detail), status)
     later = {"Retry-After": "5"} if status == 503 else {}
     return Response(
         json.dumps(body),

@@ -221,7 +221,8 @@ class IdempotencyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope["headers"]).get(HEADER) if scope["type"] == "http" else None
-        if given is None or scope["method"] in ("GET", "HEAD") or scope["path"] in STREAMED:
+        streamed = scope.get("path") in STREAMED or scope.get("path", "").startswith("/v1/")
+        if given is None or scope["method"] in ("GET", "HEAD") or streamed:
             await self.app(scope, receive, send)
             return
         try:
