@@ -351,7 +351,7 @@ def find_gguf(
         )
     return next(iter(models.values()), None)
 
-# %% ../../nbs/models/57_gguf.ipynb #7dfd175a
+# %% ../../nbs/models/57_gguf.ipynb #aef0631b
 @dataclass(frozen=True)
 class Architecture:
     """How GGUF stores the models of one architecture.
@@ -362,6 +362,7 @@ class Architecture:
         offset: Amount that its norms are stored above ours
         every: Group size with one global layer, unless the file gives one
         caps: Soft caps of attention and logits, by default
+        local_base: RoPE base of sliding layers by default; None if all share one
         unusual: Number of layers of the one size that scales attention by D / N
     """
 
@@ -370,6 +371,7 @@ class Architecture:
     offset: float  # Amount that its norms are stored above ours
     every: int  # Group size with one global layer, unless the file gives one
     caps: tuple[float | None, float | None]  # Soft caps of attention and logits, by default
+    local_base: float | None  # RoPE base of sliding layers by default; None if all share one
     unusual: int  # Number of layers of the one size that scales attention by D / N
 
 
@@ -388,8 +390,8 @@ SECOND = {
 }
 THIRD = SECOND | {"attn_q_norm": "q_norm", "attn_k_norm": "k_norm"}
 GGUF_ARCHITECTURES = {
-    "gemma2": Architecture("gemma2", SECOND, 1.0, every=2, caps=(50.0, 30.0), unusual=46),
-    "gemma3": Architecture("gemma3_text", THIRD, 1.0, every=6, caps=(None, None), unusual=62),
+    "gemma2": Architecture("gemma2", SECOND, 1.0, 2, (50.0, 30.0), None, unusual=46),
+    "gemma3": Architecture("gemma3_text", THIRD, 1.0, 6, (None, None), 10_000.0, unusual=62),
 }
 OUTSIDE = {"token_embd.weight": ("embedding",), "output_norm.weight": ("norm",)}
 
@@ -461,7 +463,7 @@ def layer_types(
         found = [False] * layers
     return ["sliding_attention" if slides else "full_attention" for slides in found]
 
-# %% ../../nbs/models/57_gguf.ipynb #e3bfc8e0
+# %% ../../nbs/models/57_gguf.ipynb #d1774341
 def config_json(
     file: GGUFFile,  # File to convert
     rows: int,  # V, rows of its embedding
@@ -518,8 +520,9 @@ def rope_json(
         Part of config.json
     """
     given: dict[str, Any] = {"rope_theta": read_setting(file, "rope.freq_base", 10_000.0)}
-    if layout.family == "gemma3_text":
-        given["rope_local_base_freq"] = read_setting(file, "rope.freq_base_swa", 10_000.0)
+    if layout.local_base is not None:
+        local = read_setting(file, "rope.freq_base_swa", layout.local_base)
+        given["rope_local_base_freq"] = local
     kind = read_setting(file, "rope.scaling.type", "none")
     if kind != "none":
         factor = read_setting(file, "rope.scaling.factor", 1.0)
