@@ -4116,6 +4116,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'tunix_rt/training/config.py')},
             'tunix_rt.training.export': { 'tunix_rt.training.export.check_export': ( 'training/export.html#check_export',
                                                                                      'tunix_rt/training/export.py'),
+                                          'tunix_rt.training.export.export_folders': ( 'training/export.html#export_folders',
+                                                                                       'tunix_rt/training/export.py'),
                                           'tunix_rt.training.export.export_model': ( 'training/export.html#export_model',
                                                                                      'tunix_rt/training/export.py'),
                                           'tunix_rt.training.export.replace_folder': ( 'training/export.html#replace_folder',
