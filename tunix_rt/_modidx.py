@@ -1497,6 +1497,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tunix_rt.models.gguf.Header.skip': ('models/gguf.html#header.skip', 'tunix_rt/models/gguf.py'),
                                       'tunix_rt.models.gguf.Header.text': ('models/gguf.html#header.text', 'tunix_rt/models/gguf.py'),
                                       'tunix_rt.models.gguf._damaged': ('models/gguf.html#_damaged', 'tunix_rt/models/gguf.py'),
+                                      'tunix_rt.models.gguf._tokenizer': ('models/gguf.html#_tokenizer', 'tunix_rt/models/gguf.py'),
                                       'tunix_rt.models.gguf._version': ('models/gguf.html#_version', 'tunix_rt/models/gguf.py'),
                                       'tunix_rt.models.gguf.architecture': ('models/gguf.html#architecture', 'tunix_rt/models/gguf.py'),
                                       'tunix_rt.models.gguf.card': ('models/gguf.html#card', 'tunix_rt/models/gguf.py'),
