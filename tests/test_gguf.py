@@ -93,7 +93,11 @@ def test_transformers_reads_what_we_write(tmp_path: Path):
         model = random_model(config)
         save_gguf(tmp_path / f"{name}.gguf", model, WORDS, kind="f32", name=name)
         theirs = AutoModelForCausalLM.from_pretrained(
-            tmp_path, gguf_file=f"{name}.gguf", attn_implementation="eager", dtype=torch.float32
+            tmp_path,
+            gguf_file=f"{name}.gguf",
+            query_pre_attn_scalar=32,  # no file says it: it takes that of the published sizes
+            attn_implementation="eager",
+            dtype=torch.float32,
         )
         with torch.no_grad():
             found = theirs(torch.from_numpy(TOKENS)).logits.numpy()
