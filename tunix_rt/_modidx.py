@@ -1508,6 +1508,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tunix_rt.models.gguf.converted': ('models/gguf.html#converted', 'tunix_rt/models/gguf.py'),
                                       'tunix_rt.models.gguf.dequantize': ('models/gguf.html#dequantize', 'tunix_rt/models/gguf.py'),
                                       'tunix_rt.models.gguf.find_gguf': ('models/gguf.html#find_gguf', 'tunix_rt/models/gguf.py'),
+                                      'tunix_rt.models.gguf.generation_json': ( 'models/gguf.html#generation_json',
+                                                                                'tunix_rt/models/gguf.py'),
                                       'tunix_rt.models.gguf.gguf_package': ('models/gguf.html#gguf_package', 'tunix_rt/models/gguf.py'),
                                       'tunix_rt.models.gguf.gguf_tokenizer': ('models/gguf.html#gguf_tokenizer', 'tunix_rt/models/gguf.py'),
                                       'tunix_rt.models.gguf.layer_types': ('models/gguf.html#layer_types', 'tunix_rt/models/gguf.py'),

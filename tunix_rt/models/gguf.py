@@ -39,11 +39,12 @@ from tunix_rt.models.tokenizer import (
 
 # %% auto #0
 __all__ = ['MAGIC', 'NUMBERS', 'TEXT', 'ARRAY', 'PART', 'SECOND', 'THIRD', 'GGUF_ARCHITECTURES', 'OUTSIDE', 'BLOCK', 'PLAIN',
-           'SHARD', 'CONTROL', 'USER_DEFINED', 'WHOLE', 'ROLES', 'FORMAT', 'Header', 'read_value', 'check_start',
-           'GGUFTensor', 'GGUFFile', 'gguf_package', 'read_tensors', 'read_gguf', 'read_parts', 'find_gguf',
-           'Architecture', 'architecture', 'read_setting', 'layer_types', 'config_json', 'rope_json', 'tensor_name',
-           'map_gguf', 'dequantize', 'read_gguf_tensor', 'check_kinds', 'plan_shards', 'write_weights', 'merges',
-           'spelled', 'sentence_pieces', 'gguf_tokenizer', 'card', 'convert_gguf', 'converted']
+           'SHARD', 'CONTROL', 'USER_DEFINED', 'WHOLE', 'ROLES', 'SAMPLING', 'FORMAT', 'Header', 'read_value',
+           'check_start', 'GGUFTensor', 'GGUFFile', 'gguf_package', 'read_tensors', 'read_gguf', 'read_parts',
+           'find_gguf', 'Architecture', 'architecture', 'read_setting', 'layer_types', 'config_json', 'rope_json',
+           'tensor_name', 'map_gguf', 'dequantize', 'read_gguf_tensor', 'check_kinds', 'plan_shards', 'write_weights',
+           'merges', 'spelled', 'sentence_pieces', 'gguf_tokenizer', 'card', 'generation_json', 'convert_gguf',
+           'converted']
 
 # %% ../../nbs/models/57_gguf.ipynb #346745f6
 MAGIC = b"GGUF"
@@ -829,7 +830,7 @@ def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
         **named,
     )
 
-# %% ../../nbs/models/57_gguf.ipynb #bc020a71
+# %% ../../nbs/models/57_gguf.ipynb #b6ba2aab
 def card(
     file: GGUFFile,  # File that was converted
 ) -> str:  # Markdown with a front matter
@@ -854,6 +855,26 @@ def card(
         f"Converted by tunix_rt from `{file.path.name}` ({', '.join(kinds)}). The weights are "
         f"those of the file, as it rounded them, and so is the license.\n"
     )
+
+
+SAMPLING = {"top_k": "top_k", "top_p": "top_p", "temp": "temperature"}
+
+
+def generation_json(
+    file: GGUFFile,  # File to convert
+) -> dict[str, Any]:  # Part of generation_config.json
+    """Translate how the publisher of a model samples from it.
+
+    Args:
+        file: File to convert
+
+    Returns:
+        Part of generation_config.json
+    """
+    found = {ours: file.metadata.get(f"general.sampling.{key}") for key, ours in SAMPLING.items()}
+    plain = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    rounded = {k: v if isinstance(v, int) else float(str(np.float32(v))) for k, v in plain.items()}
+    return rounded | {"do_sample": True} if rounded else {}
 
 
 def convert_gguf(
@@ -884,7 +905,7 @@ def convert_gguf(
     with new_folder(folder) as inner:
         dtype = kinds.pop() if len(kinds) == 1 else "float32"
         write_json(inner / "config.json", given | {"torch_dtype": dtype} | ids)
-        write_json(inner / "generation_config.json", ids)
+        write_json(inner / "generation_config.json", ids | generation_json(file))
         save_tokenizer(inner, words)
         (inner / "README.md").write_text(card(file), encoding="utf-8")
         write_weights(inner, held, architecture(file).offset)
