@@ -23,7 +23,7 @@ pytestmark = [
 ]
 GSM8K = Path(__file__).resolve().parents[2] / "shared/cases/gsm8k"
 NEW = 64  # Tokens written after each prompt
-STEPS = 10  # Updates of the training, each of 4 rows of 256 tokens
+STEPS = 10  # Updates of the training, each of 2 rows of 256 tokens
 EAGER = {"attn_implementation": "eager"}
 
 
@@ -69,18 +69,21 @@ def load_theirs(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **EAGER)
 
 
-def continuation(model: Any, prompt: list[int], new: int) -> list[int]:
-    "Let transformers or peft write greedily, and leave out the token that ended it."
+def continuations(model: Any, prompts: list[list[int]], new: int) -> list[list[int]]:
+    "Let transformers or peft write greedily, all at once, up to the token that ends each."
     import torch
 
-    given = torch.tensor([prompt])
-    ends = model.generation_config.eos_token_id
+    longest = max(map(len, prompts))
+    given = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     with torch.no_grad():
         found = model.generate(
-            input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=new,
-            do_sample=False, pad_token_id=0,
-        )[0, len(prompt) :].tolist()  # fmt: skip
-    return found[:-1] if found and found[-1] in ends else found
+            input_ids=given, attention_mask=real, max_new_tokens=new, do_sample=False,
+            pad_token_id=0,
+        )[:, longest:].tolist()  # fmt: skip
+    ends = model.generation_config.eos_token_id
+    stops = [next((at for at, one in enumerate(row) if one in ends), new) for row in found]
+    return [row[:stop] for row, stop in zip(found, stops, strict=True)]
 
 
 def asked(words: Any) -> list[list[int]]:
@@ -152,8 +155,9 @@ def test_greedy_text_is_that_of_transformers(ours: tuple[Any, Any], theirs: Any)
     model, words = ours
     prompts = asked(words)
     assert len(prompts) == 20
-    for prompt, found in zip(prompts, written(model, words, prompts, NEW), strict=True):
-        assert found == continuation(theirs, prompt, NEW), words.decode(prompt)
+    both = written(model, words, prompts, NEW), continuations(theirs, prompts, NEW)
+    for prompt, found, wanted in zip(prompts, *both, strict=True):
+        assert found == wanted, words.decode(prompt)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +179,7 @@ def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         data = rt.make_dataset(traces, name="gsm8k")
         model = rt.load_model(str(folder), lora=LoraConfig(rank=8, alpha=16.0))
         done = rt.sft(
-            model, data, max_steps=STEPS, batch_size=4, seq_length=256, validation_traces=0,
+            model, data, max_steps=STEPS, batch_size=2, seq_length=256, validation_traces=0,
             optimizer="adamw", learning_rate=1e-3, warmup_steps=2, log_every=1,
             export="both,gguf-f32",
         )  # fmt: skip
@@ -200,10 +204,10 @@ def test_what_was_trained_is_the_same_in_transformers_peft_and_gguf(trained: Any
     prompts = encode_prompts(words, QUESTIONS)
     wanted = written(model, words, prompts, 48)
     whole = load_theirs(run / "model")
-    assert [continuation(whole, prompt, 48) for prompt in prompts] == wanted
+    assert continuations(whole, prompts, 48) == wanted
     del whole
     beside = AutoPeftModelForCausalLM.from_pretrained(run / "adapter", **EAGER)
-    assert [continuation(beside, prompt, 48) for prompt in prompts] == wanted
+    assert continuations(beside, prompts, 48) == wanted
     del beside
     again, _ = load_model(resolve_source(str(run / "gguf")), scan_layers=True)
     assert written(again, words, prompts, 48) == wanted
