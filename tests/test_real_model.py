@@ -183,19 +183,19 @@ def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         data = rt.make_dataset(traces, name="gsm8k")
         model = rt.load_model(str(folder), lora=LoraConfig(rank=8, alpha=16.0))
         done = rt.sft(
-            model, data, max_steps=STEPS, batch_size=2, seq_length=256, validation_traces=0,
+            model, data, max_steps=STEPS, batch_size=2, seq_length=256, validation_traces=8,
             optimizer="adamw", learning_rate=1e-3, warmup_steps=2, log_every=1,
-            export="both,gguf-f32",
+            validate_every=STEPS // 2, export="both,gguf-f32",
         )  # fmt: skip
         yield done
         settings.cache_clear()
 
 
 def test_the_loss_on_gsm8k_falls(trained: Any):
-    losses = list(trained.metrics["loss"])
+    losses = list(trained.metrics["validation_loss"].dropna())  # on the same rows
     print("losses:", [round(loss, 3) for loss in losses])
-    assert len(losses) == STEPS and np.isfinite(losses).all()
-    assert np.mean(losses[-3:]) < np.mean(losses[:2]) - 0.1
+    assert len(losses) >= 2 and np.isfinite(losses).all()
+    assert losses[-1] < losses[0] - 0.05
 
 
 def test_what_was_trained_is_the_same_in_transformers_peft_and_gguf(trained: Any):
