@@ -26,6 +26,7 @@ from ..core.files import new_folder, write_json
 from ..core.settings import resolve
 from .config import GemmaConfig, to_hugging_face
 from .gemma import PROJECTIONS, Gemma, layer_at, vector_sizes
+from .gguf import converted, find_gguf
 from tunix_rt.models.hf_layout import (
     StoredTensor,
     is_kernel,
@@ -383,12 +384,12 @@ KAGGLE = "kaggle:"
 
 
 def find_model(
-    name: str | os.PathLike[str],  # Folder, run folder, or kaggle:owner/model/framework/variation
+    name: str | os.PathLike[str],  # Folder, run folder, GGUF file, or kaggle:owner/model/...
 ) -> Path:  # Folder of the model
     """Find the folder of a model.
 
     Args:
-        name: Folder, run folder, or kaggle:owner/model/framework/variation
+        name: Folder, run folder, GGUF file, or kaggle:owner/model/...
 
     Returns:
         Folder of the model
@@ -400,6 +401,9 @@ def find_model(
     for place in (folder, folder / "model"):
         if any((place / file).is_file() for file in ("config.json", "adapter_config.json")):
             return place
+    for place in (folder, folder / "model"):
+        if file := find_gguf(place):
+            return converted(file)
     raise ModelError(
         f"{text} is not a model: neither {folder} nor a folder `model` in it holds a config.json. "
         f"Name a folder as it was saved or downloaded, or {KAGGLE}owner/model/framework/variation"
