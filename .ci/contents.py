@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 # Folders in reading order; one that is not named here comes after those that are.
 FOLDERS = {
-    "guides": "walks through whole jobs: Kaggle, Gemma, a server, a model that checks its work, a real Gemma",
+    "guides": "walks through whole jobs: Kaggle, Gemma, a server, checking, a real Gemma",
     "api": "the front door: `import tunix_rt as rt`",
     "traces": "what a trace is, how it is rendered, shown and compared",
     "data": "generators whose every step is checked, datasets, import and export",

@@ -309,7 +309,9 @@ Steps = list[tuple[str, str]]  # (type, content) of each step
 def digit_pairs(
     written: str,  # Step as it was written
     right: str,  # Step as it should be
-) -> list[tuple[str, str]]:  # Digit written and digit that it should be; MISSING where there is none
+) -> list[
+    tuple[str, str]
+]:  # Digit written and digit that it should be; MISSING where there is none
     """Put the digits of two steps side by side, up to the first that differs.
 
     Args:
@@ -319,8 +321,8 @@ def digit_pairs(
     Returns:
         Digit written and digit that it should be; MISSING where there is none
     """
-    sides = ([sign for sign in line if sign.isdecimal()] for line in (written, right))
-    pairs = list(zip_longest(*sides, fillvalue=MISSING))
+    one_side, other_side = ([sign for sign in x if sign.isdecimal()] for x in (written, right))
+    pairs = list(zip_longest(one_side, other_side, fillvalue=MISSING))
     differing = [place for place, (one, other) in enumerate(pairs, start=1) if one != other]
     return pairs[: differing[0] if differing else None]
 
