@@ -10,11 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .sampling import SamplingParams, sample_token
+from .sampling import CANDIDATES, SamplingParams, sample_token
 
 # %% auto #0
-__all__ = ['CANDIDATES', 'MOST_LOGPROBS', 'RowSampling', 'least_allowed', 'filter_rows', 'sample_rows', 'Likelihoods',
-           'likelihoods']
+__all__ = ['MOST_LOGPROBS', 'RowSampling', 'least_allowed', 'filter_rows', 'sample_rows', 'Likelihoods', 'likelihoods']
 
 # %% ../../nbs/inference/60_row_sampling.ipynb #f312d15f
 class RowSampling(NamedTuple):
@@ -31,9 +30,6 @@ class RowSampling(NamedTuple):
     top_p: jax.Array  # Probability mass of the most likely tokens to draw from, [B]
 
 # %% ../../nbs/inference/60_row_sampling.ipynb #ac79cec1
-CANDIDATES = 256  # Most likely tokens that are looked at before the whole vocabulary is sorted
-
-
 def least_allowed(
     scores: jax.Array,  # [B, V]
     ranked: jax.Array,  # Highest scores of each row, in descending order, [B, C]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ..core.errors import ModelError
 
 # %% auto #0
-__all__ = ['SamplingParams', 'filter_logits', 'sample_token', 'token_logprobs', 'request_keys']
+__all__ = ['CANDIDATES', 'SamplingParams', 'filter_logits', 'sample_token', 'token_logprobs', 'request_keys']
 
 # %% ../../nbs/inference/20_sampling.ipynb #47a6ab79
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ class SamplingParams:
         return dataclasses.replace(self, max_new_tokens=1, seed=0, samples=1, stop=())
 
 # %% ../../nbs/inference/20_sampling.ipynb #6fa785e6
+CANDIDATES = 256  # Most likely tokens that `top_p` looks at before it sorts the vocabulary
+
+
 def filter_logits(
     scores: jax.Array,  # [B, V]
     sampling: SamplingParams,  # top_k and top_p
@@ -84,14 +87,24 @@ def filter_logits(
     """
     if sampling.top_k == 0 and sampling.top_p == 1:
         return scores
-    ranked = jnp.sort(scores, axis=-1, descending=True)
-    if sampling.top_k:
-        ranked = ranked[:, : sampling.top_k]
-    odds = jax.nn.softmax(ranked)
-    before = jnp.cumsum(odds, axis=-1) - odds
-    kept = jnp.maximum(1, (before < sampling.top_p).sum(axis=-1, keepdims=True))
-    least = jnp.take_along_axis(ranked, kept - 1, axis=-1)
-    return jnp.where(scores < least, -jnp.inf, scores)
+    width = scores.shape[-1]
+    count = min(sampling.top_k or CANDIDATES, width)
+
+    def least(ranked: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = jax.nn.logsumexp(ranked if sampling.top_k else scores, axis=-1, keepdims=True)
+        odds = jnp.exp(ranked - total)
+        before = jnp.cumsum(odds, axis=-1) - odds
+        kept = jnp.maximum(1, (before < sampling.top_p).sum(axis=-1, keepdims=True))
+        return jnp.take_along_axis(ranked, kept - 1, axis=-1), kept
+
+    lowest, kept = least(jax.lax.top_k(scores, count)[0])
+    if sampling.top_k == 0 and count < width:
+        lowest = jax.lax.cond(
+            (kept < count).all(),
+            lambda: lowest,
+            lambda: least(jnp.sort(scores, axis=-1, descending=True))[0],
+        )
+    return jnp.where(scores < lowest, -jnp.inf, scores)
 
 
 def sample_token(
