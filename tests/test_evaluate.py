@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from flax import nnx
+from serving import accept_ctrl_c
 
 import tunix_rt as rt
 from tunix_rt.cli.app import main
@@ -69,6 +70,7 @@ def start(root: Path, *words: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=accept_ctrl_c,
     )
 
 
