@@ -23,9 +23,9 @@ from .errors import DatasetError, RunError, ScoringError, TunixError
 from .files import sha256_file, sha256_text
 
 # %% auto #0
-__all__ = ['KINDS', 'PluginKind', 'entry_points', 'entry_point', 'Spec', 'split_spec', 'resolve_spec', 'parse_arguments',
-           'load_module', 'load_object', 'load_plugin', 'is_installed', 'plugin_source', 'plugin_sources', 'Plugin',
-           'list_plugins']
+__all__ = ['KINDS', 'PluginKind', 'entry_points', 'entry_point', 'Spec', 'split_spec', 'resolve_spec', 'split_specs',
+           'parse_arguments', 'load_module', 'load_object', 'load_plugin', 'is_installed', 'plugin_source',
+           'plugin_sources', 'Plugin', 'list_plugins']
 
 # %% ../../nbs/core/60_plugins.ipynb #3ea3b531
 class PluginKind(NamedTuple):
@@ -166,6 +166,31 @@ def resolve_spec(
             f"name your own as package.module:name or file.py:name"
         )
     return Spec(point.module, point.attr, parts.call)
+
+# %% ../../nbs/core/60_plugins.ipynb #796f6e1f
+def split_specs(
+    text: str,  # Specs with commas between them
+) -> list[str]:  # One spec each
+    """Split a text at the commas outside of brackets and quotes.
+
+    Args:
+        text: Specs with commas between them
+
+    Returns:
+        One spec each
+    """
+    parts, depth, quote = [""], 0, ""
+    for sign in text:
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        depth += (sign in "([{") - (sign in ")]}") if not quote else 0
+        if sign == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts if part.strip()]
 
 # %% ../../nbs/core/60_plugins.ipynb #2673af5c
 def parse_arguments(
@@ -338,13 +363,13 @@ def _distribution(place: str, point: metadata.EntryPoint | None) -> dict[str, st
 
 def plugin_source(
     kind: str,  # Key of KINDS
-    spec: str,  # Name, package.module:name or file.py:name
+    spec: str,  # Spec of a plug-in that is loaded
 ) -> dict[str, str]:  # kind, spec, file, sha256, distribution, version; the last two if installed
     """Describe where the code of a plug-in comes from.
 
     Args:
         kind: Key of KINDS
-        spec: Name, package.module:name or file.py:name
+        spec: Spec of a plug-in that is loaded
 
     Returns:
         kind, spec, file, sha256, distribution, version; the last two if installed
@@ -352,9 +377,10 @@ def plugin_source(
     short = split_spec(spec)
     point = entry_point(kind, short.name) if short and not short.place else None
     place = resolve_spec(kind, spec).place
-    file = getattr(load_module(kind, place, spec), "__file__", None)
+    file = place if place.endswith(".py") else getattr(sys.modules[place], "__file__", None)
     found = {"kind": kind, "spec": spec} | _distribution(place, point)
-    return found | ({"file": str(file), "sha256": sha256_file(Path(file))} if file else {})
+    path = Path(file).expanduser().absolute() if file else None
+    return found | ({"file": str(path), "sha256": sha256_file(path)} if path else {})
 
 
 def plugin_sources(

@@ -9,9 +9,9 @@ import asyncio
 import functools
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from tunix_rt.core.plugins import (
     plugin_sources,
     resolve_spec,
     split_spec,
+    split_specs,
 )
 from ..traces.schema import Trace
 
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['RewardFunction', 'ALWAYS', 'SINGULAR', 'Columns', 'BUILTIN', 'reward_name', 'check_signature', 'trace_columns',
-           'completion_columns', 'completion_text', 'call_reward', 'read_rewards', 'split_specs', 'is_builtin',
-           'is_named', 'parse_spec', 'load_reward', 'reward_sources', 'RewardSet', 'load_rewards', 'RewardBatch',
-           'weighted_total', 'score_completions']
+           'completion_columns', 'completion_text', 'call_reward', 'read_rewards', 'is_builtin', 'is_named',
+           'parse_spec', 'load_reward', 'RewardSet', 'load_rewards', 'RewardBatch', 'weighted_total',
+           'score_completions']
 
 # %% ../../nbs/rewards/10_functions.ipynb #ea004f18
 RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
@@ -298,31 +299,6 @@ def read_rewards(
             ) from None
     return found
 
-# %% ../../nbs/rewards/10_functions.ipynb #7b4f636b
-def split_specs(
-    text: str,  # Rewards with commas between them
-) -> list[str]:  # One reward each
-    """Split a text at the commas outside of brackets and quotes.
-
-    Args:
-        text: Rewards with commas between them
-
-    Returns:
-        One reward each
-    """
-    parts, depth, quote = [""], 0, ""
-    for sign in text:
-        if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "'\"":
-            quote = sign
-        depth += (sign in "([{") - (sign in ")]}") if not quote else 0
-        if sign == "," and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += sign
-    return [part.strip() for part in parts if part.strip()]
-
 # %% ../../nbs/rewards/10_functions.ipynb #6e075ada
 _OURS = "tunix_rt.rewards.builtin"
 BUILTIN = {
@@ -404,29 +380,19 @@ def load_reward(
     check_signature(made)
     return made  # type: ignore[no-any-return]
 
-
-def reward_sources(
-    specs: Any,  # Rewards, as for `load_rewards`
-) -> list[dict[str, str]]:  # Spec, file and sha256, distribution and version of each plug-in
-    """Describe the rewards that are not of the package, for run.json.
-
-    Args:
-        specs: Rewards, as for `load_rewards`
-
-    Returns:
-        Spec, file and sha256, distribution and version of each plug-in
-    """
-    listed = split_specs(specs) if isinstance(specs, str) else specs
-    return plugin_sources("rewards", listed if isinstance(listed, Iterable) else [], BUILTIN)
-
 # %% ../../nbs/rewards/10_functions.ipynb #a637d7c8
 @dataclass(frozen=True)
 class RewardSet:
-    "Rewards that are scored together, with their names and weights."
+    """Rewards that are scored together, with their names and weights.
+
+    Attributes:
+        sources: Plug-ins among them
+    """
 
     functions: tuple[RewardFunction, ...]
     names: tuple[str, ...]
     weights: tuple[float, ...]
+    sources: tuple[dict[str, str], ...] = field(default=(), compare=False)  # Plug-ins among them
 
     def __len__(self) -> int:
         return len(self.functions)
@@ -466,7 +432,8 @@ def load_rewards(
         Functions with their names and weights
     """
     if isinstance(specs, RewardSet):
-        return specs if weights is None else load_rewards(specs.functions, weights)
+        changed = specs.weights if weights is None else _read_weights(weights, specs.names)
+        return replace(specs, weights=changed)
     if isinstance(specs, str):
         specs = split_specs(specs)
     listed: Sequence[Any] = specs if isinstance(specs, (list, tuple)) else [specs]
@@ -479,7 +446,8 @@ def load_rewards(
             f"two rewards are called {twice[0]!r}, and would share a column; give one another "
             f"__name__"
         )
-    return RewardSet(functions, names, _read_weights(weights, names))
+    sources = tuple(plugin_sources("rewards", listed, BUILTIN))
+    return RewardSet(functions, names, _read_weights(weights, names), sources)
 
 # %% ../../nbs/rewards/10_functions.ipynb #f2d0472f
 class RewardBatch(NamedTuple):
