@@ -17,6 +17,7 @@ PAGES = {
     "nbs/guides/15_gemma.ipynb": "docs/gemma.md",
     "nbs/guides/20_server.ipynb": "docs/server.md",
     "nbs/guides/25_checking.ipynb": "docs/checking.md",
+    "nbs/guides/35_plugins.ipynb": "docs/plugins.md",
 }
 
 

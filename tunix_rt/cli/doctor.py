@@ -177,15 +177,15 @@ def builtin_names() -> dict[str, list[str]]:  # Names by kind of plug-in
     }
 
 
-def plugins() -> dict[str, str] | str:  # "rewards brevity" to package and fault; "none"
+def plugins() -> dict[str, str] | str:  # "rewards brevity (kit 1.0)" to place and fault
     """Report the plug-ins of installed packages.
 
     Returns:
-        "rewards brevity" to package and fault; "none"
+        "rewards brevity (kit 1.0)" to place and fault
     """
     found = list_plugins(builtin_names())
     return {
-        f"{each.kind} {each.name}": f"{each.value} of {each.source}"
+        f"{each.kind} {each.name} ({each.source})": each.value
         + (f": {each.problem}" if each.problem else "")
         for each in found
     } or "none"
