@@ -18,6 +18,7 @@ PAGES = {
     "nbs/guides/20_server.ipynb": "docs/server.md",
     "nbs/guides/25_checking.ipynb": "docs/checking.md",
     "nbs/guides/30_real_gemma.ipynb": "docs/real_gemma.md",
+    "nbs/guides/35_plugins.ipynb": "docs/plugins.md",
 }
 
 

@@ -104,7 +104,7 @@ def test_refusals_are_one_paragraph_without_a_traceback(root: Path, typed: Typed
     (root / "sums.csv").write_text("question,answer\n2 + 2,4\n")
     refused = {
         "build bad.jsonl --name bad": "bad.jsonl:1: steps: it is missing",
-        "generate nonsense": "there is no recipe 'nonsense'; there are golden, dev-reasoning",
+        "generate nonsense": "there is no recipe 'nonsense'; choose from golden, dev-reasoning",
         "ingest sums.csv --source x": "It looks like csv: use --format csv",
         "export golden-v9": "there is no dataset 'golden-v9'",
         "run count.ipynb -p step=3": "did you mean 'steps'?",

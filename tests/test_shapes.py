@@ -81,7 +81,7 @@ def test_refusals_name_shape_and_line(root: Path, capsys: pytest.CaptureFixture[
     (root / "bad.csv").write_text('question,answer\n"2 + 2?",<think>2+2</think>4\n"3?",3\n')
     for line, reason in {
         "ingest bad.csv --source x --format csv": "bad.csv:3: nothing separates the reasoning",
-        "ingest bad.csv --source x --format excel": "there is no shape 'excel'",
+        "ingest bad.csv --source x --format excel": "there is no format 'excel'",
         "ingest none.csv --source x --format csv": "is not a file",
     }.items():
         with pytest.raises(SystemExit) as ended:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from .core.errors import ModelError, RunError, TunixError
 from .core.files import canonical_json, read_log, sha256_text
+from .core.plugins import plugin_sources, split_specs
 from .core.settings import resolve, settings
 from tunix_rt.data.datasets import (
     Dataset,
@@ -88,6 +89,7 @@ from .runs.folder import Run, open_run
 from .runs.lock import release
 from .runs.lookup import find_run, train_sets
 from .scoring.predictions import Prediction, read_predictions
+from .scoring.scorers import SCORERS, with_scorers
 from .traces.display import Html
 from .traces.render import render_response
 from .traces.schema import Trace
@@ -868,6 +870,7 @@ def evaluate(
     samples: int = 1,  # Responses to each question; more need a temperature
     batch_size: int = 64,  # Responses written at a time
     dtype: str = "float32",  # Type to compute in: "float32" or "bfloat16"
+    scorers: str | Sequence[Any] = "",  # Further ones: names with commas, "file.py:name", objects
     compare_with: str = "",  # Earlier evaluation run to compare with in the report; "" for none
     seed: int = 0,  # Seed of the examples, of every draw and of the intervals
     quiet: bool = False,  # True to show no progress bar
@@ -895,6 +898,7 @@ def evaluate(
         samples: Responses to each question; more need a temperature
         batch_size: Responses written at a time
         dtype: Type to compute in: "float32" or "bfloat16"
+        scorers: Further ones: names with commas, "file.py:name", objects
         compare_with: Earlier evaluation run to compare with in the report; "" for none
         seed: Seed of the examples, of every draw and of the intervals
         quiet: True to show no progress bar
@@ -917,6 +921,9 @@ def evaluate(
             evaluation = evaluate(**given | {"run": opened})
             opened.finish(_figures(evaluation))
         return evaluation
+    chosen = with_scorers(scorers)  # refuses an unknown one before anything is sampled
+    named = split_specs(scorers) if isinstance(scorers, str) else scorers
+    run.record_plugins(plugin_sources("scorers", named, SCORERS))
     traces = list(islice(data.traces(split or None), limit or None))
     if not model.origin.startswith("fresh"):
         for key in check_not_trained_on(model, traces):
@@ -943,7 +950,8 @@ def evaluate(
         batch_size=batch_size, dtype=jnp.dtype(dtype), quiet=quiet,
     )  # fmt: skip
     evaluation = score_predictions(
-        predictions, traces, name=name or _called(model), dataset_key=part_name(data.key, split),
+        predictions, traces, chosen, name=name or _called(model),
+        dataset_key=part_name(data.key, split),
         dataset_fingerprint=part_fingerprint(data.fingerprint, split),
         seed=seed,
     )  # fmt: skip

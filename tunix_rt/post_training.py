@@ -381,6 +381,7 @@ def grpo(
             opened.finish(result.results, stopped_early=early)
         return result
     rewards = load_rewards(reward_funcs, reward_weights)
+    run.record_plugins(rewards.sources)
     check_export(export, model.module)
     config = GRPOConfig(
         loss_type=loss_type, max_steps=max_steps, prompts_per_step=prompts_per_step,

@@ -489,12 +489,14 @@ def preference(
         num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature,
         generation_batch_size=generation_batch_size, seed=seed,
     )  # fmt: skip
+    rewards = load_rewards(reward_funcs, reward_weights)
+    run.record_plugins(rewards.sources)
     found = find_preferences(
         model,
         data,
         run,
         sampling,
-        rewards=load_rewards(reward_funcs, reward_weights),
+        rewards=rewards,
         pairs_per_group=pairs_per_group,
         max_pairs=max_pairs,
         dtype=dtype,

@@ -43,7 +43,8 @@ DUEL = "high-card-duel"  # Generator that is a game instead of a recipe
 
 def generate(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help=f"One of {', '.join([*PRESETS, DUEL])}")
+        str,
+        typer.Argument(metavar="RECIPE", help=f"{', '.join([*PRESETS, DUEL])}, or file.py:name"),
     ],
     version: Annotated[str, typer.Option(help="Of the dataset: the key is RECIPE-VERSION")] = "v1",
     train: Annotated[
@@ -61,10 +62,6 @@ def generate(
     Example: tunix-rt generate arithmetic-steps --train 2000 --held-out 200
     """
     if recipe != DUEL:
-        if recipe not in PRESETS:
-            raise DatasetError(
-                f"there is no recipe {recipe!r}; there are {', '.join([*PRESETS, DUEL])}"
-            )
         made = freeze_recipe(recipe, version=version, train=train, held_out=held_out, seed=seed)
     elif held_out:
         raise DatasetError(f"{DUEL} has one question a card and holds none out; leave --held-out")
@@ -122,7 +119,9 @@ def ingest(
     decontaminate: Annotated[
         list[str] | None, typer.Option(help="Evaluation set whose questions must not come in")
     ] = None,
-    format: Annotated[str, typer.Option(help=f"trace, {', '.join(FORMATS_IN)}")] = "trace",
+    format: Annotated[
+        str, typer.Option(help=f"trace, {', '.join(FORMATS_IN)}, or file.py:name")
+    ] = "trace",
     annotations: Annotated[
         str, typer.Option(help=f"What becomes of <<2+2=4>>: {', '.join(ANNOTATIONS)}")
     ] = "strip",

@@ -20,6 +20,7 @@ from typing import Any
 from .show import columns
 from ..core.errors import TrainingError
 from ..core.formatting import format_bytes
+from ..core.plugins import list_plugins
 from ..core.settings import resolve, settings
 from ..data.datasets import dataset_names
 from ..runs.lookup import list_runs
@@ -28,7 +29,7 @@ from ..runs.provenance import code_version, package_versions
 
 # %% auto #0
 __all__ = ['QUESTION', 'LITTLE', 'DATABASE_PACKAGES', 'UNITS', 'devices', 'machine', 'places', 'missing', 'database',
-           'doctor_text', 'read_size', 'lay_out', 'grpo_plan', 'plan_text']
+           'builtin_names', 'plugins', 'doctor_text', 'read_size', 'lay_out', 'grpo_plan', 'plan_text']
 
 # %% ../../nbs/cli/15_doctor.ipynb #13ba0bba
 QUESTION = """
@@ -153,6 +154,42 @@ def database() -> str:  # Versions, or how to install what is missing
         f"database need them: pip install 'tunix_rt[serve]'"
     )
 
+# %% ../../nbs/cli/15_doctor.ipynb #fa9dd2ef
+def builtin_names() -> dict[str, list[str]]:  # Names by kind of plug-in
+    """List what the package has of each kind.
+
+    Returns:
+        Names by kind of plug-in
+    """
+    from tunix_rt.data.formats import FORMATS_IN
+    from tunix_rt.data.generators import PRESETS
+    from tunix_rt.evaluation.judges import ALIASES, JUDGES
+    from tunix_rt.rewards.functions import BUILTIN
+    from tunix_rt.scoring.scorers import SCORERS
+
+    return {
+        "rewards": [*BUILTIN],
+        "scorers": [*SCORERS],
+        "judges": [*JUDGES, *ALIASES],
+        "generators": [*PRESETS, "high-card-duel"],
+        "importers": ["trace", *FORMATS_IN],
+        "pipelines": [*list_pipelines()],
+    }
+
+
+def plugins() -> dict[str, str] | str:  # "rewards brevity (kit 1.0)" to place and fault
+    """Report the plug-ins of installed packages.
+
+    Returns:
+        "rewards brevity (kit 1.0)" to place and fault
+    """
+    found = list_plugins(builtin_names())
+    return {
+        f"{each.kind} {each.name} ({each.source})": each.value
+        + (f": {each.problem}" if each.problem else "")
+        for each in found
+    } or "none"
+
 # %% ../../nbs/cli/15_doctor.ipynb #71e39fcc
 def doctor_text() -> tuple[str, bool]:  # A screen of text, and whether all is well
     """Diagnose this machine.
@@ -172,6 +209,7 @@ def doctor_text() -> tuple[str, bool]:  # A screen of text, and whether all is w
         "pipelines": {name: str(path) for name, path in list_pipelines().items()},
         "packages": package_versions(),
         "database": database(),
+        "plug-ins": plugins(),
         "missing": ways or "nothing",
     }
     lines = columns({name: value for name, value in report.items() if name != "missing"})

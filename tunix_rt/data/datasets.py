@@ -22,9 +22,10 @@ from typing import Any, TypeVar
 import tunix_rt
 from ..core.errors import DatasetError, PathError
 from ..core.files import canonical_json, new_folder, read_json, sha256_file, sha256_text
+from ..core.plugins import plugin_sources
 from ..core.settings import inside, resolve, settings
 from .dataset_card import dataset_card, dataset_manifest
-from .generators import PRESETS, generate
+from .generators import PRESETS, generate, recipe_name
 from .overlap import EvaluationPrompts
 from tunix_rt.data.selection import (
     categories,
@@ -574,7 +575,7 @@ def worked_examples(
 
 # %% ../../nbs/data/45_datasets.ipynb #a98918d1
 def freeze_recipe(
-    recipe: str,  # Name in PRESETS
+    recipe: str,  # Name in PRESETS, or a plug-in such as file.py:name
     *,
     version: str,  # Version, such as "v2"
     train: int | None = None,  # Number of training problems; the recipe's by default
@@ -586,7 +587,7 @@ def freeze_recipe(
     """Freeze the traces of a recipe, each part as a dataset of its own.
 
     Args:
-        recipe: Name in PRESETS
+        recipe: Name in PRESETS, or a plug-in such as file.py:name
         version: Version, such as "v2"
         train: Number of training problems; the recipe's by default
         held_out: Number of evaluation problems; the recipe's by default
@@ -598,8 +599,13 @@ def freeze_recipe(
         Training set, and the held-out set (`<recipe>-held-out`) if any
     """
     parts = generate(recipe, train=train, held_out=held_out, seed=seed)
-    names = ((recipe, PRESETS[recipe].split), (f"{recipe}-held-out", "test"))
-    provenance = {"source": "tunix_rt generators", "recipe": recipe}
+    name, split = recipe_name(recipe), PRESETS[recipe].split if recipe in PRESETS else "train"
+    names = ((name, split), (f"{name}-held-out", "test"))
+    provenance: dict[str, Any] = {"source": "tunix_rt generators", "recipe": recipe}
+    if plugin := plugin_sources("generators", [recipe], PRESETS):
+        provenance["plugins"] = [
+            {name: value for name, value in source.items() if name != "file"} for source in plugin
+        ]
     return [
         build_dataset(
             traces,

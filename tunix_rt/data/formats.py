@@ -5,6 +5,7 @@
 # %% ../../nbs/data/55_formats.ipynb #e6622d6d
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ..core.errors import DatasetError, TraceError, TunixError
 from ..core.files import ADVICE, canonical_json, json_fault, parse_json, replacing
+from ..core.plugins import load_plugin
 from ..core.settings import settings
 from .annotations import ANNOTATIONS, annotated_steps
 from .datasets import disk_full_explained
@@ -49,12 +51,12 @@ from ..traces.serialization import EncodedTrace, encode_trace, record_of
 
 # %% auto #0
 __all__ = ['SUBJECT', 'MOST_KEPT', 'QUESTION', 'MATERIAL', 'OPTIONS', 'ROLES', 'THOUGHT', 'CHATS', 'COMPLETION', 'WORKING',
-           'GOLD', 'REPLY', 'ATTEMPTS', 'from_table', 'RUBRICS', 'REFERENCES', 'FORMATS_IN', 'FEW', 'BARE',
-           'canonical_name', 'Fields', 'fields_of', 'clean_text', 'as_text', 'text_under', 'field_of', 'made',
+           'GOLD', 'REPLY', 'ATTEMPTS', 'from_table', 'RUBRICS', 'REFERENCES', 'ImportFunction', 'FORMATS_IN', 'FEW',
+           'BARE', 'canonical_name', 'Fields', 'fields_of', 'clean_text', 'as_text', 'text_under', 'field_of', 'made',
            'respond', 'respond_to', 'options_text', 'add_system', 'asked_in', 'from_gsm8k', 'Turn', 'turns_of',
            'exchange', 'response_of', 'from_messages', 'from_prompt_completion', 'gold_under', 'worked',
            'refuse_marked_wrong', 'from_prm800k', 'from_processbench', 'from_reasoning', 'from_export', 'from_rubric',
-           'detect_format', 'ImportReport', 'read_format', 'encoded_traces', 'import_file']
+           'find_importer', 'detect_format', 'ImportReport', 'read_format', 'encoded_traces', 'import_file']
 
 # %% ../../nbs/data/55_formats.ipynb #89192f9d
 @lru_cache(maxsize=4096)
@@ -1012,7 +1014,8 @@ def from_rubric(
     return made(asked, steps, rest.strip() or NO_REFERENCE, fields)
 
 # %% ../../nbs/data/55_formats.ipynb #529be800
-FORMATS_IN: dict[str, Callable[[Mapping[str, Any]], Trace]] = {
+ImportFunction = Callable[[Mapping[str, Any]], Trace]
+FORMATS_IN: dict[str, ImportFunction] = {
     "rubric": from_rubric,
     "gsm8k": from_gsm8k,
     "messages": from_messages,
@@ -1022,6 +1025,29 @@ FORMATS_IN: dict[str, Callable[[Mapping[str, Any]], Trace]] = {
     "tunix_sft": from_export,
     "training_example": from_export,
 }
+
+# %% ../../nbs/data/55_formats.ipynb #f407f07e
+def find_importer(
+    format: str,  # Name in FORMATS_IN, file.py:name, package.module:name, or name of a plug-in
+) -> ImportFunction:  # Function of one record
+    """Find the importer of a format.
+
+    Args:
+        format: Name in FORMATS_IN, file.py:name, package.module:name, or name of a plug-in
+
+    Returns:
+        Function of one record
+    """
+    if format in FORMATS_IN:
+        return FORMATS_IN[format]
+    found = load_plugin("importers", format, ["trace", *FORMATS_IN])
+    try:
+        inspect.signature(found).bind({})
+    except (TypeError, ValueError):
+        raise DatasetError(
+            f"{format} is no importer; write def read(record) and return a trace"
+        ) from None
+    return found  # type: ignore[no-any-return]
 
 # %% ../../nbs/data/55_formats.ipynb #4517fbd3
 def _bare(error: Exception) -> str:
@@ -1074,7 +1100,8 @@ BARE = "a question with an answer and no reasoning, for evaluation and not for t
 def _read_record(
     record: Mapping[str, Any] | None,  # One record
     reason: str,  # Reason if there is no record
-    shape: str,  # Name in SHAPES
+    shape: str,  # Name in FORMATS_IN, or plug-in
+    read: ImportFunction,  # Its importer
     annotations: str,  # Treatment of calculator annotations
     bare: bool,  # True to accept questions whose answers have no reasoning
 ) -> tuple[Trace, Counter[str]]:  # Trace and remarks
@@ -1083,8 +1110,11 @@ def _read_record(
         raise TraceError(reason)
     fields = Fields(record, annotations, bare)
     judged = any(not _absent(fields.peek(name)) for name in RUBRICS)
-    read, limit = FORMATS_IN["rubric" if judged else shape], settings().trace_max_bytes
-    trace = read(fields)
+    ours = read is FORMATS_IN.get(shape)
+    limit = settings().trace_max_bytes
+    trace = (from_rubric if judged and ours else read)(fields if ours else record)
+    if not isinstance(trace, Trace):
+        raise TraceError(f"the importer made a {type(trace).__name__} of it, and no trace")
     if len(trace_json(trace).encode()) > limit:
         raise TraceError(f"its trace is longer than the limit of {limit:,} bytes")
     return trace, fields.notes
@@ -1116,15 +1146,19 @@ def read_format(
     Returns:
         Valid traces, once each; final only if no error follows
     """
-    if shape not in FORMATS_IN:
-        raise DatasetError(f"there is no shape {shape!r}; there are trace, {', '.join(FORMATS_IN)}")
+    read = find_importer(shape)
     annotated_steps([], annotations)  # refuses an unknown treatment
     secret, seen, lines = EvaluationPrompts(evaluation), set(), 0
-    records = read_records(path, table=shape == "csv", encoding=encoding, notes=harvest.notes)
+    records = read_records(
+        path,
+        table=shape == "csv" or (shape not in FORMATS_IN and is_table(path)),
+        encoding=encoding,
+        notes=harvest.notes,
+    )
     for number, record, reason in records:
         lines += 1
         try:
-            trace, notes = _read_record(record, reason, shape, annotations, bare)
+            trace, notes = _read_record(record, reason, shape, read, annotations, bare)
         except TraceError as error:
             harvest.note(number, re.sub(r"^trace [0-9a-f-]{36}: ", "", _bare(error)))
             continue

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from ..core.errors import DatasetError
+from ..core.plugins import load_plugin, split_spec
 from .error_injection import CheckSpec, add_checks
 from tunix_rt.data.problems import (
     Problem,
@@ -25,8 +26,8 @@ from .puzzles import ordering, parity, repetition, reversal
 from ..traces.schema import Step, Trace, normalized_prompt
 
 # %% auto #0
-__all__ = ['FAMILIES', 'PRESETS', 'LIMITS', 'Family', 'GeneratorSpec', 'shares', 'SeenProblems', 'fresh_problems', 'as_trace',
-           'checked_options', 'draw_recipe', 'generate']
+__all__ = ['FAMILIES', 'PRESETS', 'LIMITS', 'GeneratorFunction', 'Family', 'GeneratorSpec', 'shares', 'SeenProblems',
+           'fresh_problems', 'as_trace', 'checked_options', 'draw_recipe', 'recipe_name', 'find_recipe', 'generate']
 
 # %% ../../nbs/data/25_generators.ipynb #8db616a7
 @dataclass(frozen=True)
@@ -316,9 +317,74 @@ def draw_recipe(
         parts.append(traces)
     return parts[1], parts[0]
 
+# %% ../../nbs/data/25_generators.ipynb #cdab169e
+GeneratorFunction = Callable[..., Iterable[Trace]]
+
+
+def recipe_name(
+    recipe: str,  # Name in PRESETS, name of a plug-in, or its spec
+) -> str:  # Name alone
+    """Name a recipe as its datasets do.
+
+    Args:
+        recipe: Name in PRESETS, name of a plug-in, or its spec
+
+    Returns:
+        Name alone
+    """
+    parts = split_spec(recipe)
+    return recipe if parts is None else parts.name.replace("_", "-")
+
+
+def find_recipe(
+    recipe: str,  # Name in PRESETS, file.py:name, package.module:name, or name of a plug-in
+) -> GeneratorSpec | GeneratorFunction:  # Recipe, or function of `count` and `seed`
+    """Find a recipe.
+
+    Args:
+        recipe: Name in PRESETS, file.py:name, package.module:name, or name of a plug-in
+
+    Returns:
+        Recipe, or function of `count` and `seed`
+    """
+    if recipe in PRESETS:
+        return PRESETS[recipe]
+    found = load_plugin("generators", recipe, [*PRESETS, "high-card-duel"])
+    if isinstance(found, GeneratorSpec):
+        return found
+    try:
+        inspect.signature(found).bind(count=1, seed=0)
+    except (TypeError, ValueError):
+        name = recipe_name(recipe)
+        raise DatasetError(
+            f"{recipe} is no recipe; write def {name.replace('-', '_')}(count, seed) and return "
+            f"traces, or make a GeneratorSpec"
+        ) from None
+    return found  # type: ignore[no-any-return]
+
+
+def _from_function(
+    function: GeneratorFunction, recipe: str, train: int, held_out: int, seed: int
+) -> tuple[list[Trace], list[Trace]]:
+    if min(train, held_out) < 0:
+        raise DatasetError(f"sizes count problems, so {train=} and {held_out=} cannot be negative")
+    found, seen = list[Trace](), set[str]()
+    for trace in function(count=train + held_out, seed=seed):
+        if not isinstance(trace, Trace):
+            raise DatasetError(f"{recipe} made a {type(trace).__name__}, and a recipe makes traces")
+        if (prompt := normalized_prompt(trace.prompt)) not in seen:
+            seen.add(prompt)
+            found.append(trace)
+    if len(found) < train + held_out:
+        raise DatasetError(
+            f"{recipe} made {len(found)} different questions of {train + held_out}; ask for fewer, "
+            f"or let it draw from more"
+        )
+    return found[held_out : held_out + train], found[:held_out]
+
 # %% ../../nbs/data/25_generators.ipynb #653e6cb9
 def generate(
-    recipe: str = "arithmetic-steps",  # Name in PRESETS
+    recipe: str = "arithmetic-steps",  # Name in PRESETS, or file.py:name
     *,
     train: int | None = None,  # Number of training problems; the recipe's by default
     held_out: int | None = None,  # Number of evaluation problems; the recipe's by default
@@ -331,7 +397,7 @@ def generate(
     """Generate the traces of a recipe; the same arguments always give the same traces.
 
     Args:
-        recipe: Name in PRESETS
+        recipe: Name in PRESETS, or file.py:name
         train: Number of training problems; the recipe's by default
         held_out: Number of evaluation problems; the recipe's by default
         seed: Seed of every draw
@@ -343,9 +409,14 @@ def generate(
     Returns:
         Train and held-out traces, without a common question
     """
-    if recipe not in PRESETS:
-        raise DatasetError(f"there is no recipe {recipe!r}; there are {', '.join(PRESETS)}")
-    base = PRESETS[recipe]
+    base = find_recipe(recipe)
+    if not isinstance(base, GeneratorSpec):
+        if mix or options or checks:
+            raise DatasetError(
+                f"{recipe} is a function, so it has no mix, options or checks; give it arguments "
+                f"in brackets"
+            )
+        return _from_function(base, recipe, 100 if train is None else train, held_out or 0, seed)
     wanted = replace(
         base,
         train=base.train if train is None else train,
@@ -360,4 +431,4 @@ def generate(
     for other in base.clear_of:
         draw_recipe(other, PRESETS[other], seed=42, seen=seen)
     seen.prompts |= {normalized_prompt(trace.prompt) for trace in avoid}
-    return draw_recipe(recipe, wanted, seed=seed, seen=seen)
+    return draw_recipe(recipe_name(recipe), wanted, seed=seed, seen=seen)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..core.errors import ScoringError
+from ..core.plugins import entry_points, is_installed, load_plugin
 from ..core.settings import settings
 from .evaluate import Answered, Evaluation, evaluate, match_up
 from tunix_rt.evaluation.llm_judge import (
@@ -23,12 +24,12 @@ from tunix_rt.evaluation.llm_judge import (
     wording,
 )
 from ..scoring.predictions import Prediction
-from ..scoring.scorers import SCORERS, Scorer, score
+from ..scoring.scorers import SCORERS, Scorer, make_scorer, score
 from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['GradeFunction', 'JUDGES', 'ALIASES', 'Judge', 'rule_judge', 'evaluate_with', 'model_judge', 'find_endpoint',
-           'find_judge']
+           'find_judge', 'make_judge']
 
 # %% ../../nbs/evaluation/80_judges.ipynb #a5aad566
 GradeFunction = dict[tuple[str, int], Grade]  # Grades by trace fingerprint and sample index
@@ -183,12 +184,15 @@ def find_endpoint(
 
 
 def find_judge(
-    name: str | None = None,  # `answer_correctness` by default; or `llm`, alias `gemma-judge`
+    name: str | None = None,  # `answer_correctness` by default; `llm`; or file.py:name
+    *,
+    trusted: bool = True,  # False to take only names of judges that are installed
 ) -> Judge:  # Judge for `evaluate_with`
     """Find a judge by name.
 
     Args:
-        name: `answer_correctness` by default; or `llm`, alias `gemma-judge`
+        name: `answer_correctness` by default; `llm`; or file.py:name
+        trusted: False to take only names of judges that are installed
 
     Returns:
         Judge for `evaluate_with`
@@ -197,7 +201,23 @@ def find_judge(
         return rule_judge(SCORERS["answer_correctness"])
     if name in ("llm", "gemma-judge"):
         return model_judge(find_endpoint("rediai" if name == "gemma-judge" else "openai"))
+    if trusted or is_installed("judges", name):
+        return make_judge(load_plugin("judges", name, JUDGES))
     raise ScoringError(
-        f"there is no judge {name!r}; choose from {', '.join(JUDGES)} (older clients call the "
-        f"last one gemma-judge)"
+        f"there is no judge {name!r}; choose from {', '.join([*JUDGES, *entry_points('judges')])} "
+        f"(older clients call llm gemma-judge)"
     )
+
+
+def make_judge(
+    found: Any,  # Judge, scorer, or function of a trace and a prediction
+) -> Judge:  # Judge
+    """Make a judge of what a plug-in is.
+
+    Args:
+        found: Judge, scorer, or function of a trace and a prediction
+
+    Returns:
+        Judge
+    """
+    return found if isinstance(found, Judge) else rule_judge(make_scorer(found))

@@ -5,27 +5,27 @@
 # %% ../../nbs/rewards/10_functions.ipynb #e658d6ab
 from __future__ import annotations
 
-import ast
 import asyncio
 import functools
-import importlib
-import importlib.util
 import inspect
 import math
-import re
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from operator import attrgetter
-from pathlib import Path
-from types import ModuleType
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..core.errors import ScoringError
-from ..core.files import sha256_text
+from tunix_rt.core.plugins import (
+    Spec,
+    is_installed,
+    load_object,
+    plugin_sources,
+    resolve_spec,
+    split_spec,
+    split_specs,
+)
 from ..traces.schema import Trace
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['RewardFunction', 'ALWAYS', 'SINGULAR', 'Columns', 'BUILTIN', 'reward_name', 'check_signature', 'trace_columns',
-           'completion_columns', 'completion_text', 'call_reward', 'read_rewards', 'split_specs', 'is_builtin',
-           'parse_spec', 'parse_arguments', 'load_module', 'load_reward', 'RewardSet', 'load_rewards', 'RewardBatch',
-           'weighted_total', 'score_completions']
+           'completion_columns', 'completion_text', 'call_reward', 'read_rewards', 'is_builtin', 'is_named',
+           'parse_spec', 'load_reward', 'RewardSet', 'load_rewards', 'RewardBatch', 'weighted_total',
+           'score_completions']
 
 # %% ../../nbs/rewards/10_functions.ipynb #ea004f18
 RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
@@ -299,31 +299,6 @@ def read_rewards(
             ) from None
     return found
 
-# %% ../../nbs/rewards/10_functions.ipynb #7b4f636b
-def split_specs(
-    text: str,  # Rewards with commas between them
-) -> list[str]:  # One reward each
-    """Split a text at the commas outside of brackets and quotes.
-
-    Args:
-        text: Rewards with commas between them
-
-    Returns:
-        One reward each
-    """
-    parts, depth, quote = [""], 0, ""
-    for sign in text:
-        if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "'\"":
-            quote = sign
-        depth += (sign in "([{") - (sign in ")]}") if not quote else 0
-        if sign == "," and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += sign
-    return [part.strip() for part in parts if part.strip()]
-
 # %% ../../nbs/rewards/10_functions.ipynb #6e075ada
 _OURS = "tunix_rt.rewards.builtin"
 BUILTIN = {
@@ -335,8 +310,6 @@ BUILTIN = {
     "repetition": f"{_OURS}:repetition()",
     "rubric": "tunix_rt.rewards.judges:rubric()",
 }
-_spec = re.compile(r"(?P<place>.+?):(?P<name>[^\W\d][\w.]*)\s*(?P<call>\(.*\))?", re.DOTALL)
-_short = re.compile(r"(?P<name>\w+)\s*(?P<call>\(.*\))?", re.DOTALL)
 
 
 def is_builtin(
@@ -350,13 +323,30 @@ def is_builtin(
     Returns:
         False where somebody's own code would run
     """
-    found = [_short.fullmatch(spec) for spec in split_specs(specs)]
-    return bool(found) and all(each and each["name"] in BUILTIN for each in found)
+    found = [split_spec(spec) for spec in split_specs(specs)]
+    return bool(found) and all(
+        parts and not parts.place and parts.name in BUILTIN for parts in found
+    )
+
+
+def is_named(
+    specs: str,  # One reward as text, or several with commas between them
+) -> bool:  # False where code of the sender's choice would run
+    """Say whether a text names rewards of ours and installed ones, and nothing else.
+
+    Args:
+        specs: One reward as text, or several with commas between them
+
+    Returns:
+        False where code of the sender's choice would run
+    """
+    found = split_specs(specs)
+    return bool(found) and all(is_builtin(each) or is_installed("rewards", each) for each in found)
 
 
 def parse_spec(
     spec: str,  # Reward as text
-) -> tuple[str, str, str | None]:  # Module or file, name in it, arguments in their brackets
+) -> Spec:  # Module or file, name in it, arguments in their brackets
     """Take a reward's text apart.
 
     Args:
@@ -365,102 +355,11 @@ def parse_spec(
     Returns:
         Module or file, name in it, arguments in their brackets
     """
-    text = spec.strip()
-    if short := _short.fullmatch(text):
-        if short["name"] not in BUILTIN:
-            raise ScoringError(
-                f"there is no reward {short['name']!r}; choose from {', '.join(BUILTIN)}, or name "
-                f"your own as package.module:name or file.py:name"
-            )
-        place, name, call = parse_spec(BUILTIN[short["name"]])
-        return place, name, short["call"] or call
-    found = _spec.fullmatch(text)
-    if not found:
-        raise ScoringError(
-            f"{spec!r} names no reward; write one of {', '.join(BUILTIN)}, package.module:name or "
-            f"file.py:name, with arguments as in overlong(max_length=128, cache=32)"
-        )
-    return found["place"].strip(), found["name"], found["call"]
-
-# %% ../../nbs/rewards/10_functions.ipynb #e097ae7f
-def parse_arguments(
-    call: str,  # Arguments in their brackets
-    where: str,  # Reward, for messages
-) -> dict[str, Any]:  # Values by name
-    """Read the arguments of a reward's text.
-
-    Args:
-        call: Arguments in their brackets
-        where: Reward, for messages
-
-    Returns:
-        Values by name
-    """
-    try:
-        node = ast.parse(f"f{call}", mode="eval").body
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-            raise ValueError
-        if node.args or any(k.arg is None for k in node.keywords):
-            raise ValueError
-        return {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-    except (SyntaxError, ValueError, TypeError):
-        raise ScoringError(
-            f"the arguments of {where!r} can't be read; write them by name and as plain values, "
-            f"as in overlong(max_length=128, cache=32)"
-        ) from None
-
-
-def load_module(
-    place: str,  # Path that ends in .py, or dotted name of a module
-    where: str,  # Reward, for messages
-) -> ModuleType:  # Module, executed
-    """Import the module of a reward.
-
-    Args:
-        place: Path that ends in .py, or dotted name of a module
-        where: Reward, for messages
-
-    Returns:
-        Module, executed
-    """
-    try:
-        if place.endswith(".py"):
-            return _load_file(Path(place).expanduser())
-        return importlib.import_module(place)
-    except ScoringError:
-        raise
-    except ImportError as error:
-        raise ScoringError(
-            f"reward {where!r}: {place} can't be imported ({error}). Install the package, or name "
-            f"a file as path/to/file.py:name."
-        ) from error
-    except Exception as error:
-        raise ScoringError(
-            f"reward {where!r}: {place} failed when it was loaded, with {type(error).__name__}: "
-            f"{error}"
-        ) from error
-
-# %% ../../nbs/rewards/10_functions.ipynb #6433ef18
-def _load_file(
-    path: Path,  # Python file
-) -> ModuleType:
-    if not path.is_file():
-        raise ScoringError(f"{path} does not exist (looked in {Path.cwd()}); name a Python file")
-    name = f"tunix_rt_reward_{sha256_text(str(path.resolve()))[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ScoringError(f"{path} is no Python file")
-    module, folder = importlib.util.module_from_spec(spec), str(path.resolve().parent)
-    sys.modules[name] = module
-    sys.path.append(folder)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(folder)
-    return module
+    parts = split_spec(spec)
+    if parts and not parts.place and parts.name in BUILTIN:
+        place, name, call = resolve_spec("rewards", BUILTIN[parts.name])
+        return Spec(place, name, parts.call or call)
+    return resolve_spec("rewards", spec, BUILTIN)
 
 # %% ../../nbs/rewards/10_functions.ipynb #da6430e5
 def load_reward(
@@ -477,46 +376,23 @@ def load_reward(
     if not isinstance(spec, str):
         check_signature(spec)
         return spec
-    place, name, call = parse_spec(spec)
-    module = load_module(place, spec)
-    try:
-        found = attrgetter(name)(module)
-    except AttributeError:
-        there = sorted(n for n, v in vars(module).items() if callable(v) and n[0] != "_")
-        raise ScoringError(
-            f"{place} has no {name!r}; it has {', '.join(there) or 'no function at all'}"
-        ) from None
-    made = found if call is None else _make(found, call, spec)
+    made = load_object("rewards", parse_spec(spec), spec)
     check_signature(made)
     return made  # type: ignore[no-any-return]
-
-
-def _make(
-    factory: Any,  # What stands before the brackets
-    call: str,  # Arguments in their brackets
-    spec: str,  # Reward, for messages
-) -> Any:
-    arguments = parse_arguments(call, spec)
-    try:
-        return factory(**arguments)
-    except TypeError as error:
-        raise ScoringError(f"reward {spec!r}: {error}. It takes {_signature(factory)}.") from error
-
-
-def _signature(factory: Any) -> str:
-    try:
-        return f"({', '.join(inspect.signature(factory).parameters)})"
-    except (TypeError, ValueError):
-        return "other arguments"
 
 # %% ../../nbs/rewards/10_functions.ipynb #a637d7c8
 @dataclass(frozen=True)
 class RewardSet:
-    "Rewards that are scored together, with their names and weights."
+    """Rewards that are scored together, with their names and weights.
+
+    Attributes:
+        sources: Plug-ins among them
+    """
 
     functions: tuple[RewardFunction, ...]
     names: tuple[str, ...]
     weights: tuple[float, ...]
+    sources: tuple[dict[str, str], ...] = field(default=(), compare=False)  # Plug-ins among them
 
     def __len__(self) -> int:
         return len(self.functions)
@@ -556,7 +432,8 @@ def load_rewards(
         Functions with their names and weights
     """
     if isinstance(specs, RewardSet):
-        return specs if weights is None else load_rewards(specs.functions, weights)
+        changed = specs.weights if weights is None else _read_weights(weights, specs.names)
+        return replace(specs, weights=changed)
     if isinstance(specs, str):
         specs = split_specs(specs)
     listed: Sequence[Any] = specs if isinstance(specs, (list, tuple)) else [specs]
@@ -569,7 +446,8 @@ def load_rewards(
             f"two rewards are called {twice[0]!r}, and would share a column; give one another "
             f"__name__"
         )
-    return RewardSet(functions, names, _read_weights(weights, names))
+    sources = tuple(plugin_sources("rewards", listed, BUILTIN))
+    return RewardSet(functions, names, _read_weights(weights, names), sources)
 
 # %% ../../nbs/rewards/10_functions.ipynb #f2d0472f
 class RewardBatch(NamedTuple):

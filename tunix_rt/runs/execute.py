@@ -26,6 +26,7 @@ from ..core.files import replacing, sha256_file
 from ..core.settings import resolve, settings
 from .folder import Run, read_run, start_run
 from .lock import release
+from .pipelines import pipeline_source
 from .run_spec import RunSpec, make_spec, require_pinned
 
 # %% auto #0
@@ -428,6 +429,7 @@ def execute(
     try:
         source = {"path": str(spec.notebook), "sha256": sha256_file(spec.notebook)}
         run.record(source=source, **spec.pinned)
+        run.record_plugins(pipeline_source(spec.name))
         where = {"run_dir": str(run.folder)} if "run_dir" in spec.declared else {}
         process = _start_executor(spec.notebook, run, {**spec.given, **where})
         with run.log.open("a", encoding="utf-8") as log, _sigterm_interrupts(grace_seconds is None):

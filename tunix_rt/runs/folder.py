@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -215,6 +215,12 @@ class Run(RunRecord):
         "Merge facts into run.json."
         self.facts = {**_facts(self.folder), **plain(fields)}
         write_json(self.folder / RECORD, self.facts)
+
+    def record_plugins(self, sources: Iterable[Mapping[str, str]]) -> None:
+        "Add plug-ins to those that run.json lists, with the code that they come from."
+        known = _facts(self.folder).get("plugins", [])
+        if new := [source for source in map(dict, sources) if source not in known]:
+            self.record(plugins=[*known, *new])
 
     def finish(
         self, results: Mapping[str, Any] | None = None, *, stopped_early: bool = False

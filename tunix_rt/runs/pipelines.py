@@ -22,12 +22,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 import tunix_rt
 from ..core.errors import RunError, TunixError
 from ..core.files import canonical_json, parse_json
+from ..core.plugins import entry_points, load_plugin, plugin_source, split_spec
 from ..core.settings import resolve
 from .old_names import new_name
 
 # %% auto #0
-__all__ = ['PLAIN', 'pipeline_name', 'list_pipelines', 'find_pipeline', 'Parameter', 'read_parameters', 'read_summary',
-           'check_value', 'read_value', 'check_parameters', 'with_defaults']
+__all__ = ['PLAIN', 'pipeline_name', 'list_pipelines', 'find_pipeline', 'pipeline_source', 'Parameter', 'read_parameters',
+           'read_summary', 'check_value', 'read_value', 'check_parameters', 'with_defaults']
 
 # %% ../../nbs/runs/50_pipelines.ipynb #a717e125
 def pipeline_name(
@@ -60,11 +61,14 @@ def list_pipelines() -> dict[str, Path]:  # Verb -> notebook, in reading order
 # %% ../../nbs/runs/50_pipelines.ipynb #ac3a9be9
 def find_pipeline(
     name: str | os.PathLike[str],  # A verb, or the path of any notebook
+    *,
+    plugins: bool = False,  # True to load plug-ins, which runs their code
 ) -> Path:  # An existing notebook
     """Find a pipeline by its verb, or a notebook by its path.
 
     Args:
         name: A verb, or the path of any notebook
+        plugins: True to load plug-ins, which runs their code
 
     Returns:
         An existing notebook
@@ -77,6 +81,8 @@ def find_pipeline(
             if path.is_file():
                 return path
         raise RunError(f"there is no notebook {text}; check the path, or name one of {_or(known)}")
+    if plugins and _is_plugin(text):
+        return _plugin_notebook(text)
     raise RunError(
         f"there is no pipeline {text!r}{_meant(text, known)}. Name one of {_or(known)}, or give "
         f"the path of a notebook (.ipynb)."
@@ -90,6 +96,36 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
 def _or(names: Iterable[str]) -> str:
     return ", ".join(names) or "(none is installed)"
+
+# %% ../../nbs/runs/50_pipelines.ipynb #e26ac5c0
+def _is_plugin(text: str) -> bool:
+    parts = split_spec(text)
+    return parts is not None and bool(parts.place or parts.name in entry_points("pipelines"))
+
+
+def _plugin_notebook(spec: str) -> Path:
+    found = load_plugin("pipelines", spec, list_pipelines())
+    path = found() if callable(found) else found
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path).endswith(".ipynb"):
+        raise RunError(f"the pipeline {spec!r} is {path!r}; it should be the path of a notebook")
+    if not (notebook := Path(path).expanduser().absolute()).is_file():
+        raise RunError(f"the pipeline {spec!r} is {notebook}, which does not exist")
+    return notebook
+
+
+def pipeline_source(
+    name: str,  # A verb, the path of a notebook, or a plug-in
+) -> list[dict[str, str]]:  # Provenance of the plug-in; empty for anything else
+    """Describe the plug-in that a pipeline comes from, once it is found.
+
+    Args:
+        name: A verb, the path of a notebook, or a plug-in
+
+    Returns:
+        Provenance of the plug-in; empty for anything else
+    """
+    plain = name in list_pipelines() or name.endswith(".ipynb") or not _is_plugin(name)
+    return [] if plain else [plugin_source("pipelines", name)]
 
 # %% ../../nbs/runs/50_pipelines.ipynb #025d4db9
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def make_spec(
                 f"{', '.join(parameters)} to make_spec, where it is made"
             )
         return pipeline
-    notebook = find_pipeline(pipeline)
+    notebook = find_pipeline(pipeline, plugins=True)
     return RunSpec(
         name=os.fspath(pipeline),
         given=check_parameters(notebook, parameters or {}, as_text=as_text),

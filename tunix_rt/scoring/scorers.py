@@ -5,11 +5,15 @@
 # %% ../../nbs/scoring/40_scorers.ipynb #fffff1ee
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import ScoringError
+from ..core.files import sha256_file
+from ..core.plugins import load_plugin, split_specs
 from .matching import answers_match
 from .predictions import Prediction
 from .steps import check_steps
@@ -18,8 +22,8 @@ from ..traces.rubric import is_judged
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['SCORERS', 'Scorer', 'answer_correctness', 'answer_lenient', 'format_kept', 'step_validity', 'truncated',
-           'find_scorer', 'score']
+__all__ = ['SCORERS', 'JudgeFunction', 'Scorer', 'answer_correctness', 'answer_lenient', 'format_kept', 'step_validity',
+           'truncated', 'make_scorer', 'find_scorer', 'with_scorers', 'score']
 
 # %% ../../nbs/scoring/40_scorers.ipynb #7369735b
 @dataclass(frozen=True)
@@ -111,34 +115,85 @@ SCORERS = {
     )
 }
 
+# %% ../../nbs/scoring/40_scorers.ipynb #ffe10f8c
+JudgeFunction = Callable[[Trace, Prediction], float | None]
 
-def find_scorer(
-    scorer: str | Scorer,  # Name from the registry, or a scorer of your own
-) -> Scorer:  # Scorer of that name
-    """Find a scorer by name.
+
+def make_scorer(
+    found: Any,  # Scorer, or function of a trace and a prediction
+) -> Scorer:  # Scorer
+    """Make a scorer of what a plug-in is.
 
     Args:
-        scorer: Name from the registry, or a scorer of your own
+        found: Scorer, or function of a trace and a prediction
+
+    Returns:
+        Scorer
+    """
+    if isinstance(found, Scorer):
+        return found
+    name = getattr(found, "__name__", type(found).__name__)
+    try:
+        inspect.signature(found).bind(None, None)
+    except (TypeError, ValueError):
+        raise ScoringError(
+            f"{name} is no scorer; write def {name}(trace, prediction) and return a number from "
+            f"0 to 1, or make a Scorer"
+        ) from None
+    file = inspect.getsourcefile(inspect.unwrap(found)) if inspect.isfunction(found) else None
+    version = sha256_file(Path(file))[:12] if file and Path(file).is_file() else "1"
+    note = (inspect.getdoc(found) or f"What {name} returns").partition("\n")[0]
+    return Scorer(name, version, higher_is_better=True, description=note, judge=found)
+
+
+def find_scorer(
+    scorer: str | Scorer | JudgeFunction,  # Name, file.py:name, or a scorer of your own
+) -> Scorer:  # Scorer of that name
+    """Find a scorer.
+
+    Args:
+        scorer: Name, file.py:name, or a scorer of your own
 
     Returns:
         Scorer of that name
     """
-    if isinstance(scorer, Scorer):
-        return scorer
-    if scorer not in SCORERS:
-        raise ScoringError(f"there is no scorer {scorer!r}; choose from {', '.join(SCORERS)}")
-    return SCORERS[scorer]
+    if not isinstance(scorer, str):
+        return make_scorer(scorer)
+    if scorer in SCORERS:
+        return SCORERS[scorer]
+    return make_scorer(load_plugin("scorers", scorer, SCORERS))
+
+
+def with_scorers(
+    more: str | Sequence[str | Scorer | JudgeFunction],  # Further scorers; a text has commas
+) -> list[Scorer]:  # Those of the package, then these
+    """Add scorers to those of the package.
+
+    Args:
+        more: Further scorers; a text has commas
+
+    Returns:
+        Those of the package, then these
+    """
+    named = split_specs(more) if isinstance(more, str) else more
+    added = [find_scorer(each) for each in named if each not in SCORERS]
+    names = [*SCORERS, *(scorer.name for scorer in added)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ScoringError(
+            f"two scorers are called {twice[0]!r}, and would share a row; rename one"
+        )
+    return [*SCORERS.values(), *added]
 
 # %% ../../nbs/scoring/40_scorers.ipynb #28b44e46
 def score(
-    scorer: str | Scorer,  # Name from the registry, or a scorer of your own
+    scorer: str | Scorer | JudgeFunction,  # Name, file.py:name, or a scorer of your own
     trace: Trace,  # Prompt and expected answer
     prediction: Prediction,  # Prediction for that trace
 ) -> float | None:  # Score from 0 to 1; None if there is nothing to judge
     """Score one prediction.
 
     Args:
-        scorer: Name from the registry, or a scorer of your own
+        scorer: Name, file.py:name, or a scorer of your own
         trace: Prompt and expected answer
         prediction: Prediction for that trace
 

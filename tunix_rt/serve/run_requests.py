@@ -13,12 +13,13 @@ from uuid import UUID
 
 from ..core.errors import MissingError, PathError, RunError
 from ..core.files import read_json
+from ..core.plugins import split_specs
 from ..core.settings import inside, resolve, settings
 from ..data.datasets import dataset_folder, estimate_steps
 from ..jobs.queue import enqueue, get_queued
 from ..jobs.worker import work
 from ..registry.model_refs import pin_spec
-from ..rewards.functions import is_builtin, split_specs
+from ..rewards.functions import is_named
 from ..runs.run_spec import VERSIONED, make_spec
 from tunix_rt.serve.schemas.runs import (
     EvaluateModelRequest,
@@ -219,11 +220,12 @@ def checked_rewards(
     Returns:
         Same names
     """
-    if not is_builtin(reward_funcs):
+    if not is_named(reward_funcs):
         raise RunError(
-            f"over HTTP a reward has to be one of the package, and {reward_funcs[:100]!r} is not; "
-            f"name correct, format, step_validity, length, overlong, repetition or rubric. A "
-            f"function of your own runs with `tunix-rt queue grpo -p reward_funcs=file.py:name`"
+            f"over HTTP a reward has to be one of the package or of one that is installed, by "
+            f"name, and {reward_funcs[:100]!r} is not; name correct, format, step_validity, "
+            f"length, overlong, repetition or rubric. A function of your own runs with "
+            f"`tunix-rt queue grpo -p reward_funcs=file.py:name`"
         )
     if any(spec.strip().startswith("rubric") and "(" in spec for spec in split_specs(reward_funcs)):
         raise RunError(

@@ -272,6 +272,7 @@ def evaluate_run(
     run_id: UUID,  # Id of a completed run
     *,
     judge: str | None = None,  # `answer_correctness` by default; see `evaluation.judges`
+    trusted: bool = True,  # False to take only names of judges that are installed
     pass_mark: float = PASS_MARK,  # Score out of 100 that has to be reached
 ) -> EvaluationRow:  # Stored evaluation
     """Score a run, and store its evaluation.
@@ -280,12 +281,13 @@ def evaluate_run(
         store: Database of the run, and for the evaluation
         run_id: Id of a completed run
         judge: `answer_correctness` by default; see `evaluation.judges`
+        trusted: False to take only names of judges that are installed
         pass_mark: Score out of 100 that has to be reached
 
     Returns:
         Stored evaluation
     """
-    deciding = find_judge(judge)
+    deciding = find_judge(judge, trusted=trusted)
     with store.reading() as session:
         row = finished_run(session, run_id)
     scored = compute_evaluation(store, row, deciding, pass_mark)

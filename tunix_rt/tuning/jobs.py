@@ -90,7 +90,7 @@ class TuningSpec:
 
     def given(self, job: TuningJob, params: Mapping[str, Any]) -> dict[str, Any]:
         "Put together what a trial asks its run for."
-        notebook = find_pipeline(self.pipeline)
+        notebook = find_pipeline(self.pipeline, plugins=True)
         declared = read_parameters(notebook)
         asked = {current_name(self.pipeline, name): value for name, value in params.items()}
         if "num_epochs" in params and self.pipeline == "train":

@@ -162,7 +162,7 @@ def space_of(
         Checked
     """
     plan = spec_of(job)
-    declared = read_parameters(find_pipeline(plan.pipeline))
+    declared = read_parameters(find_pipeline(plan.pipeline, plugins=True))
     return read_space(job.search_space, declared, plan.pipeline)
 
 # %% ../../nbs/tuning/30_study.ipynb #db88d8c4

@@ -166,7 +166,7 @@ async def evaluate_form(
 
     def score() -> None:
         with with_status(400):
-            evaluate_run(services.store, run_id, judge=judge)
+            evaluate_run(services.store, run_id, judge=judge, trusted=False)
 
     await run_in_threadpool(get_queued, services.store, run_id)
     await run_in_slow_pool(services, score)

@@ -49,7 +49,7 @@ async def evaluate_run(
     def judge(store: Store) -> Evaluation:
         with with_status(400):
             named = body.judge_override if body else None
-            return evaluation(judge_run(store, run_id, judge=named))
+            return evaluation(judge_run(store, run_id, judge=named, trusted=False))
 
     return await run_in_slow_pool(services, judge, services.store)
 
