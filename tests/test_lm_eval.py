@@ -205,8 +205,8 @@ def test_plain_prompts_give_the_same_responses_and_scores(root, address, inside)
             numbers = [float(each[0][0]) for each in answers if key[0] == "choice"]
             other = [float(each[0][0]) for each in samples[key] if key[0] == "choice"]
             assert numbers == pytest.approx(other, abs=1e-3)
-    # With add_bos_token the harness puts two <bos> before a text that it measures as a whole, and we
-    # one, so those figures differ.
+    # With add_bos_token the harness puts two <bos> before a text that it measures as a whole, and
+    # we one, so those figures differ.
     assert inside[1]["socks_rolling"]["byte_perplexity,none"] > 1
 
 
