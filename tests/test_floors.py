@@ -14,7 +14,7 @@ FLOORS = (
     {"registry"},
     {"api"},
     {"post_training"},
-    {"preferences"},
+    {"preferences", "lm_eval"},
     {"tuning"},
     {"serve"},
     {"client", "cli"},

@@ -127,6 +127,15 @@ def test_log_probabilities(client):
     assert len(sum(first, [])) == 3 + 3 or parts[-1].choices[0].finish_reason == "stop"
 
 
+def test_the_token_that_ends_a_response_has_a_log_probability(client):
+    asked = {"model": "small", "prompt": [2, 40, 41], "logprobs": 1, "echo": True, "max_tokens": 1}
+    many = client.completions.create(**asked, temperature=1.5, n=128, seed=1).choices
+    ended = [each for each in many if each.finish_reason == "stop"]
+    assert ended and len(ended) < len(many)
+    assert all(len(each.logprobs.token_logprobs) == 3 + 1 for each in many)
+    assert ended[0].text == client.completions.create(**asked | {"max_tokens": 0}).choices[0].text
+
+
 def test_prompts_of_every_kind(client):
     kinds = ["What is 4?", ["What is 4?", "What is 8?"], [2, 40, 41], [[2, 40], [2, 41, 42]]]
     for prompt, count in zip(kinds, (1, 2, 1, 2), strict=True):

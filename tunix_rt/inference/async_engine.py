@@ -78,6 +78,7 @@ class Delta:
         logprobs: One for each token; empty if not asked for
         completion: The whole response; None until it has ended
         prompt_logprobs: In the first delta, if asked for
+        end: Token that ended the response, if log-probabilities are wanted
     """
 
     text: str  # Next piece of text
@@ -85,6 +86,7 @@ class Delta:
     logprobs: list[TokenLogprob]  # One for each token; empty if not asked for
     completion: Completion | None = None  # The whole response; None until it has ended
     prompt_logprobs: list[TokenLogprob | None] | None = None  # In the first delta, if asked for
+    end: TokenLogprob | None = None  # Token that ended the response, if log-probabilities are wanted
 
 
 @dataclass(eq=False)
@@ -638,6 +640,7 @@ def absorb(
     shown = new[:-1] if done and new and new[-1] in ends else new
     piece = request.writer.add(shown, last=done)
     over, said = done or request.writer.stopped is not None, None
+    end = request.odds[-1] if request.watched and len(shown) < len(new) else None
     if over:
         leave(plan, request)
         said = finish(plan, request, ends)
@@ -650,7 +653,7 @@ def absorb(
         return
     told = request.odds[request.told : request.told + len(tokens_left)]
     request.told += len(tokens_left)
-    _deliver(plan, request, Delta(piece, tokens_left, told, said))
+    _deliver(plan, request, Delta(piece, tokens_left, told, said, end=end))
 
 
 def finish(

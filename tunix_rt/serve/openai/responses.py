@@ -368,6 +368,7 @@ class Collected:
         tokens: Token ids
         logprobs: One for each, if asked for
         prompt: Of the prompt, if asked for
+        end: Token that ended it, if asked for
         finish_reason: "stop" or "length"
         read: Tokens of the prompt
         written: Tokens written, the end token included
@@ -377,6 +378,7 @@ class Collected:
     tokens: list[int] = field(default_factory=list)  # Token ids
     logprobs: list[TokenLogprob] = field(default_factory=list)  # One for each, if asked for
     prompt: list[TokenLogprob | None] | None = None  # Of the prompt, if asked for
+    end: TokenLogprob | None = None  # Token that ended it, if asked for
     finish_reason: str = "length"  # "stop" or "length"
     read: int = 0  # Tokens of the prompt
     written: int = 0  # Tokens written, the end token included
@@ -394,6 +396,7 @@ class Collected:
         self.tokens += delta.tokens
         self.logprobs += delta.logprobs
         self.prompt = delta.prompt_logprobs or self.prompt
+        self.end = delta.end or self.end
         if delta.completion is not None:
             self.finish_reason = delta.completion.finish_reason
             self.read = delta.completion.prompt_tokens
@@ -484,6 +487,8 @@ def completion_choice(
     tokens, offset = got.tokens, 0 if request.echo else len(job.echoed)
     if request.echo and got.prompt is not None:
         entries, tokens = [*got.prompt, *entries], [*job.prompt, *tokens]
+    if got.end is not None:  # clients that count from the end rely on it
+        entries, tokens = [*entries, got.end], [*tokens, got.end.token]
     wants = request.logprobs is not None
     as_id = request.return_tokens_as_token_ids
     told = completion_logprobs(engine, entries, tokens, offset, as_id=as_id) if wants else None
@@ -642,6 +647,8 @@ def _text_pieces(
     tokens, as_id = delta.tokens, request.return_tokens_as_token_ids
     if request.echo and delta.prompt_logprobs:
         entries, tokens = [*delta.prompt_logprobs, *entries], [*job.prompt, *tokens]
+    if delta.end is not None:
+        entries, tokens = [*entries, delta.end], [*tokens, delta.end.token]
     told = None
     if request.logprobs is not None and tokens:
         place = len(job.echoed) + len(before.text) if not first else 0
