@@ -78,7 +78,7 @@ class Delta:
         logprobs: One for each token; empty if not asked for
         completion: The whole response; None until it has ended
         prompt_logprobs: In the first delta, if asked for
-        end: Token that ended the response, if log-probabilities are wanted
+        end: Token that ended the response, if logprobs are wanted
     """
 
     text: str  # Next piece of text
@@ -86,7 +86,7 @@ class Delta:
     logprobs: list[TokenLogprob]  # One for each token; empty if not asked for
     completion: Completion | None = None  # The whole response; None until it has ended
     prompt_logprobs: list[TokenLogprob | None] | None = None  # In the first delta, if asked for
-    end: TokenLogprob | None = None  # Token that ended the response, if log-probabilities are wanted
+    end: TokenLogprob | None = None  # Token that ended the response, if logprobs are wanted
 
 
 @dataclass(eq=False)
