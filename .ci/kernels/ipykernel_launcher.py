@@ -94,7 +94,8 @@ def become_kernel(line: socket.socket, known: list) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.environ.pop("JPY_PARENT_PID", None)  # its parent is the server, which is not to be watched
-    sys.path.insert(0, "")
+    paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:0] = ["", *(path for path in paths if path not in sys.path)]
 
     def follow() -> None:
         line.recv(1)
