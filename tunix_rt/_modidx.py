@@ -992,6 +992,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'tunix_rt/evaluation/prompts.py'),
                                              'tunix_rt.evaluation.prompts._pool': ( 'evaluation/prompts.html#_pool',
                                                                                     'tunix_rt/evaluation/prompts.py'),
+                                             'tunix_rt.evaluation.prompts._template_in': ( 'evaluation/prompts.html#_template_in',
+                                                                                           'tunix_rt/evaluation/prompts.py'),
                                              'tunix_rt.evaluation.prompts._without_system': ( 'evaluation/prompts.html#_without_system',
                                                                                               'tunix_rt/evaluation/prompts.py'),
                                              'tunix_rt.evaluation.prompts.check_room': ( 'evaluation/prompts.html#check_room',

@@ -742,8 +742,11 @@ def _asked_as(
     prompt_style: str,
     **how: Any,  # Other options of `prompt_format`
 ) -> PromptFormat:
+    chats = has_chat_template(model.tokenizer, model.source.folder, model.source.base)
+    if chats and prompt_style == "auto":
+        prompt_style = "chat"
     form = prompt_format(model.tokenizer, data, traces, prompt_style=prompt_style, **how)
-    if not has_chat_template(model.tokenizer):
+    if not chats:
         known = {"auto": "it is asked in plain text", "plain": "it is asked in plain text"}
         how_asked = known.get(prompt_style, "it is asked in Gemma's, which it may never have seen")
         hint = "" if form.examples else "; worked examples show it what is asked: shots=4"

@@ -68,18 +68,24 @@ class PromptFormat:
 # %% ../../nbs/evaluation/05_prompts.ipynb #ccc4253a
 def has_chat_template(
     tokenizer: Tokenizer,  # Tokenizer, loaded or fitted
+    *more: Path | None,  # Other folders of the model, such as that of the run that trained it
 ) -> bool:  # True also for a tokenizer that came from no folder
-    """Find out whether a tokenizer came with a chat template of its own.
+    """Find out whether a model came with a chat template of its own, or was trained in one.
 
     Args:
         tokenizer: Tokenizer, loaded or fitted
+        *more: Other folders of the model, such as that of the run that trained it
 
     Returns:
         True also for a tokenizer that came from no folder
     """
-    folder = Path(tokenizer.name_or_path or "")
-    if not (folder / "tokenizer.json").is_file():
+    own = Path(tokenizer.name_or_path or "")
+    if not (own / "tokenizer.json").is_file():
         return True
+    return any(_template_in(folder) for folder in (own, *more) if folder)
+
+
+def _template_in(folder: Path) -> bool:
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     try:
