@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 from flax import nnx
-from serving import accept_ctrl_c
 
 import tunix_rt as rt
 from tunix_rt.cli.app import main
@@ -30,6 +29,14 @@ from tunix_rt.runs.lock import held
 from tunix_rt.scoring.predictions import read_predictions
 
 TEXTS = ["Question: What is 47 plus 86?\nAnswer: 7 + 6 = 13, carry 1\n#### 133"] * 20
+MAIN = """
+import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also in a job of the background
+from tunix_rt.cli.app import main
+
+main()
+"""
 ASKED = {
     "dataset": "golden-v2",
     "limit": 60,
@@ -63,14 +70,13 @@ def pretrained(folder: Path) -> Path:
 def start(root: Path, *words: str) -> subprocess.Popen[str]:
     "Start `tunix-rt` in a process group of its own."
     return subprocess.Popen(
-        [sys.executable, "-c", "from tunix_rt.cli.app import main; main()", *words],
+        [sys.executable, "-c", MAIN, *words],
         cwd=root,
         env={**os.environ, "TUNIX_RT_ROOT": str(root), "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=accept_ctrl_c,
     )
 
 
@@ -158,6 +164,19 @@ def test_pretrained_model_is_asked_in_plain_text(root: Path, capsys: pytest.Capt
     assert "may never have seen" in capsys.readouterr().out
     shown = [read_predictions(run / "predictions.jsonl")[0].prompt_tokens]
     assert shown[0] > 100 and bare.prompts == 2
+
+
+def test_trained_model_is_asked_as_it_was_trained(
+    root: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pretrained(root / "model")
+    model = rt.load_model("model")
+    run = root / "outputs/runs/trained"
+    rt.sft(model, "golden-v2", max_steps=1, validation_traces=0, quiet=True, run_dir=str(run))
+    capsys.readouterr()
+    for asked in (model, "outputs/runs/trained"):
+        rt.evaluate(asked, "dev-reasoning-v1", limit=2, max_new_tokens=8, quiet=True)
+        assert "has no chat template" not in capsys.readouterr().out
 
 
 def test_examples_are_refused_where_they_would_help_too_much(root: Path) -> None:
