@@ -1392,8 +1392,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                  'tunix_rt.inference.serving_loop.prompt_likelihoods': ( 'inference/serving_loop.html#prompt_likelihoods',
                                                                                                          'tunix_rt/inference/serving_loop.py'),
                                                  'tunix_rt.inference.serving_loop.select_rows': ( 'inference/serving_loop.html#select_rows',
-                                                                                                  'tunix_rt/inference/serving_loop.py'),
-                                                 'tunix_rt.inference.serving_loop.settle_rows': ( 'inference/serving_loop.html#settle_rows',
                                                                                                   'tunix_rt/inference/serving_loop.py')},
             'tunix_rt.jobs.leases': { 'tunix_rt.jobs.leases.Claim': ('jobs/leases.html#claim', 'tunix_rt/jobs/leases.py'),
                                       'tunix_rt.jobs.leases._put_back': ('jobs/leases.html#_put_back', 'tunix_rt/jobs/leases.py'),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,8 @@ from ..models.gemma import Gemma
 from ..models.sharding import constrain
 
 # %% auto #0
-__all__ = ['DecodeState', 'settled', 'empty_state', 'grow', 'compact', 'sample_next', 'ended', 'admit_prompts', 'decode_loop']
+__all__ = ['State', 'DecodeState', 'settled', 'empty_state', 'grow', 'compact', 'sample_next', 'ended', 'admit_prompts',
+           'decode_loop']
 
 # %% ../../nbs/inference/40_decode_loop.ipynb #216d58ae
 class DecodeState(NamedTuple):
@@ -54,9 +55,12 @@ class DecodeState(NamedTuple):
     keys: jax.Array  # Random key of each row, [B, 2]
 
 
+State = TypeVar("State", bound=Any)  # A named tuple whose first field is the cache
+
+
 def settled(
-    state: DecodeState,  # State that leaves a compiled function
-) -> DecodeState:  # The same
+    state: State,  # State that leaves a compiled function
+) -> State:  # The same
     """Constrain every array of a state to the sharding that the next function expects.
 
     Args:
@@ -65,8 +69,8 @@ def settled(
     Returns:
         The same
     """
-    small = (constrain(part, *[None] * part.ndim) for part in state[1:])
-    return DecodeState(pinned(state.kept), *small)
+    small = jax.tree.map(lambda part: constrain(part, *[None] * part.ndim), state[1:])
+    return type(state)(pinned(state.kept), *small)
 
 # %% ../../nbs/inference/40_decode_loop.ipynb #4e423630
 @partial(jax.jit, static_argnames=("config", "batch_size", "places", "room", "dtype", "logprobs"))

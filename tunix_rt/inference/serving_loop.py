@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .decode_loop import settled
 from .decode_step import Decoder, decode_step, next_scores
-from .kv_cache import LayerCache, empty_cache, grow_cache, pinned, place_prompt
+from .kv_cache import LayerCache, empty_cache, grow_cache, place_prompt
 from tunix_rt.inference.row_sampling import (
     MOST_LOGPROBS,
     Likelihoods,
@@ -23,11 +24,10 @@ from tunix_rt.inference.row_sampling import (
 from .sampling import request_keys
 from ..models.config import GemmaConfig
 from ..models.gemma import Gemma, logits, rms_norm
-from ..models.sharding import constrain
 
 # %% auto #0
-__all__ = ['CHUNK', 'SLICE', 'RowState', 'settle_rows', 'empty_rows', 'grow_rows', 'select_rows', 'Arrivals', 'draw_rows',
-           'admit_rows', 'Chunk', 'decode_chunk', 'prompt_likelihoods']
+__all__ = ['CHUNK', 'SLICE', 'RowState', 'empty_rows', 'grow_rows', 'select_rows', 'Arrivals', 'draw_rows', 'admit_rows', 'Chunk',
+           'decode_chunk', 'prompt_likelihoods']
 
 # %% ../../nbs/inference/62_serving_loop.ipynb #a32c1e0b
 class RowState(NamedTuple):
@@ -60,21 +60,6 @@ class RowState(NamedTuple):
     rows: RowSampling  # Sampling settings
 
 
-def settle_rows(
-    state: RowState,  # State that leaves a compiled function
-) -> RowState:  # The same
-    """Constrain every array to the sharding that the next program expects.
-
-    Args:
-        state: State that leaves a compiled function
-
-    Returns:
-        The same
-    """
-    small = jax.tree.map(lambda part: constrain(part, *[None] * part.ndim), state[1:])
-    return RowState(pinned(state.kept), *small)
-
-
 @partial(jax.jit, static_argnames=("config", "batch_size", "places", "dtype"))
 def empty_rows(
     *,
@@ -100,7 +85,7 @@ def empty_rows(
     keys = jnp.zeros((batch_size, 2), jnp.uint32)
     start = jnp.zeros((), jnp.int32)
     state = RowState(kept, start, none, none, none, none, ~no, no, no, keys, rows)
-    return settle_rows(state)
+    return settled(state)
 
 # %% ../../nbs/inference/62_serving_loop.ipynb #6912193e
 @partial(jax.jit, static_argnames=("config", "places"))
@@ -120,7 +105,7 @@ def grow_rows(
     Returns:
         The same with more slots
     """
-    return settle_rows(state._replace(kept=grow_cache(state.kept, config, state.cursor, places)))
+    return settled(state._replace(kept=grow_cache(state.kept, config, state.cursor, places)))
 
 
 @jax.jit
@@ -140,7 +125,7 @@ def select_rows(
         State of R rows
     """
     taken = jax.tree.map(lambda part: part if part.ndim == 0 else part[rows], state)
-    return settle_rows(taken._replace(done=taken.done | ~alive))
+    return settled(taken._replace(done=taken.done | ~alive))
 
 # %% ../../nbs/inference/62_serving_loop.ipynb #f8586a60
 class Arrivals(NamedTuple):
@@ -236,7 +221,7 @@ def admit_rows(
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old if old.ndim == 0 else old.at[come.places].set(new, mode="drop")
 
-    return settle_rows(jax.tree.map(put, state, new)), drawn, odds
+    return settled(jax.tree.map(put, state, new)), drawn, odds
 
 # %% ../../nbs/inference/62_serving_loop.ipynb #77ae7e73
 CHUNK = 32  # Steps of a chunk at most
@@ -312,7 +297,7 @@ def decode_chunk(
         return state, Chunk(chunk.steps + 1, *told)
 
     state, chunk = jax.lax.while_loop(go_on, one, (state, _empty_chunk(len(stopped))))
-    return settle_rows(state), chunk
+    return settled(state), chunk
 
 # %% ../../nbs/inference/62_serving_loop.ipynb #acfea95a
 SLICE = 16  # Positions whose scores are in memory at a time
