@@ -544,7 +544,7 @@ def answer(
 def conversation_traces(
     talk: Conversation,  # Conversation
 ) -> list[Trace]:  # One for each answer
-    """Make a trace of every answer, with what was said before in its prompt.
+    """Make a trace of every answer, with its reasoning as steps and what was said before above it.
 
     Args:
         talk: Conversation
@@ -559,6 +559,8 @@ def conversation_traces(
     made = []
     for place in range(1, len(talk.turns), 2):
         reasoning, content = split_reasoning(talk.turns[place]["content"])
+        if not content:
+            continue
         earlier = talk.turns[: place - 1]
         names = {"user": "Question", "assistant": "Answer"}
         before = [f"{names[each['role']]}: {each['content']}" for each in earlier]
@@ -568,12 +570,10 @@ def conversation_traces(
         prompt = "\n\n".join([*lines, f"Question: {question}" if before else question])
         steps = [
             {"i": number, "type": "reasoning", "content": step}
-            for number, step in enumerate(split_steps(reasoning) or [content or "(nothing)"])
+            for number, step in enumerate(split_steps(reasoning))
         ]
         meta = {"source": "chat", "model": talk.model, "turn": place // 2}
-        made.append(
-            Trace(prompt=prompt, steps=steps, final_answer=content or "(nothing)", meta=meta)
-        )
+        made.append(Trace(prompt=prompt, steps=steps, final_answer=content, meta=meta))
     return made
 
 
@@ -597,8 +597,10 @@ def save_conversation(
     path = Path(name or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.jsonl").expanduser()
     if path.exists():
         return f"{path} exists; choose another name"
-    count = write_traces(path, conversation_traces(talk))
-    return f"{count} traces in {path}"
+    traces = conversation_traces(talk)
+    if not traces:
+        return "no turn came to an answer, so there is nothing to save"
+    return f"{write_traces(path, traces)} traces in {path}"
 
 
 def obey(

@@ -115,7 +115,7 @@ async function keepTrace(side, button) {
   button.disabled = true;
   const answer = side.querySelector(".answer").textContent.trim();
   const lines = side.querySelector(".reasoning").textContent.split("\n").filter((line) => line.trim());
-  const steps = (lines.length ? lines : [answer]).map((content, i) => ({ i, type: "reasoning", content }));
+  const steps = lines.map((content, i) => ({ i, type: "reasoning", content }));
   const trace = {
     trace_version: "1.0",
     prompt: side.dataset.question,
