@@ -16,12 +16,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import tunix_rt
 from ..core.errors import DatasetError, PathError
-from ..core.files import canonical_json, new_folder, read_json, sha256_file, sha256_text
+from tunix_rt.core.files import (
+    canonical_json,
+    new_folder,
+    read_json,
+    scratch_folder,
+    sha256_file,
+    sha256_text,
+)
 from ..core.plugins import plugin_sources
 from ..core.settings import inside, resolve, settings
 from .dataset_card import dataset_card, dataset_manifest
@@ -485,10 +491,10 @@ def build_dataset(
     home.mkdir(parents=True, exist_ok=True)
     with (
         disk_full_explained(key, home),
-        TemporaryDirectory(prefix=f".{key}.tmp-", dir=home) as bench,
+        scratch_folder(home, key) as bench,
     ):
         manifest = make_files(
-            Path(bench),
+            bench,
             traces,
             request=request,
             limit=limit,
@@ -496,7 +502,7 @@ def build_dataset(
             created_at=created_at or datetime.now(UTC),
             provenance=provenance or {},
         )
-        return put_in_place(Path(bench), inside(home, key), manifest)
+        return put_in_place(bench, inside(home, key), manifest)
 
 # %% ../../nbs/data/45_datasets.ipynb #5c71eca6
 CHARACTERS_PER_TOKEN = 3.0  # Estimate for English and arithmetic

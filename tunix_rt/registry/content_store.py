@@ -13,11 +13,10 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO
 
 from ..core.errors import ModelError, PathError
-from ..core.files import sync_folder
+from ..core.files import scratch_folder, sync_folder
 
 # %% auto #0
 __all__ = ['PIECE', 'DATE', 'list_files', 'FileDigest', 'ContentDigest', 'read_content', 'Changes', 'compare_content',
@@ -188,8 +187,8 @@ def _put(
     home: Path,  # The folder of all contents
 ) -> ContentDigest:
     home.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".arriving-", dir=home) as bench:
-        copied = Path(bench) / "content"
+    with scratch_folder(home, "arriving") as bench:
+        copied = bench / "content"
         content = read_content(source, copy=copied)
         for inner in (*(path for path in copied.rglob("*") if path.is_dir()), copied):
             sync_folder(inner)

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from ..store.deletions import lock_name
 
 from ..core.errors import ModelError, RunError, TunixError
 from ..core.files import read_json
@@ -217,6 +218,9 @@ def promote(
     content = store_content(source, home)
     place, root = home / content.sha256, resolve(settings().root)
     with store.writing() as session:
+        lock_name(session, f"content {content.sha256}")
+        if not place.is_dir():  # the last version with these files was deleted at this moment
+            store_content(source, home)
         if isinstance(model, str):
             family = family_row(session, model)
         else:
