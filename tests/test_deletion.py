@@ -35,12 +35,12 @@ from tunix_rt.store.deletions import (
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import EvaluationRow, RunRow
 from tunix_rt.store.traces import add_score, add_traces, count_traces, list_traces
+from tunix_rt.traces.schema import Trace
 from tunix_rt.tracking import delete_dataset as datasets
 from tunix_rt.tracking.baselines import set_baseline
 from tunix_rt.tracking.delete_dataset import delete_dataset, verify_dataset
 from tunix_rt.tracking.evaluations import evaluate_run
 from tunix_rt.tracking.reconcile import tidy
-from tunix_rt.traces.schema import Trace
 
 
 def traces(*numbers, **meta):

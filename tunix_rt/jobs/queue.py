@@ -16,15 +16,20 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
-from ..store.deletions import lock_name
 
 from ..core.errors import MissingError, RunError, TunixError
-from ..core.files import canonical_json, json_fault, read_json
+from ..core.files import canonical_json, json_fault
 from ..core.settings import resolve, settings
-from ..data.datasets import dataset_folder, load_dataset, require_worked_examples
+from tunix_rt.data.datasets import (
+    dataset_folder,
+    load_dataset,
+    read_manifest,
+    require_worked_examples,
+)
 from ..runs.folder import Run, read_run
 from ..runs.old_names import with_new_names
 from ..runs.run_spec import RunSpec, make_spec, require_pinned
+from ..store.deletions import lock_name
 from ..store.engine import Store
 from ..store.tables import ENDED, MODES, STATUSES, RunRow, now
 
@@ -112,7 +117,7 @@ def _dataset(
             f"there is no dataset {wanted!r}; build it first, or name one of those there are"
         )
     if spec.pipeline == "train" and spec.parameters.get("reasoning"):
-        require_worked_examples(folder.name, read_json(folder / "manifest.json").get("stats", {}))
+        require_worked_examples(folder.name, read_manifest(folder).get("stats") or {})
     return spec, None if path else wanted[:200]
 
 # %% ../../nbs/jobs/10_queue.ipynb #89c96d4f

@@ -14,7 +14,6 @@ from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from ..store.deletions import lock_name
 
 from ..core.errors import ModelError, RunError, TunixError
 from ..core.files import read_json
@@ -39,6 +38,7 @@ from tunix_rt.registry.models import (
 )
 from ..runs.folder import RECORD, Run, read_run
 from ..runs.lookup import train_sets
+from ..store.deletions import lock_name
 from ..store.engine import Store
 from ..store.tables import EvaluationRow, ModelAlias, ModelVersion, RunRow, now
 from ..tracking.baselines import metrics_of

@@ -44,7 +44,7 @@ from .migrations import HEAD, KNOWN
 from .tables import FIRST_YEAR, LAST_YEAR, Base, Moment, TraceTally, now
 
 # %% auto #0
-__all__ = ['MAGIC', 'TOGETHER', 'LONGEST', 'tables', 'Backup', 'backup', 'read_backup', 'check_backup', 'restore']
+__all__ = ['MAGIC', 'TOGETHER', 'LONGEST', 'KINDS', 'tables', 'Backup', 'backup', 'read_backup', 'check_backup', 'restore']
 
 # %% ../../nbs/store/60_backup.ipynb #50b7a506
 MAGIC = "tunix_rt backup"
@@ -78,6 +78,13 @@ def _time(
     return moment
 
 
+KINDS: tuple[tuple[Any, tuple[type, ...]], ...] = (
+    ((Uuid, Moment, String), (str,)),
+    (Integer, (int,)),
+    (Float, (int, float)),
+)
+
+
 def _value(
     column: ColumnClause[Any],  # Column that is to hold it
     value: Any,  # Value in the file
@@ -86,14 +93,13 @@ def _value(
         return None  # where that is not allowed, the database says so
     if isinstance(column.type, JSON):
         return value
+    wanted = (each for base, each in KINDS if isinstance(column.type, base))
+    if type(value) not in next(wanted, (bool, int, float, str)):
+        raise ValueError(f"a {type(value).__name__} has no place there")
     if isinstance(column.type, Uuid):
         return UUID(value)
     if isinstance(column.type, Moment):
         return _time(value)
-    kinds = {Integer: (int,), Float: (int, float), String: (str,), type(column.type): ()}
-    kind = next(kind for base, kind in kinds.items() if isinstance(column.type, base))
-    if type(value) not in (kind or (bool, int, float, str)):
-        raise ValueError(f"it is a {type(value).__name__}")
     if reason := json_fault(value):
         raise ValueError(reason)
     if isinstance(column.type, String) and len(value) > (column.type.length or INT_LIMIT):

@@ -23,7 +23,7 @@ from ..core.files import new_folder, parse_json
 from ..core.settings import inside, resolve, settings
 from ..jobs.logs import TAIL, chunks
 from ..jobs.queue import accept_completed, get_queued
-from ..runs.folder import LEFT, RECORD, plain_files, read_run
+from ..runs.folder import LEFT, ODD, RECORD, plain_files, read_run
 from ..runs.provenance import UNFIT
 from ..store.engine import Store
 from ..store.tables import ENDED, FIRST_YEAR, LAST_YEAR, LogChunk, RunRow, now
@@ -109,7 +109,7 @@ def _is_plain(
     name: str,  # Untrusted name
 ) -> bool:
     parts = name.split("/")
-    odd = re.search(r'[\\:\x00-\x1f\x7f"*?<>|]', name)
+    odd = ODD.search(name)
     hidden = any(not part or part.startswith(".") or part in LEFT for part in parts)
     return not odd and not hidden and len(name) <= 512
 

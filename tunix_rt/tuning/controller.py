@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from sqlalchemy import select
-from ..tracking.reconcile import Seen, reconcile_runs, tidy
 
 from ..core.errors import TunixError
 from ..jobs.leases import expire_leases
@@ -22,6 +21,7 @@ from ..jobs.queue import moment
 from ..store.engine import Store
 from ..store.tables import Trial, TuningJob
 from ..tracking.evaluations import score_completed
+from ..tracking.reconcile import Seen, reconcile_runs, tidy
 from .jobs import ACTIVE, get_job, spec_of
 from .search_space import draw
 from .study import importances, log, open_study, sampler_for, space_of, study_storage

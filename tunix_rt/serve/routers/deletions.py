@@ -10,7 +10,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AwareDatetime
+
 from ...registry.deletion import delete_model, delete_run, delete_version
+from ..dependencies import DatasetKey, LimitQuery, OffsetQuery, StoreDep
+from ..errors import HTTPRefusal, with_status
 from tunix_rt.serve.schemas.deletions import (
     DatasetVerified,
     DeletionPublic,
@@ -19,6 +22,9 @@ from tunix_rt.serve.schemas.deletions import (
     What,
     removal_shown,
 )
+from ..schemas.traces import Pagination
+from ..schemas.types import SafeStr
+from ..strict_json import StrictRoute
 from tunix_rt.store.deletions import (
     InUse,
     Removal,
@@ -27,15 +33,9 @@ from tunix_rt.store.deletions import (
     delete_traces,
     list_deletions,
 )
-from ...tracking.delete_dataset import delete_dataset, verify_dataset
-
-from ..dependencies import DatasetKey, LimitQuery, OffsetQuery, StoreDep
-from ..errors import HTTPRefusal, with_status
-from ..schemas.traces import Pagination
-from ..schemas.types import SafeStr
-from ..strict_json import StrictRoute
 from ...store.tables import FIRST_YEAR, LAST_YEAR
 from ...store.traces import get_trace
+from ...tracking.delete_dataset import delete_dataset, verify_dataset
 
 # %% auto #0
 __all__ = ['router', 'Checked', 'Who', 'DryRun', 'Reason', 'Filter', 'Before', 'Expected', 'refuse_unknown_parameters', 'get_who',

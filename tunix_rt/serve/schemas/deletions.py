@@ -10,9 +10,9 @@ from typing import Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
-from ...store.deletions import Removal
 
 from .traces import Pagination
+from ...store.deletions import Removal
 
 # %% auto #0
 __all__ = ['What', 'DependentPublic', 'RemovalPublic', 'removal_shown', 'DeletionPublic', 'DeletionsPublic', 'DatasetVerified']
