@@ -75,8 +75,8 @@ def dataset_key(
     key = re.sub(r"[ /]", "_", f"{name}-{version}")
     if len(key.encode()) > LONGEST_KEY:
         raise DatasetError(
-            f"the key {key[:40]!r}... has {len(key.encode())} bytes, and {LONGEST_KEY} are the most "
-            f"that leave room for temporary names; shorten name or version"
+            f"the key {key[:40]!r}... has {len(key.encode())} bytes, and only {LONGEST_KEY} "
+            f"leave room for temporary names; shorten name or version"
         )
     if key.startswith(".") or not re.fullmatch(r"[\w.+@=,()-]+", key):
         raise DatasetError(
