@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 import tunix_rt
-from . import data, registry, server, tune
+from . import data, deletion, registry, server, tune
 from . import database as store
 from .ask import ask, chat
 from .compare import compare
@@ -142,7 +142,7 @@ SECTIONS: dict[str, tuple[Callable[..., None], ...]] = {
         *(registry.leaderboard, registry.score, registry.baseline, registry.gate),
         *(registry.promote, registry.models, registry.verify),
     ),
-    "Keeping": (store.import_run, store.backup, store.restore),
+    "Keeping": (store.import_run, store.backup, store.restore, deletion.clean),
 }
 
 # %% ../../nbs/cli/60_app.ipynb #71e20b05
@@ -183,6 +183,7 @@ def build_app() -> typer.Typer:  # Command line
     for title, commands in SECTIONS.items():
         for command in commands:
             app.command(rich_help_panel=title)(command)
+    app.add_typer(deletion.delete, name="delete", rich_help_panel="Keeping")
     app.add_typer(store.db, name="db", rich_help_panel="Keeping")
     home = "Take a submission to Kaggle, and results home."
     app.add_typer(kaggle, name="kaggle", help=home, rich_help_panel="Kaggle")

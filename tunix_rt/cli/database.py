@@ -88,6 +88,12 @@ def stored_run(
         ) from None
 
 # %% ../../nbs/cli/35_database.ipynb #40ebecaa
+def _one_line(
+    text: str,  # Text of a cell
+) -> str:  # Same text with its line breaks and tabs escaped
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def table(
     heads: Sequence[str],  # Heading of each column
     rows: Sequence[Sequence[Any]],  # Rows, one cell per head
@@ -103,7 +109,7 @@ def table(
     """
     if not rows:
         return "none yet"
-    told = [[visible(text_of(value)) for value in row] for row in rows]
+    told = [[_one_line(text_of(value)) for value in row] for row in rows]
     lines = [list(heads), *told]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     return "\n".join(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from pydantic.types import AwareDatetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from tunix_rt.serve.schemas.datasets import (
     IngestRequest,
     IngestedFile,
 )
+from tunix_rt.serve.schemas.deletions import DatasetVerified, DeletionsPublic, RemovalPublic
 from tunix_rt.serve.schemas.evaluation import (
     BaselineRequest,
     BaselineSet,
@@ -130,6 +132,14 @@ __all__ = [
     "list_model_versions",
     "promote_model_version",
     "remove_model_alias",
+    "delete_trace",
+    "delete_traces_by_filter",
+    "remove_dataset",
+    "remove_run",
+    "remove_model_version",
+    "remove_model",
+    "list_deleted",
+    "verify_dataset_traces",
 ]
 
 
@@ -922,4 +932,217 @@ def remove_model_alias(
         "DELETE",
         f"/api/models/{quote_segment(model_id)}/aliases/{quote_segment(alias)}",
         key=key,
+    )
+
+
+def delete_trace(
+    client: Client,
+    trace_id: UUID,
+    dry_run: bool = False,
+    reason: str | None = None,
+    key: str | None = None,
+) -> RemovalPublic:
+    """Delete one trace.
+
+    Args:
+        client: Server to call
+        trace_id: Id of a trace
+        dry_run: Only say what would happen
+        reason: Why, for the record
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        RemovalPublic,
+        "DELETE",
+        f"/api/traces/{quote_segment(trace_id)}",
+        query={"dry_run": dry_run, "reason": reason},
+        key=key,
+    )
+
+
+def delete_traces_by_filter(
+    client: Client,
+    source: str | None = None,
+    category: str | None = None,
+    fingerprint: str | None = None,
+    text: str | None = None,
+    before: AwareDatetime | None = None,
+    expected: int | None = None,
+    dry_run: bool = False,
+    reason: str | None = None,
+    key: str | None = None,
+) -> RemovalPublic:
+    """Delete all traces that satisfy every filter.
+
+    Args:
+        client: Server to call
+        source: Filter on the source
+        category: Filter on the category
+        fingerprint: Filter on the fingerprint
+        text: Filter on the text
+        before: Stored before this time
+        expected: Number that a dry run said
+        dry_run: Only say what would happen
+        reason: Why, for the record
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        RemovalPublic,
+        "DELETE",
+        "/api/traces",
+        query={
+            "source": source,
+            "category": category,
+            "fingerprint": fingerprint,
+            "text": text,
+            "before": before,
+            "expected": expected,
+            "dry_run": dry_run,
+            "reason": reason,
+        },
+        key=key,
+    )
+
+
+def remove_dataset(
+    client: Client,
+    dataset_key: str,
+    dry_run: bool = False,
+    reason: str | None = None,
+    key: str | None = None,
+) -> RemovalPublic:
+    """Delete a dataset that nothing names.
+
+    Args:
+        client: Server to call
+        dataset_key: Key of a dataset, such as "golden-v2"
+        dry_run: Only say what would happen
+        reason: Why, for the record
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        RemovalPublic,
+        "DELETE",
+        f"/api/datasets/{quote_segment(dataset_key)}",
+        query={"dry_run": dry_run, "reason": reason},
+        key=key,
+    )
+
+
+def remove_run(
+    client: Client,
+    run_id: UUID,
+    dry_run: bool = False,
+    reason: str | None = None,
+    key: str | None = None,
+) -> RemovalPublic:
+    """Delete a run with its folder.
+
+    Args:
+        client: Server to call
+        run_id: Id of a run
+        dry_run: Only say what would happen
+        reason: Why, for the record
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        RemovalPublic,
+        "DELETE",
+        f"/api/tunix/runs/{quote_segment(run_id)}",
+        query={"dry_run": dry_run, "reason": reason},
+        key=key,
+    )
+
+
+def remove_model_version(
+    client: Client,
+    version_id: UUID,
+    dry_run: bool = False,
+    reason: str | None = None,
+    key: str | None = None,
+) -> RemovalPublic:
+    """Delete a version without an alias.
+
+    Args:
+        client: Server to call
+        version_id: Id of a version
+        dry_run: Only say what would happen
+        reason: Why, for the record
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        RemovalPublic,
+        "DELETE",
+        f"/api/models/versions/{quote_segment(version_id)}",
+        query={"dry_run": dry_run, "reason": reason},
+        key=key,
+    )
+
+
+def remove_model(
+    client: Client,
+    model_id: UUID,
+    dry_run: bool = False,
+    reason: str | None = None,
+    key: str | None = None,
+) -> RemovalPublic:
+    """Delete a model with all its versions, if none has an alias.
+
+    Args:
+        client: Server to call
+        model_id: Id of a model
+        dry_run: Only say what would happen
+        reason: Why, for the record
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        RemovalPublic,
+        "DELETE",
+        f"/api/models/{quote_segment(model_id)}",
+        query={"dry_run": dry_run, "reason": reason},
+        key=key,
+    )
+
+
+def list_deleted(
+    client: Client,
+    limit: int = 20,
+    offset: int = 0,
+    what: Literal["trace", "dataset", "run", "model", "model_version"] | None = None,
+) -> DeletionsPublic:
+    """List what was deleted, by whom, when and why, newest first.
+
+    Args:
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+        what: Filter on the what
+    """
+    return request(
+        client,
+        DeletionsPublic,
+        "GET",
+        "/api/deletions",
+        query={"limit": limit, "offset": offset, "what": what},
+    )
+
+
+def verify_dataset_traces(
+    client: Client,
+    dataset_key: str,
+) -> DatasetVerified:
+    """Verify a dataset, and say which of its traces were deleted from the store since.
+
+    Args:
+        client: Server to call
+        dataset_key: Key of a dataset, such as "golden-v2"
+    """
+    return request(
+        client, DatasetVerified, "GET", f"/api/datasets/{quote_segment(dataset_key)}/verify"
     )

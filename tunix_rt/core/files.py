@@ -5,6 +5,7 @@
 # %% ../../nbs/core/30_files.ipynb #58b00573
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -12,17 +13,18 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import PathError, TunixError
 
 # %% auto #0
-__all__ = ['ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'replacing', 'new_folder', 'JSONRefused', 'json_fault', 'parse_json',
-           'canonical_json', 'write_json', 'read_json', 'lines_of', 'read_lines', 'append_json', 'read_log',
-           'sha256_text', 'sha256_file']
+__all__ = ['ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'own', 'taking_over', 'remove_abandoned', 'hidden_beside',
+           'scratch_folder', 'replacing', 'new_folder', 'JSONRefused', 'json_fault', 'parse_json', 'canonical_json',
+           'write_json', 'read_json', 'lines_of', 'read_lines', 'append_json', 'read_log', 'sha256_text', 'sha256_file']
 
 # %% ../../nbs/core/30_files.ipynb #bae68586
 def sync_folder(
@@ -39,6 +41,128 @@ def sync_folder(
     finally:
         os.close(handle)
 
+# %% ../../nbs/core/30_files.ipynb #0e49c0eb
+def own(
+    path: Path,  # Existing temporary file or folder
+) -> int | None:  # Handle that holds the lock until it is closed; None if `path` was taken away
+    """Lock a temporary file or folder, so that everybody sees that it has an owner.
+
+    Args:
+        path: Existing temporary file or folder
+
+    Returns:
+        Handle that holds the lock until it is closed; None if `path` was taken away
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError:
+        return handle  # a file system without locks; nobody can tell, so nobody removes it
+    if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+        return handle
+    os.close(handle)
+    return None
+
+
+@contextmanager
+def taking_over(
+    path: Path,  # Temporary file or folder
+) -> Iterator[bool]:  # True if its owner is gone; False as well where nobody can tell
+    """Keep others from a temporary file or folder for a block, if no living process owns it.
+
+    Args:
+        path: Temporary file or folder
+
+    Returns:
+        True if its owner is gone; False as well where nobody can tell
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def remove_abandoned(
+    path: Path,  # Temporary file or folder
+) -> bool:  # False if somebody owns it, and it was left alone
+    """Remove a temporary file or folder whose owner is gone.
+
+    Args:
+        path: Temporary file or folder
+
+    Returns:
+        False if somebody owns it, and it was left alone
+    """
+    with taking_over(path) as free:
+        if free:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return free
+
+# %% ../../nbs/core/30_files.ipynb #73b47b45
+@contextmanager
+def hidden_beside(
+    path: Path,  # File or folder to create; its folder is created if missing
+    make: Callable[[Path], None],  # Creates it empty: `Path.touch`, `Path.mkdir`
+) -> Iterator[Path]:  # Hidden path in the same folder, owned by this process
+    """Give a hidden file or folder to fill; what is left of it when the block ends is removed.
+
+    Args:
+        path: File or folder to create; its folder is created if missing
+        make: Creates it empty: `Path.touch`, `Path.mkdir`
+
+    Returns:
+        Hidden path in the same folder, owned by this process
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    short = path.name.encode()[:200].decode(errors="ignore")
+    while True:
+        beside = path.with_name(f".{short}.tmp-{uuid.uuid4().hex[:8]}")
+        make(beside)
+        if (handle := own(beside)) is not None:
+            break
+    try:
+        yield beside
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
+def scratch_folder(
+    home: Path,  # Folder to create it in
+    name: str,  # Purpose, a part of its name
+) -> Iterator[Path]:  # Empty hidden folder that only this user can read
+    """Give a folder for the length of a block.
+
+    Args:
+        home: Folder to create it in
+        name: Purpose, a part of its name
+
+    Returns:
+        Empty hidden folder that only this user can read
+    """
+    with hidden_beside(home / name, partial(Path.mkdir, mode=0o700)) as folder:
+        yield folder
+
 # %% ../../nbs/core/30_files.ipynb #b95fe747
 @contextmanager
 def replacing(
@@ -52,17 +176,13 @@ def replacing(
     Returns:
         Text file (UTF-8) that becomes `path` when the block succeeds
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
+    with hidden_beside(path, Path.touch) as beside:
         with beside.open("w", encoding="utf-8", newline="\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
         sync_folder(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
 
 # %% ../../nbs/core/30_files.ipynb #28e52917
 @contextmanager
@@ -79,10 +199,7 @@ def new_folder(
     """
     if path.exists():
         raise PathError(f"{path} exists already and is not overwritten; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    beside.mkdir()
-    try:
+    with hidden_beside(path, Path.mkdir) as beside:
         yield beside
         for inner in (*beside.rglob("*"), beside):
             if inner.is_dir():
@@ -92,8 +209,6 @@ def new_folder(
                     os.fsync(handle.fileno())
         beside.rename(path)
         sync_folder(path.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 # %% ../../nbs/core/30_files.ipynb #0fd6e4a1
 class JSONRefused(TunixError):

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from .errors import PathError
 
 # %% auto #0
-__all__ = ['find_root', 'Places', 'Settings', 'settings', 'resolve', 'inside']
+__all__ = ['LONGEST_NAME', 'LONGEST_PATH', 'find_root', 'Places', 'Settings', 'settings', 'resolve', 'inside']
 
 # %% ../../nbs/core/20_settings.ipynb #844acac0
 def find_root(
@@ -141,6 +141,20 @@ def settings() -> Settings:  # Same object for the life of the process
     return Settings()
 
 # %% ../../nbs/core/20_settings.ipynb #711dbd37
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # Bytes that every file system takes
+
+
+def _refuse_long(
+    text: str,  # Path as given
+) -> None:
+    whole = os.fsencode(text)
+    if len(whole) > LONGEST_PATH or max(map(len, whole.split(b"/"))) > LONGEST_NAME:
+        raise PathError(
+            f"the path {text[:40]!r}... is too long: a name has at most {LONGEST_NAME} bytes, and "
+            f"a path {LONGEST_PATH}"
+        )
+
+
 def resolve(
     path: str | os.PathLike[str],  # Path from a user: absolute, with ~, or relative to the root
 ) -> Path:  # Absolute path with `..` and links resolved; need not exist
@@ -155,7 +169,11 @@ def resolve(
     text = os.fspath(path)
     if not text.strip() or "\0" in text:
         raise PathError(f"the path {text!r} names nothing; write a file or a folder")
-    return (settings().root / Path(text).expanduser()).resolve()
+    _refuse_long(text)
+    try:
+        return (settings().root / Path(text).expanduser()).resolve()
+    except RuntimeError:
+        raise PathError(f"the path {text[:80]!r} names the home of an unknown user") from None
 
 # %% ../../nbs/core/20_settings.ipynb #004dc1db
 def inside(
@@ -174,6 +192,7 @@ def inside(
     top, text = folder.resolve(), os.fspath(name)
     if "\0" in text or not text.strip():
         raise PathError(f"{text!r} is not a file name; give the name of something in {folder}")
+    _refuse_long(text)
     found = (top / text).resolve()
     if found == top or not found.is_relative_to(top):
         raise PathError(

@@ -16,12 +16,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import tunix_rt
-from ..core.errors import DatasetError, PathError
-from ..core.files import canonical_json, new_folder, read_json, sha256_file, sha256_text
+from ..core.errors import DatasetError, PathError, TunixError
+from tunix_rt.core.files import (
+    canonical_json,
+    new_folder,
+    read_json,
+    scratch_folder,
+    sha256_file,
+    sha256_text,
+)
 from ..core.plugins import plugin_sources
 from ..core.settings import inside, resolve, settings
 from .dataset_card import dataset_card, dataset_manifest
@@ -38,12 +44,16 @@ from tunix_rt.data.selection import (
 from ..traces.schema import Trace, read_traces, trace_lines
 
 # %% auto #0
-__all__ = ['T', 'SHIPPED', 'REQUIRED', 'CHARACTERS_PER_TOKEN', 'FRAME_TOKENS', 'dataset_key', 'part_name', 'part_fingerprint',
-           'Dataset', 'shipped_folder', 'dataset_folder', 'dataset_folders', 'is_shipped', 'dataset_names',
-           'load_dataset', 'make_files', 'disk_full_explained', 'same_or_refuse', 'put_in_place', 'build_dataset',
-           'estimate_steps', 'require_worked_examples', 'worked_examples', 'freeze_recipe', 'freeze_questions']
+__all__ = ['LONGEST_KEY', 'T', 'SHIPPED', 'REQUIRED', 'CHARACTERS_PER_TOKEN', 'FRAME_TOKENS', 'dataset_key', 'part_name',
+           'part_fingerprint', 'Dataset', 'shipped_folder', 'dataset_folder', 'dataset_folders', 'is_shipped',
+           'dataset_names', 'read_manifest', 'load_dataset', 'make_files', 'disk_full_explained', 'same_or_refuse',
+           'put_in_place', 'build_dataset', 'estimate_steps', 'require_worked_examples', 'worked_examples',
+           'freeze_recipe', 'freeze_questions']
 
 # %% ../../nbs/data/45_datasets.ipynb #1421b26d
+LONGEST_KEY = 200  # Bytes; temporary names add to it, and a name has 255 at most
+
+
 def dataset_key(
     name: str,  # Name of 1 to 128 characters, such as "golden"
     version: str,  # Version of 1 to 64 characters, such as "v2"
@@ -63,6 +73,11 @@ def dataset_key(
             f"these have {len(name)} and {len(version)}"
         )
     key = re.sub(r"[ /]", "_", f"{name}-{version}")
+    if len(key.encode()) > LONGEST_KEY:
+        raise DatasetError(
+            f"the key {key[:40]!r}... has {len(key.encode())} bytes, and only {LONGEST_KEY} "
+            f"leave room for temporary names; shorten name or version"
+        )
     if key.startswith(".") or not re.fullmatch(r"[\w.+@=,()-]+", key):
         raise DatasetError(
             f"{key!r} cannot name a folder everywhere; use letters, digits, '-', '_' and '.', "
@@ -260,7 +275,37 @@ def dataset_names(
     return own + (f"; shipped with tunix_rt: {', '.join(shipped)}" if shipped else "")
 
 # %% ../../nbs/data/45_datasets.ipynb #bedce586
-REQUIRED = ("dataset_key", "trace_count", "splits", "fingerprints")
+REQUIRED = {"dataset_key": str, "trace_count": int, "splits": dict, "fingerprints": dict}
+
+
+def read_manifest(
+    folder: Path,  # Folder of a dataset
+) -> dict[str, Any]:  # Manifest with the fields that everybody relies on
+    """Read the manifest of a dataset, or say what is wrong with it.
+
+    Args:
+        folder: Folder of a dataset
+
+    Returns:
+        Manifest with the fields that everybody relies on
+    """
+    try:
+        found = read_json(folder / "manifest.json")
+    except (OSError, TunixError) as error:
+        raise DatasetError(f"the dataset {folder.name} can't be read: {error}") from None
+    manifest = found if isinstance(found, dict) else {}
+    wrong = [name for name, kind in REQUIRED.items() if not isinstance(manifest.get(name), kind)]
+    sizes = [] if wrong else [*manifest["splits"].values(), manifest["trace_count"]]
+    if any(type(size) is not int or size < 0 for size in sizes):
+        wrong.append("splits, trace_count")
+    if not wrong and not isinstance(manifest["fingerprints"].get("traces.jsonl"), str):
+        wrong.append("fingerprints")
+    if wrong:
+        raise DatasetError(
+            f"the dataset {folder.name} can't be checked, because its manifest.json has no valid "
+            f"{', '.join(wrong)}; restore the file, or build the dataset again"
+        )
+    return manifest
 
 
 def load_dataset(
@@ -285,13 +330,9 @@ def load_dataset(
             f"there are {dataset_names(folder.parent)}"
             + "".join(f". To make it: tunix-rt generate {r} --version {version}" for r in made_by)
         )
-    manifest, traces = read_json(folder / "manifest.json"), folder / "traces.jsonl"
-    missing = [name for name in REQUIRED if name not in manifest]
-    if missing or "traces.jsonl" not in manifest["fingerprints"] or not traces.is_file():
-        raise DatasetError(
-            f"{folder} lacks {', '.join(missing) or 'traces.jsonl or its fingerprint'}, so its "
-            f"traces cannot be checked; build the dataset again"
-        )
+    manifest, traces = read_manifest(folder), folder / "traces.jsonl"
+    if not traces.is_file():
+        raise DatasetError(f"{folder} lacks traces.jsonl; build the dataset again")
     dataset, found = Dataset(folder, manifest), sha256_file(traces)
     if found != dataset.fingerprint or sum(dataset.splits.values()) != len(dataset):
         raise DatasetError(
@@ -485,10 +526,10 @@ def build_dataset(
     home.mkdir(parents=True, exist_ok=True)
     with (
         disk_full_explained(key, home),
-        TemporaryDirectory(prefix=f".{key}.tmp-", dir=home) as bench,
+        scratch_folder(home, key) as bench,
     ):
         manifest = make_files(
-            Path(bench),
+            bench,
             traces,
             request=request,
             limit=limit,
@@ -496,7 +537,7 @@ def build_dataset(
             created_at=created_at or datetime.now(UTC),
             provenance=provenance or {},
         )
-        return put_in_place(Path(bench), inside(home, key), manifest)
+        return put_in_place(bench, inside(home, key), manifest)
 
 # %% ../../nbs/data/45_datasets.ipynb #5c71eca6
 CHARACTERS_PER_TOKEN = 3.0  # Estimate for English and arithmetic

@@ -5,7 +5,8 @@
 # %% ../../nbs/jobs/20_leases.ipynb #81b6936f
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,14 +17,21 @@ from sqlalchemy import select, update
 
 from ..core.errors import RunError
 from ..core.settings import resolve, settings
-from .queue import end_row, moment, with_current_names
-from ..runs.folder import AT_WORK
+from tunix_rt.jobs.queue import (
+    accept_completed,
+    completed_folder,
+    end_row,
+    moment,
+    with_current_names,
+)
+from ..runs.folder import AT_WORK, Run
 from ..runs.pipelines import pipeline_name
 from ..store.engine import Store
 from ..store.tables import ENDED, RunRow
 
 # %% auto #0
-__all__ = ['BACKOFF', 'LONGEST_BACKOFF', 'Claim', 'folder_for', 'claim', 'renew', 'requeue', 'record_result', 'expire_leases']
+__all__ = ['BACKOFF', 'LONGEST_BACKOFF', 'log', 'OnCompleted', 'Claim', 'folder_for', 'claim', 'renew', 'requeue',
+           'record_result', 'expire_leases']
 
 # %% ../../nbs/jobs/20_leases.ipynb #fd6c08ef
 @dataclass(frozen=True)
@@ -118,6 +126,8 @@ def renew(
 # %% ../../nbs/jobs/20_leases.ipynb #a0e1d444
 BACKOFF = 2.0  # Seconds before the first retry after a crash; doubled each time
 LONGEST_BACKOFF = 300.0
+log = logging.getLogger("tunix_rt.worker")
+OnCompleted = Callable[[Store, Run], str | None]  # From a completed run to a note about it
 
 
 def _put_back(
@@ -128,10 +138,13 @@ def _put_back(
     delay: float | None,  # Seconds until it may be taken; None lets the attempts decide
 ) -> None:
     row.attempt_token = row.lease_until = None
-    if row.status == "cancel_requested":
+    last = counts and row.attempts >= row.max_attempts
+    if (row.status == "cancel_requested" or last) and (run := completed_folder(row)):
+        accept_completed(row, run, message)
+    elif row.status == "cancel_requested":
         end_row(row, "cancelled", at, f"cancelled; {message}")
         row.exit_code = 130
-    elif counts and row.attempts >= row.max_attempts:
+    elif last:
         end_row(row, "failed", at, f"{message}. It was tried {row.attempts} times")
         row.exit_code = 1
     else:
@@ -203,6 +216,11 @@ def record_result(
             return False
         if row.status in ENDED:
             return True  # recorded before; the reply was lost
+        if status != "completed" and (run := completed_folder(row)):
+            token = row.attempt_token
+            accept_completed(row, run, message or status)
+            row.attempt_token, row.stdout, row.stderr = token, stdout, stderr
+            return True
         end_row(row, status, moment(session), message)
         row.metrics = None if metrics is None else dict(metrics)
         row.exit_code, row.stdout, row.stderr = exit_code, stdout, stderr
@@ -211,11 +229,13 @@ def record_result(
 # %% ../../nbs/jobs/20_leases.ipynb #b7e30222
 def expire_leases(
     store: Store,  # Database to search
+    on_completed: OnCompleted | None = None,  # Called with each run that turns out to be done
 ) -> int:  # Number of lapsed leases
     """Requeue the runs of workers whose lease has lapsed.
 
     Args:
         store: Database to search
+        on_completed: Called with each run that turns out to be done
 
     Returns:
         Number of lapsed leases
@@ -232,4 +252,10 @@ def expire_leases(
         for row in rows:
             message = f"its worker {row.worker} stopped renewing its lease"
             _put_back(row, at, message, counts=True, delay=None)
+    for row in rows:
+        if on_completed and row.status == "completed" and (run := completed_folder(row)):
+            try:
+                on_completed(store, run)
+            except Exception:  # the run is done and safe, and the worker has more to do
+                log.exception("the run %s is completed, and on_completed failed", row.id)
     return len(rows)

@@ -18,17 +18,24 @@ from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..core.errors import MissingError, RunError, TunixError
-from ..core.files import canonical_json, json_fault, read_json
+from ..core.files import canonical_json, json_fault
 from ..core.settings import resolve, settings
-from ..data.datasets import dataset_folder, load_dataset, require_worked_examples
+from tunix_rt.data.datasets import (
+    dataset_folder,
+    load_dataset,
+    read_manifest,
+    require_worked_examples,
+)
+from ..runs.folder import Run, read_run
 from ..runs.old_names import with_new_names
 from ..runs.run_spec import RunSpec, make_spec, require_pinned
+from ..store.deletions import lock_name
 from ..store.engine import Store
 from ..store.tables import ENDED, MODES, STATUSES, RunRow, now
 
 # %% auto #0
 __all__ = ['with_current_names', 'get_queued', 'moment', 'enqueue', 'RunPage', 'list_queued', 'Tally', 'tally_runs', 'end_row',
-           'request_cancel']
+           'completed_folder', 'accept_completed', 'request_cancel']
 
 # %% ../../nbs/jobs/10_queue.ipynb #a4aaa197
 def with_current_names(
@@ -110,7 +117,7 @@ def _dataset(
             f"there is no dataset {wanted!r}; build it first, or name one of those there are"
         )
     if spec.pipeline == "train" and spec.parameters.get("reasoning"):
-        require_worked_examples(folder.name, read_json(folder / "manifest.json").get("stats", {}))
+        require_worked_examples(folder.name, read_manifest(folder).get("stats") or {})
     return spec, None if path else wanted[:200]
 
 # %% ../../nbs/jobs/10_queue.ipynb #89c96d4f
@@ -171,6 +178,15 @@ def _limits(
         raise RunError(f"the request cannot be kept: {fault}; leave that out")
 
 # %% ../../nbs/jobs/10_queue.ipynb #7f4b87e0
+def _hold_dataset(
+    session: Session,  # Writing session
+    key: str,  # Key of the dataset that a run names
+) -> None:
+    lock_name(session, f"dataset {key}")  # whoever deletes it looks for runs under this lock
+    if not (dataset_folder(key, resolve(settings().datasets)) / "manifest.json").is_file():
+        raise MissingError(f"the dataset {key!r} was deleted at this moment; name another")
+
+
 def _keep(
     store: Store,  # Target database
     row: RunRow,  # Checked
@@ -180,6 +196,8 @@ def _keep(
             parent = row.parent_run_id
             if parent is not None and session.get(RunRow, parent) is None:
                 raise MissingError(f"there is no run {parent} to be the parent of this one")
+            if row.dataset_key:
+                _hold_dataset(session, row.dataset_key)
             row.queued_at = row.available_at = moment(session)
             if row.mode == "dry-run":
                 row.started_at, row.completed_at, row.duration_seconds = (
@@ -362,6 +380,46 @@ def end_row(
         row.message = message
 
 
+def completed_folder(
+    row: RunRow,  # Row of a run
+) -> Run | None:  # Its folder, if that says that the run completed
+    """Read the outcome of a run from its folder, whatever its row says.
+
+    Args:
+        row: Row of a run
+
+    Returns:
+        Its folder, if that says that the run completed
+    """
+    if row.path is None or row.mode == "dry-run":
+        return None
+    try:
+        run = read_run(row.path)
+    except (TunixError, OSError):
+        return None
+    return run if run.completed and run.run_id == str(row.id) else None
+
+
+def accept_completed(
+    row: RunRow,  # Row in a writing session
+    run: Run,  # Its folder, from `completed_folder`
+    message: str,  # Why the row said otherwise, for people
+) -> None:
+    """Write into the row of a run that it completed, as its folder says.
+
+    Args:
+        row: Row in a writing session
+        run: Its folder, from `completed_folder`
+        message: Why the row said otherwise, for people
+    """
+    row.status, row.exit_code, row.metrics = "completed", 0, run.results
+    row.message = f"completed, as its folder says; {message}"
+    row.lease_until = row.attempt_token = None
+    ended, took = run.facts.get("completed_at"), run.facts.get("duration_seconds")
+    row.completed_at = datetime.fromisoformat(ended) if isinstance(ended, str) else row.completed_at
+    row.duration_seconds = float(took) if isinstance(took, int | float) else row.duration_seconds
+
+
 def request_cancel(
     store: Store,  # Database of the run
     run_id: UUID,  # Id of the run
@@ -382,9 +440,12 @@ def request_cancel(
         if row.status in ENDED:
             raise RunError(f"the run {run_id} is {row.status} already; there is nothing to cancel")
         row.cancel_requested_at = row.cancel_requested_at or at
-        if row.status == "pending":
+        lost = row.status != "pending" and (row.lease_until is None or row.lease_until < at)
+        if (lost or row.status == "pending") and (run := completed_folder(row)):
+            accept_completed(row, run, "it was done before it could be cancelled")
+        elif row.status == "pending":
             end_row(row, "cancelled", at, "cancelled while it waited")
-        elif row.lease_until is None or row.lease_until < at:
+        elif lost:
             row.attempt_token = None
             end_row(row, "cancelled", at, "cancelled; its worker had been lost")
         else:

@@ -17,7 +17,15 @@ from typing import TypeVar
 
 from ..core.errors import TunixError
 from ..core.settings import settings
-from .leases import Claim, claim, expire_leases, record_result, renew, requeue
+from tunix_rt.jobs.leases import (
+    Claim,
+    OnCompleted,
+    claim,
+    expire_leases,
+    record_result,
+    renew,
+    requeue,
+)
 from .logs import AWAY, LogStream, tail
 from ..runs.execute import GRACE, RunCancelled, RunFailed, execute
 from ..runs.folder import RECORD, Run, read_run
@@ -27,8 +35,8 @@ from ..store.engine import Store
 from ..training.preemption import catch_signals
 
 # %% auto #0
-__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'OnCompleted', 'Heartbeat', 'Outcome', 'attempt_run',
-           'retry_until', 'record_outcome', 'run_claim', 'work']
+__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'Heartbeat', 'Outcome', 'attempt_run', 'retry_until',
+           'record_outcome', 'run_claim', 'work']
 
 # %% ../../nbs/jobs/40_worker.ipynb #2dec61cc
 log = logging.getLogger("tunix_rt.worker")
@@ -197,9 +205,6 @@ def record_outcome(
     )  # fmt: skip
 
 # %% ../../nbs/jobs/40_worker.ipynb #2f739610
-OnCompleted = Callable[[Store, Run], str | None]  # From a completed run to a note about it
-
-
 def _note_of(
     store: Store,  # Database of the run
     run: Run,  # Completed in its folder, and still running for the store
@@ -257,9 +262,10 @@ def _next(
     store: Store,  # Database to search
     worker: str,  # Worker's name
     lease_seconds: float,  # Seconds of silence allowed
+    on_completed: OnCompleted | None,  # Called with each run that turns out to be done
 ) -> Claim | None:  # None if nothing is due or the store is unreachable
     try:
-        expire_leases(store)
+        expire_leases(store, on_completed)
         return claim(store, worker, lease_seconds)
     except AWAY as error:
         log.warning("the store does not answer: %s", error)
@@ -308,7 +314,7 @@ def work(
             return bool(asked.by) or (until is not None and until())
 
         while not stopping():
-            taken = _next(store, name, lease)
+            taken = _next(store, name, lease, on_completed)
             if taken is not None:
                 log.info("%s %s: attempt %d", taken.run.pipeline, taken.run.id, taken.run.attempts)
                 run_claim(store, taken, stopping, on_completed)

@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.parser import Parser
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tunix_rt
-from ..core.files import new_folder, read_json, sha256_file, write_json
+from ..core.files import new_folder, read_json, scratch_folder, sha256_file, write_json
 from ..core.formatting import format_bytes
 from ..data.datasets import SHIPPED
 from .metadata import KaggleError
@@ -285,8 +285,8 @@ def build_wheel(
             f"tunix_rt was installed and not checked out, so there is nothing to build from in "
             f"{checkout}. Name the wheel it was installed from with --wheel"
         )
-    with TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "tunix_rt"
+    with scratch_folder(Path(gettempdir()), "tunix-rt-wheel") as scratch:
+        copy = scratch / "tunix_rt"
         for name in SOURCES:
             source = checkout / name
             if source.is_dir():
@@ -322,12 +322,12 @@ def resolve_wheels(
     Returns:
         Everything that would be installed on an empty machine
     """
-    with TemporaryDirectory() as scratch:
-        limits = Path(scratch) / "limits.txt"
+    with scratch_folder(Path(gettempdir()), "tunix-rt-wheels") as scratch:
+        limits = scratch / "limits.txt"
         limits.write_text("".join(f"{name}=={v}\n" for name, v in image.items() if v))
-        answer = Path(scratch) / "report.json"
+        answer = scratch / "report.json"
         flags = ["--dry-run", "--ignore-installed", "--quiet", "--report", str(answer)]
-        flags += ["--only-binary=:all:", "--python-version", python, "--target", scratch]
+        flags += ["--only-binary=:all:", "--python-version", python, "--target", str(scratch)]
         flags += [word for name in PLATFORMS for word in ("--platform", name)]
         pip("install", *flags, "--constraint", str(limits), *wanted)
         report = read_json(answer)

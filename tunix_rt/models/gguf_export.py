@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import jax
 import numpy as np
 
 from ..core.errors import ModelError
+from ..core.files import hidden_beside
 from .config import GemmaConfig
 from .gemma import Gemma
 from tunix_rt.models.gguf import (
@@ -365,9 +365,7 @@ def save_gguf(
         deque(as_stored(model, layout), maxlen=0)
         return
     package = gguf_package(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp-{uuid4().hex[:8]}")
-    try:
+    with hidden_beside(path, Path.touch) as beside:
         writer = package.GGUFWriter(beside, arch)
         writer.add_type("model")
         writer.add_name(name or path.stem)
@@ -377,5 +375,3 @@ def save_gguf(
         add_tokenizer(writer, tokenizer, model.config.vocabulary)
         write_gguf_tensors(writer, model, layout, kind)
         beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -13,11 +13,10 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO
 
 from ..core.errors import ModelError, PathError
-from ..core.files import sync_folder
+from ..core.files import scratch_folder, sync_folder
 
 # %% auto #0
 __all__ = ['PIECE', 'DATE', 'list_files', 'FileDigest', 'ContentDigest', 'read_content', 'Changes', 'compare_content',
@@ -183,31 +182,45 @@ def compare_content(
     return Changes(sorted(missing), sorted(added), changed)
 
 # %% ../../nbs/registry/10_content_store.ipynb #9692d335
-def _put(
-    source: Path,  # A folder to copy
-    home: Path,  # The folder of all contents
-) -> ContentDigest:
-    home.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".arriving-", dir=home) as bench:
-        copied = Path(bench) / "content"
-        content = read_content(source, copy=copied)
-        for inner in (*(path for path in copied.rglob("*") if path.is_dir()), copied):
-            sync_folder(inner)
-        target = home / content.sha256
-        if not target.exists():
-            try:
-                copied.rename(target)
-                sync_folder(home)
-                return content
-            except OSError:
-                if not target.exists():  # otherwise another process was faster
-                    raise
-    if changes := compare_content(target, content.files):
+def _put_in_place(
+    copied: Path,  # Copy in a hidden folder
+    target: Path,  # Folder that its hash names
+    content: ContentDigest,  # Content of the copy
+) -> bool:  # False if the target was there, and then was not
+    if not target.exists():
+        try:
+            copied.rename(target)
+            sync_folder(target.parent)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+                raise
+    try:
+        changes = compare_content(target, content.files)
+    except FileNotFoundError:
+        return False
+    if changes and target.exists():
         damaged = changes.missing + changes.added + changes.changed
         raise ModelError(
             f"{target} is there already and was damaged since ({', '.join(damaged[:5])}). Move it "
             f"away, and promote again: the copy at hand is sound."
         )
+    return not changes
+
+
+def _put(
+    source: Path,  # A folder to copy
+    home: Path,  # The folder of all contents
+) -> ContentDigest:
+    home.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(home, "arriving") as bench:
+        copied = bench / "content"
+        content = read_content(source, copy=copied)
+        for inner in (*(path for path in copied.rglob("*") if path.is_dir()), copied):
+            sync_folder(inner)
+        target = home / content.sha256
+        while not _put_in_place(copied, target, content):
+            pass  # it was deleted while it was compared
     return content
 
 

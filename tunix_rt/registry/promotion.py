@@ -38,6 +38,7 @@ from tunix_rt.registry.models import (
 )
 from ..runs.folder import RECORD, Run, read_run
 from ..runs.lookup import train_sets
+from ..store.deletions import lock_name
 from ..store.engine import Store
 from ..store.tables import EvaluationRow, ModelAlias, ModelVersion, RunRow, now
 from ..tracking.baselines import metrics_of
@@ -217,6 +218,9 @@ def promote(
     content = store_content(source, home)
     place, root = home / content.sha256, resolve(settings().root)
     with store.writing() as session:
+        lock_name(session, f"content {content.sha256}")
+        if not place.is_dir():  # the last version with these files was deleted at this moment
+            store_content(source, home)
         if isinstance(model, str):
             family = family_row(session, model)
         else:

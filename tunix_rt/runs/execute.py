@@ -130,7 +130,9 @@ def _note_failure(run: Run, error: BaseException) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    if isinstance(error, DeadKernelError):
+    if type(error) is RuntimeError and str(error).startswith(("Kernel died", "Kernel didn't")):
+        error = RunCrashed(f"the process for the notebook did not start ({error}); try again")
+    elif isinstance(error, DeadKernelError):
         error = RunCrashed(
             "the kernel that ran the notebook died without a word. Most often memory ran out: try "
             "a smaller batch or model, and see log.txt for what it printed last."
@@ -299,7 +301,8 @@ def _supervise(
     except subprocess.TimeoutExpired:
         pass  # it is done, and does not end; closing its input ends it
     finally:
-        process.stdin.close()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -377,8 +380,9 @@ def _start_executor(notebook: Path, run: Run, given: dict[str, Any]) -> subproce
     )
     assert process.stdin is not None
     request = {"source": str(notebook), "folder": str(run.folder), "parameters": given}
-    process.stdin.write(json.dumps(request).encode() + b"\n")
-    process.stdin.flush()
+    with suppress(BrokenPipeError):  # it was killed at once; what supervises it says so
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
     return process
 
 # %% ../../nbs/runs/60_execute.ipynb #720eabc7

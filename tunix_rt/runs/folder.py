@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,12 +27,13 @@ from .old_names import with_new_names
 from .provenance import plain, surroundings
 
 # %% auto #0
-__all__ = ['GROWING', 'LEFT', 'RECORD', 'AT_WORK', 'plain_files', 'inventory', 'RunFiles', 'RunRecord', 'Run', 'read_run',
+__all__ = ['GROWING', 'LEFT', 'ODD', 'RECORD', 'AT_WORK', 'plain_files', 'inventory', 'RunFiles', 'RunRecord', 'Run', 'read_run',
            'differences', 'start_run', 'open_run', 'parameters_in']
 
 # %% ../../nbs/runs/30_folder.ipynb #7cb201cc
 GROWING = ("log.txt", "notebook.ipynb")  # Written until the process ends
 LEFT = ("checkpoints", "__pycache__")  # Folders that are not part of the result
+ODD = re.compile(r'[\\:\x00-\x1f\x7f"*?<>|\ud800-\udfff]')  # In names that not every system takes
 
 
 def plain_files(
@@ -47,7 +49,7 @@ def plain_files(
     """
     found: list[Path] = []
     for entry in os.scandir(folder):
-        if entry.name.startswith(".") or entry.is_symlink():
+        if entry.name.startswith(".") or entry.is_symlink() or ODD.search(entry.name):
             continue
         if entry.is_file():
             found.append(Path(entry.path))

@@ -8,13 +8,15 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from ..core.errors import RunError
 
 # %% auto #0
-__all__ = ['LOCK', 'OWNER', 'DYING', 'owner', 'acquire', 'join', 'release', 'held']
+__all__ = ['LOCK', 'OWNER', 'DYING', 'owner', 'acquire', 'join', 'release', 'held', 'keeping_out']
 
 # %% ../../nbs/runs/10_lock.ipynb #ea0baaee
 LOCK, OWNER = ".lock", ".owner"  # Hidden, so that a listing shows only what the run made
@@ -143,3 +145,27 @@ def held(
         return False
     with (folder / LOCK).open() as handle:
         return not _take(handle, fcntl.LOCK_EX)
+
+# %% ../../nbs/runs/10_lock.ipynb #5204c941
+@contextmanager
+def keeping_out(
+    folder: Path,  # Run folder
+) -> Iterator[bool]:  # False if a live process holds it, or if nobody can tell
+    """Keep every process out of a run folder for a block, unless one is in it.
+
+    Args:
+        folder: Run folder
+
+    Returns:
+        False if a live process holds it, or if nobody can tell
+    """
+    if folder.resolve() in _held:
+        yield False
+        return
+    try:
+        handle = (folder / LOCK).open("a+")
+    except OSError:  # such as a read-only disk
+        yield False
+        return
+    with handle:
+        yield _take(handle, fcntl.LOCK_EX)

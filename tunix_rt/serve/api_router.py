@@ -23,6 +23,7 @@ from .pages import tuning as tuning_pages
 from .pages.error_pages import ErrorPageMiddleware
 from tunix_rt.serve.routers import (
     datasets,
+    deletions,
     evaluation,
     health,
     models,
@@ -49,6 +50,7 @@ ROUTERS = (
     regression,
     tuning,
     models,
+    deletions,
 )
 
 # %% ../../nbs/serve/75_api_router.ipynb #b45dd3df

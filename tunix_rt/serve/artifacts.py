@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from ..core.errors import MissingError, PathError
 from ..core.settings import inside, resolve, settings
 from .schemas.runs import Artifact
+from .schemas.types import UNSEEN
 from ..store.tables import RunRow
 
 # %% auto #0
-__all__ = ['run_files', 'list_files', 'open_file']
+__all__ = ['run_files', 'list_files', 'open_file', 'SnapshotResponse']
 
 # %% ../../nbs/serve/70_artifacts.ipynb #3331ffd7
 def run_files(
@@ -49,6 +56,13 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield Path(entry.path)
 
 # %% ../../nbs/serve/70_artifacts.ipynb #34ae7e6a
+def _printable(
+    path: Path,  # Path inside a run folder
+) -> str:  # Text that JSON and terminals can hold; the same unless it is odd
+    text = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    return UNSEEN.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
 def list_files(
     folder: Path,  # Folder of a run
 ) -> list[Artifact]:  # Artifacts by name
@@ -60,14 +74,13 @@ def list_files(
     Returns:
         Artifacts by name
     """
-    return [
-        Artifact(
-            name=path.relative_to(folder).as_posix(),
-            size=path.stat().st_size,
-            path=path.relative_to(folder.parent).as_posix(),
-        )
-        for path in _walk(folder)
-    ]
+    found = []
+    for path in _walk(folder):
+        with suppress(FileNotFoundError):  # replaced or removed since it was listed
+            name, full = path.relative_to(folder), path.relative_to(folder.parent)
+            size = path.stat().st_size
+            found.append(Artifact(name=_printable(name), size=size, path=_printable(full)))
+    return found
 
 # %% ../../nbs/serve/70_artifacts.ipynb #16932829
 def open_file(
@@ -88,3 +101,31 @@ def open_file(
     if hidden or not path.is_file():
         raise MissingError(f"the run has no file {name[:200]!r}; list its artifacts")
     return path
+
+# %% ../../nbs/serve/70_artifacts.ipynb #1b97c76c
+class _Enough(Exception):
+    "All that was promised is sent."
+
+
+class SnapshotResponse(FileResponse):
+    "A file as it was when the download began, however much is appended meanwhile."
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        "Send the file up to the length in the headers."
+        left: int | None = None
+
+        async def clipped(message: Message) -> None:
+            nonlocal left
+            if message["type"] == "http.response.start":
+                left = int(Headers(raw=message["headers"])["content-length"])
+            elif message["type"] == "http.response.body" and left is not None:
+                body = bytes(message.get("body", b""))[:left]
+                left -= len(body)
+                more = bool(message.get("more_body")) and left > 0
+                message = {**message, "body": body, "more_body": more}
+            await send(message)
+            if left == 0 and message["type"] == "http.response.body":
+                raise _Enough
+
+        with suppress(_Enough):
+            await super().__call__(scope, receive, clipped)

@@ -5,12 +5,11 @@
 # %% ../../nbs/serve/15_strict_json.ipynb #dc8b3202
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import gettempdir
 from typing import Any, ClassVar
 
 from fastapi import Request, Response
@@ -18,7 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from ..core.files import ADVICE, JSONRefused, parse_json
+from ..core.files import ADVICE, JSONRefused, parse_json, scratch_folder
 from ..data.datasets import disk_full_explained
 
 # %% auto #0
@@ -107,7 +106,8 @@ async def receive_file(
     Returns:
         Existing file, for the length of the block
     """
-    folder = Path(await run_in_threadpool(mkdtemp, prefix="tunix-rt-upload-"))
+    stack, scratch = ExitStack(), scratch_folder(Path(gettempdir()), "tunix-rt-upload")
+    folder = await run_in_threadpool(stack.enter_context, scratch)
     try:
         with disk_full_explained(name, folder), (folder / name).open("wb") as file:
             waiting = bytearray()
@@ -119,4 +119,4 @@ async def receive_file(
             await run_in_threadpool(file.write, bytes(waiting))
         yield folder / name
     finally:
-        await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+        await run_in_threadpool(stack.close)

@@ -18,21 +18,38 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Table, Uuid, func, insert, select, text
+from sqlalchemy import (
+    JSON,
+    ColumnClause,
+    Float,
+    Integer,
+    String,
+    Table,
+    TableClause,
+    Uuid,
+    func,
+    insert,
+    select,
+    text,
+)
+from sqlalchemy import column as sql_column
+from sqlalchemy import table as sql_table
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..core.errors import StoreError
-from ..core.files import replacing
-from .engine import Store
-from .migrations import HEAD
-from .tables import Base, Moment, TraceTally, now
+from ..core.files import INT_LIMIT, json_fault, replacing
+from .engine import Store, migrate_in
+from .migrations import HEAD, KNOWN
+from .tables import FIRST_YEAR, LAST_YEAR, Base, Moment, TraceTally, now
 
 # %% auto #0
-__all__ = ['MAGIC', 'TOGETHER', 'tables', 'Backup', 'backup', 'read_backup', 'check_backup', 'restore']
+__all__ = ['MAGIC', 'TOGETHER', 'LONGEST', 'KINDS', 'tables', 'Backup', 'backup', 'read_backup', 'check_backup', 'restore']
 
 # %% ../../nbs/store/60_backup.ipynb #50b7a506
 MAGIC = "tunix_rt backup"
 TOGETHER = 50  # Rows in memory; a trace or a log chunk may have a megabyte
+LONGEST = 256 * 2**20  # Bytes of a line; the stored reply to a large request may have many
 
 # %% ../../nbs/store/60_backup.ipynb #a5f3e8f7
 def tables() -> list[Table]:  # Tables, referenced ones first
@@ -52,17 +69,58 @@ def _plain(
     return value.isoformat() if isinstance(value, datetime) else value
 
 
+def _time(
+    value: Any,  # Value in the file
+) -> datetime:
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is None or not FIRST_YEAR < moment.year < LAST_YEAR:
+        raise ValueError(f"{value} has no zone, or is not in the years {FIRST_YEAR} to {LAST_YEAR}")
+    return moment
+
+
+KINDS: tuple[tuple[Any, tuple[type, ...]], ...] = (
+    ((Uuid, Moment, String), (str,)),
+    (Integer, (int,)),
+    (Float, (int, float)),
+)
+
+
+def _value(
+    column: ColumnClause[Any],  # Column that is to hold it
+    value: Any,  # Value in the file
+) -> Any:  # Value in the column's type
+    if value is None:
+        return None  # where that is not allowed, the database says so
+    if isinstance(column.type, JSON):
+        return value
+    wanted = (each for base, each in KINDS if isinstance(column.type, base))
+    if type(value) not in next(wanted, (bool, int, float, str)):
+        raise ValueError(f"a {type(value).__name__} has no place there")
+    if isinstance(column.type, Uuid):
+        return UUID(value)
+    if isinstance(column.type, Moment):
+        return _time(value)
+    if reason := json_fault(value):
+        raise ValueError(reason)
+    if isinstance(column.type, String) and len(value) > (column.type.length or INT_LIMIT):
+        raise ValueError(f"it has {len(value):,} characters")
+    return value
+
+
 def _typed(
-    table: Table,  # Table of the row
+    table: TableClause,  # Table of the row, with the columns of the file
     row: list[Any],  # Row encoded by `_plain`
 ) -> dict[str, Any]:  # Values in the table's types
+    if len(row) != len(table.columns):
+        raise ValueError(f"{table.name} has {len(table.columns)} columns, and it has {len(row)}")
     values: dict[str, Any] = {}
     for column, value in zip(table.columns, row, strict=True):
-        if value is not None and isinstance(column.type, Uuid):
-            value = UUID(value)
-        elif value is not None and isinstance(column.type, Moment):
-            value = datetime.fromisoformat(value)
-        values[column.name] = value
+        try:
+            values[column.name] = _value(column, value)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{table.name}.{column.name}: {error}") from None
+    if table.name == "traces" and not 0 < values["number"] < 2**62:
+        raise ValueError("traces.number: it leaves no number for the next trace")
     return values
 
 # %% ../../nbs/store/60_backup.ipynb #939e2c1f
@@ -96,13 +154,17 @@ class Backup:
 
     def note(self, line: Any) -> None:
         "Count a line."
-        if isinstance(line, list):
+        if isinstance(line, list) and self.table:
             self.rows[self.table] += 1
-        elif "table" in line:
+        elif isinstance(line, dict) and isinstance(line.get("table"), str):
             self.table = line["table"]
+            if self.table in self.rows or not self.revision:
+                raise ValueError(f"the table {self.table[:80]!r} is out of place")
             self.rows[self.table] = 0
+        elif isinstance(line, dict) and not self.revision and line.get("format") == MAGIC:
+            self.created_at, self.revision = str(line["created_at"]), str(line["revision"])
         else:
-            self.created_at, self.revision = line["created_at"], line["revision"]
+            raise ValueError("it is neither a row nor the start of a table")
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count:,} {name}" for name, count in self.rows.items() if count)
@@ -152,7 +214,9 @@ def read_backup(
     digest, last = hashlib.sha256(), None
     try:
         with gzip.open(path, "rb") as packed:
-            for line in packed:
+            while line := packed.readline(LONGEST + 1):
+                if len(line) > LONGEST:
+                    raise ValueError(f"a line has over {LONGEST:,} bytes")
                 if last is None and MAGIC.encode() not in line:
                     raise ValueError("it does not begin like one")
                 if last is not None:
@@ -162,12 +226,28 @@ def read_backup(
         end = json.loads(last or b"null")
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist; name a file from tunix-rt backup") from None
+    except RecursionError:
+        raise StoreError(f"{path} is no backup: brackets are nested too deeply in it") from None
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise StoreError(f"{path} is no backup, or not a whole one ({error})") from None
     if not isinstance(end, dict) or end.get("sha256") != digest.hexdigest():
         raise StoreError(f"{path} was cut short or changed; its SHA-256 is not the one it ends on")
 
 # %% ../../nbs/store/60_backup.ipynb #43c7a31d
+def _place(
+    line: dict[str, Any],  # Line that begins a table
+) -> TableClause:  # The table with the columns of the file
+    name, columns = line["table"], line.get("columns")
+    known = {each.name: each.columns for each in tables()}
+    if name not in known:
+        raise ValueError(f"there is no table {name[:80]!r}")
+    if not isinstance(columns, list) or not all(each in known[name] for each in columns):
+        raise ValueError(f"{name} has the columns {', '.join(known[name].keys())}")
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{name} has a column twice")
+    return sql_table(name, *(sql_column(each, known[name][each].type) for each in columns))
+
+
 def check_backup(
     path: Path,  # File written by `backup`
 ) -> Backup:  # Summary of the file
@@ -179,9 +259,17 @@ def check_backup(
     Returns:
         Summary of the file
     """
-    held = Backup()
-    for line in read_backup(path):
-        held.note(line)
+    held, place = Backup(), None
+    for number, line in enumerate(read_backup(path), start=1):
+        try:
+            held.note(line)
+            if isinstance(line, dict) and held.table:
+                place = _place(line)
+            elif place is not None:
+                _typed(place, line)
+        except (ValueError, KeyError) as error:
+            said = str(error)[:300]
+            raise StoreError(f"{path} is no backup of ours; line {number}: {said}") from None
     return held
 
 # %% ../../nbs/store/60_backup.ipynb #d3e7cd43
@@ -200,19 +288,19 @@ def _fill(
     session: Session,  # Writing session
     lines: Iterable[Any],  # Lines from `read_backup`
 ) -> None:
-    by_name, waiting = {table.name: table for table in tables()}, iter(lines)
-    table: Table | None = None
+    place: TableClause | None = None
+    waiting = iter(lines)
     while some := list(islice(waiting, TOGETHER)):
         rows: list[dict[str, Any]] = []
         for line in some:
             if isinstance(line, list):
-                rows.append(_typed(cast(Table, table), line))
+                rows.append(_typed(cast(TableClause, place), line))
                 continue
             if rows:
-                session.execute(insert(cast(Table, table)), rows)
-            rows, table = [], by_name.get(line.get("table"))
+                session.execute(insert(cast(TableClause, place)), rows)
+            rows, place = [], _place(line) if "table" in line else None
         if rows:
-            session.execute(insert(cast(Table, table)), rows)
+            session.execute(insert(cast(TableClause, place)), rows)
 
 # %% ../../nbs/store/60_backup.ipynb #2ed2cd39
 def restore(
@@ -229,13 +317,30 @@ def restore(
         Summary of the restore
     """
     held = check_backup(path)
-    if held.revision != HEAD:
+    if held.revision not in KNOWN:
         raise StoreError(
-            f"{path} was made from tables at version {held.revision}, and these are at {HEAD}; "
-            f"restore it with the version of tunix_rt that made it, then run: tunix-rt db upgrade"
+            f"{path} was made from tables at version {held.revision[:80]}, and this code knows "
+            f"{', '.join(KNOWN)}; restore it with the version of tunix_rt that made it"
         )
+    try:
+        _restore(store, path, held)
+    except SQLAlchemyError as error:
+        said = str(getattr(error, "orig", error)).strip().partition("\n")[0]
+        raise StoreError(f"{path} can't be restored, and nothing of it was kept: {said}") from error
+    return held
+
+
+def _restore(
+    store: Store,  # Empty database with tables of this version
+    path: Path,  # Backup that was checked
+    held: Backup,  # Its summary
+) -> None:
+    from alembic import command
+
     with store.writing() as session:
         _refuse_unless_empty(session)
+        if held.revision != HEAD:
+            migrate_in(session, lambda config: command.downgrade(config, held.revision))
         later = {
             "sqlite": "PRAGMA defer_foreign_keys=ON",
             "postgresql": "SET CONSTRAINTS ALL DEFERRED",
@@ -245,8 +350,10 @@ def restore(
         if store.dialect == "postgresql":
             counter = "pg_get_serial_sequence('traces', 'number')"
             session.execute(text(f"SELECT setval({counter}, max(number)) FROM traces"))
+            session.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))  # checked before tables change
+        if held.revision != HEAD:
+            migrate_in(session, lambda config: command.upgrade(config, "head"))
         for table in tables():
             count = session.scalar(select(func.count()).select_from(table))
-            if count != held.rows[table.name]:
+            if count != held.rows.get(table.name, 0):
                 raise StoreError(f"{count} {table.name} were restored, not {held.rows[table.name]}")
-    return held

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,18 +27,25 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DisconnectionError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    StatementError,
+)
 from sqlalchemy.exc import TimeoutError as PoolEmpty
 from sqlalchemy.orm import Session
 
-from ..core.errors import StoreError
+from ..core.errors import StoreError, TunixError
 from ..core.files import canonical_json
 from ..core.settings import resolve, settings
 from . import migrations
 
 # %% auto #0
-__all__ = ['DEFAULT', 'PATIENCE', 'PRAGMAS', 'WRITING', 'RESTED', 'GONE', 'database_url', 'Store', 'writing', 'inserting',
-           'reading', 'current', 'upgrade', 'downgrade', 'ready', 'connect', 'open_store']
+__all__ = ['DEFAULT', 'PATIENCE', 'PRAGMAS', 'WRITING', 'RESTED', 'GONE', 'VERSION', 'database_url', 'Store', 'writing',
+           'inserting', 'reading', 'current', 'migrate_in', 'upgrade', 'downgrade', 'ready', 'connect', 'open_store']
 
 # %% ../../nbs/store/20_engine.ipynb #4e6f9916
 DEFAULT = "outputs/tunix_rt.db"
@@ -222,6 +231,16 @@ def _trouble_explained(
             f"the database {store.name} did not do as asked ({said}). Nothing of this request was "
             f"kept; when the database is well again, send it once more."
         ) from error
+    except (StatementError, sqlite3.DatabaseError) as error:
+        cause = getattr(error, "orig", error)
+        if isinstance(cause, TunixError):  # a value that a type of ours refused
+            raise cause from None
+        if type(cause) is not sqlite3.DatabaseError:
+            raise
+        raise StoreError(
+            f"{store.name} can't be read as a SQLite database ({cause}). The file is damaged, or "
+            f"of another kind: name another, or restore a backup into a new one."
+        ) from error
 
 # %% ../../nbs/store/20_engine.ipynb #1e265433
 @contextmanager
@@ -297,6 +316,9 @@ def reading(
             yield session
 
 # %% ../../nbs/store/20_engine.ipynb #6d0ab6d7
+VERSION = re.compile("[0-9a-z_]{1,32}")
+
+
 def current(
     store: Store,  # Database with the tables
 ) -> str | None:  # Such as "0001"; None if there are no tables
@@ -310,25 +332,52 @@ def current(
     """
     with reading(store) as session:
         connection = session.connection()
-        if not inspect(connection).has_table(migrations.VERSION_TABLE):
+        there = inspect(connection)
+        rows: list[Any] = []
+        if there.has_table(migrations.VERSION_TABLE):
+            asking = f"SELECT version_num FROM {migrations.VERSION_TABLE}"
+            try:
+                rows = list(connection.scalars(text(asking)))
+            except ProgrammingError:  # Postgres, for a table with other columns
+                rows = [None]
+        if not rows and not there.has_table("traces"):
             return None
-        return connection.scalar(text(f"SELECT version_num FROM {migrations.VERSION_TABLE}"))
+    if len(rows) != 1 or not isinstance(rows[0], str) or not VERSION.fullmatch(rows[0]):
+        raise StoreError(
+            f"{store.name} has tables, and {migrations.VERSION_TABLE} should hold their version, "
+            f"such as {migrations.HEAD}, but holds {str(rows)[:80]}. It belongs to another program "
+            f"or was changed by hand: name another database, or restore a backup into an empty one."
+        )
+    return rows[0]
 
 # %% ../../nbs/store/20_engine.ipynb #b49cb769
+def migrate_in(
+    session: Session,  # Writing session
+    move: Callable[[Any], None],  # Migration, called with Alembic's configuration
+) -> None:
+    """Migrate the tables in a transaction of the caller.
+
+    Args:
+        session: Writing session
+        move: Migration, called with Alembic's configuration
+    """
+    from alembic.config import Config
+
+    connection = session.connection()
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(7411990)"))
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.set_main_option("path_separator", "os")
+    move(config)
+
+
 def _migrate(
     store: Store,  # Database with the tables
     move: Callable[[Any], None],  # Migration, called with Alembic's configuration
 ) -> None:
-    from alembic.config import Config
-
     with writing(store) as session:
-        connection = session.connection()
-        if store.dialect == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(7411990)"))
-        config = Config(attributes={"connection": connection})
-        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-        config.set_main_option("path_separator", "os")
-        move(config)
+        migrate_in(session, move)
 
 # %% ../../nbs/store/20_engine.ipynb #61ec6915
 def _refuse_unknown(

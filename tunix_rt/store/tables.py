@@ -37,9 +37,9 @@ from ..core.errors import StoreError
 from ..core.settings import resolve
 
 # %% auto #0
-__all__ = ['Counting', 'STATUSES', 'ENDED', 'MODES', 'now', 'Moment', 'Base', 'TraceRow', 'copied', 'TraceTally', 'ScoreRow',
-           'RunRow', 'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
-           'ModelVersion', 'ModelAlias', 'IdempotentReply']
+__all__ = ['FIRST_YEAR', 'LAST_YEAR', 'Counting', 'STATUSES', 'ENDED', 'MODES', 'DELETABLE', 'now', 'Moment', 'Base', 'TraceRow',
+           'copied', 'TraceTally', 'ScoreRow', 'RunRow', 'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow',
+           'TuningJob', 'Trial', 'ModelRow', 'ModelVersion', 'ModelAlias', 'IdempotentReply', 'DeletionRow']
 
 # %% ../../nbs/store/10_tables.ipynb #322249a4
 def now() -> datetime:  # Current time in UTC
@@ -49,6 +49,15 @@ def now() -> datetime:  # Current time in UTC
         Current time in UTC
     """
     return datetime.now(UTC)
+
+
+FIRST_YEAR, LAST_YEAR = 1900, 2999  # Years that both databases read in every time zone
+
+
+def _beyond(
+    moment: datetime,  # Time as given
+) -> str:  # Message for people
+    return f"the time {moment} is not in the years {FIRST_YEAR} to {LAST_YEAR}; correct it"
 
 
 class Moment(TypeDecorator[datetime]):
@@ -62,7 +71,12 @@ class Moment(TypeDecorator[datetime]):
             return None
         if value.tzinfo is None:
             raise StoreError(f"the time {value} does not say its zone; use datetime.now(UTC)")
-        moment = value.astimezone(UTC)
+        try:
+            moment = value.astimezone(UTC)
+        except OverflowError:
+            raise StoreError(_beyond(value)) from None
+        if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+            raise StoreError(_beyond(value))
         return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -436,3 +450,27 @@ class IdempotentReply(Base):
     status_code: Mapped[int]
     body: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now, index=True)
+
+# %% ../../nbs/store/10_tables.ipynb #7ed40f0d
+DELETABLE = ("trace", "dataset", "run", "model", "model_version")
+
+
+class DeletionRow(Base):
+    "One thing that was deleted."
+
+    __tablename__ = "deletions"
+    __table_args__ = (
+        Index(None, "what", "item_id"),
+        Index(None, "deleted_at", "id"),
+        _one_of("what", DELETABLE),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    act_id: Mapped[UUID]
+    what: Mapped[str] = mapped_column(String(16))
+    item_id: Mapped[str] = mapped_column(String(256))  # An id without hyphens, or a dataset key
+    name: Mapped[str | None]  # For people, such as "adder v2"
+    fingerprint: Mapped[str | None] = mapped_column(String(64))
+    who: Mapped[str] = mapped_column(String(256))
+    reason: Mapped[str | None]
+    deleted_at: Mapped[datetime] = mapped_column(default=now)

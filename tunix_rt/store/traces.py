@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from ..core.errors import MissingError, StoreError, TraceError
 from ..core.files import json_fault
 from .engine import Store
-from .tables import ScoreRow, TraceRow, TraceTally, copied, now
+from .tables import DeletionRow, ScoreRow, TraceRow, TraceTally, copied, now
 from ..traces.schema import Trace
 from ..traces.serialization import EncodedTrace, encode_trace, record_of
 
@@ -313,6 +313,16 @@ def found(
     return Found(row.id, row.created_at, row.trace_version, trace)
 
 # %% ../../nbs/store/30_traces.ipynb #e2a691fb
+def _deleted(
+    store: Store,  # Database to read from
+    id: UUID,  # Id of a trace that is not stored
+) -> DeletionRow | None:  # Record of its deletion, if it was ever stored
+    mine = (DeletionRow.what == "trace", DeletionRow.item_id == id.hex)
+    newest = select(DeletionRow).where(*mine).order_by(DeletionRow.deleted_at.desc()).limit(1)
+    with store.reading() as session:
+        return session.scalar(newest)
+
+
 def get_traces(
     store: Store,  # Database to read from
     ids: Sequence[UUID],  # Ids in any order
@@ -332,6 +342,11 @@ def get_traces(
             wanted = TraceRow.id.in_(ids[start : start + BATCH])
             there |= {row.id: found(row) for row in session.execute(EVERYTHING.where(wanted))}
     missing = [str(id) for id in ids if id not in there]
+    if missing and (known := _deleted(store, UUID(missing[0]))):
+        raise MissingError(
+            f"the trace {missing[0]} was deleted on {known.deleted_at:%Y-%m-%d %H:%M} UTC by "
+            f"{known.who}" + (f": {known.reason}" if known.reason else "")
+        )
     if missing:
         raise MissingError(
             f"there is no trace with the id {', '.join(missing[:3])}; list the traces to see "

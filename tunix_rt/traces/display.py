@@ -19,7 +19,7 @@ __all__ = ['FOLD', 'STYLE', 'STEPS_SHOWN', 'visible', 'Html', 'excerpt', 'text_b
            'trace_text', 'trace_html', 'traces_html']
 
 # %% ../../nbs/traces/10_display.ipynb #20744b68
-_unseen = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_unseen = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def visible(

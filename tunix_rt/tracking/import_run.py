@@ -9,11 +9,12 @@ import hashlib
 import re
 import stat
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, ValidationError
 from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 
@@ -21,20 +22,31 @@ from ..core.errors import MissingError, PathError, RunError
 from ..core.files import new_folder, parse_json
 from ..core.settings import inside, resolve, settings
 from ..jobs.logs import TAIL, chunks
-from ..jobs.queue import get_queued
-from ..runs.folder import LEFT, RECORD, plain_files, read_run
+from ..jobs.queue import accept_completed, get_queued
+from ..runs.folder import LEFT, ODD, RECORD, plain_files, read_run
 from ..runs.provenance import UNFIT
 from ..store.engine import Store
-from ..store.tables import LogChunk, RunRow, now
+from ..store.tables import ENDED, FIRST_YEAR, LAST_YEAR, LogChunk, RunRow, now
 from .evaluations import Scored, keep_evaluation, score_completed, try_score
 
 # %% auto #0
-__all__ = ['LARGEST_RECORD', 'DIGEST', 'PROPORTION', 'SMALL', 'Source', 'LOG_KEPT', 'Record', 'read_record', 'FolderSource',
-           'ZipSource', 'open_source', 'take_files', 'import_run']
+__all__ = ['LARGEST_RECORD', 'DIGEST', 'Time', 'PROPORTION', 'SMALL', 'Source', 'LOG_KEPT', 'Record', 'read_record',
+           'FolderSource', 'ZipSource', 'open_source', 'take_files', 'path_in_row', 'mend_row', 'import_run']
 
 # %% ../../nbs/tracking/30_import_run.ipynb #b0cb2005
 LARGEST_RECORD = 16 * 2**20  # Bytes of run.json
 DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def _in_calendar(
+    moment: datetime,  # Time with its zone
+) -> datetime:  # The same in UTC
+    if not FIRST_YEAR < moment.year < LAST_YEAR:
+        raise ValueError(f"the year is not between {FIRST_YEAR} and {LAST_YEAR}")
+    return moment.astimezone(UTC)
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_in_calendar)]
 
 
 class Record(BaseModel):
@@ -43,8 +55,8 @@ class Record(BaseModel):
     run_id: UUID
     pipeline: str = Field(min_length=1, max_length=128)
     status: Literal["completed"]
-    started_at: AwareDatetime
-    completed_at: AwareDatetime
+    started_at: Time
+    completed_at: Time
     duration_seconds: float = Field(ge=0)
     parameters: dict[str, Any]
     results: dict[str, Any] = {}
@@ -97,7 +109,7 @@ def _is_plain(
     name: str,  # Untrusted name
 ) -> bool:
     parts = name.split("/")
-    odd = re.search(r'[\\:\x00-\x1f\x7f"*?<>|]', name)
+    odd = ODD.search(name)
     hidden = any(not part or part.startswith(".") or part in LEFT for part in parts)
     return not odd and not hidden and len(name) <= 512
 
@@ -297,19 +309,34 @@ def _settle_in(
 LOG_KEPT = 2**20  # Bytes of log.txt to store, from its end
 
 
+def path_in_row(
+    folder: Path,  # Run folder
+) -> str:  # Relative to the root, if it is inside
+    """Write the path of a run folder as rows hold it.
+
+    Args:
+        folder: Run folder
+
+    Returns:
+        Relative to the root, if it is inside
+    """
+    folder, root = folder.resolve(), settings().root.resolve()
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
+
+
 def _row(
     record: Record,  # Record of the run
     folder: Path,  # Final run folder
     message: str,  # Message for people
 ) -> RunRow:
-    root, key = settings().root.resolve(), (record.dataset or {}).get("key")
+    key = (record.dataset or {}).get("key")
     model = record.parameters.get("model")
     return RunRow(
         id=record.run_id, pipeline=record.pipeline, mode="local", status="completed",
         dataset_key=key if isinstance(key, str) and len(key) <= 200 else None,
         model_id=model if isinstance(model, str) and len(model) <= 256 else None,
         parameters=record.parameters, metrics=record.results, exit_code=0, message=message,
-        folder=folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder),
+        folder=path_in_row(folder),
         queued_at=record.started_at, available_at=record.started_at, started_at=record.started_at,
         completed_at=record.completed_at, duration_seconds=record.duration_seconds, attempts=1,
         worker="elsewhere",
@@ -365,6 +392,33 @@ def _known(
         return None
 
 
+def mend_row(
+    store: Store,  # Database to write to
+    run_id: UUID,  # Id of a run that ended otherwise
+    folder: Path,  # Folder that says that it completed
+    message: str,  # Why its row said otherwise
+) -> bool:  # False if the row is at work again, or says so already
+    """Bring the row of a run in line with its folder.
+
+    Args:
+        store: Database to write to
+        run_id: Id of a run that ended otherwise
+        folder: Folder that says that it completed
+        message: Why its row said otherwise
+
+    Returns:
+        False if the row is at work again, or says so already
+    """
+    with store.writing() as session:
+        row = session.get(RunRow, run_id, with_for_update=True)
+        if row is None or row.status not in ENDED or row.status == "completed":
+            return False
+        row.folder = path_in_row(folder)
+        accept_completed(row, read_run(folder), message)
+        row.started_at = row.started_at or row.queued_at
+        return True
+
+
 def import_run(
     store: Store,  # Database to write to
     path: str | Path,  # A run folder, or a zip of one
@@ -391,6 +445,8 @@ def import_run(
         folder = source.folder
     else:
         folder = known.path if known and known.path else runs / record.folder_name
+        if (folder / RECORD).is_file() and not read_run(folder).completed:
+            folder = folder.with_name(f"{folder.name}-imported")  # it went on elsewhere
     _settle_in(source, record, text, folder)
     if known is None:
         left = sorted(source.names() - set(record.files) - {RECORD})
@@ -399,6 +455,9 @@ def import_run(
         scored, reason = try_score(store, row)
         row.message = "; ".join(filter(None, [row.message, reason]))
         _register(store, row, folder, scored)
-    elif reason := score_completed(store, read_run(folder)):
-        _add_to_message(store, known.id, reason)
+    else:
+        if known.status != "completed":
+            mend_row(store, known.id, folder, f"it was {known.status} here, and then imported")
+        if reason := score_completed(store, read_run(folder)):
+            _add_to_message(store, known.id, reason)
     return get_queued(store, record.run_id)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from ..jobs.leases import expire_leases
 from ..jobs.queue import moment
 from ..store.engine import Store
 from ..store.tables import Trial, TuningJob
+from ..tracking.evaluations import score_completed
+from ..tracking.reconcile import Seen, reconcile_runs, tidy
 from .jobs import ACTIVE, get_job, spec_of
 from .search_space import draw
 from .study import importances, log, open_study, sampler_for, space_of, study_storage
@@ -209,7 +212,7 @@ def advancing(
     store: Store,  # Database of queue and jobs
     seconds: float = 5.0,  # Time between two steps
 ) -> Iterator[None]:  # Context for as long as the block lasts
-    """Expire leases and advance searches in a background thread.
+    """Expire leases, advance searches and tidy up in a background thread.
 
     Args:
         store: Database of queue and jobs
@@ -218,13 +221,21 @@ def advancing(
     Returns:
         Context for as long as the block lasts
     """
-    stop = threading.Event()
+    stop, seen = threading.Event(), Seen()
+    duties: dict[float, Callable[[], object]] = {
+        60.0: lambda: reconcile_runs(store, seen), 600.0: lambda: tidy(store),
+    }  # fmt: skip
+    due = dict.fromkeys(duties, 0.0)
 
     def keep_on() -> None:
         while not stop.is_set():
             try:
-                expire_leases(store)
+                expire_leases(store, score_completed)
                 advance_jobs(store)
+                for every, duty in duties.items():
+                    if time.monotonic() >= due[every]:
+                        due[every] = time.monotonic() + every
+                        duty()
             except Exception:  # the thread must survive any error of a step
                 log.exception("tuning could not be moved on; it is tried again")
             stop.wait(seconds)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
-from ...core.files import read_json
+from ...core.errors import DatasetError
 from ...core.settings import resolve, settings
 from tunix_rt.data.datasets import (
     Dataset,
@@ -23,6 +23,7 @@ from tunix_rt.data.datasets import (
     dataset_folders,
     is_shipped,
     load_dataset,
+    read_manifest,
 )
 from ...data.exports import export_lines, trace_line
 from tunix_rt.serve.dependencies import (
@@ -54,7 +55,7 @@ from ...store.engine import Store
 
 # %% auto #0
 __all__ = ['router', 'BODY', 'PIECE', 'build_dataset', 'ingest_dataset', 'upload_dataset', 'in_pieces', 'export_dataset',
-           'get_dataset', 'list_datasets']
+           'get_dataset', 'list_datasets', 'text_or_none']
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #73888189
 router = APIRouter(route_class=StrictRoute, tags=["datasets"])
@@ -208,7 +209,7 @@ def export_dataset(
 def get_dataset(dataset_key: DatasetKey) -> dict[str, Any]:
     "Show the manifest of a dataset."
     folder = dataset_folder(dataset_key, resolve(settings().datasets))
-    return dict(read_json(folder / "manifest.json"))
+    return read_manifest(folder)
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #07bc3473
 @router.get("/api/datasets")
@@ -225,13 +226,29 @@ def list_datasets(limit: LimitQuery = 20, offset: OffsetQuery = 0) -> DatasetPag
     )
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #07e11b19
+def text_or_none(
+    value: Any,  # Value of a file that anybody may have edited
+) -> str | None:
+    """Return a text, and nothing else.
+
+    Args:
+        value: Value of a file that anybody may have edited
+    """
+    return value if isinstance(value, str) else None
+
+
 @lru_cache(10_000)
 def _summary(path: Path, _written_at: int, *, shipped: bool) -> DatasetSummary:
-    manifest = read_json(path)
+    try:
+        manifest = read_manifest(path.parent)
+    except DatasetError as error:  # it hides no other dataset
+        return DatasetSummary(
+            dataset_key=path.parent.name, trace_count=0, fingerprint="", problem=str(error)
+        )
     return DatasetSummary(
         dataset_key=path.parent.name,
-        trace_count=manifest.get("trace_count", 0),
-        created_at=manifest.get("created_at"),
-        fingerprint=manifest.get("fingerprints", {}).get("traces.jsonl", ""),
+        trace_count=manifest["trace_count"],
+        created_at=text_or_none(manifest.get("created_at")),
+        fingerprint=manifest["fingerprints"]["traces.jsonl"],
         shipped=shipped,
     )

@@ -11,13 +11,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query
 from fastapi import Path as InPath
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from ...core.errors import MissingError
 from ...core.files import read_log
 from ...jobs.queue import get_queued, list_queued, request_cancel
-from ..artifacts import list_files, open_file, run_files
+from ..artifacts import SnapshotResponse, list_files, open_file, run_files
 from ..dependencies import LimitQuery, OffsetQuery, ServicesDep, StoreDep
 from tunix_rt.serve.schemas.runs import (
     Artifacts,
@@ -31,7 +31,7 @@ from tunix_rt.serve.schemas.runs import (
     run_detail,
 )
 from ..schemas.traces import Pagination
-from ..schemas.types import SafeStr
+from ..schemas.types import FilePath, SafeStr
 from ..sse import follow
 from ..strict_json import StrictRoute
 from ...store.engine import Store
@@ -127,15 +127,15 @@ def list_artifacts(store: StoreDep, run_id: UUID) -> Artifacts:
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #41f771ae
 @router.get(
     "/{run_id}/artifacts/{filename:path}/download",
-    response_class=FileResponse,
+    response_class=SnapshotResponse,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "The file"}},
 )
 def download_artifact(
-    store: StoreDep, run_id: UUID, filename: Annotated[SafeStr, InPath(max_length=1024)]
-) -> FileResponse:
+    store: StoreDep, run_id: UUID, filename: Annotated[FilePath, InPath()]
+) -> SnapshotResponse:
     "Download one file of a run."
     path = open_file(_folder(store, run_id), filename)
-    return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+    return SnapshotResponse(path, media_type="application/octet-stream", filename=path.name)
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #2b99466a
 @router.get("/{run_id}/metrics")

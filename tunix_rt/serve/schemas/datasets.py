@@ -112,6 +112,7 @@ class DatasetSummary(BaseModel):
     created_at: str | None = None
     fingerprint: str
     shipped: bool = Field(False, description="Shipped with the package; read-only")
+    problem: str | None = Field(None, description="Why its manifest can't be read")
 
 
 class DatasetPage(BaseModel):

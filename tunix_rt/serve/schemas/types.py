@@ -5,15 +5,17 @@
 # %% ../../../nbs/serve/schemas/05_types.ipynb #eb0dbc5c
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 from pydantic import StringConstraints as Text
 
 from ...core.files import json_fault
+from ...core.settings import LONGEST_NAME
 
 # %% auto #0
-__all__ = ['SafeStr', 'Name', 'Key', 'StrictInt', 'StrictFloat', 'StrictBool']
+__all__ = ['UNSEEN', 'SafeStr', 'Name', 'FilePath', 'Key', 'StrictInt', 'StrictFloat', 'StrictBool']
 
 # %% ../../../nbs/serve/schemas/05_types.ipynb #0c4f6384
 def _storable(text: str) -> str:
@@ -22,9 +24,33 @@ def _storable(text: str) -> str:
     return text
 
 
+UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)  # Control characters, line breaks, and what changes the direction of the text beside it
+
+
+def _seen(text: str) -> str:
+    if found := UNSEEN.search(text):
+        raise ValueError(
+            f"it holds U+{ord(found.group()):04X}, which nobody sees and which changes what is "
+            f"seen; leave it out"
+        )
+    return text
+
+
+def _fits(text: str) -> str:
+    longest = max(len(part.encode()) for part in text.split("/"))
+    if longest > LONGEST_NAME:
+        raise ValueError(
+            f"it has {longest} bytes, and the name of a file has {LONGEST_NAME} at most"
+        )
+    return text
+
+
 SafeStr = Annotated[str, AfterValidator(_storable)]
-Name = Annotated[SafeStr, Text(min_length=1, max_length=256)]
-Key = Annotated[SafeStr, Text(min_length=1, max_length=200)]
+Name = Annotated[SafeStr, Text(min_length=1, max_length=256), AfterValidator(_seen)]
+FilePath = Annotated[SafeStr, Text(max_length=1024), AfterValidator(_seen), AfterValidator(_fits)]
+Key = Annotated[FilePath, Text(min_length=1, max_length=200)]
 StrictInt = Annotated[int, Field(strict=True)]
 StrictFloat = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 StrictBool = Annotated[bool, Field(strict=True)]
