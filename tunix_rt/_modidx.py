@@ -3769,6 +3769,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tunix_rt.serve.pools.pools_of': ('serve/pools.html#pools_of', 'tunix_rt/serve/pools.py'),
                                       'tunix_rt.serve.pools.run_in_parse_pool': ( 'serve/pools.html#run_in_parse_pool',
                                                                                   'tunix_rt/serve/pools.py'),
+                                      'tunix_rt.serve.pools.run_in_read_pool': ( 'serve/pools.html#run_in_read_pool',
+                                                                                 'tunix_rt/serve/pools.py'),
                                       'tunix_rt.serve.pools.run_in_write_pool': ( 'serve/pools.html#run_in_write_pool',
                                                                                   'tunix_rt/serve/pools.py')},
             'tunix_rt.serve.rediai': { 'tunix_rt.serve.rediai.RediAI': ('serve/rediai.html#rediai', 'tunix_rt/serve/rediai.py'),

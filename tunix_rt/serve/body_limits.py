@@ -12,7 +12,7 @@ from ..core.settings import Settings
 from .errors import problem
 
 # %% auto #0
-__all__ = ['UPLOAD', 'FREE', 'FULL', 'limit_of', 'BodyLimitMiddleware']
+__all__ = ['UPLOAD', 'MOST_PARAMETERS', 'LONG_QUERY', 'FREE', 'FULL', 'limit_of', 'BodyLimitMiddleware']
 
 # %% ../../nbs/serve/20_body_limits.ipynb #ca5a471b
 UPLOAD = "/api/datasets/upload"
@@ -40,6 +40,8 @@ def limit_of(
     return settings.json_max_bytes, "TUNIX_RT_JSON_MAX_BYTES"
 
 # %% ../../nbs/serve/20_body_limits.ipynb #3721c2ef
+MOST_PARAMETERS = 1000  # In the query of an address
+LONG_QUERY = f"the query has more than {MOST_PARAMETERS:,} parameters; ask for fewer at a time"
 FREE = 64 * 1024  # Bytes of a body that do not count towards the budget
 FULL = (
     "the server holds as many large request bodies as it may; send this one again in a moment, or "
@@ -54,6 +56,9 @@ class BodyLimitMiddleware:
         self.app, self.settings, self.held = app, settings, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("query_string", b"").count(b"&") >= MOST_PARAMETERS:
+            await problem(414, LONG_QUERY, scope=scope)(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self.app(scope, receive, send)
             return

@@ -15,12 +15,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from ..core.settings import Settings
 
 # %% auto #0
-__all__ = ['MOST_HEADER_BYTES', 'MOST_PIPELINED', 'SLOWEST', 'SMALLEST', 'UNREAD', 'TOO_LARGE', 'TOO_MANY', 'TOO_SLOW',
-           'TOO_SMALL', 'RESERVED', 'Refused', 'closing_response', 'LimitedProtocol', 'is_waiting', 'overdue', 'sweep',
-           'most_connections', 'make_room', 'limited']
+__all__ = ['MOST_HEADER_BYTES', 'OVERHEAD', 'MOST_PIPELINED', 'SLOWEST', 'SMALLEST', 'UNREAD', 'TOO_LARGE', 'TOO_MANY',
+           'TOO_SLOW', 'TOO_SMALL', 'RESERVED', 'Refused', 'closing_response', 'LimitedProtocol', 'is_waiting',
+           'overdue', 'sweep', 'most_connections', 'make_room', 'limited']
 
 # %% ../../nbs/serve/82_connections.ipynb #94b0151d
 MOST_HEADER_BYTES = 64 * 1024  # Address, headers and trailers of a request
+OVERHEAD = 32  # Bytes that a header counts for, besides its own
 MOST_PIPELINED = 100  # Requests that wait for the response to an earlier one
 SLOWEST = 1024  # Bytes a second of a body, on average
 SMALLEST = 32  # Bytes of a chunk, on average over a thousand
@@ -117,7 +118,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         "Take a header or a trailer."
-        self._count(len(name) + len(value) + 4)
+        self._count(len(name) + len(value) + OVERHEAD)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 # %% auto #0
-__all__ = ['READS', 'WRITES', 'PARSING', 'SLOW', 'OPERATION', 'T', 'Pools', 'pools_of', 'run_in_write_pool', 'run_in_parse_pool']
+__all__ = ['READS', 'WRITES', 'PARSING', 'SLOW', 'OPERATION', 'T', 'Pools', 'pools_of', 'run_in_read_pool', 'run_in_write_pool',
+           'run_in_parse_pool']
 
 # %% ../../nbs/serve/12_pools.ipynb #148f8192
-READS = 8  # Threads for short reads: the framework's own pool
+READS = 12  # Threads for short reads: the framework's own pool
 WRITES = 6  # Threads for short writes
 PARSING = 2  # Threads that parse large bodies
-SLOW = 4  # Threads for each operation that takes seconds or minutes
+SLOW = 4  # Threads for each operation, as a part of the reads or for seconds and minutes
 
 
 @dataclass
@@ -29,6 +30,9 @@ class Pools:
 
     writes: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITES))
     parsing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PARSING))
+    reads: defaultdict[str, CapacityLimiter] = field(
+        default_factory=lambda: defaultdict(lambda: CapacityLimiter(SLOW))
+    )
     slow: defaultdict[str, CapacityLimiter] = field(
         default_factory=lambda: defaultdict(lambda: CapacityLimiter(SLOW))
     )
@@ -51,6 +55,25 @@ def pools_of(
         found = app.state.pools = Pools()
         to_thread.current_default_thread_limiter().total_tokens = READS
     return found  # type: ignore[no-any-return]
+
+
+async def run_in_read_pool(
+    pools: Pools,  # Pools of the app
+    work: Callable[..., T],  # Function that reads
+    *words: Any,  # Arguments of the function
+) -> T:  # Result of the function
+    """Run a function in the pool for reads, in the part of its operation.
+
+    Args:
+        pools: Pools of the app
+        work: Function that reads
+        *words: Arguments of the function
+
+    Returns:
+        Result of the function
+    """
+    async with pools.reads[OPERATION.get()]:
+        return await to_thread.run_sync(work, *words)
 
 
 async def run_in_write_pool(

@@ -11,13 +11,12 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, ClassVar
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import Request, Response
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.routing import APIRoute
@@ -27,10 +26,16 @@ from starlette.exceptions import HTTPException
 
 from ..core.files import ADVICE, JSONRefused, parse_json
 from ..data.datasets import disk_full_explained
-from .pools import OPERATION, pools_of, run_in_parse_pool
+from tunix_rt.serve.pools import (
+    OPERATION,
+    pools_of,
+    run_in_parse_pool,
+    run_in_read_pool,
+    run_in_write_pool,
+)
 
 # %% auto #0
-__all__ = ['MOST_VALUES', 'INLINE', 'Handler', 'LIMITER', 'AT_ONCE', 'PIECE', 'strict_json', 'has_many_values', 'StrictRequest',
+__all__ = ['MOST_VALUES', 'INLINE', 'Handler', 'RUN', 'AT_ONCE', 'PIECE', 'strict_json', 'has_many_values', 'StrictRequest',
            'RawJSON', 'RawRequest', 'StrictRoute', 'in_thread', 'rendered', 'RawRoute', 'receive_file']
 
 # %% ../../nbs/serve/15_strict_json.ipynb #33c2a7ba
@@ -122,7 +127,7 @@ class RawRequest(StrictRequest):
 
 # %% ../../nbs/serve/15_strict_json.ipynb #d97d03e1
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-LIMITER: ContextVar[CapacityLimiter | None] = ContextVar("limiter", default=None)
+RUN: ContextVar[Callable[..., Awaitable[Any]]] = ContextVar("run", default=run_in_threadpool)
 AT_ONCE = 1000  # Items of a list that become text in one go
 
 
@@ -144,7 +149,9 @@ class StrictRoute(APIRoute):
         async def strictly(request: Request) -> Response:
             OPERATION.set(name)
             reads = request.method in ("GET", "HEAD")
-            LIMITER.set(None if reads else pools_of(request.app).writes)
+            RUN.set(
+                partial(run_in_read_pool if reads else run_in_write_pool, pools_of(request.app))
+            )
             return await handle(self.reader(request.scope, request.receive))
 
         return strictly
@@ -169,7 +176,7 @@ def in_thread(
         def call() -> Any:
             return rendered(route, endpoint(**values), values)
 
-        return await to_thread.run_sync(call, limiter=LIMITER.get())
+        return await RUN.get()(call)
 
     return threaded
 
