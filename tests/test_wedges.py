@@ -1,9 +1,9 @@
 """No request of anybody delays another's: each of these once stopped the server, or might have.
 
 A process of its own asks for `/api/health`, on an old connection and on new ones, and for a list of
-traces, while an attack runs; its worst wait is the figure. On a quiet machine that for `/api/health`
-stays under 250 ms, which WEDGE_SECONDS=0.25 asserts. The default leaves room for two cores that other
-tests share; the faults that these tests were written for took 2 to 38 seconds.
+traces, while an attack runs; its worst wait is the figure. On a quiet machine that for health stays
+under 250 ms, which WEDGE_SECONDS=0.25 asserts. The default leaves room for two cores that others
+share; the faults that these tests were written for took 2 to 38 seconds.
 """
 
 import contextlib

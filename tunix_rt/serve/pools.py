@@ -18,7 +18,7 @@ __all__ = ['READS', 'WRITES', 'PARSING', 'SLOW', 'OPERATION', 'T', 'Pools', 'poo
            'run_in_parse_pool']
 
 # %% ../../nbs/serve/12_pools.ipynb #148f8192
-READS = 12  # Threads for short reads: the framework's own pool
+READS = 6  # Threads for short reads: the framework's own pool
 WRITES = 6  # Threads for short writes
 PARSING = 2  # Threads that parse large bodies
 SLOW = 4  # Threads for each operation, as a part of the reads or for seconds and minutes

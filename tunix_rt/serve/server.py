@@ -28,7 +28,7 @@ __all__ = ['GRACE', 'SWITCH', 'log', 'Server', 'server_config', 'serve']
 
 # %% ../../nbs/serve/85_server.ipynb #912c610e
 GRACE = 20  # Seconds for open requests to finish
-SWITCH = 0.001  # Seconds after which a busy thread lets the event loop go on
+SWITCH = 0.0005  # Seconds after which a busy thread lets the event loop go on
 log = logging.getLogger("tunix_rt.serve")
 
 
