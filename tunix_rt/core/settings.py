@@ -76,7 +76,7 @@ class Settings(Places):
         description="SQLite or Postgres; by default the file outputs/tunix_rt.db",
     )
     database_pool: int = Field(
-        10,
+        24,
         gt=0,
         validation_alias=_either("database_pool", "DB_POOL_SIZE"),
         description="Most connections that one process keeps open",
@@ -88,9 +88,19 @@ class Settings(Places):
         description="Largest trace accepted, in bytes",
     )
     request_max_bytes: int = Field(
-        64 * 2**20, gt=0, description="Largest request body accepted, uploads aside, in bytes"
+        32 * 2**20, gt=0, description="Largest batch of traces accepted, in bytes"
+    )
+    json_max_bytes: int = Field(
+        2**20, gt=0, description="Largest body of any other request accepted, in bytes"
+    )
+    bodies_max_bytes: int = Field(
+        128 * 2**20, gt=0, description="Request bodies in memory at a time, in bytes"
     )
     upload_max_bytes: int = Field(8 * 2**30, gt=0, description="Largest upload accepted, in bytes")
+    max_connections: int = Field(2000, gt=0, description="Most connections open at a time")
+    idle_seconds: float = Field(
+        30.0, gt=0, description="How long a client may be silent while a request arrives"
+    )
     token: str | None = Field(
         None, repr=False, description="What a client must know when we listen beyond loopback"
     )

@@ -5,10 +5,12 @@
 # %% ../../nbs/serve/80_app.ipynb #3f02af98
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import lru_cache
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Response
 
 from .. import __version__
 from ..core.settings import Settings
@@ -21,10 +23,11 @@ from .errors import RESPONSES, add_exception_handlers
 from .idempotency import IdempotencyMiddleware
 from .metrics import Metrics
 from .request_log import RequestLogMiddleware
+from .strict_json import StrictRoute
 from ..store.engine import Store
 
 # %% auto #0
-__all__ = ['served_models', 'create_app']
+__all__ = ['served_models', 'add_document', 'create_app']
 
 # %% ../../nbs/serve/80_app.ipynb #9930b45e
 @asynccontextmanager
@@ -46,6 +49,29 @@ async def served_models(
     app.state.model_pool = create_pool(settings, app.state.services.store)
     yield
     await app.state.model_pool.close()
+
+
+def add_document(
+    app: FastAPI,  # App with all its routes
+) -> None:
+    """Serve the OpenAPI document, which is made in a thread when it is first asked for.
+
+    Args:
+        app: App with all its routes
+    """
+
+    @lru_cache(maxsize=1)
+    def document() -> bytes:
+        return json.dumps(app.openapi(), ensure_ascii=False).encode()
+
+    router = APIRouter(route_class=StrictRoute, include_in_schema=False)
+
+    @router.get("/openapi.json")
+    def openapi() -> Response:
+        "Describe the API."
+        return Response(document(), media_type="application/json")
+
+    app.include_router(router)
 
 
 def create_app(
@@ -73,6 +99,7 @@ def create_app(
         version=__version__,
         summary="Reasoning traces in, a model that shows its work out",
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         responses=RESPONSES,
@@ -88,4 +115,5 @@ def create_app(
 
         app.include_router(router)
     add_routes(app)
+    add_document(app)
     return app

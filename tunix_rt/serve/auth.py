@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import ipaddress
 from functools import lru_cache
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -147,12 +146,12 @@ def cookie_value(
     return hmac.new(token.encode(), b"tunix_rt session", hashlib.sha256).hexdigest()
 
 
-def _cookie(headers: dict[bytes, bytes]) -> str:
-    try:
-        jar = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
-    except CookieError:
-        return ""
-    return jar[COOKIE].value if COOKIE in jar else ""
+def _cookie(headers: dict[bytes, bytes]) -> bytes:
+    for part in headers.get(b"cookie", b"").split(b";"):
+        name, _, value = part.strip().partition(b"=")
+        if name == COOKIE.encode():
+            return value.strip(b'"')
+    return b""
 
 
 def knows_token(
@@ -168,7 +167,7 @@ def knows_token(
     kind, _, given = headers.get(b"authorization", b"").partition(b" ")
     if kind.lower() == b"bearer":
         return hmac.compare_digest(given.strip(), token.encode())
-    return hmac.compare_digest(_cookie(headers).encode(), cookie_value(token).encode())
+    return hmac.compare_digest(_cookie(headers), cookie_value(token).encode())
 
 # %% ../../nbs/serve/25_auth.ipynb #0874f64f
 OPEN = ("/api/health", "/api/ready", "/health", "/login", "/static/")

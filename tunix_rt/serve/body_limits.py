@@ -12,7 +12,7 @@ from ..core.settings import Settings
 from .errors import problem
 
 # %% auto #0
-__all__ = ['UPLOAD', 'limit_of', 'BodyLimitMiddleware']
+__all__ = ['UPLOAD', 'MOST_PARAMETERS', 'LONG_QUERY', 'FREE', 'FULL', 'limit_of', 'BodyLimitMiddleware']
 
 # %% ../../nbs/serve/20_body_limits.ipynb #ca5a471b
 UPLOAD = "/api/datasets/upload"
@@ -35,16 +35,30 @@ def limit_of(
         return settings.trace_max_bytes, "TUNIX_RT_TRACE_MAX_BYTES"
     if path.rstrip("/") == UPLOAD:
         return settings.upload_max_bytes, "TUNIX_RT_UPLOAD_MAX_BYTES"
-    return settings.request_max_bytes, "TUNIX_RT_REQUEST_MAX_BYTES"
+    if path.rstrip("/") == "/api/traces/batch":
+        return settings.request_max_bytes, "TUNIX_RT_REQUEST_MAX_BYTES"
+    return settings.json_max_bytes, "TUNIX_RT_JSON_MAX_BYTES"
 
 # %% ../../nbs/serve/20_body_limits.ipynb #3721c2ef
+MOST_PARAMETERS = 1000  # In the query of an address
+LONG_QUERY = f"the query has more than {MOST_PARAMETERS:,} parameters; ask for fewer at a time"
+FREE = 64 * 1024  # Bytes of a body that do not count towards the budget
+FULL = (
+    "the server holds as many large request bodies as it may; send this one again in a moment, or "
+    "raise TUNIX_RT_BODIES_MAX_BYTES"
+)
+
+
 class BodyLimitMiddleware:
     "Middleware that limits the size of bodies."
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+        self.app, self.settings, self.held = app, settings, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("query_string", b"").count(b"&") >= MOST_PARAMETERS:
+            await problem(414, LONG_QUERY, scope=scope)(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self.app(scope, receive, send)
             return
@@ -63,9 +77,17 @@ class BodyLimitMiddleware:
         async def counted() -> Message:
             nonlocal so_far
             message = await receive()
-            so_far += len(message.get("body", b""))
+            before, so_far = so_far, so_far + len(message.get("body", b""))
             if so_far > limit:
                 raise HTTPException(413, words, headers={"Connection": "close"})
+            if scope["path"] != UPLOAD:
+                self.held += max(0, so_far - FREE) - max(0, before - FREE)
+                if self.held > max(self.settings.bodies_max_bytes, limit):
+                    raise HTTPException(503, FULL, headers={"Connection": "close"})
             return message
 
-        await self.app(scope, counted, send)
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            if scope["path"] != UPLOAD:
+                self.held -= max(0, so_far - FREE)

@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
-import anyio
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import Depends, FastAPI, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -22,6 +21,7 @@ from ..core.errors import MissingError
 from ..core.settings import Settings, resolve, settings
 from ..data.datasets import dataset_folder
 from .metrics import Metrics, RunCountCollector, TimedStore
+from .pools import OPERATION, Pools, pools_of
 from .rediai import RediAI
 from .schemas.types import Key
 from .sse import Watch
@@ -30,9 +30,9 @@ from ..store.engine import Store, open_store
 from ..tuning.controller import advancing
 
 # %% auto #0
-__all__ = ['HOUSEKEEPING_SECONDS', 'THREADS', 'T', 'ServicesDep', 'IdempotentId', 'StoreDep', 'LimitQuery', 'OffsetQuery',
-           'DatasetKey', 'Services', 'lifespan_services', 'run_in_slow_pool', 'get_services', 'get_store',
-           'get_made_id', 'say_next', 'existing_dataset', 'dataset_in_path']
+__all__ = ['HOUSEKEEPING_SECONDS', 'T', 'ServicesDep', 'IdempotentId', 'StoreDep', 'LimitQuery', 'OffsetQuery', 'DatasetKey',
+           'Services', 'lifespan_services', 'run_in_slow_pool', 'get_services', 'get_store', 'get_made_id', 'say_next',
+           'existing_dataset', 'dataset_in_path']
 
 # %% ../../nbs/serve/60_dependencies.ipynb #e37d1eb5
 @dataclass
@@ -46,7 +46,7 @@ class Services:
     watch: Watch
     rediai: RediAI
     loop: asyncio.AbstractEventLoop
-    patient: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
+    pools: Pools
 
 # %% ../../nbs/serve/60_dependencies.ipynb #928d7aca
 HOUSEKEEPING_SECONDS = 10.0  # Seconds between two checks for abandoned runs
@@ -83,9 +83,9 @@ async def lifespan_services(
         watch,
         RediAI(settings),
         asyncio.get_running_loop(),
+        pools_of(app),
     )
     arrivals.start()
-    to_thread.current_default_thread_limiter().total_tokens = THREADS
     try:
         with advancing(measured, HOUSEKEEPING_SECONDS):
             yield app.state.services
@@ -96,7 +96,6 @@ async def lifespan_services(
             opened.close()
 
 # %% ../../nbs/serve/60_dependencies.ipynb #583a2ffa
-THREADS = 32  # Threads for short tasks
 T = TypeVar("T")
 
 
@@ -105,7 +104,7 @@ async def run_in_slow_pool(
     work: Callable[..., T],  # Function that takes seconds or minutes
     *words: Any,  # Arguments of the function
 ) -> T:  # Result of the function
-    """Run a slow function in its own thread pool.
+    """Run a slow function in the thread pool of its operation.
 
     Args:
         services: Services of the app
@@ -115,7 +114,7 @@ async def run_in_slow_pool(
     Returns:
         Result of the function
     """
-    return await to_thread.run_sync(work, *words, limiter=services.patient)
+    return await to_thread.run_sync(work, *words, limiter=services.pools.slow[OPERATION.get()])
 
 # %% ../../nbs/serve/60_dependencies.ipynb #88b26a0d
 async def get_services(request: Request) -> Services:

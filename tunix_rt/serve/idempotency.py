@@ -23,6 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..core.errors import StoreError
 from .body_limits import UPLOAD
 from .errors import HTTPRefusal, problem
+from .pools import pools_of, run_in_parse_pool, run_in_write_pool
+from .strict_json import INLINE
 from ..store.engine import Store
 from ..store.tables import IdempotentReply, now
 
@@ -179,11 +181,11 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return replay
 
 # %% ../../nbs/serve/40_idempotency.ipynb #1e7ecacc
-async def _renew(store: Store, key: str) -> None:
+async def _renew(app: Any, store: Store, key: str) -> None:
     while True:
         await asyncio.sleep(RENEWED)
         with suppress(StoreError):
-            await run_in_threadpool(renew_key, store, key)
+            await run_in_write_pool(app, renew_key, store, key)
 
 
 async def _remembered(
@@ -198,18 +200,20 @@ async def _remembered(
         else:
             parts.append(message.get("body", b""))
             if not message.get("more_body", False):
-                said = b"".join(parts).decode("utf-8", "replace")
-                await run_in_threadpool(settle_key, store, key, status, said)
+                await run_in_write_pool(pools_of(scope["app"]), settle, status, b"".join(parts))
         await send(message)
 
-    settled, renewing = False, asyncio.create_task(_renew(store, key))
+    def settle(status: int, said: bytes) -> None:
+        settle_key(store, key, status, said.decode("utf-8", "replace"))
+
+    settled, renewing = False, asyncio.create_task(_renew(scope["app"], store, key))
     try:
         await app(scope, receive, sending)
         settled = True
     finally:
         renewing.cancel()
         if not settled:
-            await run_in_threadpool(settle_key, store, key, 500, "")
+            await run_in_write_pool(pools_of(scope["app"]), settle, 500, b"")
 
 # %% ../../nbs/serve/40_idempotency.ipynb #ebca15a8
 class IdempotencyMiddleware:
@@ -242,7 +246,11 @@ class IdempotencyMiddleware:
             if uploading
             else await _read(receive)
         )
-        digest, store = request_digest(scope, body), self.store()
+        store = self.store()
+        if len(body) <= INLINE:
+            digest = request_digest(scope, body)
+        else:
+            digest = await run_in_parse_pool(pools_of(scope["app"]), request_digest, scope, body)
         kept = await run_in_threadpool(kept_reply, store, key, digest)
         if kept is not None:
             replayed = {"Idempotent-Replayed": "true"}
@@ -260,7 +268,7 @@ class IdempotencyMiddleware:
             raise HTTPRefusal(409, BUSY, after=1)
         self.at_work.add(key)
         try:
-            await run_in_threadpool(claim_key, store, key, digest)
+            await run_in_write_pool(pools_of(scope["app"]), claim_key, store, key, digest)
             await _remembered(self.app, store, key, scope, receive, send)
         finally:
             self.at_work.discard(key)

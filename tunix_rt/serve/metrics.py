@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from ..jobs.queue import tally_runs
-from .strict_json import OPERATION
+from .pools import OPERATION
 from ..store.engine import Store
 from ..store.tables import ENDED
 

@@ -5,7 +5,10 @@
 # %% ../../nbs/serve/85_server.ipynb #21c3b6d4
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
+import sys
 from socket import socket
 from types import FrameType
 
@@ -17,13 +20,15 @@ from ..core.settings import Settings
 from ..core.settings import settings as current_settings
 from .app import create_app
 from .auth import check_bind
+from .connections import limited, sweep
 from ..store.engine import open_store
 
 # %% auto #0
-__all__ = ['GRACE', 'log', 'Server', 'serve']
+__all__ = ['GRACE', 'SWITCH', 'log', 'Server', 'server_config', 'serve']
 
 # %% ../../nbs/serve/85_server.ipynb #912c610e
 GRACE = 20  # Seconds for open requests to finish
+SWITCH = 0.0005  # Seconds after which a busy thread lets the event loop go on
 log = logging.getLogger("tunix_rt.serve")
 
 
@@ -33,9 +38,18 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket] | None = None) -> None:
         "Start to listen, and log the address."
         await super().startup(sockets)
+        sys.setswitchinterval(SWITCH)
+        gc.collect()
+        gc.freeze()
         for each in (each for server in self.servers for each in server.sockets):
             host, port = each.getsockname()[:2]
             log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+
+    async def on_tick(self, counter: int) -> bool:
+        "Close, once a second, the connections whose clients take too long."
+        if counter % 10 == 0:
+            sweep(list(self.server_state.connections), asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         "Begin the shutdown, and end the log streams."
@@ -44,6 +58,34 @@ class Server(uvicorn.Server):
         if services is not None:
             services.loop.call_soon_threadsafe(services.watch.stop)
         super().handle_exit(sig, frame)
+
+# %% ../../nbs/serve/85_server.ipynb #6b417dd2
+def server_config(
+    app: FastAPI,  # App to serve
+    host: str,  # Address to listen on
+    port: int,  # Port; 0 takes any free one
+    settings: Settings,  # Settings with the limits
+) -> uvicorn.Config:
+    """Set up uvicorn.
+
+    Args:
+        app: App to serve
+        host: Address to listen on
+        port: Port; 0 takes any free one
+        settings: Settings with the limits
+    """
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=limited(settings),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=round(max(1, settings.idle_seconds)),
+    )
 
 # %% ../../nbs/serve/85_server.ipynb #30b69fc9
 def serve(
@@ -63,15 +105,4 @@ def serve(
     check_bind(host, chosen)
     open_store(chosen.database_url).close()
     log_to_stderr("%(message)s", replace=False)
-    config = uvicorn.Config(
-        create_app(chosen),
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE,
-        timeout_keep_alive=30,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
-    Server(config).run()
+    Server(server_config(create_app(chosen), host, port, chosen)).run()

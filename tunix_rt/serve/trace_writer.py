@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from ..core.errors import StoreError
 from .errors import HTTPRefusal
 from .idempotency import BUSY, SaveReply
-from .strict_json import OPERATION
+from .pools import OPERATION
 from ..store.engine import Store
 from ..store.tables import now
 from tunix_rt.store.traces import (

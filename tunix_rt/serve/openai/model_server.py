@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 
 from ... import __version__
@@ -24,7 +23,7 @@ from ..metrics import Metrics
 from .router import router
 from .served_models import ModelPool, ServedModel, load_served
 from ..request_log import RequestLogMiddleware
-from ..server import GRACE, Server
+from ..server import Server, server_config
 
 # %% auto #0
 __all__ = ['log', 'create_model_app', 'warm_up', 'serve_model']
@@ -115,9 +114,4 @@ def serve_model(
         "%s: %d tokens of prompt and response, %d at a time; OpenAI's clients find it at /v1",
         served.name, served.engine.max_model_len, served.engine.plan.most,
     )  # fmt: skip
-    config = uvicorn.Config(
-        create_model_app(pool, settings), host=host, port=port, log_level="warning",
-        access_log=False, server_header=False, timeout_graceful_shutdown=GRACE,
-        h11_max_incomplete_event_size=64 * 1024,
-    )  # fmt: skip
-    Server(config).run()
+    Server(server_config(create_model_app(pool, settings), host, port, settings)).run()

@@ -34,7 +34,7 @@ from tunix_rt.serve.openai.responses import (
     stream_events,
 )
 from .served_models import ModelPool, ServedModel
-from ..strict_json import OPERATION
+from ..pools import OPERATION, pools_of, run_in_parse_pool
 
 # %% auto #0
 __all__ = ['log', 'Handler', 'router', 'T', 'GONE', 'OpenAIRoute', 'pool_of', 'unless_gone', 'respond', 'create_chat_completion',
@@ -146,17 +146,23 @@ async def respond(
 @router.post("/v1/chat/completions")
 async def create_chat_completion(request: Request) -> Response:
     "Continue a conversation."
-    asked = read_request(ChatRequest, await request.body())
+    asked = await run_in_parse_pool(
+        pools_of(request.app), read_request, ChatRequest, await request.body()
+    )
     served = await pool_of(request).get(asked.model)
-    return await respond(request, served, asked, chat_jobs(served.engine, asked))
+    jobs = await run_in_parse_pool(pools_of(request.app), chat_jobs, served.engine, asked)
+    return await respond(request, served, asked, jobs)
 
 
 @router.post("/v1/completions")
 async def create_completion(request: Request) -> Response:
     "Continue a text."
-    asked = read_request(CompletionRequest, await request.body())
+    asked = await run_in_parse_pool(
+        pools_of(request.app), read_request, CompletionRequest, await request.body()
+    )
     served = await pool_of(request).get(asked.model)
-    return await respond(request, served, asked, completion_jobs(served.engine, asked))
+    jobs = await run_in_parse_pool(pools_of(request.app), completion_jobs, served.engine, asked)
+    return await respond(request, served, asked, jobs)
 
 
 def model_card(

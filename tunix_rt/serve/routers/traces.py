@@ -10,15 +10,18 @@ from typing import Annotated, Any, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Query, Request, Response
-from pydantic import ValidatorFunctionWrapHandler, WrapValidator
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import to_json
-from starlette.concurrency import run_in_threadpool
 
-from ...core.errors import MissingError
+from ...core.errors import MissingError, TunixError
+from ...core.files import JSONRefused
 from ...core.settings import settings
 from ..dependencies import LimitQuery, OffsetQuery, ServicesDep, StoreDep
 from ..errors import HTTPRefusal
 from ..idempotency import reply_saver
+from ..json_items import list_items
+from ..pools import run_in_write_pool
 from tunix_rt.serve.schemas.traces import (
     EXAMPLE,
     ComparedTrace,
@@ -35,33 +38,48 @@ from tunix_rt.serve.schemas.traces import (
     stored_trace,
 )
 from ..schemas.types import SafeStr
-from ..strict_json import RawJSON, RawRoute, StrictRoute, strict_json
+from ..strict_json import RawJSON, RawRequest, RawRoute, StrictRoute, strict_json
 from ..trace_writer import add_batch, write_trace
 from ...store.engine import Store
 from ...store.traces import BATCH, Stored, add_score, baseline_score, latest_score, storable
 from ...store.traces import get_trace as read_trace
 from ...store.traces import list_traces as list_stored
 from ...traces.schema import Trace
-from ...traces.serialization import EncodedTrace, encode_trace, quick_record, quick_records
+from tunix_rt.traces.serialization import (
+    EncodedTrace,
+    TraceRecord,
+    encode_trace,
+    quick_record,
+    quick_records,
+)
 
 # %% auto #0
-__all__ = ['router', 'One', 'Batch', 'Filter', 'read_one', 'read_batch', 'create_trace', 'check_batch', 'create_traces',
+__all__ = ['router', 'One', 'Batch', 'WHOLE', 'Filter', 'ParsedBatch', 'read_one', 'read_batch', 'parse_one', 'OneRequest',
+           'OneRoute', 'create_trace', 'check_batch', 'parse_batch', 'BatchRequest', 'BatchRoute', 'create_traces',
            'list_traces', 'compare_traces', 'get_trace', 'score_trace']
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #27f49bee
 router = APIRouter(route_class=StrictRoute, tags=["traces"])
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #520bf345
+class ParsedBatch(list[EncodedTrace]):
+    "A batch that was parsed in a thread."
+
+
 def read_one(
-    body: Any,  # Raw JSON; anything else was not declared as JSON
+    body: Any,  # Raw JSON, or the result of parsing it; anything else was not declared as JSON
     careful: ValidatorFunctionWrapHandler,  # Validator of a trace
 ) -> EncodedTrace:
     """Parse a body with one trace.
 
     Args:
-        body: Raw JSON; anything else was not declared as JSON
+        body: Raw JSON, or the result of parsing it; anything else was not declared as JSON
         careful: Validator of a trace
     """
+    if isinstance(body, EncodedTrace):
+        return body
+    if isinstance(body, Exception):
+        raise body
     if isinstance(body, RawJSON):
         quick = quick_record(body)
         if quick is not None:
@@ -71,15 +89,19 @@ def read_one(
 
 
 def read_batch(
-    body: Any,  # Raw JSON; anything else was not declared as JSON
+    body: Any,  # Raw JSON, or the result of parsing it; anything else was not declared as JSON
     careful: ValidatorFunctionWrapHandler,  # Validator of a list of traces
 ) -> list[EncodedTrace]:
     """Parse a body with a batch of traces.
 
     Args:
-        body: Raw JSON; anything else was not declared as JSON
+        body: Raw JSON, or the result of parsing it; anything else was not declared as JSON
         careful: Validator of a list of traces
     """
+    if isinstance(body, ParsedBatch):
+        return body
+    if isinstance(body, Exception):
+        raise body
     if isinstance(body, RawJSON):
         quick = quick_records(body)
         if quick is not None:
@@ -93,6 +115,36 @@ def _spelled(stored: Stored) -> str:
 
 
 One = Annotated[Trace, WrapValidator(read_one), Body(openapi_examples={"sum": {"value": EXAMPLE}})]
+_ONE: TypeAdapter[Any] = TypeAdapter(Annotated[Trace, WrapValidator(read_one)])
+
+
+def parse_one(
+    body: bytes,  # Body with one trace
+) -> EncodedTrace | Exception:  # Trace, or the error to raise when the framework validates
+    """Parse a large body in a thread.
+
+    Args:
+        body: Body with one trace
+
+    Returns:
+        Trace, or the error to raise when the framework validates
+    """
+    try:
+        return cast(EncodedTrace, _ONE.validate_python(RawJSON(body)))
+    except (ValidationError, TunixError) as error:
+        return error
+
+
+class OneRequest(RawRequest):
+    "A request with one trace."
+
+    parse = parse_one
+
+
+class OneRoute(RawRoute):
+    "A route whose body is one trace."
+
+    reader = OneRequest
 
 
 async def create_trace(request: Request, services: ServicesDep, trace: One) -> Response:
@@ -108,7 +160,7 @@ router.add_api_route(
     methods=["POST"],
     status_code=201,
     response_model=StoredTrace,
-    route_class_override=RawRoute,
+    route_class_override=OneRoute,
 )
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #c092785b
@@ -152,12 +204,62 @@ Batch = Annotated[
 ]
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #8bba53e0
+WHOLE = 2 * 2**20  # Bytes of a batch that is parsed as one
+_MANY: TypeAdapter[Any] = TypeAdapter(Annotated[list[Trace], WrapValidator(read_batch)])
+
+
+def _parse_item(item: bytes, position: int) -> EncodedTrace:
+    try:
+        encoded = _ONE.validate_python(RawJSON(item))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError(
+            [{**each, "loc": ("body", position, *each["loc"])} for each in found]
+        ) from None
+    slim = cast(TraceRecord, {**encoded.record, "steps": []})
+    return cast(EncodedTrace, encoded._replace(record=slim))
+
+
+def parse_batch(
+    body: bytes,  # Body with a batch
+) -> ParsedBatch | Exception:  # Traces, or the error to raise when the framework validates
+    """Parse a large body in a thread, and a very large one item by item.
+
+    Args:
+        body: Body with a batch
+
+    Returns:
+        Traces, or the error to raise when the framework validates
+    """
+    try:
+        if len(body) <= WHOLE:
+            return ParsedBatch(_MANY.validate_python(RawJSON(body)))
+        items = list_items(body, 2 * settings().trace_max_bytes, BATCH)
+        return ParsedBatch(_parse_item(item, position) for position, item in enumerate(items))
+    except JSONRefused as error:
+        return HTTPRefusal(422, f"the body: {error}. Nothing was kept.")
+    except (ValidationError, RequestValidationError, TunixError) as error:
+        return error
+
+
+class BatchRequest(RawRequest):
+    "A request with a batch of traces."
+
+    parse = parse_batch
+
+
+class BatchRoute(RawRoute):
+    "A route whose body is a batch of traces."
+
+    reader = BatchRequest
+
+
 async def create_traces(request: Request, services: ServicesDep, traces: Batch) -> Response:
     "Store up to a thousand traces, all of them or none."
     written = cast(list[EncodedTrace], traces)
     check_batch(written, len(await request.body()), settings().trace_max_bytes)
     keep = reply_saver(request.scope["state"], 201, _all_spelled)
-    stored = await run_in_threadpool(add_batch, services.store, written, keep)
+    stored = await run_in_write_pool(services.pools, add_batch, services.store, written, keep)
     return Response(_all_spelled(stored), 201, media_type="application/json")
 
 
@@ -167,7 +269,7 @@ router.add_api_route(
     methods=["POST"],
     status_code=201,
     response_model=TracesStored,
-    route_class_override=RawRoute,
+    route_class_override=BatchRoute,
 )
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #3f4a7748

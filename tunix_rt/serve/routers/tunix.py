@@ -24,6 +24,7 @@ from tunix_rt.serve.dependencies import (
     run_in_slow_pool,
 )
 from ..errors import HTTPRefusal
+from ..pools import run_in_write_pool
 from .ungar import LINES
 from tunix_rt.serve.run_requests import (
     enqueue_and_wait,
@@ -110,7 +111,9 @@ async def execute_tunix_run(
     "Train on a dataset, or do a dry run."
     await run_in_threadpool(existing_dataset, body.dataset_key)
     if body.dry_run or mode == "async":
-        run = await run_in_threadpool(enqueue_training, services.store, body, made_id)
+        run = await run_in_write_pool(
+            services.pools, enqueue_training, services.store, body, made_id
+        )
     else:
         run = await run_in_slow_pool(
             services,
