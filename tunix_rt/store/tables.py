@@ -38,8 +38,8 @@ from ..core.settings import resolve
 
 # %% auto #0
 __all__ = ['Counting', 'STATUSES', 'ENDED', 'MODES', 'now', 'Moment', 'Base', 'TraceRow', 'copied', 'TraceTally', 'ScoreRow',
-           'RunRow', 'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
-           'ModelVersion', 'ModelAlias', 'IdempotentReply']
+           'RunRow', 'LogChunk', 'RunSummary', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial',
+           'ModelRow', 'ModelVersion', 'ModelAlias', 'IdempotentReply']
 
 # %% ../../nbs/store/10_tables.ipynb #322249a4
 def now() -> datetime:  # Current time in UTC
@@ -248,6 +248,25 @@ class LogChunk(Base):
     stream: Mapped[str] = mapped_column(String(16))
     chunk: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+# %% ../../nbs/store/10_tables.ipynb #90d02133
+class RunSummary(Base):
+    "What lists show of a run: figures of its log, its name, tags and note."
+
+    __tablename__ = "run_summaries"
+
+    run_id: Mapped[UUID] = mapped_column(
+        ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True
+    )
+    stamp: Mapped[str] = mapped_column(String(200), default="")  # State of the run when it was read
+    figures: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Metric to its last value
+    parameters: Mapped[dict[str, Any]] = mapped_column(default=dict)  # All of them, from run.json
+    author: Mapped[str | None] = mapped_column(String(256))
+    base_run_id: Mapped[UUID | None] = mapped_column(index=True)  # The run whose model it began with
+    name: Mapped[str | None]
+    tags: Mapped[list[Any]] = mapped_column(default=list)
+    note: Mapped[str | None]
+    notes_kept: Mapped[bool] = mapped_column(default=False)  # Whether the run folder has them, too
 
 # %% ../../nbs/store/10_tables.ipynb #1dd8887e
 class EvaluationRow(Base):
