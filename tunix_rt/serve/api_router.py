@@ -15,6 +15,9 @@ from tunix_rt.serve.pages import (
     playground,
     predictions,
     rendering,
+    run_about,
+    run_compare,
+    run_list,
     runs,
 )
 from .pages import models as model_pages
@@ -56,7 +59,10 @@ ROUTERS = (
 # %% ../../nbs/serve/75_api_router.ipynb #b45dd3df
 PAGES = (
     overview,
+    run_list,
+    run_compare,
     runs,
+    run_about,
     predictions,
     trace_pages,
     dataset_pages,

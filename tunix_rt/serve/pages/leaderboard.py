@@ -20,10 +20,10 @@ from ...evaluation.statistics import Figure
 from ..dependencies import StoreDep
 from .rendering import Filter, Skip, around, show
 from ..strict_json import StrictRoute
-from ...tracking.leaderboard import Board, Standing, leaderboard
+from ...tracking.set_boards import Ranked, SetBoard, set_boards
 
 # %% auto #0
-__all__ = ['router', 'AT_ONCE', 'Row', 'board_rows', 'dataset_keys', 'leaderboard_page']
+__all__ = ['router', 'AT_ONCE', 'ALONE', 'Row', 'board_rows', 'dataset_keys', 'leaderboard_page']
 
 # %% ../../../nbs/serve/pages/25_leaderboard.ipynb #f2f216b9
 @dataclass(frozen=True)
@@ -31,33 +31,34 @@ class Row:
     """A formatted row of the leaderboard.
 
     Attributes:
+        model: Name of the run if people gave it one, else of the model
         bar: Score and its interval, drawn
         points: Difference from the best; empty for the best
+        trained_on: Key of a dataset
     """
 
     place: int
     run_id: UUID
-    model: str | None
+    model: str | None  # Name of the run if people gave it one, else of the model
     score: str
     interval: str
     bar: Markup  # Score and its interval, drawn
     standing: str
     points: str  # Difference from the best; empty for the best
     points_bar: Markup
-    set: str | None
     count: int
-    judge: str
-    judge_version: str
+    trained_on: str | None  # Key of a dataset
+    set: str | None
 
 # %% ../../../nbs/serve/pages/25_leaderboard.ipynb #b4b98d35
-def _figure(standing: Standing) -> Figure:
-    kept = standing.evaluation
+def _figure(ranked: Ranked) -> Figure:
+    kept = ranked.evaluation
     low, high = (None if end is None else end / 100 for end in (kept.low, kept.high))
     return Figure(mean=kept.score / 100, low=low, high=high, count=kept.item_count, method="none")
 
 
 def board_rows(
-    board: Board,  # Board from the library
+    board: SetBoard,  # Board from the library
 ) -> list[Row]:  # Rows in the same order
     """Format the rows of a leaderboard.
 
@@ -79,24 +80,24 @@ def board_rows(
             Row(
                 place=each.place,
                 run_id=kept.run_id,
-                model=kept.model_id,
+                model=each.name or kept.model_id,
                 score=f"{kept.score:.1f}",
                 interval=f"{kept.low:.1f}–{kept.high:.1f}" if known else "–",
                 bar=Markup(bar_svg(_figure(each), color="var(--three)", width=120)),
                 standing=each.standing,
                 points=points(apart) if apart else "",
                 points_bar=Markup(drawn),
-                set=kept.evaluation_set,
                 count=kept.item_count,
-                judge=kept.judge_name,
-                judge_version=kept.judge_version,
+                trained_on=each.trained_on,
+                set=board.evaluation_set,
             )
         )
     return rows
 
 # %% ../../../nbs/serve/pages/25_leaderboard.ipynb #42a6fbc5
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
-AT_ONCE = 25  # Rows on a page
+AT_ONCE = 10  # Rows of each board
+ALONE = 50  # Rows of a board that is shown alone
 
 
 def dataset_keys() -> list[str]:  # Keys in order
@@ -125,14 +126,16 @@ def leaderboard_page(
         "model_id": model_id,
         "judge": judge,
     }
-    board = leaderboard(store, limit=AT_ONCE, offset=offset, **asked)
+    alone = bool(evaluation_set and judge)
+    boards = set_boards(store, limit=ALONE if alone else AT_ONCE, offset=offset, **asked)
+    following = boards[0].next_offset if alone and boards else None
     return show(
         request,
         "leaderboard.html",
-        standings=board_rows(board),
+        boards=[(board, board_rows(board)) for board in boards],
         asked=asked,
         narrowed=any(asked.values()),
         sets=dataset_keys(),
         judges=list(JUDGES),
-        **around(request, "offset", board.next_offset),
+        **around(request, "offset", following),
     )

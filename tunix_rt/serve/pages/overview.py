@@ -24,7 +24,7 @@ from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...store.traces import count_traces, get_traces, list_traces
 from ...traces.display import trace_html
-from ...tracking.leaderboard import leaderboard
+from ...tracking.set_boards import set_boards
 
 # %% auto #0
 __all__ = ['router', 'Tile', 'now_facts', 'Candidate', 'candidate_of', 'overview_page', 'now_part']
@@ -118,14 +118,15 @@ def candidate_of(
 @router.get("/")
 def overview_page(request: Request, store: StoreDep) -> HTMLResponse:
     "Show the overview."
-    rows = board_rows(leaderboard(store, limit=5))
+    boards = [(board, board_rows(board)) for board in set_boards(store, limit=5)[:2]]
+    rows = boards[0][1] if boards else []
     models = list_models(store, limit=5).models
     newest = get_traces(store, [each.id for each in list_traces(store, limit=1).traces])
     return show(
         request,
         "overview.html",
         **now_facts(store),
-        standings=rows,
+        boards=boards,
         trace=trace_html(newest[0].trace, style=False) if newest else None,
         models=models,
         candidate=candidate_of(store, rows, models),

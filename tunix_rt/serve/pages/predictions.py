@@ -5,15 +5,20 @@
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #ee9be4b1
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy import func, select
 from starlette.concurrency import run_in_threadpool
 
-from ...core.errors import MissingError
+from ...core.errors import MissingError, RunError, TunixError
+from ...evaluation.transcripts import response_text
 from ...jobs.queue import get_queued, request_cancel
 from ...scoring.predictions import Prediction, read_predictions
 from ..artifacts import open_file, run_files
@@ -25,75 +30,199 @@ from ..schemas.runs import EvaluateModelRequest
 from ..schemas.types import Key, Name
 from ..strict_json import StrictRoute
 from ...store.engine import Store
-from ...store.tables import EvaluationRow
+from ...store.tables import EvaluationItem, EvaluationRow, RunSummary
+from ...traces.diff import compare_html
 from ...traces.display import Html, text_html
-from ...tracking.evaluations import evaluate_run, latest_evaluation, list_items
+from ...tracking.evaluations import evaluate_run, latest_evaluation
 
 # %% auto #0
-__all__ = ['router', 'AT_ONCE', 'Answer', 'answers_of', 'answers_page', 'sent_to', 'cancel_form', 'evaluate_model_form',
-           'evaluate_form']
+__all__ = ['Scores', 'ONLY', 'router', 'AT_ONCE', 'RIVALS', 'Answer', 'predictions_of', 'answers_of', 'rivals_of', 'answers_page',
+           'sent_to', 'cancel_form', 'evaluate_model_form', 'evaluate_form']
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #0dea1ddc
 @dataclass(frozen=True)
 class Answer:
-    """A prediction with its score.
+    """A prediction with its score, and what another model said to the same question.
 
     Attributes:
+        number: Place in the file, from 1
         score: Score from 0 to 1; None where there is none
-        shown: Whole response
+        beside: Of the other model
     """
 
+    number: int  # Place in the file, from 1
     prediction: Prediction
     score: float | None  # Score from 0 to 1; None where there is none
-    shown: Html  # Whole response
+    beside: Prediction | None = None  # Of the other model
+    beside_score: float | None = None
+
+    @property
+    def right(self) -> bool | None:
+        "Whether it is right; None without a score."
+        return None if self.score is None else self.score >= 1
+
+    @property
+    def differs(self) -> bool:
+        "Whether only one of the two models is right."
+        if self.score is None or self.beside_score is None:
+            return False
+        return (self.score >= 1) != (self.beside_score >= 1)
+
+    def shown(self, titles: tuple[str, str] = ("", "")) -> Html:
+        "Render the whole response, or both of them."
+        if self.beside is None:
+            return Html(text_html(self.prediction.output, fold=4000))
+        two = (response_text(each) for each in (self.prediction, self.beside))
+        return compare_html(*two, left_title=titles[0], right_title=titles[1], style=False)
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #3f39bf80
-def _predictions(store: Store, run_id: UUID) -> list[Prediction]:
+@lru_cache(maxsize=6)
+def _read(path: Path, changed: int, size: int) -> tuple[Prediction, ...]:
+    return tuple(read_predictions(path))
+
+
+def predictions_of(
+    store: Store,  # Database of the run
+    run_id: UUID,  # Run that made predictions
+) -> tuple[Prediction, ...]:  # In the order of the set
+    """Read the predictions of a run.
+
+    Args:
+        store: Database of the run
+        run_id: Run that made predictions
+
+    Returns:
+        In the order of the set
+    """
     folder = run_files(get_queued(store, run_id))
     if folder is None:
         raise MissingError(f"run {run_id} has left no files, so it has no predictions")
-    return read_predictions(open_file(folder, "predictions.jsonl"))
+    path = open_file(folder, "predictions.jsonl")
+    known = path.stat()
+    return _read(path, known.st_mtime_ns, known.st_size)
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #1a005ceb
-def _scores(store: Store, evaluation: EvaluationRow | None) -> dict[tuple[str, int], float]:
-    found: dict[tuple[str, int], float] = {}
-    offset: int | None = 0
-    while evaluation is not None and offset is not None:
-        page = list_items(store, evaluation.id, limit=1000, offset=offset)
-        found |= {(item.fingerprint, item.sample): item.score for item in page.items}
-        offset = page.next_offset
-    return found
+Scores = Mapping[tuple[str, int], float]  # By fingerprint and sample
+
+
+def _scores(store: Store, evaluation: EvaluationRow | None) -> Scores:
+    if evaluation is None:
+        return {}
+    columns = (EvaluationItem.fingerprint, EvaluationItem.sample, EvaluationItem.score)
+    query = select(*columns).where(EvaluationItem.evaluation_id == evaluation.id)
+    with store.reading() as session:
+        return {(prompt, sample): score for prompt, sample, score in session.execute(query)}
+
+
+def _evaluation(store: Store, run_id: UUID, judge: str | None = None) -> EvaluationRow | None:
+    try:
+        return latest_evaluation(store, run_id, judge=judge)
+    except MissingError:
+        return None
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #9521c054
+ONLY = ("wrong", "right", "differs")
+
+
 def answers_of(
-    predictions: list[Prediction],  # Predictions of a run
-    scores: dict[tuple[str, int], float],  # Scores by fingerprint and sample
+    predictions: Sequence[Prediction],  # Predictions of a run
+    scores: Scores,  # Scores by fingerprint and sample
     *,
-    only: str | None = None,  # "right", "wrong", or None for all
+    only: str | None = None,  # One of `ONLY`, or None for all
     category: str | None = None,  # Category to keep
+    text: str | None = None,  # Text to search for
+    beside: Sequence[Prediction] = (),  # Predictions of another model
+    beside_scores: Scores = {},  # Their scores
 ) -> list[Answer]:  # Predictions in file order
-    """Filter predictions.
+    """Join predictions with their scores, and filter them.
 
     Args:
         predictions: Predictions of a run
         scores: Scores by fingerprint and sample
-        only: "right", "wrong", or None for all
+        only: One of `ONLY`, or None for all
         category: Category to keep
+        text: Text to search for
+        beside: Predictions of another model
+        beside_scores: Their scores
 
     Returns:
         Predictions in file order
     """
-    found = []
-    for each in predictions:
-        score = scores.get((each.fingerprint, each.sample))
-        word = None if score is None else "right" if score >= 1 else "wrong"
-        if only in (None, word) and category in (None, each.category):
-            found.append(Answer(each, score, Html(text_html(each.output, fold=4000))))
+    if only not in (None, *ONLY):
+        raise RunError(f"there is no choice {only!r}; choose one of {', '.join(ONLY)}")
+    others = {(each.fingerprint, each.sample): each for each in beside}
+    wanted, found = (text or "").casefold(), []
+    for number, each in enumerate(predictions, start=1):
+        key = (each.fingerprint, each.sample)
+        if category not in (None, each.category) or (wanted and wanted not in _words(each)):
+            continue
+        made = Answer(number, each, scores.get(key), others.get(key), beside_scores.get(key))
+        kept = {"wrong": made.right is False, "right": made.right is True, "differs": made.differs}
+        if only is None or kept[only]:
+            found.append(made)
     return found
+
+
+def _words(each: Prediction) -> str:
+    return f"{each.prompt}\n{each.expected}\n{each.output}".casefold()
 
 # %% ../../../nbs/serve/pages/55_predictions.ipynb #73c1f669
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
 AT_ONCE = 50  # Answers on a page
+RIVALS = 50  # Runs that are offered beside
+
+
+def rivals_of(
+    store: Store,  # Database to read
+    evaluation: EvaluationRow | None,  # Evaluation of the run that is shown
+) -> dict[str, str]:  # Id of a run to its name; runs evaluated on the same set
+    """Find the runs that were evaluated on the same questions.
+
+    Args:
+        store: Database to read
+        evaluation: Evaluation of the run that is shown
+
+    Returns:
+        Id of a run to its name; runs evaluated on the same set
+    """
+    if evaluation is None:
+        return {}
+    this = EvaluationRow
+    named = func.coalesce(RunSummary.name, this.model_id)
+    query = (
+        select(this.run_id, named)
+        .outerjoin(RunSummary, RunSummary.run_id == this.run_id)
+        .where(
+            this.evaluation_fingerprint == evaluation.evaluation_fingerprint,
+            this.run_id != evaluation.run_id,
+            this.judge_name == evaluation.judge_name,
+        )
+        .order_by(this.evaluated_at.desc())
+        .limit(4 * RIVALS)
+    )
+    with store.reading() as session:
+        found = {str(id): name for id, name in session.execute(query)}
+    return {id: f"{name or 'run'} {id[:8]}" for id, name in list(found.items())[:RIVALS]}
+
+
+def _beside(
+    store: Store, evaluation: EvaluationRow | None, other: str | None
+) -> tuple[Sequence[Prediction], Scores]:
+    "Predictions of another run on the same set, with scores by the same judge."
+    if not other:
+        return (), {}
+    try:
+        run_id = UUID(other)
+    except ValueError:
+        raise RunError(f"{other[:60]!r} is not the id of a run") from None
+    judged = _evaluation(store, run_id, evaluation.judge_name if evaluation else None)
+    ours, theirs = (each and each.evaluation_fingerprint for each in (evaluation, judged))
+    if judged is None or ours != theirs:
+        raise RunError(
+            f"run {other} was not evaluated on the same set by the same judge, so its answers "
+            f"cannot be put beside these; evaluate it there first"
+        )
+    return predictions_of(store, judged.predictions_run_id or run_id), _scores(store, judged)
 
 
 @router.get("/runs/{run_id}/answers")
@@ -103,27 +232,35 @@ def answers_page(
     run_id: UUID,
     only: Filter = None,
     category: Filter = None,
+    q: Filter = None,
+    beside: Filter = None,
     offset: Skip = 0,
 ) -> HTMLResponse:
     "Show the predictions of a run."
-    run = get_queued(store, run_id)
-    try:
-        evaluation = latest_evaluation(store, run_id)
-    except MissingError:
-        evaluation = None
-    predictions = _predictions(store, (evaluation and evaluation.predictions_run_id) or run_id)
-    scores = _scores(store, evaluation)
-    chosen = answers_of(predictions, scores, only=only, category=category)
+    run, evaluation = get_queued(store, run_id), _evaluation(store, run_id)
+    predictions = predictions_of(store, (evaluation and evaluation.predictions_run_id) or run_id)
+    scores, rivals = _scores(store, evaluation), rivals_of(store, evaluation)
+    others, other_scores = _beside(store, evaluation, beside)
+    chosen = answers_of(
+        predictions, scores, only=only, category=category, text=q, beside=others,
+        beside_scores=other_scores,
+    )  # fmt: skip
     more = offset + AT_ONCE < len(chosen)
+    mine = (evaluation and evaluation.model_id) or str(run_id)[:8]
     return show(
         request,
         "answers.html",
         run=run,
         evaluation=evaluation,
         counts={"all": len(predictions), "right": sum(score >= 1 for score in scores.values())},
-        asked={"only": only, "category": category},
+        asked={"only": only, "category": category, "q": q, "beside": beside},
+        choices=ONLY if beside else ONLY[:2],
+        matching=len(chosen),
         known=sorted({each.category for each in predictions}),
+        rivals=rivals | ({beside: beside[:8]} if beside and beside not in rivals else {}),
+        titles=(mine, rivals.get(beside, beside[:8]) if beside else ""),
         said=chosen[offset : offset + AT_ONCE],
+        begin=offset,
         **around(request, "offset", offset + AT_ONCE if more else None),
     )
 
