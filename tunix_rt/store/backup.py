@@ -24,11 +24,12 @@ from sqlalchemy.orm import Session
 from ..core.errors import StoreError
 from ..core.files import replacing
 from .engine import Store
-from .migrations import HEAD
-from .tables import Base, Moment, TraceTally, now
+from .migrations import HEAD, KNOWN
+from .marks import refresh_marks
+from .tables import Base, Moment, TraceMark, TraceTally, now
 
 # %% auto #0
-__all__ = ['MAGIC', 'TOGETHER', 'tables', 'Backup', 'backup', 'read_backup', 'check_backup', 'restore']
+__all__ = ['MAGIC', 'TOGETHER', 'OLDEST', 'tables', 'Backup', 'backup', 'read_backup', 'check_backup', 'restore']
 
 # %% ../../nbs/store/60_backup.ipynb #50b7a506
 MAGIC = "tunix_rt backup"
@@ -41,7 +42,8 @@ def tables() -> list[Table]:  # Tables, referenced ones first
     Returns:
         Tables, referenced ones first
     """
-    return [table for table in Base.metadata.sorted_tables if table is not TraceTally.__table__]
+    derived = {TraceTally.__table__, TraceMark.__table__}
+    return [table for table in Base.metadata.sorted_tables if table not in derived]
 
 # %% ../../nbs/store/60_backup.ipynb #eab63b95
 def _plain(
@@ -215,6 +217,9 @@ def _fill(
             session.execute(insert(cast(Table, table)), rows)
 
 # %% ../../nbs/store/60_backup.ipynb #2ed2cd39
+OLDEST = "0002"  # Since this version of the tables, later ones only added tables
+
+
 def restore(
     store: Store,  # Empty database with tables of this version
     path: Path,  # File written by `backup`
@@ -229,7 +234,7 @@ def restore(
         Summary of the restore
     """
     held = check_backup(path)
-    if held.revision != HEAD:
+    if held.revision not in KNOWN[KNOWN.index(OLDEST) :]:
         raise StoreError(
             f"{path} was made from tables at version {held.revision}, and these are at {HEAD}; "
             f"restore it with the version of tunix_rt that made it, then run: tunix-rt db upgrade"
@@ -245,8 +250,9 @@ def restore(
         if store.dialect == "postgresql":
             counter = "pg_get_serial_sequence('traces', 'number')"
             session.execute(text(f"SELECT setval({counter}, max(number)) FROM traces"))
+        refresh_marks(session)
         for table in tables():
             count = session.scalar(select(func.count()).select_from(table))
-            if count != held.rows[table.name]:
-                raise StoreError(f"{count} {table.name} were restored, not {held.rows[table.name]}")
+            if count != held.rows.get(table.name, 0):
+                raise StoreError(f"{count} {table.name} were restored, not {held.rows.get(table.name, 0)}")
     return held

@@ -38,8 +38,8 @@ from ..core.settings import resolve
 
 # %% auto #0
 __all__ = ['Counting', 'STATUSES', 'ENDED', 'MODES', 'now', 'Moment', 'Base', 'TraceRow', 'copied', 'TraceTally', 'ScoreRow',
-           'RunRow', 'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
-           'ModelVersion', 'ModelAlias', 'IdempotentReply']
+           'RatingRow', 'TraceMark', 'TraceEdit', 'RunRow', 'LogChunk', 'EvaluationRow', 'EvaluationItem',
+           'BaselineRow', 'TuningJob', 'Trial', 'ModelRow', 'ModelVersion', 'ModelAlias', 'IdempotentReply']
 
 # %% ../../nbs/store/10_tables.ipynb #322249a4
 def now() -> datetime:  # Current time in UTC
@@ -157,6 +157,59 @@ class ScoreRow(Base):
     criteria: Mapped[str] = mapped_column(String(64))
     score: Mapped[float]
     details: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+# %% ../../nbs/store/10_tables.ipynb #c7be24f5
+class RatingRow(Base):
+    "One person's rating of one trace, or of one of its steps."
+
+    __tablename__ = "ratings"
+    __table_args__ = (
+        Index(None, "trace_id", "created_at"),
+        CheckConstraint("thumb IN (-1, 1)", name="thumb"),
+        CheckConstraint("stars BETWEEN 1 AND 5", name="stars"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    trace_id: Mapped[UUID] = mapped_column(ForeignKey("traces.id", ondelete="CASCADE"))
+    step: Mapped[int | None]  # The `i` of a step; None for the whole trace
+    author: Mapped[str] = mapped_column(String(64))
+    thumb: Mapped[int | None]  # 1 for up, -1 for down
+    stars: Mapped[int | None]  # 1 to 5
+    note: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+# %% ../../nbs/store/10_tables.ipynb #6372b8fc
+class TraceMark(Base):
+    "Newest score and current ratings of one trace."
+
+    __tablename__ = "trace_marks"
+    __table_args__ = (Index(None, "score", "number"), Index(None, "stars", "number"))
+
+    number: Mapped[int] = mapped_column(
+        Counting,
+        ForeignKey("traces.number", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    )
+    score: Mapped[float | None]  # Newest baseline score, 0 to 100
+    stars: Mapped[float | None]  # Mean of the authors' newest stars
+    thumbs: Mapped[int]  # Thumbs up less thumbs down
+    ratings: Mapped[int]  # Authors whose rating counts
+
+# %% ../../nbs/store/10_tables.ipynb #112398f8
+class TraceEdit(Base):
+    "The trace that another one was edited from."
+
+    __tablename__ = "trace_edits"
+
+    trace_id: Mapped[UUID] = mapped_column(
+        ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True
+    )
+    parent_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("traces.id", ondelete="SET NULL"), index=True
+    )
+    author: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 # %% ../../nbs/store/10_tables.ipynb #4af14d4f
