@@ -225,8 +225,8 @@ def _narrowed(query: TraceQuery, number: ColumnElement[int]) -> list[ColumnEleme
         wanted.append(number.not_in(select(TraceMark.number).where(rated)))
     if query.versions == "newest":
         every = TraceRow.__table__.alias("every_trace")
-        parents = select(every.c.number).join(TraceEdit, TraceEdit.parent_id == every.c.id)
-        wanted.append(number.not_in(parents))
+        parent = select(every.c.number).where(every.c.id == TraceEdit.parent_id).scalar_subquery()
+        wanted.append(number.not_in(select(parent).where(TraceEdit.parent_id.is_not(None))))
     return wanted
 
 
@@ -276,9 +276,10 @@ def _scope(dialect: str, query: TraceQuery, sort: str) -> _Scope:
     if query.clauses and not _digits(query.text):
         source, number = _words(dialect)
         chosen = select(number).select_from(source).where(_matching(dialect, query.clauses))
+        free = number + 0  # so that SQLite does not ask for the words of each number apart
         if known := _known(dialect, query):
-            chosen = chosen.join(TraceRow.__table__, TraceRow.number == number).where(*known)
-        chosen = chosen.where(*_narrowed(query, number))
+            chosen = chosen.where(free.in_(select(TraceRow.number).where(*known)))
+        chosen = chosen.where(*_narrowed(query, free))
     else:
         chosen = select(number).where(*query_conditions(dialect, query))
     value = _MARKS.get(sort.lstrip("-"))
@@ -338,8 +339,8 @@ def _weighed(session: Session, query: TraceQuery) -> list[Place]:
     return [(None, int(number)) for (number,) in rows]
 
 # %% ../../nbs/store/36_search.ipynb #476b95c0
-COUNTED = 100_000  # Maximum number of hits that are counted
-FACETED = 2_000  # Newest hits whose facets are counted
+COUNTED = 20_000  # Maximum number of hits that are counted
+FACETED = 1_000  # Newest hits whose facets are counted
 _SCORES = ("0–20", "20–40", "40–60", "60–80", "80–100")
 
 

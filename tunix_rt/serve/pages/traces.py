@@ -150,8 +150,8 @@ def _commands(filters: dict[str, Any], total: int) -> list[str]:
     return [
         "curl -X POST localhost:8000/api/datasets/build \\\n"
         f"  -H 'content-type: application/json' -d {body}",
-        "from tunix_rt.client import BuildRequest, build_dataset, connect\n\n"
-        f"build_dataset(connect(), BuildRequest({fields}))",
+        "from tunix_rt.client import api as client\n\n"
+        f"client.build_dataset(client.connect(), client.BuildRequest({fields}))",
     ]
 
 

@@ -57,11 +57,11 @@ class TraceHits(BaseModel):
     "Traces that were found, and what is known of all hits."
 
     data: list[TraceHit]
-    total: int = Field(description="Number of hits, counted up to 100,000")
+    total: int = Field(description="Number of hits, counted up to 20,000")
     exact: bool = Field(description="False if there are more than total")
     pending: int = Field(description="New traces whose words are not indexed yet")
     facets: dict[str, dict[str, int]] = Field(
-        description="Facet to the count of each value, among the newest 2,000 hits"
+        description="Facet to the count of each value, among the newest 1,000 hits"
     )
     pagination: HitPagination
 
