@@ -482,6 +482,7 @@ def build_dataset(
     selection_strategy: str = "latest",  # "latest", or "random", which needs a seed
     seed: int | None = None,  # Seed of a random selection; recorded in any case
     limit: int | None = None,  # Maximum number of traces; None for all
+    searched: bool = False,  # True if `filters.search` has been applied, as by a store
     splits: Mapping[str, float] | None = None,  # Name to count or fraction; all train by default
     session_id: str | None = None,  # Reference of the caller, recorded in the manifest
     parent_dataset_id: str | None = None,  # Id of the dataset it was derived from
@@ -500,6 +501,7 @@ def build_dataset(
         selection_strategy: "latest", or "random", which needs a seed
         seed: Seed of a random selection; recorded in any case
         limit: Maximum number of traces; None for all
+        searched: True if `filters.search` has been applied, as by a store
         splits: Name to count or fraction; all train by default
         session_id: Reference of the caller, recorded in the manifest
         parent_dataset_id: Id of the dataset it was derived from
@@ -511,6 +513,11 @@ def build_dataset(
         New dataset, or the existing one with the same content
     """
     key = dataset_key(name, version)
+    if not searched and isinstance((filters or {}).get("search"), Mapping):
+        raise DatasetError(
+            "filters.search is for traces in a store, which has an index of their words; build "
+            "with tunix_rt.store.datasets.build_from_store, or filter by fields of meta"
+        )
     home = home or resolve(settings().datasets)
     request = {
         "dataset_key": key,

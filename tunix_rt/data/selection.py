@@ -59,6 +59,8 @@ def matches(
         True if every filter matches
     """
     for name, wanted in filters.items():
+        if name == "search" and isinstance(wanted, Mapping):
+            continue
         choices = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         value = meta_value(trace, name)
         same_kind = [c for c in choices if isinstance(c, bool) == isinstance(value, bool)]

@@ -31,6 +31,7 @@ from tunix_rt.serve.routers import (
     health,
     models,
     regression,
+    trace_search,
     traces,
     tuning,
     tunix,
@@ -43,6 +44,7 @@ __all__ = ['ROUTERS', 'PAGES', 'add_routes']
 
 # %% ../../nbs/serve/75_api_router.ipynb #e9befb4e
 ROUTERS = (
+    trace_search,
     traces,
     health,
     datasets,

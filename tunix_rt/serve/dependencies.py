@@ -27,6 +27,7 @@ from .schemas.types import Key
 from .sse import Watch
 from .trace_writer import TraceWriter
 from ..store.engine import Store, open_store
+from ..store.search_index import SearchIndexer
 from ..tuning.controller import advancing
 
 # %% auto #0
@@ -45,6 +46,7 @@ class Services:
     arrivals: TraceWriter
     watch: Watch
     rediai: RediAI
+    indexer: SearchIndexer
     loop: asyncio.AbstractEventLoop
     pools: Pools
 
@@ -82,12 +84,13 @@ async def lifespan_services(
         arrivals,
         watch,
         RediAI(settings),
+        SearchIndexer(measured),
         asyncio.get_running_loop(),
         pools_of(app),
     )
     arrivals.start()
     try:
-        with advancing(measured, HOUSEKEEPING_SECONDS):
+        with advancing(measured, HOUSEKEEPING_SECONDS), app.state.services.indexer:
             yield app.state.services
     finally:
         await watch.close()

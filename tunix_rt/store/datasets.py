@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import pickle
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from ..core.files import canonical_json
@@ -24,6 +24,8 @@ from ..data.formats import ImportReport, encoded_traces
 from ..data.importers import file_to_take
 from ..data.selection import matches
 from .engine import Store
+from .search import search_in
+from .search_index import update_index
 from .scan import AT_ONCE, conditions, walk
 from .tables import TraceRow, now
 from .traces import BATCH, Found, Spelled, insert_rows, moment_text, saying, spell
@@ -49,8 +51,9 @@ def _oldest_copy(
     session: Session,  # Reading session
     fingerprint: str,  # Content fingerprint
     filters: Mapping[str, Any],  # Filters that a copy must match
+    asked: Sequence[ColumnElement[bool]],  # The same, as conditions
 ) -> int | None:  # Number of the copy in the store
-    copies = select(*LIGHT).where(saying(fingerprint)).order_by(TraceRow.number)
+    copies = select(*LIGHT).where(saying(fingerprint), *asked).order_by(TraceRow.number)
     for row in session.execute(copies, execution_options={"yield_per": AT_ONCE}):
         if _passes(row.meta, filters):
             return row.number
@@ -80,7 +83,9 @@ def newest_numbers(
             continue
         if row.id.hex != row.fingerprint[:32]:
             if row.fingerprint not in oldest:
-                oldest[row.fingerprint] = _oldest_copy(session, row.fingerprint, filters)
+                oldest[row.fingerprint] = _oldest_copy(
+                    session, row.fingerprint, filters, asked
+                )
             if oldest[row.fingerprint] != row.number:
                 continue
         numbers.append(row.number)
@@ -142,6 +147,9 @@ def build_from_store(
     Returns:
         New dataset, or the existing one with this content
     """
+    searched = search_in(filters or {}) is not None
+    if searched:
+        update_index(store)
     few = limit is not None and limit > 0 and selection_strategy == "latest"
     return build_dataset(
         _candidates(store, filters or {}, limit if few else None),
@@ -151,6 +159,7 @@ def build_from_store(
         selection_strategy=selection_strategy,
         seed=seed,
         limit=limit,
+        searched=searched,
         **rest,
     )
 

@@ -17,6 +17,7 @@ from ..core.errors import DatasetError
 from ..core.files import json_fault
 from ..data.selection import matches
 from .engine import Store
+from .search import query_conditions, search_in
 from .tables import TraceRow
 from .traces import EVERYTHING, Found, found, label
 
@@ -81,8 +82,11 @@ def conditions(
     """
     if reason := json_fault(dict(filters)):
         raise DatasetError(f"filters: {reason}; filter by texts, numbers, true and false")
-    found = []
+    search = search_in(filters)
+    found = [] if search is None else query_conditions(dialect, search)
     for name, wanted in filters.items():
+        if name == "search" and search is not None:
+            continue
         choices = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         condition = _one_filter(dialect, name, choices)
         if condition is not None:

@@ -99,3 +99,64 @@ document.querySelectorAll("[data-log]").forEach((log) => {
   if (log.dataset.log) follow(log);
 });
 document.querySelectorAll("[data-curves]").forEach(watch);
+
+// Traces, and what helps on every page: copying, ticking, keys, names that are remembered.
+function copyFrom(button) {
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+    const words = button.textContent;
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = words), 1500);
+  });
+}
+
+function tickAll(all) {
+  const boxes = [...all.form.querySelectorAll("input[name=ids]")];
+  const told = all.form.querySelector("[data-ticked]");
+  const tell = () => {
+    const count = boxes.filter((box) => box.checked).length;
+    all.checked = count === boxes.length;
+    all.indeterminate = count > 0 && !all.checked;
+    told.textContent = count ? `${count} ticked` : "";
+  };
+  all.addEventListener("change", () => {
+    for (const box of boxes) box.checked = all.checked;
+    tell();
+  });
+  for (const box of boxes) box.addEventListener("change", tell);
+  tell();
+}
+
+function remember(field) {
+  const key = `tunix_rt ${field.dataset.remember}`;
+  field.value ||= localStorage.getItem(key) ?? "";
+  field.addEventListener("change", () => {
+    localStorage.setItem(key, field.value);
+    for (const other of document.querySelectorAll(`[data-remember=${field.dataset.remember}]`)) {
+      other.value = field.value;
+    }
+  });
+}
+
+function followKeys(event) {
+  if (event.target.closest("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const way = { j: "next", k: "prev" }[event.key];
+  if (way) document.querySelector(`[data-keys] a[rel=${way}]`)?.click();
+}
+
+// What scrolls can be scrolled with the keyboard.
+function letScroll() {
+  for (const each of document.querySelectorAll(".scroll, pre, .charts, .tunix-answers")) {
+    const overflows = each.scrollWidth > each.clientWidth + 1 || each.scrollHeight > each.clientHeight + 1;
+    if (overflows && getComputedStyle(each).overflow !== "visible") each.tabIndex = 0;
+  }
+}
+
+document.querySelectorAll("[data-copy]").forEach(copyFrom);
+document.querySelectorAll("[data-tick-all]").forEach(tickAll);
+document.querySelectorAll("[data-remember]").forEach(remember);
+if (document.querySelector("[data-keys]")) addEventListener("keydown", followKeys);
+if (matchMedia("(min-width: 60rem)").matches) document.querySelectorAll("[data-wide-open]").forEach((each) => (each.open = true));
+else document.querySelectorAll("[data-wide-open]").forEach((each) => (each.open = false));
+letScroll();
+addEventListener("resize", letScroll);

@@ -6,8 +6,8 @@ An index over the run folders: a row that is missing is made again from the fold
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 
 def upgrade() -> None:
