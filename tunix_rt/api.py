@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -59,11 +60,12 @@ from tunix_rt.evaluation.prompts import (
 )
 from .evaluation.report import write_report
 from .inference import engine
+from .inference.async_engine import AsyncEngine
 from .inference.engine import Completion, SamplingParams
 from .models import loading
 from .models.attention_backends import choose_attention
 from .models.config import PRESETS, GemmaConfig, parameter_count
-from .models.devices import Device, choose_device
+from .models.devices import Device, choose_device, choose_micro_batch_size
 from .models.gemma import Gemma
 from tunix_rt.models.loading import (
     ModelSource,
@@ -82,6 +84,7 @@ from tunix_rt.models.tokenizer import (
     Tokenizer,
     check_chat_template,
     encode_prompts,
+    end_of_turn,
     train_tokenizer,
 )
 from .registry.model_refs import resolve_model
@@ -94,15 +97,16 @@ from .traces.display import Html
 from .traces.render import render_response
 from .traces.schema import Trace
 from .training.config import TrainConfig
-from .training.export import check_export, export_model
+from .training.export import check_export, export_bytes, export_model
 from .training.loop import LoopConfig, TrainResult, train
 from .training.model_card import model_card
 from .training.packing import batch_fingerprint
 from .training.sft import SFTBatches, prepare_batches, sft_objective
 
 # %% auto #0
-__all__ = ['FIRST_TEXTS', 'make_dataset', 'Model', 'load_model', 'create_model', 'generate', 'training_split', 'named_dataset',
-           'prepare_sft', 'SFTResult', 'own_run', 'sft', 'check_not_trained_on', 'evaluate', 'compare', 'show']
+__all__ = ['FIRST_TEXTS', 'UNTRAINED', 'FEW_UNUSED', 'make_dataset', 'Model', 'load_model', 'create_model', 'generate',
+           'stream_answer', 'training_split', 'named_dataset', 'prepare_sft', 'SFTResult', 'likeness', 'own_run',
+           'choose_optimizer', 'sft', 'check_not_trained_on', 'evaluate', 'compare', 'show']
 
 # %% ../nbs/10_api.ipynb #202c8138
 @overload
@@ -373,6 +377,41 @@ def generate(
         dtype=jnp.dtype(dtype),
     )
 
+# %% ../nbs/10_api.ipynb #36c89022
+def stream_answer(
+    model: Model,  # Model to ask
+    prompt: str,  # Question
+    *,
+    max_new_tokens: int = 256,  # Longest response in tokens; less where the model has less room
+    max_seconds: float = 0.0,  # Seconds until it breaks off, compiling included; 0 for no limit
+    dtype: str = "float32",  # Type to compute in: "float32" or "bfloat16"
+) -> Iterator[str]:  # Pieces of the response
+    """Answer a question with its likeliest tokens, piece by piece.
+
+    Args:
+        model: Model to ask
+        prompt: Question
+        max_new_tokens: Longest response in tokens; less where the model has less room
+        max_seconds: Seconds until it breaks off, compiling included; 0 for no limit
+        dtype: Type to compute in: "float32" or "bfloat16"
+
+    Returns:
+        Pieces of the response
+    """
+    (tokens,) = encode_prompts(model.tokenizer, [prompt])
+    until = time.monotonic() + (max_seconds or float("inf"))
+    room = min(max_new_tokens, model.config.positions - len(tokens))
+    if room < 1:
+        return
+    length = len(tokens) + room
+    how: Any = {"max_rows": 1, "max_model_len": length, "dtype": jnp.dtype(dtype)}
+    with AsyncEngine(model.module, model.tokenizer, **how) as engine:
+        for delta in engine.submit(tokens, SamplingParams(max_new_tokens=room)):
+            yield delta.text
+            if time.monotonic() > until and delta.completion is None:
+                yield " ... (the time is up)"
+                return
+
 # %% ../nbs/10_api.ipynb #d9c42afc
 def training_split(
     dataset: Dataset,  # Dataset to train on
@@ -497,6 +536,53 @@ class SFTResult:
         curves = curves_html(curves_of({"training": records}))
         return f"{pd.Series(self.results, name='').to_frame().to_html()}{Html(curves)}"
 
+# %% ../nbs/10_api.ipynb #f20331ea
+UNTRAINED = 0.95  # Cosine with unused tokens from which a token counts as untrained
+FEW_UNUSED = 64  # Unused tokens to compare with
+
+
+def likeness(
+    table: jax.Array,  # Embedding, [V, D]
+    token: int,  # Token to look at
+    others: Sequence[int],  # Tokens to compare it with
+) -> float:  # Cosine with their mean; 0 if there are none
+    """Compare a token's vector with the mean of others.
+
+    Args:
+        table: Embedding, [V, D]
+        token: Token to look at
+        others: Tokens to compare it with
+
+    Returns:
+        Cosine with their mean; 0 if there are none
+    """
+    if not others:
+        return 0.0
+    rows = table[jnp.array([token, *others])].astype(jnp.float32)
+    mean = rows[1:].mean(axis=0)
+    return float(rows[0] @ mean / (jnp.linalg.norm(rows[0]) * jnp.linalg.norm(mean)))
+
+
+def _note_base_model(model: Model, batches: SFTBatches) -> None:
+    "Say what a pretrained model has not learned, and what would be cut off."
+    found, source = batches.tokenized, model.source
+    if not has_chat_template(model.tokenizer, source.folder, source.base):
+        end = model.tokenizer.decode([end_of_turn(model.tokenizer)])
+        words = model.tokenizer.get_vocab()
+        unused = [number for word, number in words.items() if word.startswith("<unused")]
+        table = model.module.embedding[...]
+        alike = likeness(table, end_of_turn(model.tokenizer), unused[:FEW_UNUSED])
+        never = f", and its {end} was never trained (cosine {alike:.3f} with unused tokens)"
+        print(
+            f"{source.name} has no chat template, as a pretrained model: it is trained in ours"
+            f"{never if alike > UNTRAINED else ''}. It learns to end an answer from these traces"
+        )
+    if 10 * found.cut > found.traces:
+        print(
+            f"{found.cut:,} of {found.traces:,} traces lose their end, and with it the answer: the "
+            f"longest has {found.longest:,} tokens; raise seq_length (now {batches.seq_length})"
+        )
+
 # %% ../nbs/10_api.ipynb #07bcf6f9
 @contextmanager
 def own_run(
@@ -523,10 +609,30 @@ def own_run(
         raise
 
 
-def _rates(model: Model, optimizer: str, learning_rate: float) -> tuple[str, float]:
+def choose_optimizer(
+    model: Model,  # Model as it will be trained
+    optimizer: str = "",  # "muon" or "adamw"; "" chooses by the model
+    learning_rate: float = 0.0,  # Peak rate; 0 chooses by model and optimizer
+    *,
+    quiet: bool = False,  # True to print nothing
+) -> tuple[str, float]:  # Optimizer and peak rate
+    """Choose what was left open by what the model is, and say so.
+
+    Args:
+        model: Model as it will be trained
+        optimizer: "muon" or "adamw"; "" chooses by the model
+        learning_rate: Peak rate; 0 chooses by model and optimizer
+        quiet: True to print nothing
+
+    Returns:
+        Optimizer and peak rate
+    """
     fresh = model.source.folder is None and model.module.lora is None
     optimizer = optimizer or ("muon" if fresh else "adamw")
     usual = 0.02 if optimizer == "muon" else 2e-4 if model.module.lora else 2e-5
+    if not (learning_rate or quiet):
+        what = "adapters" if model.module.lora else "fresh weights" if fresh else "trained weights"
+        print(f"{optimizer} at a peak rate of {usual:g}, as usual for {what}")
     return optimizer, learning_rate or usual
 
 
@@ -539,6 +645,7 @@ def sft(
     reasoning: bool = True,  # False trains on the answer alone
     max_steps: int = 200,  # Optimizer updates
     max_minutes: float = 0.0,  # Minutes until it stops and saves; 0 for no limit
+    keep_seconds: float = 0.0,  # Seconds of these kept for what the caller does afterwards
     batch_size: int = 8,  # B, packed rows in one update
     seq_length: int = 256,  # T, tokens in a row
     micro_batch_size: int = -1,  # Rows computed at a time; 0 for all, -1 lets the device decide
@@ -571,6 +678,7 @@ def sft(
         reasoning: False trains on the answer alone
         max_steps: Optimizer updates
         max_minutes: Minutes until it stops and saves; 0 for no limit
+        keep_seconds: Seconds of these kept for what the caller does afterwards
         batch_size: B, packed rows in one update
         seq_length: T, tokens in a row
         micro_batch_size: Rows computed at a time; 0 for all, -1 lets the device decide
@@ -596,9 +704,11 @@ def sft(
     Returns:
         Metrics, run folder and files
     """
-    optimizer, learning_rate = _rates(model, optimizer, learning_rate)
+    rates = choose_optimizer(model, optimizer, learning_rate, quiet=quiet)
+    optimizer, learning_rate = rates
     if run is None:
         given = dict(locals())
+        given.pop("rates")
         plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
         plain = {k: v for k, v in plain.items() if k not in ("run_dir", "train_data", "quiet")}
         with own_run("train", run_dir, plain | {"model": model.source.name}) as opened:
@@ -608,8 +718,9 @@ def sft(
         return result
     shards = row_shards(model.mesh)
     check_rows(batch_size, model.mesh)
-    if micro_batch_size < 0:
-        micro_batch_size = model.device.micro_batch_size(batch_size // shards, seq_length) * shards
+    micro_batch_size = choose_micro_batch_size(
+        micro_batch_size, model.device.kind, batch_size, seq_length, shards
+    )
     train_config = TrainConfig(
         max_steps=max_steps, batch_size=batch_size, seq_length=seq_length,
         micro_batch_size=micro_batch_size, optimizer=optimizer, learning_rate=learning_rate,
@@ -621,6 +732,8 @@ def sft(
         model, train_data, evaluation_set, validation_traces, seq_length=seq_length,
         reasoning=reasoning,
     )  # fmt: skip
+    if not quiet:
+        _note_base_model(model, batches)
     backend = choose_attention(
         attention, model.config, seq_length=seq_length, dtype=dtype, kind=model.device.kind
     )
@@ -639,6 +752,7 @@ def sft(
         identity=_identity(model, batches),
         loop_config=LoopConfig(
             max_minutes=max_minutes or None, spent_seconds=run.seconds,
+            keep_seconds=keep_seconds, keep_bytes=export_bytes(model.module, export),
             checkpoint_every=checkpoint_every, validate_every=validate_every,
             log_every=log_every, quiet=quiet,
         ),

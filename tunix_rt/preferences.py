@@ -25,6 +25,7 @@ from .evaluation.compare import Comparison, compare_evaluations, in_words
 from .evaluation.evaluate import Evaluation
 from .models.attention_backends import choose_attention
 from .models.config import parameter_count
+from .models.devices import choose_micro_batch_size
 from .models.loading import mesh_text, resolve_source, weights_fingerprint
 from .models.sharding import check_rows, row_shards
 from .post_training import measure, report_change
@@ -506,8 +507,9 @@ def preference(
     )
     rows = prepare_rows(model, learn, watch, config, max_length=max_length, seq_length=seq_length)
     time, shards = rows.train.tokens.shape[1], row_shards(model.mesh)
-    if micro_batch_size < 0:
-        micro_batch_size = model.device.micro_batch_size(batch_size // shards, time) * shards
+    micro_batch_size = choose_micro_batch_size(
+        micro_batch_size, model.device.kind, batch_size, time, shards
+    )
     train_config = TrainConfig(
         max_steps=max_steps or max(1, round(len(rows.train.tokens) / batch_size)),
         batch_size=batch_size, seq_length=time, micro_batch_size=micro_batch_size,

@@ -66,7 +66,9 @@ def doctor(
     base_dtype: Annotated[str, typer.Option(help="float32, bfloat16 or int8")] = "float32",
     batch_size: Annotated[int, typer.Option(help="Sequences in one update")] = 8,
     seq_length: Annotated[int, typer.Option(help="Tokens in a sequence")] = 256,
-    micro_batch_size: Annotated[int, typer.Option(help="Sequences at a time; 0 for all")] = 0,
+    micro_batch_size: Annotated[
+        int, typer.Option(help="Sequences at a time; 0: all; -1: as the device needs")
+    ] = -1,
     optimizer: Annotated[str, typer.Option(help="adamw or muon")] = "adamw",
     dtype: Annotated[str, typer.Option(help="Compute dtype: float32 or bfloat16")] = "float32",
     remat: Annotated[str, typer.Option(help="Recomputation: none, dots or full")] = "none",

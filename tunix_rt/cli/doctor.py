@@ -314,7 +314,7 @@ def plan_text(
     Returns:
         A screen of text, and whether it fits
     """
-    from tunix_rt.models.devices import platform
+    from tunix_rt.models.devices import choose_micro_batch_size, platform
     from tunix_rt.models.loading import choose_scan_layers, parse_lora, weight_bytes
     from tunix_rt.registry.model_refs import pin_model
     from tunix_rt.training.config import TrainConfig
@@ -323,24 +323,23 @@ def plan_text(
     model = pin_model(model)[0]
     config = shape_named(model)
     lora = parse_lora(typed["lora_rank"], 32.0, 0.0, typed["lora_targets"])
-    train_config = TrainConfig(
-        batch_size=typed["batch_size"],
-        seq_length=typed["seq_length"],
-        micro_batch_size=max(0, typed["micro_batch_size"]),
-        optimizer=typed["optimizer"],
-        dtype=typed["dtype"],
-        remat=typed["remat"],
-    )
     memory = read_size(typed["memory"]) if typed["memory"] else device_memory()
     base = typed["base_dtype"]
     room = memory is None or weight_bytes(config, base) <= memory / 2
     sides = (typed["mesh_data"], typed["mesh_fsdp"], typed["mesh_tensor"])
     data, fsdp, tensor = lay_out(typed["devices"], sides, shared=not (lora and room))
     described = "tpu" if typed["memory"] or typed["devices"] else platform()
+    kind = described if typed["device"] == "auto" else typed["device"]
+    rows = (typed["batch_size"], typed["seq_length"])
+    micro_batch_size = choose_micro_batch_size(typed["micro_batch_size"], kind, *rows, data * fsdp)
+    train_config = TrainConfig(
+        batch_size=rows[0], seq_length=rows[1], micro_batch_size=micro_batch_size,
+        **{name: typed[name] for name in ("optimizer", "dtype", "remat")},
+    )  # fmt: skip
     on: dict[str, Any] = {
         "memory": memory, "base": base, "data": data, "fsdp": fsdp, "tensor": tensor,
         "scan_layers": choose_scan_layers(typed["scan_layers"], config),
-        "kind": described if typed["device"] == "auto" else typed["device"],
+        "kind": kind,
     }  # fmt: skip
     made: Any
     if typed.get("pipeline", "train") == "grpo":

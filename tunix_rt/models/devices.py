@@ -13,10 +13,38 @@ import jax
 from ..core.errors import ModelError
 
 # %% auto #0
-__all__ = ['CACHED_TOKENS', 'Device', 'choose_device', 'platform']
+__all__ = ['CACHED_TOKENS', 'choose_micro_batch_size', 'Device', 'choose_device', 'platform']
 
 # %% ../../nbs/models/10_devices.ipynb #e4ab8d8d
 CACHED_TOKENS = 512  # Tokens whose activations a laptop's cache can hold
+
+
+def choose_micro_batch_size(
+    wanted: int,  # Requested number; 0 for all at once, -1 to decide by the device
+    kind: str,  # "cpu", "gpu" or "tpu"
+    batch_size: int,  # B, sequences in one update
+    seq_length: int,  # T, tokens in a sequence
+    shards: int = 1,  # Devices that share the sequences
+) -> int:  # Sequences to compute at a time, on all devices together; 0 for all at once
+    """Choose a micro-batch that fits a CPU's cache; an accelerator takes all at once.
+
+    Args:
+        wanted: Requested number; 0 for all at once, -1 to decide by the device
+        kind: "cpu", "gpu" or "tpu"
+        batch_size: B, sequences in one update
+        seq_length: T, tokens in a sequence
+        shards: Devices that share the sequences
+
+    Returns:
+        Sequences to compute at a time, on all devices together; 0 for all at once
+    """
+    if wanted >= 0:
+        return wanted
+    if kind != "cpu":
+        return 0
+    most = max(1, CACHED_TOKENS // seq_length)
+    own = batch_size // shards
+    return shards * max(rows for rows in range(1, most + 1) if own % rows == 0)
 
 
 @dataclass(frozen=True)
@@ -40,7 +68,7 @@ class Device:
         batch_size: int,  # B, sequences in one update
         seq_length: int,  # T, tokens in a sequence
     ) -> int:  # Sequences to compute at a time; 0 for all at once
-        """Choose a micro-batch that fits a CPU's cache; an accelerator takes all at once.
+        """Choose a micro-batch for these devices.
 
         Args:
             batch_size: B, sequences in one update
@@ -49,10 +77,7 @@ class Device:
         Returns:
             Sequences to compute at a time; 0 for all at once
         """
-        if self.kind != "cpu":
-            return 0
-        most = max(1, CACHED_TOKENS // seq_length)
-        return max(rows for rows in range(1, most + 1) if batch_size % rows == 0)
+        return choose_micro_batch_size(-1, self.kind, batch_size, seq_length)
 
     def __str__(self) -> str:
         return f"{self.count} x {self.name} ({self.kind}): {self.why}"

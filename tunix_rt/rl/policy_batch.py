@@ -181,10 +181,12 @@ def logprobs_program(
 
     def compute(trained: Any, frozen: Any, batch: PolicyBatch) -> jax.Array:
         model = merge(trained, frozen)
-        rows = (batch.tokens, batch.positions, batch.segment_ids)
+        rows = (batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask)
 
         def one(part: Any) -> jax.Array:
-            return batch_logprobs(model, *part, temperature=temperature, **how).logprobs
+            *rows, answers = part
+            options: Any = {"loss_mask": answers, "temperature": temperature, **how}
+            return batch_logprobs(model, *rows, **options).logprobs
 
         if micro_batch_size in (0, batch.tokens.shape[0]):
             return one(rows)
@@ -195,7 +197,7 @@ def logprobs_program(
             return found.at[index].set(one(jax.tree.map(lambda x: x[index], slices)))
 
         nothing = jnp.zeros(slices[0].shape, jnp.float32)
-        found = jax.lax.fori_loop(0, used_slices(slices[2] > 0), fill, nothing)
+        found = jax.lax.fori_loop(0, used_slices(slices[3]), fill, nothing)
         dealt = found.reshape(-1, shards, size, found.shape[-1]).swapaxes(0, 1)
         return dealt.reshape(batch.tokens.shape)
 

@@ -281,8 +281,8 @@ def policy_objective(
     def objective(model: Gemma, batch: PolicyBatch, key: jax.Array | None = None) -> Any:
         rows = (jnp.asarray(x) for x in (batch.tokens, batch.positions, batch.segment_ids))
         found = batch_logprobs(
-            model, *rows, temperature=temperature, dtype=jnp.dtype(train_config.dtype),
-            remat=train_config.remat, attention=attention,
+            model, *rows, loss_mask=jnp.asarray(batch.loss_mask), temperature=temperature,
+            dtype=jnp.dtype(train_config.dtype), remat=train_config.remat, attention=attention,
         )  # fmt: skip
         how: Any = {"beta": beta, "importance_cap": importance_cap}
         losses, figures = token_losses(found.logprobs, batch, loss, **how)

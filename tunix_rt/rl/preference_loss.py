@@ -351,7 +351,7 @@ def preference_objective(
     def objective(model: Gemma, batch: PairBatch, key: jax.Array | None = None) -> Any:
         batch = jax.tree.map(jnp.asarray, batch)
         found = batch_logprobs(
-            model, batch.tokens, batch.positions, batch.segment_ids,
+            model, batch.tokens, batch.positions, batch.segment_ids, loss_mask=batch.roles > 0,
             dtype=jnp.dtype(train_config.dtype), remat=train_config.remat, attention=attention,
             key=key,
         )  # fmt: skip

@@ -749,7 +749,9 @@ def row_logprobs(
 
     def compute(trained: Any, frozen: Any, batch: Any) -> jax.Array:
         one = merge_params(SplitModel(parts.graph, trained, frozen))
-        return batch_logprobs(one, *batch, dtype=dtype, attention=attention).logprobs
+        *rows, answers = batch
+        how: Any = {"dtype": dtype, "attention": attention, "loss_mask": answers}
+        return batch_logprobs(one, *rows, **how).logprobs
 
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     program = jax.jit(compute) if mesh is None else jax.jit(compute, out_shardings=everywhere)
@@ -758,7 +760,7 @@ def row_logprobs(
         for first in range(0, len(rows.tokens), batch_size):
             batch = [
                 x[first : first + batch_size]
-                for x in (rows.tokens, rows.positions, rows.segment_ids)
+                for x in (rows.tokens, rows.positions, rows.segment_ids, rows.roles > 0)
             ]
             spare = batch_size - len(batch[0])
             padded = tuple(np.pad(x, ((0, spare), (0, 0))) for x in batch)

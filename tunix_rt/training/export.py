@@ -15,15 +15,17 @@ from uuid import uuid4
 import jax
 
 from ..core.errors import TrainingError
+from ..models.config import parameter_count
 from ..models.gemma import Gemma
 from ..models.gguf import gguf_package
 from ..models.gguf_export import GGUF_KINDS, check_gguf, save_gguf
+from ..models.lora import adapter_count
 from ..models.peft import save_adapter
 from ..models.tokenizer import Tokenizer
 from ..models.weights import save_model
 
 # %% auto #0
-__all__ = ['EXPORTS', 'export_folders', 'check_export', 'replace_folder', 'export_model']
+__all__ = ['EXPORTS', 'export_folders', 'check_export', 'export_bytes', 'replace_folder', 'export_model']
 
 # %% ../../nbs/training/75_export.ipynb #93dcca20
 EXPORTS = {  # Export -> folders to write, and what each holds
@@ -73,6 +75,27 @@ def check_export(
     if "gguf" in folders:
         check_gguf(model.config, folders["gguf"])
         gguf_package(Path(f"export={export}"))
+
+# %% ../../nbs/training/75_export.ipynb #466398ef
+def export_bytes(
+    model: Gemma,  # Model as it will be trained
+    export: str,  # Keys of EXPORTS, separated by commas
+) -> int:  # Bytes of all folders together
+    """Estimate how much an export writes.
+
+    Args:
+        model: Model as it will be trained
+        export: Keys of EXPORTS, separated by commas
+
+    Returns:
+        Bytes of all folders together
+    """
+    count = parameter_count(model.config)
+    sizes = {
+        "whole": count * model.embedding[...].dtype.itemsize,
+        "adapter": 4 * adapter_count(model),
+    }
+    return sum(sizes.get(content, 2 * count) for content in export_folders(export).values())
 
 # %% ../../nbs/training/75_export.ipynb #bf14b5b4
 @contextmanager

@@ -17,11 +17,12 @@ from ..models.gemma import Gemma, head_table, hidden_states
 from ..models.sharding import ROWS, active_mesh, gather_rows, placement, vocabulary_sides
 from tunix_rt.training.loss import (
     Wanted,
-    cut_slices,
+    for_counted,
     in_share,
-    join_slices,
+    put_back,
     slice_softmax,
     sliced_loss,
+    take_places,
 )
 
 # %% auto #0
@@ -44,80 +45,87 @@ def _in_turn(
     hidden: jax.Array,  # [B, T, D]
     embedding: jax.Array,  # [V, D], or this device's share
     targets: jax.Array,  # [B, T]
+    counted: jax.Array,  # [B, T]
     *,
     cap: float | None,  # Soft cap on the scores
     temperature: float,  # Divisor of the scores
     size: int,  # Tokens of a slice
     sides: tuple[str, ...] = (),  # Sides of the mesh along which the vocabulary is cut
+    everyone: tuple[str, ...] = (),  # Mesh axes whose devices hold other rows
 ) -> TokenLogprobs:  # [B, T] each
-    "Compute log-probabilities and entropy over slices of `size` tokens."
-    table = embedding.astype(hidden.dtype)
+    "Compute log-probabilities and entropy over slices of the tokens that count."
+    table, tokens = embedding.astype(hidden.dtype), targets.size
+    parts, wanted = (hidden.reshape(tokens, -1), targets.reshape(-1)), counted.reshape(-1)
+    size = min(size, tokens)
 
     def own(x: jax.Array, rows: int) -> jax.Array:
         if "fsdp" not in sides:
             return x
         return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("fsdp") * rows, rows)
 
-    def one(carry: None, part: Any) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        states, aims = (gather_rows(x, sides) for x in part)
+    def turn(first: jax.Array, places: jax.Array, found: Any) -> Any:
+        states, aims = (gather_rows(take_places(x, places), sides) for x in parts)
         scored = slice_softmax(
             states, table, in_share(aims, table, sides), cap=cap, temperature=temperature,
             sides=sides,
         )  # fmt: skip
         expected = (scored.probs * scored.scores).sum(axis=-1) / temperature
         expected = jax.lax.psum(expected, sides) if sides else expected
-        rows = part[1].shape[0]
-        return None, (own(scored.logprobs, rows), own(scored.log_norm - expected, rows))
+        new = (own(x, len(places)) for x in (scored.logprobs, scored.log_norm - expected))
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=0)
+        return tuple(put(old, part) for old, part in zip(found, new, strict=True))
 
-    _, found = jax.lax.scan(one, None, cut_slices((hidden, targets), size))
-    return TokenLogprobs(*(join_slices(part, targets.shape) for part in found))
+    found = for_counted(wanted, size, turn, (jnp.zeros(tokens + size),) * 2, everyone=everyone)
+    return TokenLogprobs(*(put_back(part, wanted).reshape(targets.shape) for part in found))
 
 # %% ../../nbs/training/17_logprobs.ipynb #86488fd4
 def _forward_pass(
-    hidden: jax.Array, embedding: jax.Array, targets: jax.Array, how: tuple[Any, ...]
-) -> TokenLogprobs:
+    hidden: jax.Array, embedding: jax.Array, targets: jax.Array, counted: jax.Array,
+    how: tuple[Any, ...],
+) -> TokenLogprobs:  # fmt: skip
     "Compute on one device, or on the active mesh."
     cap, temperature, size = how
     mesh = active_mesh()
     options: dict[str, Any] = {"cap": cap, "temperature": temperature}
     if mesh is None:
-        return _in_turn(hidden, embedding, targets, size=size, **options)
-    return _on_mesh(mesh, hidden, embedding, targets, size=size, **options)
+        return _in_turn(hidden, embedding, targets, counted, size=size, **options)
+    return _on_mesh(mesh, hidden, embedding, targets, counted, size=size, **options)
 
 
 def _on_mesh(
-    mesh: AbstractMesh, hidden: jax.Array, embedding: jax.Array, targets: jax.Array, *,
-    size: int, **options: Any,
+    mesh: AbstractMesh, hidden: jax.Array, embedding: jax.Array, targets: jax.Array,
+    counted: jax.Array, *, size: int, **options: Any,
 ) -> TokenLogprobs:  # fmt: skip
     sides = vocabulary_sides(embedding, mesh)
     mine = max(1, size // mesh.shape["fsdp"]) if "fsdp" in sides else size
     rows, held = PartitionSpec(ROWS), placement(("embedding",), embedding.shape, mesh).spec
-    local: Any = partial(_in_turn, size=mine, sides=sides, **options)
+    local: Any = partial(_in_turn, size=mine, sides=sides, everyone=ROWS, **options)
     go: Any = TokenLogprobs(rows, rows)  # type: ignore[arg-type]
-    spread = jax.shard_map(local, in_specs=(rows, held, rows), out_specs=go, check_vma=False)
-    return spread(hidden, embedding, targets)
+    come = (rows, held, rows, rows)
+    spread = jax.shard_map(local, in_specs=come, out_specs=go, check_vma=False)
+    return spread(hidden, embedding, targets, counted)
 
 # %% ../../nbs/training/17_logprobs.ipynb #29d3e72f
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _logprobs(hidden, embedding, targets, how):
-    return _forward_pass(hidden, embedding, targets, how)
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _logprobs(hidden, embedding, targets, counted, how):
+    return _forward_pass(hidden, embedding, targets, counted, how)
 
 
-def _forward(hidden, embedding, targets, how):
-    arrays = tuple(given.value for given in (hidden, embedding, targets))
+def _forward(hidden, embedding, targets, counted, how):
+    arrays = tuple(given.value for given in (hidden, embedding, targets, counted))
     wanted = Wanted(hidden.perturbed, embedding.perturbed)
     return _forward_pass(*arrays, how), (arrays, wanted)
 
 
 def _backward(how, kept, received):
-    arrays, wanted = kept
+    (*arrays, counted), wanted = kept
     cap, temperature, size = how
-    weights = -received.logprobs
+    weights = jnp.where(counted, -received.logprobs, 0)
     _, for_hidden, for_table = sliced_loss(
         (*arrays, weights), Wanted(*map(bool, wanted)), cap=cap, size=size, temperature=temperature
     )
     for_table = None if for_table is None else for_table.astype(arrays[1].dtype)
-    return for_hidden, for_table, None
+    return for_hidden, for_table, None, None
 
 
 _logprobs.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -127,6 +135,7 @@ def token_logprobs(
     hidden: jax.Array,  # Output of the last norm, [B, T, D]
     embedding: jax.Array,  # Tied table of tokens, [V, D]
     targets: jax.Array,  # Next token of each token, [B, T]
+    counted: jax.Array | None = None,  # True where it is needed, else 0 is returned; None for all
     *,
     cap: float | None = None,  # Soft cap on the scores
     temperature: float = 1.0,  # Temperature that the tokens were sampled at
@@ -138,6 +147,7 @@ def token_logprobs(
         hidden: Output of the last norm, [B, T, D]
         embedding: Tied table of tokens, [V, D]
         targets: Next token of each token, [B, T]
+        counted: True where it is needed, else 0 is returned; None for all
         cap: Soft cap on the scores
         temperature: Temperature that the tokens were sampled at
         slice_tokens: Tokens scored at a time; only memory and speed depend on it
@@ -155,7 +165,10 @@ def token_logprobs(
             f"temperature is {temperature}; log-probabilities need one above 0: give the "
             f"temperature that the tokens were sampled at"
         )
-    return _logprobs(hidden, embedding, targets, (cap, float(temperature), slice_tokens))
+    if counted is None:
+        counted = jnp.ones(targets.shape, bool)
+    how = (cap, float(temperature), slice_tokens)
+    return _logprobs(hidden, embedding, targets, counted, how)
 
 # %% ../../nbs/training/17_logprobs.ipynb #c36c028a
 def batch_logprobs(
@@ -164,6 +177,7 @@ def batch_logprobs(
     positions: jax.Array,  # Place of each token in its own sequence, [B, T]
     segment_ids: jax.Array,  # Index of the sequence in its row, from 1; 0 for padding, [B, T]
     *,
+    loss_mask: jax.Array | None = None,  # True for the tokens that matter, [B, T]; None for all
     temperature: float = 1.0,  # Temperature that the tokens were sampled at
     **how: Any,  # Options of `hidden_states`: dtype, remat, attention, key
 ) -> TokenLogprobs:  # Of each token given those before it; 0 for the first of a sequence, [B, T]
@@ -174,6 +188,7 @@ def batch_logprobs(
         tokens: Packed rows, [B, T]
         positions: Place of each token in its own sequence, [B, T]
         segment_ids: Index of the sequence in its row, from 1; 0 for padding, [B, T]
+        loss_mask: True for the tokens that matter, [B, T]; None for all
         temperature: Temperature that the tokens were sampled at
         **how: Options of `hidden_states`: dtype, remat, attention, key
 
@@ -181,12 +196,13 @@ def batch_logprobs(
         Of each token given those before it; 0 for the first of a sequence, [B, T]
     """
     hidden = hidden_states(model, tokens, positions, segment_ids, **how)
-    targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+    inside = (positions > 0) & (segment_ids > 0)
+    inside = inside if loss_mask is None else inside & loss_mask
+    targets, counted = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (tokens, inside))
     found = token_logprobs(
-        hidden, head_table(model), targets, cap=model.config.logit_soft_cap,
+        hidden, head_table(model), targets, counted, cap=model.config.logit_soft_cap,
         temperature=temperature,
     )  # fmt: skip
-    inside = (positions > 0) & (segment_ids > 0)
 
     def aligned(x: jax.Array) -> jax.Array:
         return jnp.where(inside, jnp.pad(x[:, :-1], ((0, 0), (1, 0))), 0)

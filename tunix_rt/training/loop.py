@@ -23,10 +23,11 @@ from ..core.errors import TrainingError
 from ..models.gemma import Gemma
 from .checkpoints import Checkpoints, restore_state, resume_from, save_state
 from .config import TrainConfig, schedule
-from .metrics_log import MetricsLog, append, rewind
+from .metrics_log import MetricsLog, append, append_extra, rewind
 from .multihost import agree_on_stop, leader_folder
 from .packing import PackedBatch, batch_indices, get_batch
 from tunix_rt.training.preemption import (
+    MARGIN,
     StopRequest,
     TimeBudget,
     catch_signals,
@@ -44,8 +45,9 @@ from tunix_rt.training.train_step import (
 )
 
 # %% auto #0
-__all__ = ['Namer', 'AHEAD', 'SLOW_DISK', 'LoopConfig', 'TrainResult', 'LoopState', 'is_due', 'take_step', 'drain_metrics',
-           'mean_loss', 'validate_and_log', 'save', 'poll_save', 'next_step_seconds', 'reason_to_stop', 'run_loop',
+__all__ = ['Namer', 'AHEAD', 'LONG_STEP', 'SLOW_DISK', 'LoopConfig', 'TrainResult', 'LoopState', 'is_due', 'steps_ahead',
+           'take_step', 'drain_metrics', 'mean_loss', 'validate', 'write_line', 'validate_and_log', 'save', 'poll_save',
+           'disk_speed', 'plan_stop', 'plan_stop_text', 'reason_to_stop', 'tell_budget', 'end_early', 'run_loop',
            'train']
 
 # %% ../../nbs/training/50_loop.ipynb #a8990f21
@@ -56,6 +58,8 @@ class LoopConfig:
     Attributes:
         max_minutes: Time limit, checkpoint included; None for no limit
         spent_seconds: Seconds of this time used before training (loading, packing)
+        keep_seconds: Seconds of this time for what follows training (a sample answer)
+        keep_bytes: Bytes that are written after training (the model folder)
         checkpoint_every: Steps between two checkpoints
         validate_every: Steps between two validations
         log_every: Steps between two lines of the log
@@ -64,6 +68,8 @@ class LoopConfig:
 
     max_minutes: float | None = None  # Time limit, checkpoint included; None for no limit
     spent_seconds: float = 0.0  # Seconds of this time used before training (loading, packing)
+    keep_seconds: float = 0.0  # Seconds of this time for what follows training (a sample answer)
+    keep_bytes: int = 0  # Bytes that are written after training (the model folder)
     checkpoint_every: int = 50  # Steps between two checkpoints
     validate_every: int = 100  # Steps between two validations
     log_every: int = 10  # Steps between two lines of the log
@@ -120,6 +126,7 @@ class LoopState:
         busy: Seconds since metrics were last fetched, without saving and validation
         figures: Metrics of the newest fetched step
         loss: Loss of the next checkpoint, in nats: validation if there is any
+        looked: Updates at the newest validation
     """
 
     state: TrainState  # Train state, replaced by every step
@@ -139,6 +146,7 @@ class LoopState:
     busy: float = 0.0  # Seconds since metrics were last fetched, without saving and validation
     figures: dict[str, float] = field(default_factory=dict)  # Metrics of the newest fetched step
     loss: float = math.inf  # Loss of the next checkpoint, in nats: validation if there is any
+    looked: int = 0  # Updates at the newest validation
 
 
 def is_due(
@@ -158,6 +166,22 @@ def is_due(
 
 # %% ../../nbs/training/50_loop.ipynb #fb2661a8
 AHEAD = 2  # Steps that may be dispatched before an earlier one is done
+LONG_STEP = 1.0  # Seconds of a step from which nothing is won by running ahead
+
+
+def steps_ahead(
+    loop: LoopState,  # Loop with its measured durations
+) -> int:  # Steps dispatched and not waited for
+    """Choose how far to run ahead: not at all where a step is long and time is limited.
+
+    Args:
+        loop: Loop with its measured durations
+
+    Returns:
+        Steps dispatched and not waited for
+    """
+    limited = loop.clock.deadline < math.inf
+    return 0 if limited and expected(loop.clock, "step") > LONG_STEP else AHEAD
 
 
 def take_step(
@@ -174,8 +198,9 @@ def take_step(
     loop.state, figures = loop.step(loop.state, batch)
     loop.number += 1
     loop.waiting.append(figures)
-    if len(loop.waiting) > AHEAD:
-        jax.block_until_ready(loop.waiting[-1 - AHEAD])
+    ahead = steps_ahead(loop)
+    if len(loop.waiting) > ahead:
+        jax.block_until_ready(loop.waiting[-1 - ahead])
     loop.busy += clock.now() - began
     if (
         is_due(loop, loop_config.log_every)
@@ -271,6 +296,48 @@ def mean_loss(
     return total / float(count(rows))
 
 
+def validate(
+    loop: LoopState,  # Loop with rows for validation
+) -> dict[str, float]:  # The loss under its name
+    """Compute the validation loss, timed.
+
+    Args:
+        loop: Loop with rows for validation
+
+    Returns:
+        The loss under its name
+    """
+    assert loop.validation is not None
+    with timing(loop.clock, "look"):
+        size, step = loop.train_config.batch_size, loop.step
+        seen = mean_loss(step.eval_loss, loop.state.params, loop.validation, size, step.count)
+    loop.loss, loop.looked = seen, loop.number
+    return {"validation_loss": seen}
+
+
+def write_line(
+    loop: LoopState,  # Loop with its metrics fetched
+    *,
+    extra: bool = False,  # True for a line that a resumed run drops
+    **more: float,  # Further figures
+) -> dict[str, Any]:  # Line as written
+    """Write a line of the log.
+
+    Args:
+        loop: Loop with its metrics fetched
+        extra: True for a line that a resumed run drops
+        **more: Further figures
+
+    Returns:
+        Line as written
+    """
+    more["learning_rate"] = float(schedule(loop.train_config)(loop.number - 1))
+    more |= {name: loop.figures[name] for name in loop.figures if name not in ("loss", "tokens")}
+    if extra:
+        return append_extra(loop.progress, loop.number, loop.figures["loss"], **more)
+    return append(loop.progress, loop.number, **more)
+
+
 def validate_and_log(
     loop: LoopState,  # Loop after a step
     bar: tqdm,  # Progress bar that shows the loss
@@ -284,17 +351,9 @@ def validate_and_log(
     loop_config, more = loop.loop_config, {}
     looking = is_due(loop, loop_config.validate_every) or is_due(loop, loop_config.checkpoint_every)
     if loop.validation is not None and looking:
-        with timing(loop.clock, "look"):
-            size = loop.train_config.batch_size
-            step = loop.step
-            seen = mean_loss(step.eval_loss, loop.state.params, loop.validation, size, step.count)
-        more["validation_loss"] = loop.loss = seen
+        more = validate(loop)
     if is_due(loop, loop_config.log_every):
-        more["learning_rate"] = float(schedule(loop.train_config)(loop.number - 1))
-        more |= {
-            name: loop.figures[name] for name in loop.figures if name not in ("loss", "tokens")
-        }
-        line = append(loop.progress, loop.number, **more)
+        line = write_line(loop, **more)
         bar.set_postfix_str(f"loss {line['loss']:.3f}", refresh=False)
 
 # %% ../../nbs/training/50_loop.ipynb #eb2af3a6
@@ -332,32 +391,64 @@ def poll_save(
 SLOW_DISK = 50e6  # Bytes a second, before the first measurement
 
 
-def next_step_seconds(
+def disk_speed(
+    loop: LoopState,  # Loop that may have saved before
+) -> float:  # Bytes a second
+    """Estimate how fast files are written, from the checkpoints so far.
+
+    Args:
+        loop: Loop that may have saved before
+
+    Returns:
+        Bytes a second
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(loop.state))
+    saved = expected(loop.clock, "save", otherwise=math.inf)
+    return max(SLOW_DISK, size / max(saved, 1e-3))
+
+
+def plan_stop(
     loop: LoopState,  # Loop after a step
-) -> float:  # Seconds
-    """Estimate how long one more step takes, with everything that has to follow it.
+) -> dict[str, float]:  # Kind of work, and seconds to keep for it if one more step is taken
+    """Estimate how long one more step takes, and everything that has to follow it.
 
     Args:
         loop: Loop after a step
 
     Returns:
-        Seconds
+        Kind of work, and seconds to keep for it if one more step is taken
     """
-    clock, loop_config, following = loop.clock, loop.loop_config, loop.number + 1
+    clock, loop_config = loop.clock, loop.loop_config
+    step = expected(clock, "step", otherwise=expected(clock, "compile"))
+    ahead = steps_ahead(loop) if clock.took["step"] else 0
+    looking = 0.0
+    if loop.validation is not None:
+        batches = math.ceil(len(loop.validation.tokens) / loop.train_config.batch_size)
+        guess = expected(clock, "compile") / 2 + batches * step / 3
+        looking = expected(clock, "look", otherwise=guess)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(loop.state))
     saving = expected(clock, "save", otherwise=1 + size / SLOW_DISK)
-    step = expected(clock, "step", otherwise=expected(clock, "compile"))
-    steps = 1 + AHEAD if clock.took["step"] else 1
-    looking = 0.0
-    last = following == loop.train_config.max_steps
-    if loop.validation is not None and (
-        last
-        or not following % loop_config.validate_every
-        or not following % loop_config.checkpoint_every
-    ):
-        batches = math.ceil(len(loop.validation.tokens) / loop.train_config.batch_size)
-        looking = expected(clock, "look", otherwise=expected(clock, "compile") + batches * step)
-    return steps * step + looking + saving * (1 + poll_save(loop))
+    return {
+        "a step": (1 + ahead) * step,
+        "validation": looking,
+        "saving": saving * (1 + poll_save(loop)),
+        "the model folder": loop_config.keep_bytes / disk_speed(loop),
+        "what follows": loop_config.keep_seconds,
+    }
+
+
+def plan_stop_text(
+    plan: dict[str, float],  # Plan from `plan_stop`
+) -> str:  # "77 s for a step, 2 s for saving"
+    """Describe a plan.
+
+    Args:
+        plan: Plan from `plan_stop`
+
+    Returns:
+        "77 s for a step, 2 s for saving"
+    """
+    return ", ".join(f"{seconds:.0f} s for {name}" for name, seconds in plan.items() if seconds)
 
 
 def reason_to_stop(
@@ -374,7 +465,7 @@ def reason_to_stop(
     reason = ""
     if loop.asked.by:
         reason = "signal"
-    elif not fits_budget(loop.clock, next_step_seconds(loop)):
+    elif not fits_budget(loop.clock, sum(plan_stop(loop).values())):
         reason = "minutes"
     return agree_on_stop(reason, is_due(loop, loop.loop_config.log_every))
 
@@ -393,6 +484,50 @@ def _bar(loop: LoopState) -> tqdm:
     )
 
 
+def tell_budget(
+    loop: LoopState,  # Loop after its first measured step
+    bar: tqdm,  # Progress bar to write above
+) -> None:
+    """Print how many steps fit, and what the rest of the time is kept for.
+
+    Args:
+        loop: Loop after its first measured step
+        bar: Progress bar to write above
+    """
+    plan, clock = plan_stop(loop), loop.clock
+    step = plan.pop("a step") / (1 + steps_ahead(loop))
+    left = max(0.0, clock.deadline - clock.now() - MARGIN * sum(plan.values()))
+    kept = plan_stop_text(plan)
+    bar.write(
+        f"a step takes {step:.1f} s: about {left / step:,.0f} more in the "
+        f"{loop.loop_config.max_minutes:g} minutes, which keep {kept}"
+    )
+
+
+def end_early(
+    loop: LoopState,  # Loop that ends before its last step
+    bar: tqdm,  # Progress bar to write above
+    reason: str,  # "minutes" or "signal"
+) -> None:
+    """Say why, validate if there is time, and save.
+
+    Args:
+        loop: Loop that ends before its last step
+        bar: Progress bar to write above
+        reason: "minutes" or "signal"
+    """
+    if not loop.loop_config.quiet:
+        why = f"{loop.asked.by}: "
+        if reason == "minutes":
+            why = f"the time is nearly up, one more would take {plan_stop_text(plan_stop(loop))}: "
+        bar.write(f"{why}saving step {loop.number}, then stopping")
+    drain_metrics(loop)
+    unseen = loop.validation is not None and loop.looked < loop.number
+    if reason == "minutes" and (unseen or not is_due(loop, loop.loop_config.log_every)):
+        write_line(loop, extra=True, **(validate(loop) if unseen else {}))
+    save(loop)
+
+
 def run_loop(
     loop: LoopState,  # Loop, fresh or resumed
 ) -> str:  # Reason it ended: "steps", "minutes" or "signal"
@@ -404,7 +539,7 @@ def run_loop(
     Returns:
         Reason it ended: "steps", "minutes" or "signal"
     """
-    reason = ""
+    reason, told = "", False
     with _bar(loop) as bar:
         while loop.number < loop.train_config.max_steps and not reason:
             take_step(loop)
@@ -414,12 +549,12 @@ def run_loop(
                 save(loop)
             if loop.number < loop.train_config.max_steps:
                 reason = reason_to_stop(loop)
+            limited = loop.clock.deadline < math.inf and not loop.loop_config.quiet
+            if limited and not told and loop.clock.took["step"]:
+                told = True
+                tell_budget(loop, bar)
         if loop.saved < loop.number:
-            if not loop.loop_config.quiet:
-                why = {"signal": loop.asked.by, "minutes": "the time is nearly up"}.get(reason)
-                bar.write(f"{why or reason}: saving step {loop.number}, then stopping")
-            drain_metrics(loop)
-            save(loop)
+            end_early(loop, bar, reason)
     return reason or "steps"
 
 # %% ../../nbs/training/50_loop.ipynb #a841e885

@@ -5,7 +5,7 @@
 # %% ../../nbs/training/15_loss.ipynb #bc2a4d57
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,8 +24,8 @@ from tunix_rt.models.sharding import (
 )
 
 # %% auto #0
-__all__ = ['SliceSoftmax', 'slice_softmax', 'slice_slope', 'Wanted', 'cut_slices', 'join_slices', 'in_share', 'sliced_loss',
-           'summed_loss']
+__all__ = ['FINER', 'Turn', 'SliceSoftmax', 'slice_softmax', 'slice_slope', 'Wanted', 'for_counted', 'take_places', 'put_back',
+           'in_share', 'sliced_loss', 'summed_loss']
 
 # %% ../../nbs/training/15_loss.ipynb #38d504dc
 class SliceSoftmax(NamedTuple):
@@ -114,41 +114,78 @@ class Wanted(NamedTuple):
     table: bool = False
 
 
-def cut_slices(
-    arrays: tuple[jax.Array, ...],  # Arrays with the same first two axes, [B, T, ...]
+FINER = 4  # Slices of the rest are so many times smaller
+
+Turn = Callable[[jax.Array, jax.Array, Any], Any]  # First place, places [M], carry -> carry
+
+
+def for_counted(
+    counted: jax.Array,  # True for the tokens to visit, [N]
     size: int,  # M, tokens of a slice
-) -> list[jax.Array]:  # Each as [slices, M, ...], padded with zeros
-    """Cut the tokens of a batch into slices.
+    turn: Turn,  # Computes one slice; places beyond N belong to no token
+    carry: Any,  # What the first turn receives
+    *,
+    everyone: tuple[str, ...] = (),  # Mesh axes whose devices take the same number of turns
+) -> Any:  # What the last turn returned
+    """Visit the tokens that count, a slice at a time.
 
     Args:
-        arrays: Arrays with the same first two axes, [B, T, ...]
+        counted: True for the tokens to visit, [N]
         size: M, tokens of a slice
+        turn: Computes one slice; places beyond N belong to no token
+        carry: What the first turn receives
+        everyone: Mesh axes whose devices take the same number of turns
 
     Returns:
-        Each as [slices, M, ...], padded with zeros
+        What the last turn returned
     """
-    tokens = arrays[0].shape[0] * arrays[0].shape[1]
-    size = min(size, tokens)
-    flat = [x.reshape(tokens, *x.shape[2:]) for x in arrays]
-    padded = [jnp.pad(x, ((0, -tokens % size),) + ((0, 0),) * (x.ndim - 1)) for x in flat]
-    return [x.reshape(-1, size, *x.shape[1:]) for x in padded]
+    size, tokens = min(size, len(counted)), len(counted)
+    small = max(1, size // FINER)
+    places = jnp.nonzero(counted, size=tokens + size, fill_value=tokens)[0]
+    count = _across(jax.lax.pmax, counted.sum(), everyone)
+    full = count // size
+    rest = -(-(count - full * size) // small)
+
+    def visit(first: jax.Array, width: int, carry: Any) -> Any:
+        return turn(first, jax.lax.dynamic_slice_in_dim(places, first, width), carry)
+
+    carry = jax.lax.fori_loop(0, full, lambda i, got: visit(i * size, size, got), carry)
+    return jax.lax.fori_loop(
+        0, rest, lambda i, got: visit(full * size + i * small, small, got), carry
+    )
 
 
-def join_slices(
-    slices: jax.Array,  # Values of every token, [slices, M, ...]
-    shape: tuple[int, ...],  # Shape of the whole, [B, T, ...]
-) -> jax.Array:  # The same values in that shape
-    """Put slices together again, without their padding.
+def take_places(
+    x: jax.Array,  # Values of tokens, [N, ...]
+    places: jax.Array,  # Index of each token; N for none, [M]
+) -> jax.Array:  # Their values, and zeros for none, [M, ...]
+    """Gather the values of one slice.
 
     Args:
-        slices: Values of every token, [slices, M, ...]
-        shape: Shape of the whole, [B, T, ...]
+        x: Values of tokens, [N, ...]
+        places: Index of each token; N for none, [M]
 
     Returns:
-        The same values in that shape
+        Their values, and zeros for none, [M, ...]
     """
-    flat = slices.reshape(-1, *slices.shape[2:])
-    return flat[: shape[0] * shape[1]].reshape(shape)
+    return x.at[places].get(mode="fill", fill_value=0)
+
+
+def put_back(
+    gathered: jax.Array,  # Values of the tokens that count, in order, [N + M, ...]
+    counted: jax.Array,  # True for those tokens, [N]
+) -> jax.Array:  # The values at their own places, and zeros elsewhere, [N, ...]
+    """Return gathered values to the places that they came from.
+
+    Args:
+        gathered: Values of the tokens that count, in order, [N + M, ...]
+        counted: True for those tokens, [N]
+
+    Returns:
+        The values at their own places, and zeros elsewhere, [N, ...]
+    """
+    values = gathered[jnp.maximum(jnp.cumsum(counted) - 1, 0)]
+    return jnp.where(counted.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
 
 
 def in_share(
@@ -168,7 +205,7 @@ def in_share(
     """
     return targets - jax.lax.axis_index(sides) * table.shape[0] if sides else targets
 
-
+# %% ../../nbs/training/15_loss.ipynb #15e451c0
 def _in_turn(
     hidden: jax.Array,  # [B, T, D]
     embedding: jax.Array,  # [V, D]
@@ -180,28 +217,35 @@ def _in_turn(
     size: int,  # Tokens of a slice
     wanted: Wanted,  # Gradients to work out; the others are None
     sides: tuple[str, ...] = (),  # Sides of the mesh along which the vocabulary is cut
+    everyone: tuple[str, ...] = (),  # Mesh axes whose devices hold other rows
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:  # Loss, gradients [B, T, D] and [V, D]
-    "Sum the loss over slices of `size` tokens, with the gradients that are wanted."
-    slices = cut_slices((hidden, targets, weights.astype("f4")), size)
-    table = embedding.astype(hidden.dtype)
+    "Sum the loss over slices of the tokens that count, with the gradients that are wanted."
+    table, tokens = embedding.astype(hidden.dtype), targets.size
+    rows = (hidden.reshape(tokens, -1), targets.reshape(-1), weights.astype("f4").reshape(-1))
+    counted, size = rows[2] != 0, min(size, tokens)
+    how: Any = {"cap": cap, "temperature": temperature}
 
-    def add(carry: Any, part: Any) -> tuple[Any, jax.Array | None]:
-        states, aims, weights = (gather_rows(x, sides) for x in part)
-        aims = in_share(aims, table, sides)
-        how: Any = {"cap": cap, "temperature": temperature}
-        scored = slice_softmax(states, table, aims, **how, sides=sides)
-        loss = -(weights * scored.logprobs).sum()
+    def turn(first: jax.Array, places: jax.Array, carry: Any) -> Any:
+        loss, for_hidden, for_table = carry
+        states, aims, weights = (gather_rows(take_places(x, places), sides) for x in rows)
+        scored = slice_softmax(states, table, in_share(aims, table, sides), **how, sides=sides)
+        loss -= (weights * scored.logprobs).sum()
         slope = slice_slope(scored, weights, **how).astype(states.dtype)
-        for_hidden = scatter_rows(slope @ table, sides) if wanted.hidden else None
-        if not wanted.table:
-            return (carry[0] + loss, None), for_hidden
-        for_table = jnp.matmul(slope.T, states, preferred_element_type=jnp.float32)
-        return (carry[0] + loss, carry[1] + for_table), for_hidden
+        if wanted.hidden:
+            mine = scatter_rows(slope @ table, sides)
+            for_hidden = jax.lax.dynamic_update_slice_in_dim(for_hidden, mine, first, axis=0)
+        if wanted.table:
+            for_table += jnp.matmul(slope.T, states, preferred_element_type=jnp.float32)
+        return loss, for_hidden, for_table
 
-    start = (jnp.zeros(()), jnp.zeros(embedding.shape, jnp.float32) if wanted.table else None)
-    (loss, for_table), for_hidden = jax.lax.scan(add, start, slices)
+    start = (
+        jnp.zeros(()),
+        jnp.zeros((tokens + size, hidden.shape[-1]), hidden.dtype) if wanted.hidden else None,
+        jnp.zeros(embedding.shape, jnp.float32) if wanted.table else None,
+    )
+    loss, for_hidden, for_table = for_counted(counted, size, turn, start, everyone=everyone)
     if for_hidden is not None:
-        for_hidden = join_slices(for_hidden, hidden.shape)
+        for_hidden = put_back(for_hidden, counted).reshape(hidden.shape)
     return loss, for_hidden, for_table
 
 # %% ../../nbs/training/15_loss.ipynb #afaae98e
@@ -217,7 +261,9 @@ def _on_mesh(
     mine = max(1, size // mesh.shape["fsdp"]) if "fsdp" in sides else size
 
     def local(*arrays: jax.Array) -> Any:
-        loss, for_hidden, for_table = _in_turn(*arrays, size=mine, sides=sides, **settings)
+        loss, for_hidden, for_table = _in_turn(
+            *arrays, size=mine, sides=sides, everyone=ROWS, **settings
+        )
         if for_table is not None:
             for_table = jax.lax.psum(for_table, alike)
         return jax.lax.psum(loss, alike), for_hidden, for_table

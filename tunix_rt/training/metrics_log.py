@@ -15,7 +15,7 @@ import numpy as np
 from ..core.files import append_json, canonical_json, read_log, replacing
 
 # %% auto #0
-__all__ = ['MetricsLog', 'rewind', 'append']
+__all__ = ['MetricsLog', 'rewind', 'append', 'append_extra']
 
 # %% ../../nbs/training/30_metrics_log.ipynb #39a131c9
 @dataclass
@@ -29,6 +29,7 @@ class MetricsLog:
         seconds: Seconds spent so far, over all sessions
         last_tokens: Tokens read when the last line was written
         last_seconds: Seconds spent when the last line was written
+        extra: Step of the line that a resumed run drops; 0 for none
     """
 
     path: Path  # metrics.jsonl
@@ -37,10 +38,13 @@ class MetricsLog:
     seconds: float = 0.0  # Seconds spent so far, over all sessions
     last_tokens: int = 0  # Tokens read when the last line was written
     last_seconds: float = 0.0  # Seconds spent when the last line was written
+    extra: int = 0  # Step of the line that a resumed run drops; 0 for none
 
     def memory(self) -> dict[str, Any]:
         "Return what a checkpoint must hold for the log to resume exactly."
-        return {"pending": list(self.pending), "tokens": self.tokens, "seconds": self.seconds}
+        extra = {"extra": self.extra} if self.extra else {}
+        held = {"pending": list(self.pending), "tokens": self.tokens, "seconds": self.seconds}
+        return held | extra
 
 # %% ../../nbs/training/30_metrics_log.ipynb #39429791
 def rewind(
@@ -60,6 +64,8 @@ def rewind(
     progress.last_tokens = progress.tokens
     if jax.process_index() == 0:
         lines = [line for line in read_log(progress.path) if line["step"] <= step]
+        if memory.get("extra") == step and lines and lines[-1]["step"] == step:
+            lines.pop()
         with replacing(progress.path) as file:
             file.writelines(canonical_json(line) + "\n" for line in lines)
 
@@ -92,4 +98,29 @@ def append(
         append_json(progress.path, line)
     progress.pending = []
     progress.last_tokens, progress.last_seconds = progress.tokens, progress.seconds
+    return line
+
+# %% ../../nbs/training/30_metrics_log.ipynb #bf62207e
+def append_extra(
+    progress: MetricsLog,  # Log, changed in place
+    step: int,  # Updates so far
+    loss: float,  # Loss of the last step, for the case that a regular line was just written
+    **figures: float,  # Metrics besides the loss and the speed
+) -> dict[str, Any]:  # Line as written
+    """Add a line that a resumed run drops.
+
+    Args:
+        progress: Log, changed in place
+        step: Updates so far
+        loss: Loss of the last step, for the case that a regular line was just written
+        **figures: Metrics besides the loss and the speed
+
+    Returns:
+        Line as written
+    """
+    before = (progress.pending, progress.last_tokens, progress.last_seconds)
+    progress.pending = progress.pending or [loss]
+    line = append(progress, step, **figures)
+    progress.pending, progress.last_tokens, progress.last_seconds = before
+    progress.extra = step
     return line

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 # %% auto #0
-__all__ = ['RECENT', 'StopRequest', 'catch_signals', 'TimeBudget', 'expected', 'timing', 'fits_budget']
+__all__ = ['RECENT', 'MARGIN', 'StopRequest', 'catch_signals', 'TimeBudget', 'expected', 'timing', 'fits_budget']
 
 # %% ../../nbs/training/45_preemption.ipynb #c88923a3
 @dataclass
@@ -109,6 +109,9 @@ def timing(
     clock.took[kind].append(clock.now() - began)
 
 # %% ../../nbs/training/45_preemption.ipynb #2424519a
+MARGIN = 1.1  # Factor on expected durations
+
+
 def fits_budget(
     clock: TimeBudget,  # Clock with its deadline
     seconds: float,  # Expected duration
@@ -122,4 +125,4 @@ def fits_budget(
     Returns:
         False when it is time to stop
     """
-    return clock.now() + 1.25 * seconds + 0.5 < clock.deadline
+    return clock.now() + MARGIN * seconds + 0.5 < clock.deadline
