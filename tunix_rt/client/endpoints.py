@@ -19,6 +19,7 @@ from tunix_rt.client.transport import (
     send,
     stream_records,
 )
+from tunix_rt.serve.schemas.access import AuditLog, TokenCreated, TokenPublic, TokenRequest
 from tunix_rt.serve.schemas.datasets import (
     BuildRequest,
     DatasetBuilt,
@@ -47,6 +48,7 @@ from tunix_rt.serve.schemas.models import (
     PromoteRequest,
     VersionVerified,
 )
+from tunix_rt.serve.schemas.pipelines import PipelinePublic
 from tunix_rt.serve.schemas.runs import (
     Artifacts,
     Cancelled,
@@ -82,6 +84,7 @@ __all__ = [
     "ManifestRequest",
     "ModelRequest",
     "PromoteRequest",
+    "TokenRequest",
     "Trace",
     "TuningRequest",
     "create_trace",
@@ -99,6 +102,8 @@ __all__ = [
     "list_datasets",
     "get_ungar_status",
     "generate_high_card_duel",
+    "list_run_pipelines",
+    "get_run_pipeline",
     "get_tunix_status",
     "export_sft",
     "build_training_manifest",
@@ -130,6 +135,10 @@ __all__ = [
     "list_model_versions",
     "promote_model_version",
     "remove_model_alias",
+    "create_token",
+    "list_tokens",
+    "revoke_token",
+    "list_audit_log",
 ]
 
 
@@ -377,6 +386,30 @@ def generate_high_card_duel(
     return request(
         client, DuelsPlayed, "POST", "/api/ungar/high-card-duel/generate", body=body, key=key
     )
+
+
+def list_run_pipelines(
+    client: Client,
+) -> list[PipelinePublic]:
+    """List the pipelines that a request may name, with their parameters.
+
+    Args:
+        client: Server to call
+    """
+    return request_list(client, PipelinePublic, "GET", "/api/pipelines")
+
+
+def get_run_pipeline(
+    client: Client,
+    pipeline: str,
+) -> PipelinePublic:
+    """Show the parameters of a pipeline.
+
+    Args:
+        client: Server to call
+        pipeline: Verb, such as train
+    """
+    return request(client, PipelinePublic, "GET", f"/api/pipelines/{quote_segment(pipeline)}")
 
 
 def get_tunix_status(
@@ -922,4 +955,78 @@ def remove_model_alias(
         "DELETE",
         f"/api/models/{quote_segment(model_id)}/aliases/{quote_segment(alias)}",
         key=key,
+    )
+
+
+def create_token(
+    client: Client,
+    body: TokenRequest,
+    key: str | None = None,
+) -> TokenCreated:
+    """Make a token with a name and a role; the answer holds it, this once.
+
+    Args:
+        client: Server to call
+        body: Content of the request; needs name
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, TokenCreated, "POST", "/api/tokens", body=body, key=key)
+
+
+def list_tokens(
+    client: Client,
+) -> list[TokenPublic]:
+    """List the tokens by name, without their secrets.
+
+    Args:
+        client: Server to call
+    """
+    return request_list(client, TokenPublic, "GET", "/api/tokens")
+
+
+def revoke_token(
+    client: Client,
+    name: str,
+    key: str | None = None,
+) -> TokenPublic:
+    """Revoke a token; it stops working within seconds.
+
+    Args:
+        client: Server to call
+        name: Name of the token
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, TokenPublic, "DELETE", f"/api/tokens/{quote_segment(name)}", key=key)
+
+
+def list_audit_log(
+    client: Client,
+    limit: int = 50,
+    before: int | None = None,
+    actor: str | None = None,
+    action: str | None = None,
+    target: str | None = None,
+) -> AuditLog:
+    """List who did what, newest first.
+
+    Args:
+        client: Server to call
+        limit: Maximum number of entries, up to 100
+        before: A page's next_before
+        actor: Filter on the actor
+        action: Filter on the action
+        target: Filter on the target
+    """
+    return request(
+        client,
+        AuditLog,
+        "GET",
+        "/api/audit",
+        query={
+            "limit": limit,
+            "before": before,
+            "actor": actor,
+            "action": action,
+            "target": target,
+        },
     )

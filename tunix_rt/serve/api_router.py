@@ -7,25 +7,30 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
+from .pages import access as access_pages
 from .pages import datasets as dataset_pages
-from .pages import leaderboard as leaderboard_pages
 from tunix_rt.serve.pages import (
+    doing_forms,
     login,
     overview,
     playground,
     predictions,
+    queue_forms,
     rendering,
     runs,
 )
+from .pages import leaderboard as leaderboard_pages
 from .pages import models as model_pages
 from .pages import traces as trace_pages
 from .pages import tuning as tuning_pages
 from .pages.error_pages import ErrorPageMiddleware
 from tunix_rt.serve.routers import (
+    access,
     datasets,
     evaluation,
     health,
     models,
+    pipelines,
     regression,
     traces,
     tuning,
@@ -43,12 +48,14 @@ ROUTERS = (
     health,
     datasets,
     ungar,
+    pipelines,
     tunix,
     tunix_runs,
     evaluation,
     regression,
     tuning,
     models,
+    access,
 )
 
 # %% ../../nbs/serve/75_api_router.ipynb #b45dd3df
@@ -62,6 +69,9 @@ PAGES = (
     tuning_pages,
     model_pages,
     playground,
+    queue_forms,
+    doing_forms,
+    access_pages,
     login,
     rendering,
 )

@@ -18,6 +18,7 @@ from ..core.settings import settings as current_settings
 from .app import create_app
 from .auth import check_bind
 from ..store.engine import open_store
+from ..store.tokens import active_tokens
 
 # %% auto #0
 __all__ = ['GRACE', 'log', 'Server', 'serve']
@@ -60,8 +61,11 @@ def serve(
         settings: Settings; those of this process by default
     """
     chosen = settings or current_settings()
-    check_bind(host, chosen)
-    open_store(chosen.database_url).close()
+    store = open_store(chosen.database_url)
+    try:
+        check_bind(host, chosen, active_tokens(store))
+    finally:
+        store.close()
     log_to_stderr("%(message)s", replace=False)
     config = uvicorn.Config(
         create_app(chosen),

@@ -37,9 +37,9 @@ from ..core.errors import StoreError
 from ..core.settings import resolve
 
 # %% auto #0
-__all__ = ['Counting', 'STATUSES', 'ENDED', 'MODES', 'now', 'Moment', 'Base', 'TraceRow', 'copied', 'TraceTally', 'ScoreRow',
-           'RunRow', 'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
-           'ModelVersion', 'ModelAlias', 'IdempotentReply']
+__all__ = ['Counting', 'STATUSES', 'ENDED', 'MODES', 'ROLES', 'now', 'Moment', 'Base', 'TraceRow', 'copied', 'TraceTally',
+           'ScoreRow', 'RunRow', 'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial',
+           'ModelRow', 'ModelVersion', 'ModelAlias', 'IdempotentReply', 'ApiToken', 'AuditEntry']
 
 # %% ../../nbs/store/10_tables.ipynb #322249a4
 def now() -> datetime:  # Current time in UTC
@@ -436,3 +436,46 @@ class IdempotentReply(Base):
     status_code: Mapped[int]
     body: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now, index=True)
+
+# %% ../../nbs/store/10_tables.ipynb #8222cf41
+ROLES = ("read", "write", "admin")  # Each may do what those before it may
+
+
+class ApiToken(Base):
+    "A token with a name and a role."
+
+    __tablename__ = "api_tokens"
+    __table_args__ = (_one_of("role", ROLES),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)  # sha256 of the token
+    session_hash: Mapped[str] = mapped_column(String(64), unique=True)  # sha256 of its cookie
+    created_by: Mapped[str] = mapped_column(String(256))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    revoked_at: Mapped[datetime | None]
+    revoked_by: Mapped[str | None] = mapped_column(String(256))
+
+# %% ../../nbs/store/10_tables.ipynb #796947f0
+class AuditEntry(Base):
+    "One thing that somebody did."
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        Index(None, "actor", "number"),
+        Index(None, "action", "number"),
+        {"sqlite_autoincrement": True},
+    )
+
+    number: Mapped[int] = mapped_column(Counting, primary_key=True)
+    at: Mapped[datetime] = mapped_column(default=now)
+    actor: Mapped[str] = mapped_column(String(256))  # Name of a token, or of who typed a command
+    role: Mapped[str | None] = mapped_column(String(16))
+    action: Mapped[str] = mapped_column(String(128))  # Such as "build_dataset"
+    target: Mapped[str | None]  # Id or name of what it was done to
+    count: Mapped[int] = mapped_column(default=1)  # Things that this row stands for
+    status: Mapped[int | None]  # HTTP status code
+    address: Mapped[str | None] = mapped_column(String(64))  # Where the request came from
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    details: Mapped[dict[str, Any]] = mapped_column(default=dict)

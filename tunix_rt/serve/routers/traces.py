@@ -34,7 +34,7 @@ from tunix_rt.serve.schemas.traces import (
     found_trace,
     stored_trace,
 )
-from ..schemas.types import SafeStr
+from ..schemas.types import IGNORED, SafeStr, note_ignored
 from ..strict_json import RawJSON, RawRoute, StrictRoute, strict_json
 from ..trace_writer import add_batch, write_trace
 from ...store.engine import Store
@@ -52,6 +52,14 @@ __all__ = ['router', 'One', 'Batch', 'Filter', 'read_one', 'read_batch', 'create
 router = APIRouter(route_class=StrictRoute, tags=["traces"])
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #520bf345
+def _unknown(
+    body: Any,  # Parsed JSON
+) -> list[str]:  # Fields that no trace has
+    return (
+        [name for name in body if name not in Trace.model_fields] if isinstance(body, dict) else []
+    )
+
+
 def read_one(
     body: Any,  # Raw JSON; anything else was not declared as JSON
     careful: ValidatorFunctionWrapHandler,  # Validator of a trace
@@ -67,6 +75,7 @@ def read_one(
         if quick is not None:
             return encode_trace(quick)
         body = strict_json(body)
+    note_ignored(_unknown(body))
     return storable(careful(body))
 
 
@@ -85,6 +94,8 @@ def read_batch(
         if quick is not None:
             return [encode_trace(record) for record in quick]
         body = strict_json(body)
+    for position, each in enumerate(body[:BATCH] if isinstance(body, list) else []):
+        note_ignored(f"{position}.{name}" for name in _unknown(each))
     return [storable(trace) for trace in careful(body)]
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #c3332e31
@@ -142,7 +153,8 @@ def _all_spelled(stored: Sequence[Stored]) -> str:
         {"id": each.id, "created_at": each.created_at, "trace_version": each.trace_version}
         for each in stored
     ]
-    return to_json({"created_count": len(entries), "traces": entries}).decode()
+    told = {"ignored": ignored} if (ignored := IGNORED.get([])) else {}
+    return to_json({"created_count": len(entries), "traces": entries, **told}).decode()
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #99b30119
 Batch = Annotated[
@@ -199,8 +211,9 @@ def _compared(store: Store, id: UUID, side: str) -> ComparedTrace:
         found = read_trace(store, id)
     except MissingError as error:
         raise MissingError(f"{side}: {error}") from None
-    score = latest_score(store, id)
-    return ComparedTrace(**dict(found_trace(found)), score=None if score is None else score.score)
+    kept = latest_score(store, id)
+    score = baseline_score(found.trace)[0] if kept is None else kept.score
+    return ComparedTrace(**dict(found_trace(found)), score=score)
 
 
 @router.get("/api/traces/compare")
