@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from .pages import access as access_pages
 from .pages import datasets as dataset_pages
 from tunix_rt.serve.pages import (
+    docs,
     doing_forms,
     login,
     overview,
@@ -72,6 +73,7 @@ PAGES = (
     queue_forms,
     doing_forms,
     access_pages,
+    docs,
     login,
     rendering,
 )

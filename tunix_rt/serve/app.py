@@ -88,6 +88,10 @@ def create_app(
     app.add_middleware(IdempotencyMiddleware, store=lambda: app.state.services.store)
     app.add_middleware(AuditMiddleware, store=lambda: app.state.services.store)
     app.add_middleware(BodyLimitMiddleware, settings=chosen)
+    if chosen.served_models:  # only then, because the engine needs JAX
+        from tunix_rt.serve.openai.document import describe_v1
+
+        describe_v1(app)
     guard(app, chosen, lambda: _store_of(app))
     app.add_middleware(RequestLogMiddleware, measures=measures)
     if chosen.served_models:  # only then, because the engine needs JAX

@@ -355,6 +355,8 @@ class AuthMiddleware:
             refused = why_not(scope, self.settings, await self.book.current())
         if refused is None:
             await self.app(scope, receive, send)
+            if scope["method"] not in SAFE and _below(scope["path"], ADMIN):
+                self.book.forget()  # a token was made or revoked
             return
         status, reason = refused
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
