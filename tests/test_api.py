@@ -12,8 +12,10 @@ import pytest
 from serving import make_run, serving, sum_trace
 from test_formats import FILES, READ, REFUSED
 
+from tunix_rt.data.datasets import build_dataset, load_dataset
 from tunix_rt.jobs.logs import append_log
 from tunix_rt.jobs.queue import get_queued
+from tunix_rt.jobs.worker import work
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.sse import Watch, follow
 from tunix_rt.store.tables import IdempotentReply, RunRow
@@ -88,6 +90,7 @@ def refused(answer, status, words=""):
 
 def test_traces_from_arrival_to_score(api):
     first = good(api.post("/api/traces", json=sum_trace(1) | {"unknown": "dropped"}), 201)
+    assert first.pop("ignored") == ["unknown"]
     assert set(first) == {"id", "created_at", "trace_version"} and first["trace_version"] == "1.0"
     batch = good(api.post("/api/traces/batch", json=[sum_trace(n) for n in (2, 3)]), 201)
     assert batch["created_count"] == 2
@@ -111,7 +114,8 @@ def test_traces_from_arrival_to_score(api):
     assert score["trace_id"] == ids[0] and score["score"] == pytest.approx(5 + 50 * 9 / 500)
     assert {"step_count", "avg_step_length", "total_chars", "scored_at"} <= set(score["details"])
     both = good(api.get("/api/traces/compare", params={"base": ids[0], "other": ids[1]}))
-    assert (both["base"]["score"], both["other"]["score"]) == (score["score"], None)
+    assert both["base"]["score"] == score["score"]
+    assert both["other"]["score"] == pytest.approx(5 + 50 * 9 / 500), "computed, not stored"
 
 
 def test_questions_without_working_become_a_set(api, store):
@@ -198,6 +202,7 @@ def test_datasets(api, root):
     assert built["dataset_key"] == "odd_sums-v1" and built["trace_count"] == 5
     assert built["manifest_path"] == "data/datasets/odd_sums-v1/manifest.json"
     assert good(api.post("/api/datasets/build", json=asked), 201) == built
+    assert (built["matched"], built["duplicates"], built["limited"]) == (5, 0, 0)
     manifest = good(api.get("/api/datasets/odd_sums-v1"))
     assert manifest["provenance"]["source"] == "tunix_rt_backend_api"
     listed = good(api.get("/api/datasets?limit=3"))["data"]
@@ -211,6 +216,9 @@ def test_datasets(api, root):
     for format in ("trace", "tunix_sft", "training_example", "messages", "prompt_completion"):
         answer = api.get(f"/api/datasets/odd_sums-v1/export.jsonl?format={format}")
         assert answer.status_code == 200 and len(answer.text.splitlines()) == 5
+        record = json.loads(answer.text.splitlines()[0])
+        assert record["source_trace_id"] == record["id"] and record["trace_version"] == "1.0"
+        assert record["created_at"] == manifest["created_at"]
     refused(api.get("/api/datasets/none-v1/export.jsonl"), 404, "none-v1")
     refused(api.get("/api/datasets/odd_sums-v1/export.jsonl?format=xml"), 422)
     asked["dataset_version"] = "v2"
@@ -247,6 +255,11 @@ def test_files_taken_in(api, root, store):
     assert good(sent, 201)["ingested_count"] == 2
     refused(api.post("/api/datasets/upload", params=query, content=bad), 400, "upload.jsonl:4")
     assert count_traces(store) == before + 2
+    again = api.post("/api/datasets/upload", params=query, content="\n".join(lines))
+    assert good(again, 201)["already_stored"] == 2
+    few = {"dataset_name": "few", "dataset_version": "v1", "limit": 1}
+    built = good(api.post("/api/datasets/build", json=few | {"filters": {"source": "sent"}}), 201)
+    assert (built["matched"], built["duplicates"], built["limited"]) == (4, 2, 1)
 
 
 def test_content_posted_twice(api):
@@ -316,9 +329,72 @@ def test_training_asked_for(api):
         refused(api.post("/api/tunix/sft/manifest", json=asked | {field: value}), 422, field)
 
     dry = good(api.post("/api/tunix/run", json=asked))
+    assert (dry["status"], dry["mode"], dry["exit_code"]) == ("failed", "dry-run", 1)
+    assert "there is no model 'google/gemma-3-1b-it'" in dry["message"]
+    refused(api.post("/api/tunix/run", json=asked | {"dry_run": False}), 404, "no model")
+    asked["model_id"] = "tiny"
+    dry = good(api.post("/api/tunix/run", json=asked | {"colour": "blue"}))
     assert (dry["status"], dry["mode"], dry["exit_code"]) == ("completed", "dry-run", 0)
+    assert dry["ignored"] == ["colour"] and "memory: " in dry["stdout"]
+    assert dry["output_dir"] == "out: 1"
     refused(api.post("/api/tunix/run", json=asked | {"dataset_key": "none"}), 404)
     refused(api.post("/api/tunix/run", json=asked | {"model_id": "../../etc"}), 403)
+
+
+def test_every_parameter_of_every_pipeline(api, store, root):
+    "Beside the ten fields of the contract, under the names of the notebooks."
+    train = {"dataset_key": "sums-v1", "model_id": "tiny", "dry_run": False}
+    asked = train | {"parameters": {"lora_rank": 8, "max_steps": 400, "evaluation_set": ""}}
+    run = good(api.post("/api/tunix/run?mode=async", json=asked))
+    kept = get_queued(store, UUID(run["run_id"]))
+    assert kept.parameters.items() >= {"lora_rank": 8, "max_steps": 400, "warmup_steps": 20}.items()
+    assert run["output_dir"].startswith("outputs/runs/train-")
+    other = {"pipeline": "practice", "dry_run": False, "parameters": {"rounds": 2, "model": "tiny"}}
+    run = good(api.post("/api/tunix/run?mode=async", json=other | {"dataset_key": "sums-v1"}))
+    kept = get_queued(store, UUID(run["run_id"]))
+    assert (kept.pipeline, kept.parameters["rounds"], kept.dataset_key) == ("practice", 2, "sums-v1")
+    for odd, status, words in (
+        ({"lora_rnk": 8}, 400, "did you mean 'lora_rank'"),
+        ({"run_dir": "/etc"}, 400, "leave it out"),
+        ({"model": "gemma-3-1b"}, 400, "were both sent"),
+        ({"continue_from": "../../etc"}, 403, "not the name of a run"),
+        ({"evaluation_set": "sums-v1"}, 422, "overlap with the evaluation set"),
+    ):
+        path = "/api/tunix/run?mode=async"
+        refused(api.post(path, json=train | {"parameters": odd}), status, words)
+    refused(api.post("/api/tunix/run", json={"pipeline": "kaggle_submission"}), 404, "no pipeline")
+    refused(api.post("/api/tunix/run", json={"model_id": "tiny"}), 422, "dataset_key is missing")
+    shown = {each["name"]: each for each in good(api.get("/api/pipelines"))}
+    names = [each["name"] for each in shown["evaluate"]["parameters"]]
+    assert "shots" in names and "run_dir" not in names
+    exam = {"model_id": "tiny", "evaluation_set": "sums-v1", "shots": 4, "shots_dataset": "golden-v2"}
+    run = good(api.post("/api/tunix/evaluate", json=exam), 201)
+    assert get_queued(store, UUID(run["run_id"])).parameters["shots"] == 4
+    path = "/api/tunix/evaluate"
+    refused(api.post(path, json=exam | {"shot": 4}), 422, "did you mean 'shots'")
+    refused(api.post(path, json=exam | {"scorers": "os:system"}), 400, "over HTTP a scorer")
+
+
+def test_a_dry_run_waits_for_a_worker_too(api, store, root):
+    asked = {"dataset_key": "sums-v1", "model_id": "tiny"}
+    waiting = good(api.post("/api/tunix/run?mode=async", json=asked))
+    assert (waiting["status"], waiting["mode"]) == ("pending", "dry-run")
+    work(store, once=True)
+    done = good(api.get(f"/api/tunix/runs/{waiting['run_id']}"))
+    assert done["status"] == "completed" and "train would run with" in done["stdout"]
+
+
+def test_a_run_by_the_beginning_of_its_id_is_a_model(api, store, root):
+    run = make_run(store, root, 3, model_id="adder")
+    asked = {"model_id": str(run)[:8], "evaluation_set": "sums-v1"}
+    waiting = good(api.post("/api/tunix/evaluate", json=asked), 201)
+    parameters = get_queued(store, UUID(waiting["run_id"])).parameters
+    assert parameters["model"] == "outputs/runs/train-3"
+    build_dataset(load_dataset("sums-v1"), name="other", version="v1")  # what it was trained on
+    words = "overlap with the evaluation set"
+    refused(api.post("/api/tunix/evaluate", json=asked), 422, words)
+    gone = asked | {"model_id": "adder@v9"}
+    refused(api.post("/api/tunix/evaluate", json=gone), 404)
 
 
 def test_runs_listed_watched_and_cancelled(api, store):
@@ -396,6 +472,9 @@ def test_from_predictions_to_a_champion(api, store, root):
     refused(api.post("/api/models", json={"name": "adder"}), 409)
     refused(api.post("/api/models", json={"name": "a/b"}), 422)
     home = f"/api/models/{model['id']}"
+    unknown = {"source_run_id": str(NOBODY)}
+    refused(api.post(f"{home}/versions/promote", json=unknown), 400, "there is no run")
+    refused(api.post(f"/api/models/{NOBODY}/versions/promote", json=unknown), 404)
     gated = {"source_run_id": str(worse), "gate": "bar"}
     refused(api.post(f"{home}/versions/promote", json=gated), 400)
     asked = {"source_run_id": str(better), "description": "the first"}
@@ -427,6 +506,11 @@ def test_what_a_run_left_behind(api, store, root):
     assert "attachment" in answer.headers["content-disposition"]
     refused(api.get(f"{path}/artifacts/none.txt/download"), 404)
     assert good(api.get(f"{path}/metrics")) == [{"step": 1, "loss": 2.5}]
+    log = root / "outputs/runs/train-1/metrics.jsonl"
+    log.write_text('{"step": 1}\n{"step": \n[2]\n{"step": 3}\n')
+    answer = api.get(f"{path}/metrics")
+    assert [line["step"] for line in answer.json()] == [1, 3]
+    assert answer.headers["x-skipped-lines"] == "2"
 
 
 def test_a_search(api):

@@ -18,6 +18,7 @@ from tunix_rt.registry.models import create_model
 from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.schemas.traces import EXAMPLE
+from tunix_rt.store.tokens import create_token
 from tunix_rt.store.traces import add_traces
 from tunix_rt.traces.schema import Trace
 from tunix_rt.tracking.evaluations import evaluate_run
@@ -65,7 +66,9 @@ def known(store, root):
         "waiting_id": enqueue(store, "train", {"dataset": "sums-v1"}).id,
         "job_id": create_job(store, **SEARCH).id,
     }
+    create_token(store, "spare", "read", by="tests")
     others = {"dataset_key": "sums-v1", "filename": "run.json", "alias": "champion"}
+    others |= {"pipeline": "train", "name": "spare"}
     return {name: str(id) for name, id in ids.items()} | others
 
 
@@ -88,6 +91,7 @@ GOOD = {
     "POST /api/regression/check": {"body": {"run_id": "run_id", "baseline_name": "b"}},
     "POST /api/tuning/jobs": {"body": SEARCH},
     "POST /api/models/{model_id}/versions/promote": {"body": {"source_run_id": "run_id"}},
+    "POST /api/tokens": {"body": {"name": "made", "role": "read"}},
     "PUT /api/models/{model_id}/aliases/{alias}": {"body": {"version_id": "version_id"}},
 }
 

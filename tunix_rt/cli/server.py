@@ -98,12 +98,14 @@ def worker(
     Example: tunix-rt worker
     """
     from tunix_rt.jobs.worker import work
+    from tunix_rt.registry.preflight import rehearse
     from tunix_rt.tracking.evaluations import score_completed
     from tunix_rt.tuning.controller import advance_jobs, advancing
 
     log_to_stderr()
     options: dict[str, Any] = {
         "worker": name or None, "lease_seconds": lease_seconds, "on_completed": score_completed,
+        "rehearse": rehearse,
     }  # fmt: skip
     with opened() as store:
         if not once:
@@ -149,17 +151,22 @@ def queue(
     Example: tunix-rt queue train -p dataset=golden-v2 -p max_steps=200
     """
     from tunix_rt.jobs.queue import enqueue
+    from tunix_rt.registry.preflight import rehearse, require_ready
 
     given = assignments(parameter, "--parameter")
     spec = portable(make_spec(pipeline, given, as_text=True))
     with opened() as store:
+        spec = pin_spec(spec, store)
+        if not dry_run:
+            require_ready(spec, store)
         run = enqueue(
             store,
-            pin_spec(spec, store),
+            spec,
             mode="dry-run" if dry_run else "local",
             model_id=model_id or None,
             parent_run_id=stored_run(store, parent) if parent else None,
             timeout_seconds=None if minutes is None else 60 * minutes,
+            rehearse=rehearse,
         )
     if dry_run:
         typer.echo(run.stdout + run.stderr, nl=False)

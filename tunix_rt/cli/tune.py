@@ -17,54 +17,20 @@ from .pipelines import Parameters
 from .server import portable
 from .show import columns
 from ..core.errors import MissingError, RunError, TunixError
-from ..core.files import parse_json, read_json
+from ..core.files import read_json
 from ..core.logging import log_to_stderr
 from ..runs.run_spec import make_spec
+from ..tuning.search_space import parse_dimension
 
 if TYPE_CHECKING:
     from tunix_rt.store.engine import Store
     from tunix_rt.store.tables import TuningJob
 
 # %% auto #0
-__all__ = ['WIDE', 'Search', 'dimension', 'job_text', 'tune', 'tuning']
+__all__ = ['dimension', 'Search', 'job_text', 'tune', 'tuning']
 
 # %% ../../nbs/cli/50_tune.ipynb #5c5e7ccc
-WIDE = 100  # Minimum ratio of the ends of a log-uniform range
-
-
-def _plain(
-    text: str,  # Text as typed
-) -> Any:  # Number, or text
-    try:
-        return parse_json(text)
-    except TunixError:
-        return text
-
-
-def dimension(
-    name: str,  # Name of the parameter
-    text: str,  # Text as typed
-) -> dict[str, Any]:  # Dimension for `create_job`
-    """Parse one dimension of the search space.
-
-    Args:
-        name: Name of the parameter
-        text: Text as typed
-
-    Returns:
-        Dimension for `create_job`
-    """
-    low, dots, high = text.partition("...")
-    if not dots:
-        return {"type": "choice", "values": [_plain(each) for each in text.split(",")]}
-    ends = [_plain(low), _plain(high)]
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
-        raise RunError(f"{name}={text} is no range; write two numbers, such as 0.001...0.1")
-    if all(isinstance(end, int) for end in ends):
-        kind = "randint"
-    else:
-        kind = "loguniform" if ends[0] > 0 and ends[1] / ends[0] >= WIDE else "uniform"
-    return {"type": kind, "min": ends[0], "max": ends[1]}
+dimension = parse_dimension
 
 # %% ../../nbs/cli/50_tune.ipynb #07b5e0bf
 def _from_file(

@@ -94,7 +94,7 @@ def max_attempts(
     Args:
         client: Server to call
     """
-    return 2 * client.attempts if client.answered else client.attempts
+    return 4 * client.attempts if client.answered else client.attempts
 
 
 def wait_before(

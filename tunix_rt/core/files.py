@@ -485,11 +485,14 @@ def append_json(
 # %% ../../nbs/core/30_files.ipynb #92b899a2
 def read_log(
     path: Path,  # JSONL file; need not exist
+    *,
+    bad: list[int] | None = None,  # Gets the numbers of bad lines, which are refused by default
 ) -> list[dict[str, Any]]:  # Complete records
     """Read a JSONL log, without a truncated last line.
 
     Args:
         path: JSONL file; need not exist
+        bad: Gets the numbers of bad lines, which are refused by default
 
     Returns:
         Complete records
@@ -497,8 +500,21 @@ def read_log(
     if not path.exists():
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
-    lines = enumerate(whole.split(b"\n"), start=1)
-    return [parse_json(line, where=f"{path}:{number}") for number, line in lines if line.strip()]
+    records = []
+    for number, line in enumerate(whole.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line, where=f"{path}:{number}")
+        except JSONRefused:
+            if bad is None:
+                raise
+            record = None
+        if bad is None or isinstance(record, dict):
+            records.append(record)
+        else:
+            bad.append(number)
+    return records
 
 # %% ../../nbs/core/30_files.ipynb #311ca0d6
 def sha256_text(

@@ -20,7 +20,7 @@ from ..traces.schema import Trace, parse_trace
 
 # %% auto #0
 __all__ = ['Record', 'PLAIN_STEP', 'FORMATS', 'trace_record', 'tunix_sft_record', 'training_example_record', 'messages_record',
-           'prompt_completion_record', 'trace_line', 'export_lines', 'export_file', 'exported_parts']
+           'prompt_completion_record', 'trace_line', 'exported_line', 'export_lines', 'export_file', 'exported_parts']
 
 # %% ../../nbs/data/47_exports.ipynb #753a0bef
 Record = dict[str, Any]
@@ -185,16 +185,48 @@ def trace_line(
         b",".join(moves),
     )
 
+# %% ../../nbs/data/47_exports.ipynb #5cf4acc2
+def exported_line(
+    line: bytes,  # Line of a dataset, without its newline
+    where: str,  # Location for error messages, such as "traces.jsonl:7"
+    created_at: str,  # Time of the dataset
+) -> bytes:  # Canonical JSON of `trace_record`, with created_at, source_trace_id and trace_version
+    """Convert a line of a dataset, and add where it is from.
+
+    Args:
+        line: Line of a dataset, without its newline
+        where: Location for error messages, such as "traces.jsonl:7"
+        created_at: Time of the dataset
+
+    Returns:
+        Canonical JSON of `trace_record`, with created_at, source_trace_id and trace_version
+    """
+    record = trace_line(line, where)
+    start = record.index(b'"id":"') + 6
+    version = line.rpartition(b'"trace_version":')[2].removesuffix(b"}")
+    if not version.startswith(b'"'):
+        version = canonical_json(parse_trace(line, where).trace_version).encode()
+    origin = (
+        canonical_json(created_at).encode(),
+        record[1:-1],
+        record[start : start + 36],
+        version,
+    )
+    return b'{"created_at":%b,%b,"source_trace_id":"%b","trace_version":%b}' % origin
+
 # %% ../../nbs/data/47_exports.ipynb #b2a6bc6e
 def export_lines(
     traces: Iterable[Trace],  # Dataset or any traces
     format: str = "messages",  # Name in FORMATS
+    *,
+    created_at: str | None = None,  # Time to write beside the id and the version of each trace
 ) -> Iterator[str]:  # Lines of JSON, one record each, with newline
     """Write traces as lines of another format.
 
     Args:
         traces: Dataset or any traces
         format: Name in FORMATS
+        created_at: Time to write beside the id and the version of each trace
 
     Returns:
         Lines of JSON, one record each, with newline
@@ -202,7 +234,15 @@ def export_lines(
     if format not in FORMATS:
         raise DatasetError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
     record = FORMATS[format]
-    return (canonical_json(record(trace)) + "\n" for trace in traces)
+
+    def line(trace: Trace) -> str:
+        origin = {} if created_at is None else {
+            "created_at": created_at, "source_trace_id": str(trace.id),
+            "trace_version": trace.trace_version,
+        }  # fmt: skip
+        return canonical_json({**record(trace), **origin}) + "\n"
+
+    return map(line, traces)
 
 
 def export_file(

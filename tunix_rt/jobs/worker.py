@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..core.errors import TunixError
 from ..core.settings import settings
@@ -27,10 +27,11 @@ from tunix_rt.jobs.leases import (
     requeue,
 )
 from .logs import AWAY, LogStream, tail
+from .queue import Rehearse, rehearse_datasets
 from ..runs.execute import GRACE, RunCancelled, RunFailed, execute
 from ..runs.folder import RECORD, Run, read_run
 from ..runs.lock import held
-from ..runs.run_spec import make_spec
+from ..runs.run_spec import RunSpec, make_spec
 from ..store.engine import Store
 from ..training.preemption import catch_signals
 
@@ -104,10 +105,23 @@ def _from_failure(
     return Outcome(run.status, f"{error.get('name', 'unknown')}: {said}", run)
 
 # %% ../../nbs/jobs/40_worker.ipynb #22870359
+def _rehearsed(
+    spec: RunSpec,  # Run that is not executed
+    on_output: Callable[[str, str], None],  # Receives the stream's name and text
+    rehearse: Callable[[RunSpec], dict[str, Any]] | None,  # Does the dry run
+) -> Outcome:
+    found = rehearse(spec) if rehearse else {"status": "completed", "message": "nothing was done"}
+    for stream in ("stdout", "stderr"):
+        if text := found.get(stream):
+            on_output(stream, text)
+    return Outcome(found["status"], found["message"])
+
+
 def attempt_run(
     claim: Claim,  # The run to execute
     on_output: Callable[[str, str], None],  # Receives the stream's name and text
     grace_seconds: Callable[[], float | None],  # Seconds left for the run; None is no limit
+    rehearse: Callable[[RunSpec], dict[str, Any]] | None = None,  # Does a dry run
 ) -> Outcome:
     """Execute a run, or resume it.
 
@@ -115,6 +129,7 @@ def attempt_run(
         claim: The run to execute
         on_output: Receives the stream's name and text
         grace_seconds: Seconds left for the run; None is no limit
+        rehearse: Does a dry run
     """
     asked, folder = claim.run, claim.run.path
     assert folder is not None, "a claim names the folder"
@@ -123,8 +138,11 @@ def attempt_run(
             run.write_checksums()
             return Outcome("completed", "it was done already", run)
         pinned = {name: asked.request[name] for name in PINNED if name in asked.request}
+        spec = make_spec(asked.pipeline, asked.parameters, pinned=pinned)
+        if asked.mode == "dry-run":
+            return _rehearsed(spec, on_output, rehearse)
         run = execute(
-            make_spec(asked.pipeline, asked.parameters, pinned=pinned), None, folder, echo=False,
+            spec, None, folder, echo=False,
             run_id=str(asked.id), max_seconds=asked.timeout_seconds, on_output=on_output,
             grace_seconds=grace_seconds,
         )  # fmt: skip
@@ -222,6 +240,7 @@ def run_claim(
     claim: Claim,  # Just taken
     stopping: Callable[[], bool] = lambda: False,  # True when the worker itself must stop
     on_completed: OnCompleted | None = None,  # Called before the store says "completed"
+    rehearse: Rehearse = rehearse_datasets,  # Does a dry run
 ) -> Outcome:  # Already told to the store
     """Do one run from beginning to end.
 
@@ -230,6 +249,7 @@ def run_claim(
         claim: Just taken
         stopping: True when the worker itself must stop
         on_completed: Called before the store says "completed"
+        rehearse: Does a dry run
 
     Returns:
         Already told to the store
@@ -242,7 +262,9 @@ def run_claim(
         return GRACE if heart.word == "cancel_requested" or stopping() else None
 
     try:
-        outcome = attempt_run(claim, stream.write, grace_seconds)
+        outcome = attempt_run(
+            claim, stream.write, grace_seconds, lambda spec: rehearse(spec, store)
+        )
         stream.close(INSISTING)
         run = outcome.run if outcome.word == "completed" and heart.word != "lost" else None
         if run and on_completed and (note := _note_of(store, run, on_completed)):
@@ -290,6 +312,7 @@ def work(
     poll_seconds: float = 1.0,  # Seconds between two looks at an empty queue, roughly
     lease_seconds: float | None = None,  # That of the settings by default
     on_completed: OnCompleted | None = None,  # Called with each run that completes, to score it
+    rehearse: Rehearse = rehearse_datasets,  # Does the dry runs that wait
 ) -> int:  # Number of runs it worked on
     """Claim runs and execute them until stopped.
 
@@ -301,6 +324,7 @@ def work(
         poll_seconds: Seconds between two looks at an empty queue, roughly
         lease_seconds: That of the settings by default
         on_completed: Called with each run that completes, to score it
+        rehearse: Does the dry runs that wait
 
     Returns:
         Number of runs it worked on
@@ -317,7 +341,7 @@ def work(
             taken = _next(store, name, lease, on_completed)
             if taken is not None:
                 log.info("%s %s: attempt %d", taken.run.pipeline, taken.run.id, taken.run.attempts)
-                run_claim(store, taken, stopping, on_completed)
+                run_claim(store, taken, stopping, on_completed, rehearse)
                 done += 1
             if once:
                 break

@@ -28,7 +28,7 @@ from .old_names import new_name
 
 # %% auto #0
 __all__ = ['PLAIN', 'pipeline_name', 'list_pipelines', 'find_pipeline', 'pipeline_source', 'Parameter', 'read_parameters',
-           'read_summary', 'check_value', 'read_value', 'check_parameters', 'with_defaults']
+           'read_summary', 'parameter_type', 'check_value', 'read_value', 'check_parameters', 'with_defaults']
 
 # %% ../../nbs/runs/50_pipelines.ipynb #a717e125
 def pipeline_name(
@@ -225,10 +225,10 @@ def read_summary(
 PLAIN = {"int": int, "float": float, "bool": bool, "str": str, "Any": Any, "None": None}
 
 
-def _type(node: ast.expr) -> Any:
+def _type(node: ast.expr, plain: Mapping[str, Any] = PLAIN) -> Any:
     match node:
-        case ast.Name(id=name) if name in PLAIN:
-            return PLAIN[name]
+        case ast.Name(id=name) if name in plain:
+            return plain[name]
         case ast.Constant(value=None):
             return None
         case ast.Name(id="list"):
@@ -236,25 +236,41 @@ def _type(node: ast.expr) -> Any:
         case ast.Name(id="dict"):
             return dict[str, Any]
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return Union[_type(left), _type(right)]  # noqa: UP007
+            return Union[_type(left, plain), _type(right, plain)]  # noqa: UP007
         case ast.Subscript(value=ast.Name(id="list"), slice=item):
-            return list[_type(item)]  # type: ignore[misc]
+            return list[_type(item, plain)]  # type: ignore[misc]
         case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, item])):
-            return dict[str, _type(item)]  # type: ignore[misc]
+            return dict[str, _type(item, plain)]  # type: ignore[misc]
         case ast.Subscript(value=ast.Name(id="Literal")):
             return Literal[ast.literal_eval(node.slice)]
     raise ValueError(ast.unparse(node))
 
 # %% ../../nbs/runs/50_pipelines.ipynb #2b57ac12
-def _adapter(parameter: Parameter) -> TypeAdapter[Any]:
+def parameter_type(
+    parameter: Parameter,  # Declared parameter
+    plain: Mapping[str, Any] = PLAIN,  # Type for each plain name, such as a stricter int
+) -> Any:  # Type that pydantic can check
+    """Turn the annotation of a parameter into a type.
+
+    Args:
+        parameter: Declared parameter
+        plain: Type for each plain name, such as a stricter int
+
+    Returns:
+        Type that pydantic can check
+    """
     try:
-        kind = _type(ast.parse(parameter.kind, mode="eval").body)
+        return _type(ast.parse(parameter.kind, mode="eval").body, plain)
     except (ValueError, SyntaxError):
         raise RunError(
             f"the parameter {parameter.name} is annotated {parameter.kind!r}, which a command line "
             f"cannot give. Use int, float, bool, str, list[...], dict[str, ...], Literal[...], or "
             f"one of them with `| None`."
         ) from None
+
+
+def _adapter(parameter: Parameter) -> TypeAdapter[Any]:
+    kind = parameter_type(parameter)
     return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 # %% ../../nbs/runs/50_pipelines.ipynb #a553de30

@@ -11,22 +11,35 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from ..core.errors import MissingError, PathError, RunError
+from ..core.errors import MissingError, RunError
 from ..core.files import read_json
-from ..core.plugins import split_specs
-from ..core.settings import inside, resolve, settings
-from ..data.datasets import dataset_folder, estimate_steps
+from ..core.settings import resolve, settings
+from tunix_rt.data.datasets import (
+    CHARACTERS_PER_TOKEN,
+    FRAME_TOKENS,
+    dataset_folder,
+    estimate_steps,
+)
 from ..jobs.queue import enqueue, get_queued
 from ..jobs.worker import work
 from ..registry.model_refs import pin_spec
-from ..rewards.functions import is_named
-from ..runs.run_spec import VERSIONED, make_spec
+from ..registry.preflight import rehearse, require_ready
+from ..runs.pipelines import find_pipeline, read_parameters
+from ..runs.run_spec import VERSIONED, RunSpec, make_spec
+from tunix_rt.serve.http_parameters import (
+    CHECKS,
+    WITHHELD,
+    checked_rewards,
+    http_parameters,
+    model_source,
+    require_http_pipeline,
+)
 from tunix_rt.serve.schemas.runs import (
     EvaluateModelRequest,
     GRPORequest,
     ManifestRequest,
     RunRequest,
-    TrainingFields,
+    TrainingSettings,
 )
 from .schemas.tuning import TuningRequest
 from ..store.engine import Store
@@ -34,39 +47,48 @@ from ..store.tables import RunRow
 from ..tracking.evaluations import evaluate_parameters, score_completed
 
 # %% auto #0
-__all__ = ['PATH_PARAMETERS', 'model_source', 'training_parameters', 'find_existing_run', 'enqueue_training', 'enqueue_and_wait',
-           'enqueue_evaluation', 'checked_rewards', 'practice_parameters', 'enqueue_practice', 'search_settings',
-           'training_manifest']
-
-# %% ../../nbs/serve/65_run_requests.ipynb #e5346e7d
-def model_source(
-    model_id: str,  # Requested model
-) -> str:  # Model parameter of the notebook
-    """Resolve a model inside the folders of models and runs.
-
-    Args:
-        model_id: Requested model
-
-    Returns:
-        Model parameter of the notebook
-    """
-    if ".." in model_id.split("/") or not re.fullmatch(r"[A-Za-z0-9][\w .@:/+-]*", model_id):
-        raise PathError(
-            f"the model {model_id[:100]!r} is not a plain name; give 'tiny', a version such as "
-            f"adder@champion, the name of a run, or that of a folder of models"
-        )
-    root = resolve(settings().root)
-    for home in (settings().models, settings().runs):
-        folder = inside(resolve(home), model_id)
-        if folder.is_dir():
-            return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
-    return model_id
+__all__ = ['FEWEST', 'SAME', 'PATH_PARAMETERS', 'training_sizes', 'training_parameters', 'run_parameters', 'find_existing_run',
+           'enqueue_training', 'enqueue_and_wait', 'enqueue_evaluation', 'practice_parameters', 'enqueue_practice',
+           'search_settings', 'training_manifest']
 
 # %% ../../nbs/serve/65_run_requests.ipynb #653b55e9
+FEWEST = 20  # Updates that a training by defaults should have
+
+
+def training_sizes(
+    request: TrainingSettings,  # Request as sent
+    stats: dict[str, Any],  # Statistics from the dataset's manifest
+) -> dict[str, int]:  # max_steps, batch_size, seq_length, warmup_steps
+    """Turn epochs into optimizer updates, and a default batch into one that gives enough of them.
+
+    Args:
+        request: Request as sent
+        stats: Statistics from the dataset's manifest
+
+    Returns:
+        max_steps, batch_size, seq_length, warmup_steps
+    """
+    sent, batch_size, seq_length = request.model_fields_set, request.batch_size, 256
+    few = 4 * (float(stats.get("avg_total_chars", 0)) / CHARACTERS_PER_TOKEN + FRAME_TOKENS)
+    while seq_length < min(few, request.max_seq_length):
+        seq_length *= 2
+    if "max_seq_length" in sent:
+        seq_length = request.max_seq_length
+
+    def steps() -> int:
+        sizes = {"batch_size": batch_size, "seq_length": seq_length}
+        return estimate_steps(stats, epochs=request.num_epochs, **sizes)
+
+    while "batch_size" not in sent and batch_size > 1 and steps() < FEWEST:
+        batch_size //= 2
+    sizes = {"max_steps": steps(), "batch_size": batch_size, "seq_length": seq_length}
+    return sizes | {"warmup_steps": min(20, sizes["max_steps"] // 10)}
+
+
 def training_parameters(
-    request: TrainingFields,  # Request as sent
+    request: RunRequest,  # Request as sent
 ) -> dict[str, Any]:  # Parameters of the notebook `train`
-    """Translate a request into parameters of the train notebook.
+    """Turn the ten fields of the contract into the notebook's parameters.
 
     Args:
         request: Request as sent
@@ -74,29 +96,76 @@ def training_parameters(
     Returns:
         Parameters of the notebook `train`
     """
-    manifest = read_json(
-        dataset_folder(request.dataset_key, resolve(settings().datasets)) / "manifest.json"
-    )
-    fresh = request.model_id == "tiny"
+    key = request.dataset_key or str(request.parameters.get("dataset"))
+    model = request.model_id or str(request.parameters.get("model"))
+    manifest = read_json(dataset_folder(key, resolve(settings().datasets)) / "manifest.json")
+    fresh = model == "tiny"
     rate = {"learning_rate": request.learning_rate}
     if fresh and "learning_rate" not in request.model_fields_set:
         rate = {}
     return {
-        "dataset": request.dataset_key,
-        "model": model_source(request.model_id),
+        "dataset": key,
+        "model": model_source(model),
         "weight_decay": request.weight_decay,
-        "max_steps": estimate_steps(
-            manifest.get("stats", {}),
-            epochs=request.num_epochs,
-            batch_size=request.batch_size,
-            seq_length=request.max_seq_length,
-        ),
-        "batch_size": request.batch_size,
-        "seq_length": request.max_seq_length,
+        **training_sizes(request, manifest.get("stats", {})),
         "device": {"cuda": "gpu"}.get(request.device, request.device),
         "optimizer": "muon" if fresh else "adamw",
         **rate,
     }
+
+# %% ../../nbs/serve/65_run_requests.ipynb #40cbe0ee
+SAME = {
+    "dataset_key": "dataset",
+    "model_id": "model",
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "num_epochs": "max_steps",
+    "batch_size": "batch_size",
+    "max_seq_length": "seq_length",
+    "device": "device",
+}  # Field of the contract -> parameter of our notebooks
+
+
+def _sent(
+    request: RunRequest,  # Request for another pipeline than train
+) -> dict[str, Any]:  # Parameters
+    "Translate the fields of the contract that were sent."
+    declared = read_parameters(find_pipeline(request.pipeline, plugins=True))
+    sent = {name: getattr(request, name) for name in SAME if name in request.model_fields_set}
+    sent = {name: value for name, value in sent.items() if value is not None}
+    odd = [name for name in sent if name == "num_epochs" or SAME[name] not in declared]
+    if odd:
+        raise RunError(
+            f"{request.pipeline} takes no {odd[0]}; its parameters are {', '.join(declared)}, and "
+            f"the field `parameters` takes them by name"
+        )
+    if request.device == "cuda" and "device" in sent:
+        sent["device"] = "gpu"
+    return http_parameters(request.pipeline, {SAME[name]: sent[name] for name in sent})
+
+
+def run_parameters(
+    request: RunRequest,  # Request as sent
+) -> dict[str, Any]:  # Parameters of its notebook
+    """Combine the fields of the contract with the parameters of the notebook.
+
+    Args:
+        request: Request as sent
+
+    Returns:
+        Parameters of its notebook
+    """
+    own = http_parameters(require_http_pipeline(request.pipeline), request.parameters)
+    given = training_parameters(request) if request.pipeline == "train" else _sent(request)
+    for field, name in SAME.items():
+        if field in request.model_fields_set and name in own and own[name] != given[name]:
+            raise RunError(
+                f"{field} and parameters.{name} were both sent and differ "
+                f"({getattr(request, field)!r:.60} and {own[name]!r:.60}); send one of them"
+            )
+    if "max_steps" in own and "warmup_steps" in given:
+        given["warmup_steps"] = min(20, own["max_steps"] // 10)
+    return given | own
 
 # %% ../../nbs/serve/65_run_requests.ipynb #b6ad6ed3
 def find_existing_run(
@@ -118,10 +187,23 @@ def find_existing_run(
         return None
 
 
+def _checked_spec(
+    store: Store,  # Database that knows the versions
+    pipeline: str,  # Verb
+    given: dict[str, Any],  # Checked parameters
+) -> RunSpec:  # Spec of a run that can begin
+    "Pin the model, and refuse at once what a worker would refuse in an hour."
+    spec = pin_spec(make_spec(pipeline, given), store)
+    require_ready(spec, store)
+    return spec
+
+
 def enqueue_training(
     store: Store,  # Database to write to
     request: RunRequest,  # Request as sent
     run_id: UUID | None = None,  # That the run is to have; made up by default
+    *,
+    later: bool = False,  # True to leave a dry run to a worker as well
 ) -> RunRow:  # Waiting, or done if it was a dry run
     """Put a run into the queue, or rehearse it.
 
@@ -129,18 +211,27 @@ def enqueue_training(
         store: Database to write to
         request: Request as sent
         run_id: That the run is to have; made up by default
+        later: True to leave a dry run to a worker as well
 
     Returns:
         Waiting, or done if it was a dry run
     """
-    return find_existing_run(store, run_id) or enqueue(
+    if found := find_existing_run(store, run_id):
+        return found
+    given, dry = run_parameters(request), request.dry_run
+    if dry:
+        spec = pin_spec(make_spec(request.pipeline, given), store)
+    else:
+        spec = _checked_spec(store, request.pipeline, given)
+    return enqueue(
         store,
-        pin_spec(make_spec("train", training_parameters(request)), store),
-        mode="dry-run" if request.dry_run else "local",
+        spec,
+        mode="dry-run" if dry else "local",
         dataset_key=request.dataset_key,
         model_id=request.model_id,
         request=request.model_dump(mode="json"),
         run_id=run_id,
+        rehearse=None if later else rehearse,
     )
 
 # %% ../../nbs/serve/65_run_requests.ipynb #e8cff9bf
@@ -167,7 +258,7 @@ def enqueue_and_wait(
         return stopping() or get_queued(store, run.id).ended
 
     if not enough():
-        work(store, until=enough, poll_seconds=0.5, on_completed=score_completed)
+        work(store, until=enough, poll_seconds=0.5, on_completed=score_completed, rehearse=rehearse)
     return get_queued(store, run.id)
 
 # %% ../../nbs/serve/65_run_requests.ipynb #cc443f2a
@@ -198,43 +289,20 @@ def enqueue_evaluation(
         if re.fullmatch(r"[\w.-]+", given["model"]):
             given["name"] = called = f"{model}, fresh weights"
     given |= {"limit": request.limit, "max_new_tokens": request.max_new_tokens}
+    apart = {"evaluation_set", "run_id", "model_id", "limit", "max_new_tokens"}
+    more = {name: getattr(request, name) for name in request.model_fields_set - apart}
+    given |= http_parameters("evaluate", more)
     return enqueue(
         store,
-        pin_spec(make_spec("evaluate", given), store),
+        _checked_spec(store, "evaluate", given | {"dataset": request.evaluation_set}),
         dataset_key=request.evaluation_set,
         model_id=called,
-        request=request.model_dump(mode="json"),
+        request=request.model_dump(mode="json", exclude_unset=True),
         parent_run_id=request.run_id,
         run_id=run_id,
     )
 
 # %% ../../nbs/serve/65_run_requests.ipynb #13ac4763
-def checked_rewards(
-    reward_funcs: str,  # Untrusted names with commas between them
-) -> str:  # Same names
-    """Refuse rewards that would run code or write to folders of the sender's choice.
-
-    Args:
-        reward_funcs: Untrusted names with commas between them
-
-    Returns:
-        Same names
-    """
-    if not is_named(reward_funcs):
-        raise RunError(
-            f"over HTTP a reward has to be one of the package or of one that is installed, by "
-            f"name, and {reward_funcs[:100]!r} is not; name correct, format, step_validity, "
-            f"length, overlong, repetition or rubric. A function of your own runs with "
-            f"`tunix-rt queue grpo -p reward_funcs=file.py:name`"
-        )
-    if any(spec.strip().startswith("rubric") and "(" in spec for spec in split_specs(reward_funcs)):
-        raise RunError(
-            "over HTTP the reward rubric takes no arguments, which name a folder and a model; "
-            "the server's settings choose the judge"
-        )
-    return reward_funcs
-
-
 def practice_parameters(
     store: Store,  # Database of the run
     asked: GRPORequest,  # Request as sent
@@ -253,17 +321,19 @@ def practice_parameters(
     else:
         model = model_source(str(asked.model_id))
     apart = {"dataset_key", "run_id", "model_id", "validation_traces"}
+    spelled = set(GRPORequest.__bases__[0].model_fields)
+    unsent = set(GRPORequest.model_fields) - spelled - asked.model_fields_set
     folder = dataset_folder(asked.dataset_key, resolve(settings().datasets))
     tenth = min(64, int(read_json(folder / "manifest.json").get("trace_count", 0)) // 10)
     watched = asked.validation_traces
-    return asked.model_dump(exclude=apart) | {
+    more = asked.model_dump(exclude=apart | unsent) | {
         "validation_traces": tenth if watched is None else watched,
         "dataset": asked.dataset_key,
         "evaluation_set": asked.evaluation_set or "",
-        "model": model,
-        "reward_funcs": checked_rewards(asked.reward_funcs),
         "device": {"cuda": "gpu"}.get(asked.device, asked.device),
     }
+    checked_rewards(asked.reward_funcs)
+    return http_parameters("grpo", more) | {"model": model}
 
 # %% ../../nbs/serve/65_run_requests.ipynb #41a12bf0
 def enqueue_practice(
@@ -290,7 +360,7 @@ def enqueue_practice(
         called = None if VERSIONED.fullmatch(str(asked.model_id)) else asked.model_id
     return enqueue(
         store,
-        pin_spec(make_spec("grpo", given), store),
+        _checked_spec(store, "grpo", given),
         dataset_key=asked.dataset_key,
         model_id=called,
         request=asked.model_dump(mode="json"),
@@ -299,15 +369,7 @@ def enqueue_practice(
     )
 
 # %% ../../nbs/serve/65_run_requests.ipynb #b887ece5
-PATH_PARAMETERS = (
-    "model",
-    "base",
-    "dataset",
-    "evaluation_set",
-    "continue_from",
-    "coordinator",
-    "run_dir",
-)
+PATH_PARAMETERS = (*CHECKS, *WITHHELD)  # Parameters that name places or code
 
 
 def search_settings(

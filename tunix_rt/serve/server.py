@@ -22,6 +22,7 @@ from .app import create_app
 from .auth import check_bind
 from .connections import limited, sweep
 from ..store.engine import open_store
+from ..store.tokens import active_tokens
 
 # %% auto #0
 __all__ = ['GRACE', 'SWITCH', 'log', 'Server', 'server_config', 'serve']
@@ -102,7 +103,10 @@ def serve(
         settings: Settings; those of this process by default
     """
     chosen = settings or current_settings()
-    check_bind(host, chosen)
-    open_store(chosen.database_url).close()
+    store = open_store(chosen.database_url)
+    try:
+        check_bind(host, chosen, active_tokens(store))
+    finally:
+        store.close()
     log_to_stderr("%(message)s", replace=False)
     Server(server_config(create_app(chosen), host, port, chosen)).run()

@@ -471,7 +471,8 @@ def open_store(
     """
     store = connect(url)
     try:
-        if store.dialect == "sqlite" and current(store) in (None, *migrations.KNOWN[:-1]):
+        found, alone = current(store), store.dialect == "sqlite"
+        if found is None or alone and found in migrations.KNOWN[:-1]:
             upgrade(store)
         ready(store)
     except BaseException:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import RunError
-from ..core.files import canonical_json, json_fault
+from ..core.errors import RunError, TunixError
+from ..core.files import canonical_json, json_fault, parse_json
 from ..runs.old_names import new_name
 from ..runs.pipelines import Parameter, check_value
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 # %% auto #0
-__all__ = ['FIELDS', 'FIXED', 'WIDEST', 'ALIASES', 'Dimension', 'current_name', 'read_space', 'distributions', 'draw']
+__all__ = ['FIELDS', 'FIXED', 'WIDEST', 'ALIASES', 'WIDE', 'Dimension', 'current_name', 'read_space', 'parse_dimension',
+           'distributions', 'draw']
 
 # %% ../../nbs/tuning/10_search_space.ipynb #c9e4beb5
 FIELDS = {
@@ -167,6 +168,44 @@ def read_space(
     if len({current_name(pipeline, name) for name in found}) < len(found):
         raise RunError("one parameter is in the search space under two names; leave one out")
     return found
+
+# %% ../../nbs/tuning/10_search_space.ipynb #9c522ae9
+WIDE = 100  # Minimum ratio of the ends of a log-uniform range
+
+
+def _plain(
+    text: str,  # Text as typed
+) -> Any:  # Number, or text
+    try:
+        return parse_json(text)
+    except TunixError:
+        return text
+
+
+def parse_dimension(
+    name: str,  # Name of the parameter
+    text: str,  # Text as typed
+) -> dict[str, Any]:  # Dimension of a search space
+    """Read one dimension as somebody types it: a range, or a list.
+
+    Args:
+        name: Name of the parameter
+        text: Text as typed
+
+    Returns:
+        Dimension of a search space
+    """
+    low, dots, high = text.partition("...")
+    if not dots:
+        return {"type": "choice", "values": [_plain(each) for each in text.split(",")]}
+    ends = [_plain(low), _plain(high)]
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+        raise RunError(f"{name}={text} is no range; write two numbers, such as 0.001...0.1")
+    if all(isinstance(end, int) for end in ends):
+        kind = "randint"
+    else:
+        kind = "loguniform" if ends[0] > 0 and ends[1] / ends[0] >= WIDE else "uniform"
+    return {"type": kind, "min": ends[0], "max": ends[1]}
 
 # %% ../../nbs/tuning/10_search_space.ipynb #c2ce64ff
 def distributions(

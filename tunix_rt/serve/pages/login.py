@@ -10,16 +10,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
 
-from ..auth import COOKIE, cookie_value
-from ..dependencies import ServicesDep
+from ..auth import COOKIE
+from ..dependencies import Services, ServicesDep
 from .predictions import sent_to
 from .rendering import show
 from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
+from ...store.tokens import active_tokens, cookie_value, hash_of
 
 # %% auto #0
-__all__ = ['router', 'WEEKS', 'local_path', 'login_page', 'login_form', 'logout_form']
+__all__ = ['router', 'WEEKS', 'local_path', 'is_guarded', 'is_known', 'login_page', 'login_form', 'logout_form']
 
 # %% ../../../nbs/serve/pages/70_login.ipynb #35123cc5
 def local_path(
@@ -41,10 +43,40 @@ router = APIRouter(route_class=StrictRoute, include_in_schema=False)
 WEEKS = 30 * 86_400  # Seconds that a browser stays signed in
 
 
+def is_guarded(
+    services: Services,  # Services of the app
+) -> bool:  # True if a request needs a token
+    """Tell whether there is a token of either kind.
+
+    Args:
+        services: Services of the app
+
+    Returns:
+        True if a request needs a token
+    """
+    return bool(services.settings.token or active_tokens(services.store))
+
+
+def is_known(
+    services: Services,  # Services of the app
+    secret: str,  # Untrusted token
+) -> bool:
+    """Check a token against that of the settings and those with names.
+
+    Args:
+        services: Services of the app
+        secret: Untrusted token
+    """
+    known = services.settings.token or ""
+    if known and hmac.compare_digest(secret.encode(), known.encode()):
+        return True
+    return hash_of(secret) in active_tokens(services.store)
+
+
 @router.get("/login")
-def login_page(request: Request, services: ServicesDep, next: SafeStr = "/") -> Response:
+async def login_page(request: Request, services: ServicesDep, next: SafeStr = "/") -> Response:
     "Show the login page."
-    if not services.settings.token:
+    if not await run_in_threadpool(is_guarded, services):
         return sent_to(local_path(next))
     return show(request, "login.html", next=local_path(next), refused=None)
 
@@ -57,15 +89,15 @@ def login_form(
     next: Annotated[SafeStr, Form(max_length=2000)] = "/",
 ) -> Response:
     "Sign in."
-    known = services.settings.token or ""
-    if not known or not hmac.compare_digest(token.strip().encode(), known.encode()):
+    secret = token.strip()
+    if not is_known(services, secret):
         words = "That is not the token of this server. Tokens are case-sensitive."
         facts = {"next": local_path(next), "refused": words}
         return show(request, "login.html", status=403, **facts)
     answer = sent_to(local_path(next))
     answer.set_cookie(
         COOKIE,
-        cookie_value(known),
+        cookie_value(secret),
         max_age=WEEKS,
         httponly=True,
         samesite="lax",

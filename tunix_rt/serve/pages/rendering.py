@@ -210,7 +210,10 @@ def show(
         Page with the policy header
     """
     services = getattr(request.app.state, "services", None)
-    known = {"path": request.url.path, "guarded": bool(services and services.settings.token)}
+    holder = getattr(request.state, "holder", None)
+    named = holder is not None and holder.name != "local"
+    guarded = bool(services and (services.settings.token or named))
+    known = {"path": request.url.path, "guarded": guarded, "holder": holder}
     text = templates().get_template(template).render(**known, **facts)
     headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"}
     return HTMLResponse(text, status, headers=headers)

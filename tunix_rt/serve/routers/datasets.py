@@ -25,7 +25,7 @@ from tunix_rt.data.datasets import (
     load_dataset,
     read_manifest,
 )
-from ...data.exports import export_lines, trace_line
+from ...data.exports import export_lines, exported_line
 from tunix_rt.serve.dependencies import (
     DatasetKey,
     LimitQuery,
@@ -48,9 +48,15 @@ from tunix_rt.serve.schemas.datasets import (
     IngestRequest,
 )
 from ..schemas.traces import Pagination
-from ..schemas.types import Name, SafeStr
+from ..schemas.types import IGNORED, Name, SafeStr
 from ..strict_json import StrictRoute, receive_file
-from ...store.datasets import Ingested, build_from_store, ingest_into_store
+from tunix_rt.store.datasets import (
+    Ingested,
+    Matching,
+    build_from_store,
+    count_matching,
+    ingest_into_store,
+)
 from ...store.engine import Store
 
 # %% auto #0
@@ -66,20 +72,24 @@ def _from_root(path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #55b46ea3
-def _build(store: Store, body: BuildRequest) -> Dataset:
+def _build(store: Store, body: BuildRequest) -> tuple[Dataset, Matching]:
     fields = body.model_dump(exclude={"dataset_name", "dataset_version"})
-    return build_from_store(store, name=body.dataset_name, version=body.dataset_version, **fields)
+    names = {"name": body.dataset_name, "version": body.dataset_version}
+    return build_from_store(store, **names, **fields), count_matching(store, body.filters)
 
 
 @router.post("/api/datasets/build", status_code=201)
 async def build_dataset(services: ServicesDep, body: BuildRequest) -> DatasetBuilt:
     "Build a dataset from stored traces."
-    built = await run_in_slow_pool(services, _build, services.store, body)
+    built, found = await run_in_slow_pool(services, _build, services.store, body)
     return DatasetBuilt(
         dataset_key=built.key,
         build_id=built.manifest["build_id"],
         trace_count=len(built),
         manifest_path=_from_root(built.folder / "manifest.json"),
+        matched=found.traces,
+        duplicates=found.traces - found.distinct,
+        limited=max(0, found.distinct - len(built)),
     )
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #be988f95
@@ -88,10 +98,13 @@ def _response_parts(done: Ingested) -> Iterator[str]:
     lines = [{"line": line, "reason": reason} for line, reason in intake.reasons]
     facts = {
         "duplicates": intake.duplicates,
+        "already_stored": done.already_stored,
         "bad_count": intake.bad,
         "bad_lines": lines,
         "notes": intake.notes,
     }
+    if names := IGNORED.get([]):
+        facts["ignored"] = names
     yield f'{{"ingested_count": {len(done)}, {json.dumps(facts)[1:-1]}, "trace_ids": ['
     while some := [f'"{id}"' for id in islice(ids, 2000)]:
         yield comma + ",".join(some)
@@ -197,11 +210,15 @@ def export_dataset(
     "Export a dataset as lines."
     dataset = load_dataset(dataset_key, resolve(settings().datasets))
     lines: Iterator[bytes]
+    built = str(dataset.manifest.get("created_at", ""))
     if format == "trace":
         name = f"{dataset_key}/traces.jsonl"
-        lines = (trace_line(line, f"{name}:{at}") + b"\n" for at, line in dataset.lines(split))
+        lines = (
+            exported_line(line, f"{name}:{at}", built) + b"\n" for at, line in dataset.lines(split)
+        )
     else:
-        lines = (line.encode() for line in export_lines(dataset.traces(split), format))
+        texts = export_lines(dataset.traces(split), format, created_at=built)
+        lines = (text.encode() for text in texts)
     return StreamingResponse(in_pieces(lines), media_type="application/x-ndjson")
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #824a21a4

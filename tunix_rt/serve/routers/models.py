@@ -11,6 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import StreamingResponse
 
+from ...core.errors import DatasetError, MissingError, PathError, TraceError
 from ...registry import models as registry
 from ...registry import promotion
 from tunix_rt.serve.dependencies import (
@@ -119,7 +120,8 @@ async def promote_model_version(
 
     def promote(store: Store) -> ModelVersionPublic:
         fields = body.model_dump(exclude={"source_run_id"})
-        with with_status(400):
+        registry.get_model(store, model_id)  # an unknown model is a 404, an unknown run a 400
+        with with_status(400, MissingError, DatasetError, PathError, TraceError):
             return version_shown(promotion.promote(store, model_id, body.source_run_id, **fields))
 
     return await run_in_slow_pool(services, promote, services.store)

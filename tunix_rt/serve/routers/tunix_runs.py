@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
@@ -139,7 +139,10 @@ def download_artifact(
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #2b99466a
 @router.get("/{run_id}/metrics")
-def get_run_metrics(store: StoreDep, run_id: UUID) -> list[dict[str, Any]]:
+def get_run_metrics(store: StoreDep, run_id: UUID, response: Response) -> list[dict[str, Any]]:
     "Show the metrics of a run, step by step."
     folder = run_files(get_queued(store, run_id))
-    return [] if folder is None else read_log(folder / "metrics.jsonl")
+    bad: list[int] = []
+    records = [] if folder is None else read_log(folder / "metrics.jsonl", bad=bad)
+    response.headers["X-Skipped-Lines"] = str(len(bad))
+    return records

@@ -11,7 +11,15 @@ from uuid import UUID
 from pydantic import BaseModel, Field, model_validator
 
 from .traces import Pagination
-from .types import Name, SafeStr, StrictBool, StrictFloat, StrictInt
+from tunix_rt.serve.schemas.types import (
+    Answer,
+    ContractRequest,
+    Name,
+    SafeStr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+)
 
 # %% auto #0
 __all__ = ['Seed', 'ImportFormat', 'Annotations', 'Encoding', 'Format', 'BuildRequest', 'DatasetBuilt', 'IngestRequest',
@@ -22,7 +30,7 @@ __all__ = ['Seed', 'ImportFormat', 'Annotations', 'Encoding', 'Format', 'BuildRe
 Seed = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #0c6bfc73
-class BuildRequest(BaseModel):
+class BuildRequest(ContractRequest):
     "The selection of traces for a dataset."
 
     dataset_name: Annotated[Name, Field(max_length=128, examples=["golden"])]
@@ -46,13 +54,16 @@ class BuildRequest(BaseModel):
         return self
 
 
-class DatasetBuilt(BaseModel):
+class DatasetBuilt(Answer):
     "A built dataset."
 
     dataset_key: str
     build_id: str
     trace_count: int
     manifest_path: str = Field(description="Path relative to the server's root")
+    matched: int = Field(description="Stored traces that pass the filters")
+    duplicates: int = Field(description="Those that repeat the content of another; left out")
+    limited: int = Field(description="Those left out by the limit")
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #d9b0b968
 ImportFormat = Literal[
@@ -70,7 +81,7 @@ Annotations = Literal["strip", "keep", "steps"]
 Encoding = Annotated[SafeStr, Field(max_length=64, examples=["cp1252"])]
 
 
-class IngestRequest(BaseModel):
+class IngestRequest(ContractRequest):
     "The file to ingest, and how to read it."
 
     path: Annotated[SafeStr, Field(min_length=1, max_length=1024, examples=["october.jsonl"])]
@@ -93,12 +104,13 @@ class BadLine(BaseModel):
     reason: str
 
 
-class IngestedFile(BaseModel):
+class IngestedFile(Answer):
     "The result of ingesting a file."
 
     ingested_count: int
     trace_ids: list[UUID]
     duplicates: int = Field(0, description="Lines equal to an earlier one")
+    already_stored: int = Field(0, description="Traces whose content was in the store before")
     bad_count: int = Field(0, description="Lines that were skipped")
     bad_lines: list[BadLine] = Field([], description="The first fifty of them")
     notes: dict[str, int] = Field({}, description="What was left out or changed, and how often")
@@ -132,7 +144,7 @@ class EngineStatus(BaseModel):
     version: str | None
 
 
-class DuelRequest(BaseModel):
+class DuelRequest(ContractRequest):
     "The games to generate."
 
     count: Annotated[StrictInt, Field(ge=1, le=100)]
@@ -149,7 +161,7 @@ class DuelPreview(BaseModel):
     my_card: str
 
 
-class DuelsPlayed(BaseModel):
+class DuelsPlayed(Answer):
     "The generated games."
 
     trace_ids: list[UUID]

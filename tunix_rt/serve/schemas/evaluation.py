@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from .traces import Pagination
-from .types import Name, StrictBool, StrictFloat
+from .types import Answer, ContractRequest, Name, StrictBool, StrictFloat
 from ...store.tables import EvaluationRow
 from ...tracking.baselines import Baseline
 from ...tracking.leaderboard import Standing
@@ -23,7 +23,7 @@ __all__ = ['Verdict', 'EvaluateRequest', 'JudgeNamed', 'DetailedMetric', 'Evalua
            'BaselinesPublic', 'CheckRequest', 'RegressionResult']
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #d29e0f22
-class EvaluateRequest(BaseModel):
+class EvaluateRequest(ContractRequest):
     "The judge to use."
 
     judge_override: Name | None = Field(None, description="answer_correctness by default")
@@ -48,7 +48,7 @@ class DetailedMetric(BaseModel):
 Verdict = Literal["pass", "fail", "uncertain"]
 
 
-class Evaluation(BaseModel):
+class Evaluation(Answer):
     "A judge's evaluation of a run."
 
     evaluation_id: UUID
@@ -77,7 +77,7 @@ def evaluation(
     Args:
         view: Evaluation from the store
     """
-    same = set(Evaluation.model_fields) - {"evaluation_id", "judge", "source"}
+    same = set(Evaluation.model_fields) - {"evaluation_id", "judge", "source", "ignored"}
     return Evaluation(
         evaluation_id=view.id,
         judge=JudgeNamed(name=view.judge_name, version=view.judge_version),
@@ -134,7 +134,7 @@ class Leaderboard(BaseModel):
     pagination: Pagination
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #68a1dcc0
-class BaselineRequest(BaseModel):
+class BaselineRequest(ContractRequest):
     "The figure to use as a baseline."
 
     name: Annotated[Name, Field(examples=["before-christmas"])]
@@ -145,7 +145,7 @@ class BaselineRequest(BaseModel):
     )
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #c0865461
-class BaselineSet(BaseModel):
+class BaselineSet(Answer):
     "A baseline."
 
     model_config = ConfigDict(from_attributes=True)
@@ -177,7 +177,7 @@ class BaselinesPublic(BaseModel):
     pagination: Pagination
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #bfa4952c
-class CheckRequest(BaseModel):
+class CheckRequest(ContractRequest):
     "The run and the baseline to check it against."
 
     run_id: UUID
@@ -187,7 +187,7 @@ class CheckRequest(BaseModel):
     )
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #f42da09b
-class RegressionResult(BaseModel):
+class RegressionResult(Answer):
     "The result of a regression check."
 
     model_config = ConfigDict(from_attributes=True)

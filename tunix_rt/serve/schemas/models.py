@@ -14,7 +14,14 @@ from pydantic import BaseModel, Field
 from ...registry.models import ModelView
 from ...registry.promotion import Verification
 from .traces import Pagination
-from .types import Name, SafeStr, StrictFloat
+from tunix_rt.serve.schemas.types import (
+    Answer,
+    ContractRequest,
+    Name,
+    OwnRequest,
+    SafeStr,
+    StrictFloat,
+)
 from ...store.tables import ModelVersion
 
 # %% auto #0
@@ -26,7 +33,7 @@ Description = Annotated[SafeStr, Field(max_length=10_000)]
 Label = Annotated[SafeStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["v1"])]
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #061360f6
-class ModelRequest(BaseModel):
+class ModelRequest(ContractRequest):
     "The model to create."
 
     name: Annotated[Name, Field(pattern=r"^[a-zA-Z0-9._-]+$", examples=["adder"])]
@@ -34,7 +41,7 @@ class ModelRequest(BaseModel):
     task_type: Annotated[SafeStr, Field(max_length=64)] | None = None
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #1b403c3d
-class PromoteRequest(BaseModel):
+class PromoteRequest(ContractRequest):
     "The run to promote."
 
     source_run_id: UUID
@@ -44,13 +51,13 @@ class PromoteRequest(BaseModel):
     tolerance: Annotated[StrictFloat, Field(ge=0, le=100)] = 0.0
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #f3597d91
-class AliasRequest(BaseModel):
+class AliasRequest(OwnRequest):
     "The version for an alias."
 
     version_id: UUID
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #9ada40d3
-class ModelVersionPublic(BaseModel):
+class ModelVersionPublic(Answer):
     "A promoted run."
 
     id: UUID
@@ -84,11 +91,11 @@ def version_shown(
         "config_json": view.config,
         "provenance_json": view.provenance,
     }
-    same = set(ModelVersionPublic.model_fields) - set(other)
+    same = set(ModelVersionPublic.model_fields) - set(other) - {"ignored"}
     return ModelVersionPublic(**other, **{name: getattr(view, name) for name in same})
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #88d851af
-class ModelPublic(BaseModel):
+class ModelPublic(Answer):
     "A model."
 
     id: UUID
@@ -110,7 +117,7 @@ def model_shown(
         view: View from the store
     """
     latest = view.latest_version
-    same = set(ModelPublic.model_fields) - {"latest_version"}
+    same = set(ModelPublic.model_fields) - {"latest_version", "ignored"}
     return ModelPublic(
         latest_version=None if latest is None else version_shown(latest),
         **{name: getattr(view, name) for name in same},

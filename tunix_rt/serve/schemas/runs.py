@@ -11,28 +11,46 @@ from uuid import UUID
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from ...jobs.leases import folder_for
 from ..errors import from_root
+from .parameters import with_parameters
 from .traces import Pagination
-from .types import Key, Name, SafeStr, StrictBool, StrictFloat, StrictInt
+from tunix_rt.serve.schemas.types import (
+    Answer,
+    ContractRequest,
+    Key,
+    Name,
+    OwnRequest,
+    SafeStr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+)
 from ...store.tables import RunRow
 
 # %% auto #0
-__all__ = ['Output', 'Loss', 'Status', 'Mode', 'TrainingFields', 'ManifestRequest', 'TrainingManifest', 'RunRequest',
-           'EvaluateModelRequest', 'GRPORequest', 'TunixStatus', 'ExportRequest', 'RunResult', 'RunDetail',
-           'run_result', 'run_detail', 'RunSummary', 'RunsPublic', 'RunStatus', 'Cancelled', 'Artifact', 'Artifacts']
+__all__ = ['Output', 'ParameterName', 'PipelineName', 'Loss', 'Status', 'Mode', 'TrainingSettings', 'TrainingFields',
+           'ManifestRequest', 'TrainingManifest', 'RunRequest', 'EvaluateModelRequest', 'GRPORequest', 'TunixStatus',
+           'ExportRequest', 'RunResult', 'RunDetail', 'run_result', 'run_detail', 'RunSummary', 'RunsPublic',
+           'RunStatus', 'Cancelled', 'Artifact', 'Artifacts']
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #978f7346
-class TrainingFields(BaseModel):
+class TrainingSettings(ContractRequest):
     "The hyperparameters of training."
 
-    dataset_key: Annotated[Key, Field(examples=["golden-v2"])]
-    model_id: Annotated[Name, Field(examples=["tiny"])]
     learning_rate: Annotated[StrictFloat, Field(gt=0, le=1)] = 2e-5
     weight_decay: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.01
     num_epochs: Annotated[StrictInt, Field(ge=1, le=100)] = 3
     batch_size: Annotated[StrictInt, Field(ge=1, le=512)] = 8
     max_seq_length: Annotated[StrictInt, Field(ge=128, le=32768)] = 2048
     device: Literal["auto", "cpu", "cuda", "gpu", "tpu"] = "auto"
+
+
+class TrainingFields(TrainingSettings):
+    "A dataset, a model, and the hyperparameters of training."
+
+    dataset_key: Annotated[Key, Field(examples=["golden-v2"])]
+    model_id: Annotated[Name, Field(examples=["tiny"])]
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #c39fd0a2
 Output = Annotated[SafeStr, Field(min_length=1, max_length=512)]
@@ -44,7 +62,7 @@ class ManifestRequest(TrainingFields):
     output_dir: Output
 
 
-class TrainingManifest(BaseModel):
+class TrainingManifest(Answer):
     "A training manifest."
 
     manifest_yaml: str
@@ -54,16 +72,36 @@ class TrainingManifest(BaseModel):
     message: str
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #17d61391
-class RunRequest(TrainingFields):
-    "The request for a training run."
+ParameterName = Annotated[SafeStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+PipelineName = Annotated[SafeStr, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
+
+class RunRequest(TrainingSettings):
+    "The request for a run: of training, or of another pipeline."
+
+    dataset_key: Key | None = Field(None, examples=["golden-v2"], description="Training needs one")
+    model_id: Name | None = Field(None, examples=["tiny"], description="Training needs one")
     output_dir: Output | None = Field(
         None, description="Recorded only; runs choose their own folder"
     )
     dry_run: StrictBool = Field(True, description="Check everything and train nothing")
+    pipeline: PipelineName = Field("train", description="Such as train, evaluate, grpo, practice")
+    parameters: dict[ParameterName, Any] = Field(
+        {}, description="Parameters of the pipeline by name; GET /api/pipelines lists them"
+    )
+
+    @model_validator(mode="after")
+    def _what_training_needs(self) -> RunRequest:
+        named = {"dataset_key": "dataset", "model_id": "model"}
+        for field, parameter in named.items():
+            given = getattr(self, field) or self.parameters.get(parameter)
+            if self.pipeline == "train" and not given:
+                raise ValueError(f"{field} is missing: field required to train")
+        return self
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #faf71c6c
-class EvaluateModelRequest(BaseModel):
+@with_parameters("evaluate", leave=("dataset", "model", "run_dir"))
+class EvaluateModelRequest(OwnRequest):
     "The model to evaluate and the evaluation set."
 
     evaluation_set: Annotated[Key, Field(examples=["golden-v2"])]
@@ -86,7 +124,8 @@ class EvaluateModelRequest(BaseModel):
 Loss = Literal["dr_grpo", "dapo", "grpo", "gspo", "cispo", "rloo", "maxrl"]
 
 
-class GRPORequest(BaseModel):
+@with_parameters("grpo", leave=("dataset", "model", "run_dir"))
+class GRPORequest(OwnRequest):
     "The request to let a model practice on questions, rewarded for its answers."
 
     dataset_key: Annotated[Key, Field(examples=["golden-v2"])]
@@ -129,7 +168,7 @@ class TunixStatus(BaseModel):
     message: str
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #248e6a9a
-class ExportRequest(BaseModel):
+class ExportRequest(ContractRequest):
     "The traces to export."
 
     dataset_key: Key | None = None
@@ -142,7 +181,7 @@ Status = Literal[
 Mode = Literal["dry-run", "local"]
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #7f859fa1
-class RunResult(BaseModel):
+class RunResult(Answer):
     "A run, as returned to the client that requested it."
 
     run_id: UUID
@@ -173,6 +212,10 @@ class RunDetail(RunResult):
     max_attempts: int
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #b8a1dda1
+def _would_be(run: RunRow) -> str | None:
+    return folder_for(run) if run.queued_at else None
+
+
 def run_result(
     run: RunRow,  # Run from the store
 ) -> dict[str, Any]:  # The fields of RunResult
@@ -191,7 +234,7 @@ def run_result(
         "mode": run.mode,
         "dataset_key": run.dataset_key,
         "model_id": run.model_id,
-        "output_dir": run.folder or (asked if isinstance(asked, str) else None),
+        "output_dir": run.folder or (asked if isinstance(asked, str) else _would_be(run)),
         "exit_code": run.exit_code,
         "stdout": from_root(run.stdout),
         "stderr": from_root(run.stderr),

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .types import Answer, ContractRequest
 from ...store.traces import Found, Stored
 from ...traces.schema import Trace
 
@@ -31,7 +32,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 # %% ../../../nbs/serve/schemas/20_traces.ipynb #f4521cc4
-class StoredTrace(BaseModel):
+class StoredTrace(Answer):
     "A stored trace."
 
     model_config = ConfigDict(from_attributes=True)
@@ -41,7 +42,7 @@ class StoredTrace(BaseModel):
     trace_version: str
 
 
-class TracesStored(BaseModel):
+class TracesStored(Answer):
     "A stored batch, in the order of the request."
 
     created_count: int
@@ -107,7 +108,9 @@ class TracePage(BaseModel):
 class ComparedTrace(FoundTrace):
     "One of two traces."
 
-    score: float | None = Field(description="The newest baseline score, 0 to 100")
+    score: float = Field(
+        description="The newest baseline score, 0 to 100; computed if none is stored"
+    )
 
 
 class TraceComparison(BaseModel):
@@ -117,7 +120,7 @@ class TraceComparison(BaseModel):
     other: ComparedTrace
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(ContractRequest):
     "The scoring criteria."
 
     criteria: Literal["baseline"] = "baseline"
@@ -135,7 +138,7 @@ class ScoreDetails(BaseModel):
     scored_at: datetime
 
 
-class TraceScore(BaseModel):
+class TraceScore(Answer):
     "The score of a trace."
 
     trace_id: UUID

@@ -11,7 +11,15 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .types import Key, Name, SafeStr, StrictFloat, StrictInt
+from tunix_rt.serve.schemas.types import (
+    Answer,
+    ContractRequest,
+    Key,
+    Name,
+    SafeStr,
+    StrictFloat,
+    StrictInt,
+)
 
 # %% auto #0
 __all__ = ['Scalar', 'Dimension', 'Parameter', 'Choice', 'Span', 'Steps', 'TuningRequest', 'TuningJobPublic', 'TrialPublic',
@@ -62,7 +70,7 @@ Dimension = Annotated[Choice | Span | Steps, Field(discriminator="type")]
 Parameter = Annotated[SafeStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #a494e9f3
-class TuningRequest(BaseModel):
+class TuningRequest(ContractRequest):
     "The search to create."
 
     name: Annotated[Name, Field(examples=["first search"])]
@@ -81,7 +89,7 @@ class TuningRequest(BaseModel):
     prune: bool = False
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #09c0abe0
-class TuningJobPublic(BaseModel):
+class TuningJobPublic(Answer):
     "A search."
 
     model_config = ConfigDict(from_attributes=True)

@@ -160,3 +160,31 @@ if (matchMedia("(min-width: 60rem)").matches) document.querySelectorAll("[data-w
 else document.querySelectorAll("[data-wide-open]").forEach((each) => (each.open = false));
 letScroll();
 addEventListener("resize", letScroll);
+
+// Forms that queue or take in: a file is sent as it is, and its answer is said beside the button.
+async function sendFile(form, event) {
+  event.preventDefault();
+  const file = form.elements.file.files[0];
+  const said = form.querySelector("output");
+  const fields = [...new FormData(form)].filter(([name, value]) => name !== "file" && value);
+  form.querySelector("button").disabled = true;
+  said.textContent = `Sending ${file.name} …`;
+  try {
+    const answer = await fetch(`${form.dataset.upload}?${new URLSearchParams(fields)}`, {
+      method: "POST",
+      body: file,
+      headers: { "Content-Type": "application/x-ndjson", Accept: "application/json" },
+    });
+    const told = await answer.json();
+    said.textContent = answer.ok
+      ? `${told.ingested_count} traces stored; ${told.duplicates} repeated, ${told.already_stored} there already.`
+      : told.detail;
+    said.classList.toggle("error", !answer.ok);
+  } catch (error) {
+    said.textContent = `Not sent: ${error.message}`;
+  }
+  form.querySelector("button").disabled = false;
+}
+document.querySelectorAll("[data-upload]").forEach((form) => {
+  form.addEventListener("submit", (event) => sendFile(form, event));
+});
