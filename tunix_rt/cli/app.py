@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 import tunix_rt
-from . import data, deletion, registry, server, tune
+from . import access, data, deletion, registry, server, tune
 from . import database as store
 from .ask import ask, chat
 from .compare import compare
@@ -144,6 +144,7 @@ SECTIONS: dict[str, tuple[Callable[..., None], ...]] = {
         *(registry.leaderboard, registry.score, registry.baseline, registry.gate),
         *(registry.promote, registry.models, registry.verify),
     ),
+    "Who may, and who did": (access.audit,),
     "Keeping": (store.import_run, store.backup, store.restore, deletion.clean),
 }
 
@@ -187,6 +188,7 @@ def build_app() -> typer.Typer:  # Command line
             app.command(rich_help_panel=title)(command)
     app.add_typer(deletion.delete, name="delete", rich_help_panel="Keeping")
     app.add_typer(store.db, name="db", rich_help_panel="Keeping")
+    app.add_typer(access.token, name="token", rich_help_panel="Who may, and who did")
     home = "Take a submission to Kaggle, and results home."
     app.add_typer(kaggle, name="kaggle", help=home, rich_help_panel="Kaggle")
     return app

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -34,8 +34,8 @@ from ..store.engine import Store
 from ..store.tables import ENDED, MODES, STATUSES, RunRow, now
 
 # %% auto #0
-__all__ = ['with_current_names', 'get_queued', 'moment', 'enqueue', 'RunPage', 'list_queued', 'Tally', 'tally_runs', 'end_row',
-           'completed_folder', 'accept_completed', 'request_cancel']
+__all__ = ['Rehearse', 'with_current_names', 'get_queued', 'rehearse_datasets', 'moment', 'enqueue', 'RunPage', 'list_queued',
+           'Tally', 'tally_runs', 'end_row', 'completed_folder', 'accept_completed', 'request_cancel']
 
 # %% ../../nbs/jobs/10_queue.ipynb #a4aaa197
 def with_current_names(
@@ -121,9 +121,21 @@ def _dataset(
     return spec, None if path else wanted[:200]
 
 # %% ../../nbs/jobs/10_queue.ipynb #89c96d4f
-def _rehearse(
+Rehearse = Callable[[RunSpec, Store], dict[str, Any]]  # Gives the final fields of a dry run
+
+
+def rehearse_datasets(
     spec: RunSpec,  # Run as it was requested
+    store: Store,  # Database of the queue
 ) -> dict[str, Any]:  # Final values of the row's fields
+    """
+    Args:
+        spec: Run as it was requested
+        store: Database of the queue
+
+    Returns:
+        Final values of the row's fields
+    """
     names = [spec.parameters.get(name) for name in ("dataset", "evaluation_set")]
     said = [f"{spec.pipeline} would run with:"]
     said += [f"  {name} = {canonical_json(value)}" for name, value in spec.parameters.items()]
@@ -199,7 +211,7 @@ def _keep(
             if row.dataset_key:
                 _hold_dataset(session, row.dataset_key)
             row.queued_at = row.available_at = moment(session)
-            if row.mode == "dry-run":
+            if row.status in ENDED:
                 row.started_at, row.completed_at, row.duration_seconds = (
                     row.queued_at,
                     row.queued_at,
@@ -224,7 +236,8 @@ def enqueue(
     timeout_seconds: float | None = None,  # Longest time of one attempt; None is for ever
     max_attempts: int | None = None,  # That of the settings by default
     run_id: UUID | None = None,  # None makes one up
-) -> RunRow:  # Waiting; or, if it is a dry run, done
+    rehearse: Rehearse | None = rehearse_datasets,  # Does a dry run; None leaves it to a worker
+) -> RunRow:  # Waiting; or, if it is a dry run that was rehearsed here, done
     """Ask for a run.
 
     Args:
@@ -239,9 +252,10 @@ def enqueue(
         timeout_seconds: Longest time of one attempt; None is for ever
         max_attempts: That of the settings by default
         run_id: None makes one up
+        rehearse: Does a dry run; None leaves it to a worker
 
     Returns:
-        Waiting; or, if it is a dry run, done
+        Waiting; or, if it is a dry run that was rehearsed here, done
     """
     spec, key = _dataset(_checked(pipeline, parameters or {}, mode), dataset_key)
     _limits(timeout_seconds, max_attempts, model_id, request or {})
@@ -253,8 +267,8 @@ def enqueue(
         parent_run_id=parent_run_id, timeout_seconds=timeout_seconds,
         max_attempts=max_attempts or settings().max_attempts,
     )  # fmt: skip
-    if mode == "dry-run":
-        for name, value in _rehearse(spec).items():
+    if mode == "dry-run" and rehearse is not None:
+        for name, value in rehearse(spec, store).items():
             setattr(row, name, value)
     _keep(store, row)
     return get_queued(store, row.id)

@@ -7,29 +7,35 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
+from .pages import access as access_pages
 from .pages import datasets as dataset_pages
-from .pages import leaderboard as leaderboard_pages
 from tunix_rt.serve.pages import (
+    docs,
+    doing_forms,
     login,
     overview,
     playground,
     predictions,
+    queue_forms,
     rendering,
     run_about,
     run_compare,
     run_list,
     runs,
 )
+from .pages import leaderboard as leaderboard_pages
 from .pages import models as model_pages
 from .pages import traces as trace_pages
 from .pages import tuning as tuning_pages
 from .pages.error_pages import ErrorPageMiddleware
 from tunix_rt.serve.routers import (
+    access,
     datasets,
     deletions,
     evaluation,
     health,
     models,
+    pipelines,
     regression,
     trace_search,
     traces,
@@ -49,6 +55,7 @@ ROUTERS = (
     health,
     datasets,
     ungar,
+    pipelines,
     tunix,
     tunix_runs,
     evaluation,
@@ -56,6 +63,7 @@ ROUTERS = (
     tuning,
     models,
     deletions,
+    access,
 )
 
 # %% ../../nbs/serve/75_api_router.ipynb #b45dd3df
@@ -72,6 +80,10 @@ PAGES = (
     tuning_pages,
     model_pages,
     playground,
+    queue_forms,
+    doing_forms,
+    access_pages,
+    docs,
     login,
     rendering,
 )

@@ -5,23 +5,29 @@
 # %% ../../nbs/serve/25_auth.ipynb #3ab40749
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
+import logging
+import time
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..core.errors import TunixError
 from ..core.settings import Settings
 from .errors import problem
+from ..store.engine import Store
+from ..store.tokens import Holder, active_tokens, cookie_value, hash_of
 
 # %% auto #0
-__all__ = ['COOKIE', 'OPEN', 'SAFE', 'SCHEME', 'AccessError', 'is_loopback', 'check_bind', 'host_in', 'is_ours', 'is_own_page',
-           'cookie_value', 'knows_token', 'is_open', 'why_not', 'AuthMiddleware', 'guard']
+__all__ = ['COOKIE', 'MASTER', 'LOCAL', 'Tokens', 'OPEN', 'SAFE', 'ROLES', 'READING', 'ADMIN', 'FRESH', 'log', 'SCHEME',
+           'AccessError', 'is_loopback', 'check_bind', 'host_in', 'is_ours', 'is_own_page', 'secret_of', 'identify',
+           'is_open', 'role_needed', 'why_not', 'TokenBook', 'AuthMiddleware', 'guard']
 
 # %% ../../nbs/serve/25_auth.ipynb #0e3aefea
 class AccessError(TunixError):
@@ -49,17 +55,20 @@ def is_loopback(
 def check_bind(
     host: str,  # Address to listen on
     settings: Settings,  # Settings with the token, if any
+    tokens: Tokens | None = None,  # Named tokens
 ) -> None:
     """Refuse to listen beyond loopback without a token.
 
     Args:
         host: Address to listen on
         settings: Settings with the token, if any
+        tokens: Named tokens
     """
-    if not is_loopback(host) and not settings.token:
+    if not is_loopback(host) and not (settings.token or tokens):
         raise AccessError(
             f"listening on {host} would let in everybody who reaches this machine. Set "
-            f"TUNIX_RT_TOKEN to a long random text that your clients send, or listen on 127.0.0.1."
+            f"TUNIX_RT_TOKEN to a long random text that your clients send, make a token with "
+            f"`tunix-rt token create NAME --role admin`, or listen on 127.0.0.1."
         )
     if settings.token is not None and len(settings.token) < 16:
         raise AccessError(
@@ -132,46 +141,62 @@ def is_own_page(
 COOKIE = "tunix_rt_session"
 
 
-def cookie_value(
-    token: str,  # Token in the settings
-) -> str:  # 64 hexadecimal digits
-    """Compute the cookie value for a token.
-
-    Args:
-        token: Token in the settings
-
-    Returns:
-        64 hexadecimal digits
-    """
-    return hmac.new(token.encode(), b"tunix_rt session", hashlib.sha256).hexdigest()
+def _cookie(headers: dict[bytes, bytes]) -> str:
+    for part in headers.get(b"cookie", b"").decode("latin-1").split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE:
+            return value.strip('"')
+    return ""
 
 
-def _cookie(headers: dict[bytes, bytes]) -> bytes:
-    for part in headers.get(b"cookie", b"").split(b";"):
-        name, _, value = part.strip().partition(b"=")
-        if name == COOKIE.encode():
-            return value.strip(b'"')
-    return b""
+MASTER = Holder("TUNIX_RT_TOKEN", "admin")  # Whoever has the token of the settings
+LOCAL = Holder("local", "admin")  # Whoever reaches a server on loopback that has no token
+Tokens = Mapping[str, Holder]  # Hash of a token or of its cookie -> holder
 
 
-def knows_token(
+def secret_of(
     headers: dict[bytes, bytes],  # Headers of the request
-    token: str,  # Token in the settings
-) -> bool:
-    """Check whether a request has the token, or the cookie for it.
+) -> tuple[str, bool]:  # Token, or value of the cookie, and whether it is the latter
+    """Read the secret that a request brings.
 
     Args:
         headers: Headers of the request
-        token: Token in the settings
+
+    Returns:
+        Token, or value of the cookie, and whether it is the latter
     """
     kind, _, given = headers.get(b"authorization", b"").partition(b" ")
     if kind.lower() == b"bearer":
-        return hmac.compare_digest(given.strip(), token.encode())
-    return hmac.compare_digest(_cookie(headers), cookie_value(token).encode())
+        return given.strip().decode("latin-1"), False
+    return _cookie(headers), True
+
+
+def identify(
+    headers: dict[bytes, bytes],  # Headers of the request
+    settings: Settings,  # Settings with the token, if any
+    tokens: Tokens,  # Named tokens
+) -> Holder | None:  # None for an unknown secret
+    """Find out whose secret a request brings.
+
+    Args:
+        headers: Headers of the request
+        settings: Settings with the token, if any
+        tokens: Named tokens
+
+    Returns:
+        None for an unknown secret
+    """
+    secret, cookie = secret_of(headers)
+    if settings.token:
+        known = cookie_value(settings.token) if cookie else settings.token
+        if hmac.compare_digest(secret.encode(), known.encode()):
+            return MASTER
+    return tokens.get(hash_of(secret)) if secret else None
 
 # %% ../../nbs/serve/25_auth.ipynb #0874f64f
 OPEN = ("/api/health", "/api/ready", "/health", "/login", "/static/")
 SAFE = ("GET", "HEAD", "OPTIONS")
+ROLES = ("read", "write", "admin")  # Each may do what those before it may
 
 
 def is_open(
@@ -188,22 +213,67 @@ def is_open(
     return any(path == name or name[-1] == "/" and path.startswith(name) for name in OPEN)
 
 
+READING = (
+    "/api/tunix/sft/export",
+    "/api/tunix/sft/manifest",
+    "/api/regression/check",
+    "/logout",
+    "/queue/check",
+    "/v1/",
+)  # Paths whose POST changes nothing
+ADMIN = ("/api/tokens", "/api/audit", "/tokens", "/audit")  # Paths for administrators
+
+
+def _below(path: str, names: tuple[str, ...]) -> bool:
+    return any(path == name or path.startswith(name.rstrip("/") + "/") for name in names)
+
+
+def role_needed(
+    method: str,  # Method of the request
+    path: str,  # Path of the request
+) -> str:  # "read", "write" or "admin"
+    """Tell which role a request needs.
+
+    Args:
+        method: Method of the request
+        path: Path of the request
+
+    Returns:
+        "read", "write" or "admin"
+    """
+    if _below(path, ADMIN):
+        return "admin"
+    return "read" if method in SAFE or _below(path, READING) else "write"
+
+
+def _may(holder: Holder, method: str, path: str) -> tuple[int, str] | None:
+    needed = role_needed(method, path)
+    if ROLES.index(holder.role) >= ROLES.index(needed):
+        return None
+    return 403, (
+        f"the token {holder.name!r} has the role {holder.role}, and this needs {needed}; ask an "
+        f"administrator for another: tunix-rt token create NAME --role {needed}"
+    )
+
+
 def why_not(
-    scope: Scope,  # Scope of the request
+    scope: Scope,  # Scope of the request; its state gets the holder
     settings: Settings,  # Settings with token and names
+    tokens: Tokens | None = None,  # Named tokens
 ) -> tuple[int, str] | None:  # Status and reason; None lets it in
     """Find the reason to refuse a request.
 
     Args:
-        scope: Scope of the request
+        scope: Scope of the request; its state gets the holder
         settings: Settings with token and names
+        tokens: Named tokens
 
     Returns:
         Status and reason; None lets it in
     """
-    headers = dict(scope["headers"])
+    headers, guarded = dict(scope["headers"]), bool(settings.token or tokens)
     address = (scope.get("server") or ("localhost",))[0]
-    if not settings.token and address and not (is_loopback(address) or address.startswith("/")):
+    if not guarded and address and not (is_loopback(address) or address.startswith("/")):
         return 403, "this server has no token and therefore answers on loopback only"
     host = headers.get(b"host", b"").decode("latin-1")
     if not is_ours(host_in(host), settings):
@@ -216,27 +286,76 @@ def why_not(
             403,
             "this request was sent by a page of another site; only this server's own pages may",
         )
-    path = scope["path"]
-    if not settings.token or is_open(path):
+    path, state = scope["path"], scope.setdefault("state", {})
+    holder = LOCAL if not guarded else identify(headers, settings, tokens or {})
+    state["holder"] = holder
+    if is_open(path):
         return None
-    if not knows_token(headers, settings.token):
+    if holder is None:
         return 401, "send the token of this server: Authorization: Bearer ..."
-    return None
+    return _may(holder, scope["method"], path)
+
+# %% ../../nbs/serve/25_auth.ipynb #aaf7c619
+FRESH = 5.0  # Seconds that the named tokens are kept
+log = logging.getLogger("tunix_rt.serve")
+
+
+class TokenBook:
+    "The named tokens, as they were a few seconds ago."
+
+    def __init__(self, store: Callable[[], Store | None] | None) -> None:
+        self.store, self.tokens, self.read_at = store, dict[str, Holder](), float("-inf")
+
+    async def current(self) -> Tokens:
+        "Give the tokens, and read them again when it is time."
+        store = self.store() if self.store else None
+        if store is None or time.monotonic() - self.read_at < FRESH:
+            return self.tokens
+        self.read_at = time.monotonic()
+        try:
+            self.tokens = await run_in_threadpool(active_tokens, store)
+        except TunixError as error:
+            log.warning("the tokens could not be read: %s", error)
+        return self.tokens
+
+    def looked_before(
+        self,
+        seconds: float,  # Age of what was read
+    ) -> bool:
+        """Whether the database was read at least so long ago.
+
+        Args:
+            seconds: Age of what was read
+        """
+        return self.store is not None and time.monotonic() - self.read_at > seconds
+
+    def forget(self) -> None:
+        "Read the tokens again with the next request."
+        self.read_at = float("-inf")
 
 # %% ../../nbs/serve/25_auth.ipynb #76f49d27
 class AuthMiddleware:
     "Middleware that authorizes requests."
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+    def __init__(
+        self, app: ASGIApp, settings: Settings, store: Callable[[], Store | None] | None = None
+    ) -> None:
+        self.app, self.settings, self.book = app, settings, TokenBook(store)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        refused = why_not(scope, self.settings) if scope["type"] == "http" else (403, "HTTP only")
+        tokens = await self.book.current()
+        http = scope["type"] == "http"
+        refused = why_not(scope, self.settings, tokens) if http else (403, "HTTP only")
+        if refused and refused[0] == 401 and self.book.looked_before(1.0):
+            self.book.forget()  # the token may be newer than what was read
+            refused = why_not(scope, self.settings, await self.book.current())
         if refused is None:
             await self.app(scope, receive, send)
+            if scope["method"] not in SAFE and _below(scope["path"], ADMIN):
+                self.book.forget()  # a token was made or revoked
             return
         status, reason = refused
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
@@ -246,19 +365,21 @@ class AuthMiddleware:
 SCHEME = {
     "type": "http",
     "scheme": "bearer",
-    "description": "The text in TUNIX_RT_TOKEN; needed wherever the server listens to strangers",
+    "description": "The text in TUNIX_RT_TOKEN, or a token with a name and a role",
 }
 
 
 def guard(
     app: FastAPI,  # App with all its routes
     settings: Settings,  # Settings with the token, if any
+    store: Callable[[], Store | None] | None = None,  # Database with named tokens, once it is open
 ) -> None:
     """Add the middleware to an app, and the security scheme to its document.
 
     Args:
         app: App with all its routes
         settings: Settings with the token, if any
+        store: Database with named tokens, once it is open
     """
     plain = app.openapi
     needed: list[dict[str, list[str]]] = [{"bearer": []}]
@@ -273,4 +394,4 @@ def guard(
         return app.openapi_schema or {}
 
     app.openapi = described  # type: ignore[method-assign]
-    app.add_middleware(AuthMiddleware, settings=settings)
+    app.add_middleware(AuthMiddleware, settings=settings, store=store)

@@ -5,26 +5,44 @@
 # %% ../../nbs/serve/15_strict_json.ipynb #dc8b3202
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+import asyncio
+import re
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import ExitStack, asynccontextmanager
 from contextvars import ContextVar
+from functools import partial, wraps
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, ClassVar
 
 from fastapi import Request, Response
+from fastapi.datastructures import DefaultPlaceholder
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from ..core.files import ADVICE, JSONRefused, parse_json, scratch_folder
 from ..data.datasets import disk_full_explained
+from tunix_rt.serve.pools import (
+    OPERATION,
+    pools_of,
+    run_in_parse_pool,
+    run_in_read_pool,
+    run_in_write_pool,
+)
 
 # %% auto #0
-__all__ = ['OPERATION', 'Handler', 'PIECE', 'strict_json', 'StrictRequest', 'RawJSON', 'RawRequest', 'StrictRoute', 'RawRoute',
-           'receive_file']
+__all__ = ['MOST_VALUES', 'INLINE', 'Handler', 'RUN', 'AT_ONCE', 'PIECE', 'strict_json', 'has_many_values', 'StrictRequest',
+           'RawJSON', 'RawRequest', 'StrictRoute', 'in_thread', 'rendered', 'RawRoute', 'receive_file']
 
 # %% ../../nbs/serve/15_strict_json.ipynb #33c2a7ba
+MOST_VALUES = 50_000  # Numbers, texts, lists and objects in one body
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
 def strict_json(
     body: bytes,  # Body as received
 ) -> Any:  # Decoded content
@@ -36,6 +54,10 @@ def strict_json(
     Returns:
         Decoded content
     """
+    if has_many_values(body) and has_many_values(_STRING.sub(b"", body)):
+        raise HTTPException(
+            422, f"the body has more than {MOST_VALUES:,} values; nothing was done, send fewer"
+        )
     try:
         return parse_json(body, "the body")
     except JSONRefused as error:
@@ -43,34 +65,82 @@ def strict_json(
         raise HTTPException(422, f"{said} Nothing was done; fix it and send it again.") from None
 
 
+def has_many_values(
+    body: bytes,  # JSON
+) -> bool:  # May be wrong where strings hold commas and brackets
+    """Estimate the number of values in a body without parsing it.
+
+    Args:
+        body: JSON
+
+    Returns:
+        May be wrong where strings hold commas and brackets
+    """
+    return body.count(b",") + body.count(b"[") + body.count(b"{") > MOST_VALUES
+
+# %% ../../nbs/serve/15_strict_json.ipynb #139ff8bd
+INLINE = 16 * 1024  # Bytes of a body that are parsed on the event loop
+
+
+async def _form(request: Request, limits: dict[str, Any]) -> FormData:
+    return await request.form(**limits)
+
+
+def _parse_form(request: Request, body: bytes, limits: dict[str, Any]) -> FormData:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return asyncio.run(_form(Request(request.scope, receive), limits))
+
+
 class StrictRequest(Request):
-    "A request whose body is parsed strictly."
+    "A request whose body is parsed strictly, and in a thread if it is large."
 
     async def json(self) -> Any:
         "Parse the body, or refuse it."
-        return strict_json(await self.body())
+        body = await self.body()
+        if len(body) <= INLINE:
+            return strict_json(body)
+        return await run_in_parse_pool(pools_of(self.app), strict_json, body)
+
+    async def form(self, **limits: Any) -> FormData:  # type: ignore[override]
+        "Parse the body as a form."
+        body = await self.body()
+        return await run_in_parse_pool(pools_of(self.app), _parse_form, self, body, limits)
 
 # %% ../../nbs/serve/15_strict_json.ipynb #7c84d439
 class RawJSON(bytes):
     "A body that was declared as JSON and has not been parsed yet."
 
 
-class RawRequest(Request):
+class RawRequest(StrictRequest):
     "A request whose body is parsed by the type of its parameter."
 
-    async def json(self) -> RawJSON:
-        "Return the unparsed body."
-        return RawJSON(await self.body())
+    parse: ClassVar[Callable[[bytes], Any]] = RawJSON
+
+    async def json(self) -> Any:
+        "Return the unparsed body; if it is large, the result of parsing it."
+        body = await self.body()
+        if len(body) <= INLINE:
+            return RawJSON(body)
+        return await run_in_parse_pool(pools_of(self.app), type(self).parse, body)
 
 # %% ../../nbs/serve/15_strict_json.ipynb #d97d03e1
-OPERATION: ContextVar[str] = ContextVar("operation", default="other")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+RUN: ContextVar[Callable[..., Awaitable[Any]]] = ContextVar("run", default=run_in_threadpool)
+AT_ONCE = 1000  # Items of a list that become text in one go
 
 
 class StrictRoute(APIRoute):
-    "A route that parses bodies strictly and records its operation."
+    "A route that parses bodies strictly, and runs plain functions in the pool for them."
 
     reader: ClassVar[type[Request]] = StrictRequest
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        kinds = (iscoroutinefunction, isgeneratorfunction, isasyncgenfunction)
+        if not any(is_kind(endpoint) for is_kind in kinds):
+            endpoint = in_thread(endpoint, self)
+        super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Handler:
         "Wrap the framework's handler."
@@ -78,9 +148,72 @@ class StrictRoute(APIRoute):
 
         async def strictly(request: Request) -> Response:
             OPERATION.set(name)
+            reads = request.method in ("GET", "HEAD")
+            RUN.set(
+                partial(run_in_read_pool if reads else run_in_write_pool, pools_of(request.app))
+            )
             return await handle(self.reader(request.scope, request.receive))
 
         return strictly
+
+
+def in_thread(
+    endpoint: Callable[..., Any],  # Plain function
+    route: APIRoute,  # Its route, which knows the form of its result
+) -> Callable[..., Awaitable[Any]]:  # Coroutine function with the same signature
+    """Run an endpoint in a thread, and write its response there.
+
+    Args:
+        endpoint: Plain function
+        route: Its route, which knows the form of its result
+
+    Returns:
+        Coroutine function with the same signature
+    """
+
+    @wraps(endpoint)
+    async def threaded(**values: Any) -> Any:
+        def call() -> Any:
+            return rendered(route, endpoint(**values), values)
+
+        return await RUN.get()(call)
+
+    return threaded
+
+
+def rendered(
+    route: APIRoute,  # Route with the form of the result
+    result: Any,  # Result of its endpoint
+    values: dict[str, Any],  # Arguments of its endpoint
+) -> Any:  # Response; the result itself where only the framework can write it
+    """Write the result of an endpoint as the response that the framework would write.
+
+    Args:
+        route: Route with the form of the result
+        result: Result of its endpoint
+        values: Arguments of its endpoint
+
+    Returns:
+        Response; the result itself where only the framework can write it
+    """
+    field = route.response_field
+    plain = isinstance(route.response_class, DefaultPlaceholder)
+    if isinstance(result, Response) or field is None or not plain:
+        return result
+    many = isinstance(result, list) and len(result) > AT_ONCE
+    parts = []
+    for start in range(0, len(result), AT_ONCE) if many else (0,):
+        part = result[start : start + AT_ONCE] if many else result
+        value, errors = field.validate(part, {}, loc=("response",))
+        if errors:
+            return result
+        parts.append(field.serialize_json(value))
+    text = b"[" + b",".join(part[1:-1] for part in parts) + b"]" if many else parts[0]
+    written = Response(text, route.status_code or 200, media_type="application/json")
+    for given in values.values():  # such as the header with the next page
+        if isinstance(given, Response):
+            written.headers.raw.extend(given.headers.raw)
+    return written
 
 
 class RawRoute(StrictRoute):

@@ -40,8 +40,9 @@ from sqlalchemy.orm import Session
 from ..core.errors import StoreError
 from ..core.files import INT_LIMIT, json_fault, replacing
 from .engine import Store, migrate_in
+from .marks import refresh_marks
 from .migrations import HEAD, KNOWN
-from .tables import FIRST_YEAR, LAST_YEAR, Base, Moment, TraceTally, now
+from .tables import FIRST_YEAR, LAST_YEAR, Base, Moment, TraceMark, TraceTally, now
 
 # %% auto #0
 __all__ = ['MAGIC', 'TOGETHER', 'LONGEST', 'KINDS', 'tables', 'Backup', 'backup', 'read_backup', 'check_backup', 'restore']
@@ -58,7 +59,8 @@ def tables() -> list[Table]:  # Tables, referenced ones first
     Returns:
         Tables, referenced ones first
     """
-    return [table for table in Base.metadata.sorted_tables if table is not TraceTally.__table__]
+    derived = {TraceTally.__table__, TraceMark.__table__}
+    return [table for table in Base.metadata.sorted_tables if table not in derived]
 
 # %% ../../nbs/store/60_backup.ipynb #eab63b95
 def _plain(
@@ -353,7 +355,8 @@ def _restore(
             session.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))  # checked before tables change
         if held.revision != HEAD:
             migrate_in(session, lambda config: command.upgrade(config, "head"))
+        refresh_marks(session)
         for table in tables():
             count = session.scalar(select(func.count()).select_from(table))
             if count != held.rows.get(table.name, 0):
-                raise StoreError(f"{count} {table.name} were restored, not {held.rows[table.name]}")
+                raise StoreError(f"{count} {table.name} were restored, not {held.rows.get(table.name, 0)}")

@@ -9,12 +9,13 @@ import pickle
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import ne
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from ..core.files import canonical_json
@@ -33,7 +34,8 @@ from ..traces.schema import Trace
 from ..traces.serialization import EncodedTrace
 
 # %% auto #0
-__all__ = ['LIGHT', 'ROOM', 'newest_numbers', 'build_from_store', 'Ingested', 'ingest_into_store', 'stored_lines']
+__all__ = ['LIGHT', 'ROOM', 'newest_numbers', 'build_from_store', 'Matching', 'count_matching', 'Ingested', 'ingest_into_store',
+           'stored_lines']
 
 # %% ../../nbs/store/50_datasets.ipynb #3807cec6
 LIGHT = (TraceRow.number, TraceRow.id, TraceRow.fingerprint, TraceRow.meta)
@@ -163,6 +165,34 @@ def build_from_store(
         **rest,
     )
 
+# %% ../../nbs/store/50_datasets.ipynb #7a7960bf
+class Matching(NamedTuple):
+    """Numbers of stored traces that pass filters.
+
+    Attributes:
+        distinct: Without those that repeat the content of another
+    """
+
+    traces: int
+    distinct: int  # Without those that repeat the content of another
+
+
+def count_matching(
+    store: Store,  # Database to read from
+    filters: Mapping[str, Any] | None = None,  # Field of `meta` to a value or a list of values
+) -> Matching:
+    """Count the traces that pass filters, and their contents.
+
+    Args:
+        store: Database to read from
+        filters: Field of `meta` to a value or a list of values
+    """
+    asked = conditions(store.dialect, filters or {})
+    counts = (func.count(), func.count(func.distinct(TraceRow.fingerprint)))
+    query = select(*counts).select_from(TraceRow).where(*asked)
+    with store.reading() as session:
+        return Matching(*session.execute(query).one())
+
 # %% ../../nbs/store/50_datasets.ipynb #cfe77125
 @dataclass
 class Ingested:
@@ -171,10 +201,12 @@ class Ingested:
     Attributes:
         intake: Counts, notes, and the reasons of the first bad lines
         packed_ids: 16 bytes each
+        already_stored: Traces whose content was in the store before
     """
 
     intake: ImportReport  # Counts, notes, and the reasons of the first bad lines
     packed_ids: bytearray = field(default_factory=bytearray, repr=False)  # 16 bytes each
+    already_stored: int = 0  # Traces whose content was in the store before
 
     def __len__(self) -> int:
         return len(self.packed_ids) // 16
@@ -236,7 +268,10 @@ def ingest_into_store(
         spool.seek(0)
         with store.writing() as session:
             for _ in range(count):
-                ids = insert_rows(session.connection(), pickle.load(spool))
+                block = pickle.load(spool)
+                wanted = [row[0] for row in block]
+                ids = insert_rows(session.connection(), block)
+                done.already_stored += sum(map(ne, ids, wanted))
                 done.packed_ids += bytes.fromhex("".join(ids))
     return done
 

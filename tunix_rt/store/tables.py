@@ -37,9 +37,10 @@ from ..core.errors import StoreError
 from ..core.settings import resolve
 
 # %% auto #0
-__all__ = ['FIRST_YEAR', 'LAST_YEAR', 'Counting', 'STATUSES', 'ENDED', 'MODES', 'DELETABLE', 'now', 'Moment', 'Base', 'TraceRow',
-           'copied', 'TraceTally', 'ScoreRow', 'RunRow', 'LogChunk', 'EvaluationRow', 'EvaluationItem', 'BaselineRow',
-           'TuningJob', 'Trial', 'ModelRow', 'ModelVersion', 'ModelAlias', 'IdempotentReply', 'DeletionRow']
+__all__ = ['FIRST_YEAR', 'LAST_YEAR', 'Counting', 'STATUSES', 'ENDED', 'MODES', 'ROLES', 'DELETABLE', 'now', 'Moment', 'Base',
+           'TraceRow', 'copied', 'TraceTally', 'ScoreRow', 'RatingRow', 'TraceMark', 'TraceEdit', 'RunRow', 'LogChunk',
+           'RunSummary', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
+           'ModelVersion', 'ModelAlias', 'IdempotentReply', 'ApiToken', 'AuditEntry', 'DeletionRow']
 
 # %% ../../nbs/store/10_tables.ipynb #322249a4
 def now() -> datetime:  # Current time in UTC
@@ -173,6 +174,59 @@ class ScoreRow(Base):
     details: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=now)
 
+# %% ../../nbs/store/10_tables.ipynb #c7be24f5
+class RatingRow(Base):
+    "One person's rating of one trace, or of one of its steps."
+
+    __tablename__ = "ratings"
+    __table_args__ = (
+        Index(None, "trace_id", "created_at"),
+        CheckConstraint("thumb IN (-1, 1)", name="thumb"),
+        CheckConstraint("stars BETWEEN 1 AND 5", name="stars"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    trace_id: Mapped[UUID] = mapped_column(ForeignKey("traces.id", ondelete="CASCADE"))
+    step: Mapped[int | None]  # The `i` of a step; None for the whole trace
+    author: Mapped[str] = mapped_column(String(64))
+    thumb: Mapped[int | None]  # 1 for up, -1 for down
+    stars: Mapped[int | None]  # 1 to 5
+    note: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+# %% ../../nbs/store/10_tables.ipynb #6372b8fc
+class TraceMark(Base):
+    "Newest score and current ratings of one trace."
+
+    __tablename__ = "trace_marks"
+    __table_args__ = (Index(None, "score", "number"), Index(None, "stars", "number"))
+
+    number: Mapped[int] = mapped_column(
+        Counting,
+        ForeignKey("traces.number", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    )
+    score: Mapped[float | None]  # Newest baseline score, 0 to 100
+    stars: Mapped[float | None]  # Mean of the authors' newest stars
+    thumbs: Mapped[int]  # Thumbs up less thumbs down
+    ratings: Mapped[int]  # Authors whose rating counts
+
+# %% ../../nbs/store/10_tables.ipynb #112398f8
+class TraceEdit(Base):
+    "The trace that another one was edited from."
+
+    __tablename__ = "trace_edits"
+
+    trace_id: Mapped[UUID] = mapped_column(
+        ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True
+    )
+    parent_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("traces.id", ondelete="SET NULL"), index=True
+    )
+    author: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
 # %% ../../nbs/store/10_tables.ipynb #4af14d4f
 STATUSES = (
     "pending",
@@ -262,6 +316,25 @@ class LogChunk(Base):
     stream: Mapped[str] = mapped_column(String(16))
     chunk: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+# %% ../../nbs/store/10_tables.ipynb #90d02133
+class RunSummary(Base):
+    "What lists show of a run: figures of its log, its name, tags and note."
+
+    __tablename__ = "run_summaries"
+
+    run_id: Mapped[UUID] = mapped_column(
+        ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True
+    )
+    stamp: Mapped[str] = mapped_column(String(200), default="")  # State of the run when it was read
+    figures: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Metric to its last value
+    parameters: Mapped[dict[str, Any]] = mapped_column(default=dict)  # All of them, from run.json
+    author: Mapped[str | None] = mapped_column(String(256))
+    base_run_id: Mapped[UUID | None] = mapped_column(index=True)  # The run whose model it began with
+    name: Mapped[str | None]
+    tags: Mapped[list[Any]] = mapped_column(default=list)
+    note: Mapped[str | None]
+    notes_kept: Mapped[bool] = mapped_column(default=False)  # Whether the run folder has them, too
 
 # %% ../../nbs/store/10_tables.ipynb #1dd8887e
 class EvaluationRow(Base):
@@ -450,6 +523,49 @@ class IdempotentReply(Base):
     status_code: Mapped[int]
     body: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now, index=True)
+
+# %% ../../nbs/store/10_tables.ipynb #8222cf41
+ROLES = ("read", "write", "admin")  # Each may do what those before it may
+
+
+class ApiToken(Base):
+    "A token with a name and a role."
+
+    __tablename__ = "api_tokens"
+    __table_args__ = (_one_of("role", ROLES),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)  # sha256 of the token
+    session_hash: Mapped[str] = mapped_column(String(64), unique=True)  # sha256 of its cookie
+    created_by: Mapped[str] = mapped_column(String(256))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    revoked_at: Mapped[datetime | None]
+    revoked_by: Mapped[str | None] = mapped_column(String(256))
+
+# %% ../../nbs/store/10_tables.ipynb #796947f0
+class AuditEntry(Base):
+    "One thing that somebody did."
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        Index(None, "actor", "number"),
+        Index(None, "action", "number"),
+        {"sqlite_autoincrement": True},
+    )
+
+    number: Mapped[int] = mapped_column(Counting, primary_key=True)
+    at: Mapped[datetime] = mapped_column(default=now)
+    actor: Mapped[str] = mapped_column(String(256))  # Name of a token, or of who typed a command
+    role: Mapped[str | None] = mapped_column(String(16))
+    action: Mapped[str] = mapped_column(String(128))  # Such as "build_dataset"
+    target: Mapped[str | None]  # Id or name of what it was done to
+    count: Mapped[int] = mapped_column(default=1)  # Things that this row stands for
+    status: Mapped[int | None]  # HTTP status code
+    address: Mapped[str | None] = mapped_column(String(64))  # Where the request came from
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    details: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 # %% ../../nbs/store/10_tables.ipynb #7ed40f0d
 DELETABLE = ("trace", "dataset", "run", "model", "model_version")

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from ..core.errors import MissingError, StoreError, TraceError
 from ..core.files import json_fault
 from .engine import Store
+from .marks import refresh_marks
 from .tables import DeletionRow, ScoreRow, TraceRow, TraceTally, copied, now
 from ..traces.schema import Trace
 from ..traces.serialization import EncodedTrace, encode_trace, record_of
@@ -557,6 +558,7 @@ def add_score(
     row = ScoreRow(trace_id=trace_id, score=score, criteria=criteria, details=dict(details))
     with store.writing() as session:
         session.add(row)
+        refresh_marks(session, trace_id)
     return _score(row)
 
 # %% ../../nbs/store/30_traces.ipynb #b64eb2f8

@@ -37,7 +37,7 @@ from tunix_rt.serve.schemas.traces import (
     found_trace,
     stored_trace,
 )
-from ..schemas.types import SafeStr
+from ..schemas.types import IGNORED, SafeStr, note_ignored
 from ..strict_json import RawJSON, RawRequest, RawRoute, StrictRoute, strict_json
 from ..trace_writer import add_batch, write_trace
 from ...store.engine import Store
@@ -66,6 +66,14 @@ class ParsedBatch(list[EncodedTrace]):
     "A batch that was parsed in a thread."
 
 
+def _unknown(
+    body: Any,  # Parsed JSON
+) -> list[str]:  # Fields that no trace has
+    return (
+        [name for name in body if name not in Trace.model_fields] if isinstance(body, dict) else []
+    )
+
+
 def read_one(
     body: Any,  # Raw JSON, or the result of parsing it; anything else was not declared as JSON
     careful: ValidatorFunctionWrapHandler,  # Validator of a trace
@@ -85,6 +93,7 @@ def read_one(
         if quick is not None:
             return encode_trace(quick)
         body = strict_json(body)
+    note_ignored(_unknown(body))
     return storable(careful(body))
 
 
@@ -107,6 +116,8 @@ def read_batch(
         if quick is not None:
             return [encode_trace(record) for record in quick]
         body = strict_json(body)
+    for position, each in enumerate(body[:BATCH] if isinstance(body, list) else []):
+        note_ignored(f"{position}.{name}" for name in _unknown(each))
     return [storable(trace) for trace in careful(body)]
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #c3332e31
@@ -194,7 +205,8 @@ def _all_spelled(stored: Sequence[Stored]) -> str:
         {"id": each.id, "created_at": each.created_at, "trace_version": each.trace_version}
         for each in stored
     ]
-    return to_json({"created_count": len(entries), "traces": entries}).decode()
+    told = {"ignored": ignored} if (ignored := IGNORED.get([])) else {}
+    return to_json({"created_count": len(entries), "traces": entries, **told}).decode()
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #99b30119
 Batch = Annotated[
@@ -301,8 +313,9 @@ def _compared(store: Store, id: UUID, side: str) -> ComparedTrace:
         found = read_trace(store, id)
     except MissingError as error:
         raise MissingError(f"{side}: {error}") from None
-    score = latest_score(store, id)
-    return ComparedTrace(**dict(found_trace(found)), score=None if score is None else score.score)
+    kept = latest_score(store, id)
+    score = baseline_score(found.trace)[0] if kept is None else kept.score
+    return ComparedTrace(**dict(found_trace(found)), score=score)
 
 
 @router.get("/api/traces/compare")

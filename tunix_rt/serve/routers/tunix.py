@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Literal
 
@@ -24,7 +25,7 @@ from tunix_rt.serve.dependencies import (
     run_in_slow_pool,
 )
 from ..errors import HTTPRefusal
-from ..pools import run_in_write_pool
+from ..pools import OPERATION, run_in_write_pool
 from .ungar import LINES
 from tunix_rt.serve.run_requests import (
     enqueue_and_wait,
@@ -76,7 +77,9 @@ def get_tunix_status() -> TunixStatus:
 def _export_lines(store: Store, body: ExportRequest) -> Iterator[str]:
     if body.dataset_key is not None:
         key = existing_dataset(body.dataset_key)
-        return export_lines(load_dataset(key, resolve(settings().datasets)), "tunix_sft")
+        data = load_dataset(key, resolve(settings().datasets))
+        built = str(data.manifest.get("created_at", ""))
+        return export_lines(data, "tunix_sft", created_at=built)
     if not body.trace_ids:
         raise HTTPRefusal(400, "name a dataset_key, or trace_ids, to say what to export")
     return stored_lines(get_traces(store, body.trace_ids), "tunix_sft")
@@ -108,12 +111,13 @@ async def execute_tunix_run(
     made_id: IdempotentId,
     mode: Annotated[Literal["async", "sync"], Query(description="Whether to wait")] = "sync",
 ) -> RunResult:
-    "Train on a dataset, or do a dry run."
-    await run_in_threadpool(existing_dataset, body.dataset_key)
+    "Train on a dataset, run another pipeline, or do a dry run."
+    if body.dataset_key is not None:
+        await run_in_threadpool(existing_dataset, body.dataset_key)
     if body.dry_run or mode == "async":
-        run = await run_in_write_pool(
-            services.pools, enqueue_training, services.store, body, made_id
-        )
+        queue = partial(enqueue_training, later=mode == "async")
+        OPERATION.set("check of a run")  # not behind those that wait for a run to end
+        run = await run_in_slow_pool(services, queue, services.store, body, made_id)
     else:
         run = await run_in_slow_pool(
             services,
