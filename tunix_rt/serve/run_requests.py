@@ -12,10 +12,9 @@ from typing import Any
 from uuid import UUID
 
 from ..core.errors import MissingError, PathError, RunError
-from ..core.files import read_json
 from ..core.plugins import split_specs
 from ..core.settings import inside, resolve, settings
-from ..data.datasets import dataset_folder, estimate_steps
+from ..data.datasets import dataset_folder, estimate_steps, read_manifest
 from ..jobs.queue import enqueue, get_queued
 from ..jobs.worker import work
 from ..registry.model_refs import pin_spec
@@ -74,9 +73,7 @@ def training_parameters(
     Returns:
         Parameters of the notebook `train`
     """
-    manifest = read_json(
-        dataset_folder(request.dataset_key, resolve(settings().datasets)) / "manifest.json"
-    )
+    manifest = read_manifest(dataset_folder(request.dataset_key, resolve(settings().datasets)))
     fresh = request.model_id == "tiny"
     rate = {"learning_rate": request.learning_rate}
     if fresh and "learning_rate" not in request.model_fields_set:
@@ -254,7 +251,7 @@ def practice_parameters(
         model = model_source(str(asked.model_id))
     apart = {"dataset_key", "run_id", "model_id", "validation_traces"}
     folder = dataset_folder(asked.dataset_key, resolve(settings().datasets))
-    tenth = min(64, int(read_json(folder / "manifest.json").get("trace_count", 0)) // 10)
+    tenth = min(64, read_manifest(folder)["trace_count"] // 10)
     watched = asked.validation_traces
     return asked.model_dump(exclude=apart) | {
         "validation_traces": tenth if watched is None else watched,
