@@ -152,6 +152,7 @@ def done_in_folder(store, **fields):
     asked = enqueue(store, "train", {"dataset": "sums-v1"}, max_attempts=1)
     taken = claim(store, "ada:1", 0.01)
     run = start_run("train", taken.run.path, {"dataset": "sums-v1"}, run_id=str(asked.id))
+    run.log.write_text("step 1\n")
     run.finish({"loss": 0.5})
     with store.writing() as session:
         row = session.get(RunRow, asked.id)
@@ -301,25 +302,24 @@ def test_a_malformed_backup_is_refused_in_a_sentence(root, saved):
         [saved[0].replace(migrations.HEAD, "9999"), *saved[1:]],
         [*saved[: rows[0]], *saved[rows[0] + 1 :]],
     ]  # fmt: skip
-    for _ in range(60):
+    for _ in range(40):
         changed, number = list(saved), draw.choice(rows)
         row = json.loads(changed[number])
         row[draw.randrange(len(row))] = draw.choice(WRONG)
         changed[number] = json.dumps(row)
         forged.append(changed)
     refused = 0
-    for each in forged:
-        path, target = forge(root / "forged.backup", each), open_store(f"sqlite:///{root / 't.db'}")
+    for number, each in enumerate(forged):
+        path = forge(root / "forged.backup", each)
         try:
             check_backup(path)
+            target = open_store(f"sqlite:///{root / f'{number}.db'}")
             restore(target, path)
+            target.close()
         except StoreError as error:
             refused += 1
             assert "\n" not in str(error).strip()
-        target.close()
-        for name in ("t.db", "t.db-wal", "t.db-shm"):
-            (root / name).unlink(missing_ok=True)
-    assert refused > 50  # some changes are to a text, which may say anything
+    assert refused > 30  # the other changes are to a text, which may say anything
 
 
 def test_rows_that_break_a_rule_are_refused_by_the_database_in_a_sentence(store, root, saved):
@@ -328,7 +328,8 @@ def test_rows_that_break_a_rule_are_refused_by_the_database_in_a_sentence(store,
         lines = [*saved[: runs + 1], change, *saved[runs + 1 :]]
         with pytest.raises(StoreError, match="can't be restored"):
             restore(store, forge(root / "forged.backup", lines))
-    orphan = [line for n, line in enumerate(saved) if n != runs + 1]
+    parents = {row[6] for row in map(json.loads, saved[runs + 1 : runs + 3])} - {None}
+    orphan = [line for line in saved if not line.startswith(tuple(f'["{id}"' for id in parents))]
     with pytest.raises(StoreError, match="can't be restored"):
         restore(store, forge(root / "forged.backup", orphan))
     assert restore(store, root / "good.backup").rows["runs"] == 2

@@ -14,8 +14,9 @@ from uuid import UUID
 import typer
 
 from .database import opened, stored_run, table
-from ..core.errors import MissingError
+from ..core.errors import MissingError, StoreError
 from ..core.formatting import format_bytes
+from ..core.settings import settings
 from ..traces.display import visible
 
 if TYPE_CHECKING:
@@ -47,12 +48,13 @@ def removal_text(
     Returns:
         Lines of text
     """
-    verb = "deleted" if removal.deleted else "would delete"
     kind, size = removal.what.replace("_", " "), removal.size
+    if removal.dependents:
+        why = "\n".join(f"  because {each}" for each in removal.dependents)
+        return visible(f"cannot delete the {kind} {removal.name}\n{why}")
+    verb = "deleted" if removal.deleted else "would delete"
     lines = [f"{verb} the {kind} {removal.name}" + (f", {format_bytes(size)}" if size else "")]
-    lines += [f"  with it: {each}" for each in removal.along]
-    lines += [f"  forbidden: {each}" for each in removal.dependents]
-    return visible("\n".join(lines))
+    return visible("\n".join([*lines, *(f"  with it: {each}" for each in removal.along)]))
 
 
 def perform(
@@ -242,15 +244,26 @@ def clean(
     from tunix_rt.runs.leftovers import find_leftovers, remove_leftover
     from tunix_rt.store.deletions import find_unsettled, settle_deletions
 
+    root = settings().root.resolve()
+
+    def shown(path: Path) -> str:
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
     left = find_leftovers([folder.expanduser().absolute() for folder in folders or []])
-    with opened() as store:
-        halves = find_unsettled(store)
-        settled = {each.path for each in settle_deletions(store)} if yes else set()
+    halves, settled = [], set()
+    try:
+        with opened() as store:
+            halves = find_unsettled(store)
+            settled = {each.path for each in settle_deletions(store)} if yes else set()
+    except StoreError as error:
+        typer.echo(f"interrupted deletions were not looked at: {error}", err=True)
     done = {each.path for each in left if remove_leftover(each)} if yes else set()
-    rows = [(each.path, each.what, format_bytes(each.size), each.path in done) for each in left]
+    rows: list[tuple[object, ...]] = [
+        (shown(each.path), each.what, format_bytes(each.size), each.path in done) for each in left
+    ]
     for half in halves:
         what = "deletion to finish" if half.decided else "deletion to take back"
-        rows.append((half.path, what, None, half.path in settled))
+        rows.append((shown(half.path), what, None, half.path in settled))
     if not rows:
         typer.echo("nothing is left behind")
         return

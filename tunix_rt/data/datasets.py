@@ -295,6 +295,7 @@ def read_manifest(
         raise DatasetError(f"the dataset {folder.name} can't be read: {error}") from None
     manifest = found if isinstance(found, dict) else {}
     wrong = [name for name, kind in REQUIRED.items() if not isinstance(manifest.get(name), kind)]
+    wrong += [name for name in ("stats", "provenance") if type(manifest.get(name, {})) is not dict]
     sizes = [] if wrong else [*manifest["splits"].values(), manifest["trace_count"]]
     if any(type(size) is not int or size < 0 for size in sizes):
         wrong.append("splits, trace_count")

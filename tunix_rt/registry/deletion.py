@@ -141,6 +141,8 @@ def delete_run(
             removal = Removal("run", str(run_id), Path(row.folder or str(run_id)).name)
             removal.size = size_of(folder) if folder else 0
             removal.along = _counted(session, run_id)
+            if folder is None and row.path is not None and row.path.is_dir():
+                removal.along.append(f"{row.folder} stays: it is outside the folder of runs")
             removal.dependents = list(_of_run(session, row))
             if dry_run:
                 return removal

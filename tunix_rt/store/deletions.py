@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select, text
 from sqlalchemy.orm import Session
 
-from ..core.errors import TraceError, TunixError
+from ..core.errors import PathError, TraceError, TunixError
 from ..core.files import own, sync_folder, taking_over
 from ..core.settings import resolve, settings
 from .engine import Store
@@ -347,8 +347,14 @@ def hiding(
         yield hidden
         return
     try:
-        folder.rename(hidden)
-        sync_folder(folder.parent)
+        try:
+            folder.rename(hidden)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise PathError(
+                f"{folder} can't be removed ({error.strerror}), and nothing was deleted; allow "
+                f"writing to {folder.parent}"
+            ) from error
         try:
             yield hidden
         except BaseException:

@@ -403,6 +403,7 @@ def upgrade(
     from alembic import command
 
     _refuse_unknown(revision)
+    current(store)  # refuses tables whose version nobody can tell
     _migrate(store, lambda config: command.upgrade(config, revision))
 
 
@@ -419,6 +420,7 @@ def downgrade(
     from alembic import command
 
     _refuse_unknown(revision)
+    current(store)
     _migrate(store, lambda config: command.downgrade(config, revision))
 
 # %% ../../nbs/store/20_engine.ipynb #2f2572ad

@@ -127,7 +127,7 @@ def _described(
     folder: Path,  # Its folder
 ) -> Removal:  # Without its dependents
     count = _manifest(folder).get("trace_count")
-    said = [f"{count:,} traces in it; those in the store stay"] if isinstance(count, int) else []
+    said = [f"its copies of traces ({count:,}); the store keeps its own"] * isinstance(count, int)
     return Removal("dataset", key, key, size=size_of(folder), along=said)
 
 

@@ -16,9 +16,9 @@ from sqlalchemy.orm import selectinload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..core.errors import MissingError, RunError
-from ..core.files import json_fault, read_json
+from ..core.files import json_fault
 from ..core.settings import resolve, settings
-from ..data.datasets import dataset_folder, estimate_steps
+from ..data.datasets import dataset_folder, estimate_steps, read_manifest
 from ..jobs.queue import moment, request_cancel
 from ..registry.model_refs import pin_model
 from ..runs.old_names import with_new_names
@@ -97,7 +97,7 @@ class TuningSpec:
             shape = with_defaults(notebook, {**self.parameters, **asked})
             home = dataset_folder(job.dataset_key, resolve(settings().datasets))
             asked["max_steps"] = estimate_steps(
-                read_json(home / "manifest.json").get("stats", {}),
+                read_manifest(home).get("stats", {}),
                 epochs=int(params["num_epochs"]),
                 batch_size=shape["batch_size"],
                 seq_length=shape["seq_length"],
