@@ -4825,6 +4825,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'tunix_rt/serve/server.py'),
                                        'tunix_rt.serve.server.Server.startup': ( 'serve/server.html#server.startup',
                                                                                  'tunix_rt/serve/server.py'),
+                                       'tunix_rt.serve.server.prepare_routes': ( 'serve/server.html#prepare_routes',
+                                                                                 'tunix_rt/serve/server.py'),
                                        'tunix_rt.serve.server.serve': ('serve/server.html#serve', 'tunix_rt/serve/server.py'),
                                        'tunix_rt.serve.server.server_config': ( 'serve/server.html#server_config',
                                                                                 'tunix_rt/serve/server.py')},

@@ -25,7 +25,7 @@ from ..store.engine import open_store
 from ..store.tokens import active_tokens
 
 # %% auto #0
-__all__ = ['GRACE', 'SWITCH', 'log', 'Server', 'server_config', 'serve']
+__all__ = ['GRACE', 'SWITCH', 'log', 'prepare_routes', 'Server', 'server_config', 'serve']
 
 # %% ../../nbs/serve/85_server.ipynb #912c610e
 GRACE = 20  # Seconds for open requests to finish
@@ -33,11 +33,26 @@ SWITCH = 0.0005  # Seconds after which a busy thread lets the event loop go on
 log = logging.getLogger("tunix_rt.serve")
 
 
+def prepare_routes(
+    app: FastAPI,  # App that is not yet served
+) -> None:
+    """Build what the framework would build for the first request to each router.
+
+    Args:
+        app: App that is not yet served
+    """
+    nowhere = {"type": "http", "method": "GET", "path": "/-", "root_path": "", "headers": []}
+    for route in app.routes:
+        route.matches({**nowhere, "app": app})
+
+
 class Server(uvicorn.Server):
     "A server that logs its address, and ends its log streams on shutdown."
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         "Start to listen, and log the address."
+        if isinstance(self.config.app, FastAPI):
+            prepare_routes(self.config.app)
         await super().startup(sockets)
         sys.setswitchinterval(SWITCH)
         gc.collect()
