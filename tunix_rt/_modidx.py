@@ -3666,6 +3666,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'tunix_rt/serve/pages/rendering.py'),
                                                 'tunix_rt.serve.pages.rendering.figure_text': ( 'serve/pages/rendering.html#figure_text',
                                                                                                 'tunix_rt/serve/pages/rendering.py'),
+                                                'tunix_rt.serve.pages.rendering.model_text': ( 'serve/pages/rendering.html#model_text',
+                                                                                               'tunix_rt/serve/pages/rendering.py'),
                                                 'tunix_rt.serve.pages.rendering.moment_html': ( 'serve/pages/rendering.html#moment_html',
                                                                                                 'tunix_rt/serve/pages/rendering.py'),
                                                 'tunix_rt.serve.pages.rendering.show': ( 'serve/pages/rendering.html#show',

@@ -25,7 +25,7 @@ from .run_table import RunView, is_number
 __all__ = ['FIRST', 'MOST_CURVES', 'Curve', 'Line', 'parameter_lines', 'figure_lines', 'logged_curves', 'PairedScores',
            'newest_of_each_kind', 'compare_scores']
 
-# %% ../../nbs/tracking/85_run_compare.ipynb #0ea00ce6
+# %% ../../nbs/tracking/85_run_compare.ipynb #401bf454
 @dataclass(frozen=True)
 class Line:
     """One parameter or figure of several runs.
@@ -81,7 +81,7 @@ def figure_lines(
         numbers = [value for value in values if is_number(value)]
         if not numbers:
             continue
-        rises = higher_is_better(name)
+        rises = None if name.startswith("first_") else higher_is_better(name)
         differs = len(set(numbers)) > 1 or len(numbers) < len(values)
         top = None if rises is None or len(set(numbers)) < 2 else (max if rises else min)(numbers)
         best = tuple(top is not None and value == top for value in values)

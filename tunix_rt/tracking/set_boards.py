@@ -22,7 +22,7 @@ from .leaderboard import Kind, paired, standing_of
 # %% auto #0
 __all__ = ['Rank', 'FEWEST', 'MOST_BOARDS', 'Ranked', 'SetBoard', 'trained_on', 'set_boards']
 
-# %% ../../nbs/tracking/45_set_boards.ipynb #12c371d1
+# %% ../../nbs/tracking/45_set_boards.ipynb #eb16b481
 Rank = Literal["best", "behind", "level", "ahead", "not comparable", "only one", "too few"]
 FEWEST = 5  # Answers for a rank; with fewer the interval covers most of the scale
 
@@ -69,6 +69,7 @@ def trained_on(
     pipeline: str,  # Verb of the run
     dataset_key: str | None,  # Dataset of the run
     request: Mapping[str, Any],  # Request of the run, with the pinned version
+    base: str | None = None,  # Dataset of the run that made the model
 ) -> str | None:  # Key of the dataset; None if it is not known
     """Find what the model of a run was trained on.
 
@@ -76,6 +77,7 @@ def trained_on(
         pipeline: Verb of the run
         dataset_key: Dataset of the run
         request: Request of the run, with the pinned version
+        base: Dataset of the run that made the model
 
     Returns:
         Key of the dataset; None if it is not known
@@ -84,11 +86,11 @@ def trained_on(
         return dataset_key
     version = request.get("model_version")
     if not isinstance(version, Mapping):
-        return None
+        return base
     keys = version.get("datasets") or [(version.get("dataset") or {}).get("key")]
-    return next((key for key in keys if isinstance(key, str)), None)
+    return next((key for key in keys if isinstance(key, str)), base)
 
-# %% ../../nbs/tracking/45_set_boards.ipynb #c7325170
+# %% ../../nbs/tracking/45_set_boards.ipynb #8e83c407
 MOST_BOARDS = 20  # Kinds on one page, the most recently used first
 _KIND = ("evaluation_fingerprint", "judge_name", "judge_version")
 
@@ -134,12 +136,14 @@ def _standing(
 def _read(session: Session, narrowed: Mapping[str, Any], limit: int, offset: int) -> list[Any]:
     placed = _placed(narrowed)
     wanted = or_(placed.c.place == 1, and_(placed.c.place > offset, placed.c.place <= offset + limit))
-    run = (RunRow.pipeline, RunRow.dataset_key, RunRow.request, RunSummary.name)
+    base = aliased(RunRow)
+    run = (RunRow.pipeline, RunRow.dataset_key, RunRow.request, base.dataset_key, RunSummary.name)
     query = (
         select(EvaluationRow, placed.c.place, placed.c.total, *run)
         .join(placed, placed.c.id == EvaluationRow.id)
         .join(RunRow, RunRow.id == EvaluationRow.run_id)
         .outerjoin(RunSummary, RunSummary.run_id == EvaluationRow.run_id)
+        .outerjoin(base, base.id == RunSummary.base_run_id)
         .where(wanted)
         .order_by(placed.c.newest.desc(), *(placed.c[name] for name in _KIND), placed.c.place)
     )
@@ -187,12 +191,12 @@ def set_boards(
 def _board(rows: list[Any], scores: Mapping[Any, dict[str, float]], limit: int, offset: int) -> SetBoard:
     leader, _, total, *_ = rows[0]
     ranked = []
-    for row, place, _, pipeline, key, request, name in rows:
+    for row, place, _, pipeline, key, request, base, name in rows:
         difference = None
         if row.id != leader.id:
             difference = paired(scores.get(leader.id, {}), scores.get(row.id, {}))
         word = _standing(row, leader, difference, total)
-        source = trained_on(pipeline, key, request or {})
+        source = trained_on(pipeline, key, request or {}, base)
         if place > offset:
             ranked.append(Ranked(place, row, difference, word, source, name, pipeline))
     more = offset + limit < total
