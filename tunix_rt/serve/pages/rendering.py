@@ -31,7 +31,8 @@ from ...traces.display import STYLE, Html, excerpt, text_html
 
 # %% auto #0
 __all__ = ['POLICY', 'RENDERERS', 'KINDS', 'router', 'FOREVER', 'MARKS', 'Filter', 'Skip', 'static_file', 'address_of',
-           'static_page', 'moment_html', 'figure_text', 'status_html', 'templates', 'show', 'blank_is_none', 'around']
+           'static_page', 'moment_html', 'figure_text', 'status_html', 'model_text', 'templates', 'show',
+           'blank_is_none', 'around']
 
 # %% ../../../nbs/serve/pages/10_rendering.ipynb #e1684794
 POLICY = (
@@ -168,6 +169,25 @@ def status_html(
     mark = f'<i aria-hidden="true">{MARKS.get(status, "○")}</i>'
     return Html(f'<span class="status status-{kind}">{mark} {word}</span>', plain=word)
 
+
+def model_text(
+    name: str | None,  # Name of a model, or the path of its folder
+    length: int = 40,  # Characters to show
+) -> str:  # The name; of a path the end, which tells one from another
+    """Shorten the name of a model.
+
+    Args:
+        name: Name of a model, or the path of its folder
+        length: Characters to show
+
+    Returns:
+        The name; of a path the end, which tells one from another
+    """
+    parts = [part for part in (name or "").split("/") if part]
+    if len(parts) > 2 and ":" not in parts[0]:
+        name = "…/" + parts[-2 if parts[-1] == "model" else -1]
+    return excerpt(name or "–", length)
+
 # %% ../../../nbs/serve/pages/10_rendering.ipynb #74b6cf93
 @lru_cache(maxsize=1)
 def templates() -> Environment:
@@ -188,6 +208,7 @@ def templates() -> Environment:
         "when": moment_html,
     }
     made.filters |= {"excerpt": excerpt, "figure": figure_text, "bytes": format_bytes}
+    made.filters["model"] = model_text
     return made
 
 

@@ -3,16 +3,31 @@
 
 const MOST = 400_000; // Characters of a log that stay on the page
 
-// The log of a run at work: pieces as they come, and a fresh page when the run has ended.
+// The log of a run at work: pieces as they come, and a fresh page when the run has ended. A carriage
+// return overwrites its line, as in a terminal: a bar of progress is one line, and not hundreds.
+function overwritten(line) {
+  const written = line.split("\r").filter((part) => part.trim());
+  return written.length ? written[written.length - 1] : "";
+}
+
 function follow(log) {
   const source = new EventSource(log.dataset.log);
+  const open = new Map(); // The last line of each span, with its carriage returns
   source.addEventListener("log", (event) => {
     const piece = JSON.parse(event.data);
     const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-    const text = document.createElement("span");
-    text.className = piece.stream;
-    text.textContent = piece.chunk.replace(/\r(?!\n)/g, "\n"); // bars of progress
-    log.append(text);
+    let span = log.lastElementChild;
+    if (!span || span.className !== piece.stream || span.textContent.length > 20_000) {
+      span = document.createElement("span");
+      span.className = piece.stream;
+      log.append(span);
+    }
+    const before = span.textContent.lastIndexOf("\n") + 1;
+    const last = open.get(span) ?? span.textContent.slice(before);
+    const lines = (last + piece.chunk).replaceAll("\r\n", "\n").split("\n");
+    span.textContent = span.textContent.slice(0, before) + lines.map(overwritten).join("\n");
+    open.clear();
+    open.set(span, lines[lines.length - 1].slice(-10_000));
     while (log.childNodes.length > 1 && log.textContent.length > MOST) log.firstChild.remove();
     if (atEnd) log.scrollTop = log.scrollHeight;
   });
