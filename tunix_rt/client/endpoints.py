@@ -61,6 +61,13 @@ from tunix_rt.serve.schemas.runs import (
     TrainingManifest,
     TunixStatus,
 )
+from tunix_rt.serve.schemas.trace_search import (
+    RatingPublic,
+    RatingRequest,
+    TraceContext,
+    TraceHits,
+    TraceRatings,
+)
 from tunix_rt.serve.schemas.traces import FoundTrace, StoredTrace, TraceComparison, TracePage
 from tunix_rt.serve.schemas.tuning import (
     TuningJobDetail,
@@ -82,8 +89,16 @@ __all__ = [
     "ManifestRequest",
     "ModelRequest",
     "PromoteRequest",
+    "RatingRequest",
     "Trace",
     "TuningRequest",
+    "search_traces",
+    "export_preferences",
+    "rate_trace",
+    "list_ratings",
+    "remove_rating",
+    "create_version",
+    "get_trace_context",
     "create_trace",
     "list_traces",
     "compare_traces",
@@ -131,6 +146,237 @@ __all__ = [
     "promote_model_version",
     "remove_model_alias",
 ]
+
+
+def search_traces(
+    client: Client,
+    sort: Literal["newest", "oldest", "relevance", "score", "-score", "stars", "-stars"] = "newest",
+    after: str = "",
+    limit: int = 20,
+    facets: bool = True,
+    text: str = "",
+    source: str | None = None,
+    category: str | None = None,
+    trace_version: str | None = None,
+    dataset: str | None = None,
+    min_score: float | None = None,
+    max_score: float | None = None,
+    min_stars: float | None = None,
+    max_stars: float | None = None,
+    thumb: Literal["up", "down"] | None = None,
+    rated: bool | None = None,
+    versions: Literal["newest", "all"] = "newest",
+) -> TraceHits:
+    """Find traces by their words, ratings, scores and origin.
+
+    Args:
+        client: Server to call
+        sort: Order of the hits
+        after: A page's next_after
+        limit: Maximum number of entries, up to 100
+        facets: Whether to count what the hits are about
+        text: Words, "phrases", -word, word*, answer:word; or the beginning of an id
+        source: Filter on the source
+        category: Filter on the category
+        trace_version: Filter on the trace version
+        dataset: Filter on the dataset
+        min_score: Filter on the min score, up to 100
+        max_score: Filter on the max score, up to 100
+        min_stars: Filter on the min stars, up to 5
+        max_stars: Filter on the max stars, up to 5
+        thumb: What thumbs say
+        rated: Filter on the rated
+        versions: Newest versions of edited traces, or all
+    """
+    return request(
+        client,
+        TraceHits,
+        "GET",
+        "/api/traces/search",
+        query={
+            "sort": sort,
+            "after": after,
+            "limit": limit,
+            "facets": facets,
+            "text": text,
+            "source": source,
+            "category": category,
+            "trace_version": trace_version,
+            "dataset": dataset,
+            "min_score": min_score,
+            "max_score": max_score,
+            "min_stars": min_stars,
+            "max_stars": max_stars,
+            "thumb": thumb,
+            "rated": rated,
+            "versions": versions,
+        },
+    )
+
+
+def export_preferences(
+    client: Client,
+    kind: Literal["pairs", "rated"] = "pairs",
+    pairs_per_prompt: int = 1,
+    min_gap: float = 1.0,
+    text: str = "",
+    source: str | None = None,
+    category: str | None = None,
+    trace_version: str | None = None,
+    dataset: str | None = None,
+    min_score: float | None = None,
+    max_score: float | None = None,
+    min_stars: float | None = None,
+    max_stars: float | None = None,
+    thumb: Literal["up", "down"] | None = None,
+    rated: bool | None = None,
+    versions: Literal["newest", "all"] = "newest",
+) -> Iterator[dict[str, Any]]:
+    """Export rated traces as preferences.
+
+    Args:
+        client: Server to call
+        kind: Pairs, or single answers with a label
+        pairs_per_prompt: Most pairs of the answers to one prompt, up to 100
+        min_gap: Stars between two answers, up to 4
+        text: Words, "phrases", -word, word*, answer:word; or the beginning of an id
+        source: Filter on the source
+        category: Filter on the category
+        trace_version: Filter on the trace version
+        dataset: Filter on the dataset
+        min_score: Filter on the min score, up to 100
+        max_score: Filter on the max score, up to 100
+        min_stars: Filter on the min stars, up to 5
+        max_stars: Filter on the max stars, up to 5
+        thumb: What thumbs say
+        rated: Filter on the rated
+        versions: Newest versions of edited traces, or all
+
+    Returns:
+        One JSON object a line
+    """
+    return stream_records(
+        client,
+        "GET",
+        "/api/traces/preferences.jsonl",
+        query={
+            "kind": kind,
+            "pairs_per_prompt": pairs_per_prompt,
+            "min_gap": min_gap,
+            "text": text,
+            "source": source,
+            "category": category,
+            "trace_version": trace_version,
+            "dataset": dataset,
+            "min_score": min_score,
+            "max_score": max_score,
+            "min_stars": min_stars,
+            "max_stars": max_stars,
+            "thumb": thumb,
+            "rated": rated,
+            "versions": versions,
+        },
+    )
+
+
+def rate_trace(
+    client: Client,
+    trace_id: UUID,
+    body: RatingRequest,
+    key: str | None = None,
+) -> RatingPublic:
+    """Rate a trace, or one of its steps.
+
+    Args:
+        client: Server to call
+        trace_id: Id of a trace
+        body: Content of the request
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        RatingPublic,
+        "POST",
+        f"/api/traces/{quote_segment(trace_id)}/ratings",
+        body=body,
+        key=key,
+    )
+
+
+def list_ratings(
+    client: Client,
+    trace_id: UUID,
+) -> TraceRatings:
+    """List the ratings of a trace and its steps, newest first.
+
+    Args:
+        client: Server to call
+        trace_id: Id of a trace
+    """
+    return request(client, TraceRatings, "GET", f"/api/traces/{quote_segment(trace_id)}/ratings")
+
+
+def remove_rating(
+    client: Client,
+    trace_id: UUID,
+    rating_id: UUID,
+    key: str | None = None,
+) -> TraceRatings:
+    """Take a rating back, and list the others.
+
+    Args:
+        client: Server to call
+        trace_id: Id of a trace
+        rating_id: Id of a rating
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        TraceRatings,
+        "DELETE",
+        f"/api/traces/{quote_segment(trace_id)}/ratings/{quote_segment(rating_id)}",
+        key=key,
+    )
+
+
+def create_version(
+    client: Client,
+    trace_id: UUID,
+    trace: Trace,
+    author: str | None = None,
+    key: str | None = None,
+) -> StoredTrace:
+    """Store an edited trace as a new version; the old one stays.
+
+    Args:
+        client: Server to call
+        trace_id: Id of a trace
+        trace: Content of the request; needs prompt, steps, final_answer
+        author: Who edited it
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        StoredTrace,
+        "POST",
+        f"/api/traces/{quote_segment(trace_id)}/versions",
+        query={"author": author},
+        body=trace,
+        key=key,
+    )
+
+
+def get_trace_context(
+    client: Client,
+    trace_id: UUID,
+) -> TraceContext:
+    """Show the versions of a trace, the datasets that hold it, and its score.
+
+    Args:
+        client: Server to call
+        trace_id: Id of a trace
+    """
+    return request(client, TraceContext, "GET", f"/api/traces/{quote_segment(trace_id)}/context")
 
 
 def create_trace(

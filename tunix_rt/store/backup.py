@@ -24,8 +24,8 @@ from sqlalchemy.orm import Session
 from ..core.errors import StoreError
 from ..core.files import replacing
 from .engine import Store
-from .migrations import HEAD, KNOWN
 from .marks import refresh_marks
+from .migrations import HEAD, KNOWN
 from .tables import Base, Moment, TraceMark, TraceTally, now
 
 # %% auto #0
@@ -254,5 +254,7 @@ def restore(
         for table in tables():
             count = session.scalar(select(func.count()).select_from(table))
             if count != held.rows.get(table.name, 0):
-                raise StoreError(f"{count} {table.name} were restored, not {held.rows.get(table.name, 0)}")
+                raise StoreError(
+                    f"{count} {table.name} were restored, not {held.rows.get(table.name, 0)}"
+                )
     return held
