@@ -11,8 +11,9 @@ takes longer and measures the same.
 
 Posts are one trace a request, on connections that stay open. Batches hold a thousand. Ingest reads
 files from the folder of imports: twenty of a thousand lines, and one of twenty thousand. Lists are
-read with 100,000 traces stored, the deep page beginning at nine tenths of them. The dataset is of
-the twenty thousand that one filter finds among them; its export is read to the end. The peak is the
+read with 100,000 traces stored, the deep page beginning at nine tenths of them. Searches are for
+common words, rare ones, phrases and none, with filters and in two orders, counts and facets
+included; the index is timed from when the last trace was stored. The dataset is of the twenty thousand that one filter finds among them; its export is read to the end. The peak is the
 server's largest resident set, with everything above behind it.
 """
 
@@ -48,6 +49,9 @@ BEFORE = {  # What the predecessor did, on Postgres and two shared cores
     "MB/s exported": 14.0,
     "list, first page, ms": 4.4,
     "list, deep page, ms": 91.0,
+    "search, ms": 100.0,
+    "page of hits, ms": 300.0,
+    "page of a trace, ms": 300.0,
     "peak RSS, MB": 656.0,
 }
 TIMES = 3  # How many times as fast each throughput should be
@@ -182,6 +186,44 @@ def page_ms(
     return 1000 * median(seconds(lambda: client.ask("GET", path)) for _ in range(30))
 
 
+SEARCHES = ("text=carried", "text=%22to+the+left%22", "text={answer}", "text=digits+{answer}",
+            "text=answer%3A{answer}", "text=carried&source=wanted", "text=carried&sort=relevance",
+            "text=xyzzy", "source=wanted", "text={start}*")  # fmt: skip
+
+
+def indexed(
+    client: Client,  # Of the server
+    count: int,  # Traces stored
+) -> float:  # Traces a second, since the last of them was stored
+    "Wait until the index of words has all traces."
+    start = time.perf_counter()
+    while json.loads(client.ask("GET", "/api/traces/search?limit=1"))["pending"]:
+        time.sleep(0.1)
+    return count / (time.perf_counter() - start)
+
+
+def search_ms(
+    client: Client,  # Of the server
+    path: str,  # Of a page or an endpoint
+) -> float:  # Milliseconds, the median of five times ten searches
+    "Time searches for common words, rare ones, phrases and none, with filters and in two orders."
+    answer = str(next(traces(1, seed=zlib.crc32(b"rest 0")))["final_answer"])
+    asked = [each.format(answer=answer, start=answer[:6]) for each in SEARCHES]
+    times = []
+    for each in asked * 6:
+        times.append(seconds(lambda query=each: client.ask("GET", f"{path}?{query}")))
+    return 1000 * median(times[len(asked) :])
+
+
+def trace_page_ms(
+    client: Client,  # Of the server
+) -> float:  # Milliseconds, the median of twenty
+    "Time the page of one trace, on the way along a search."
+    hits = json.loads(client.ask("GET", "/api/traces/search?text=carried"))["data"]
+    pages = [f"/traces/{each['id']}?text=carried" for each in hits]
+    return 1000 * median(seconds(lambda page=each: client.ask("GET", page)) for each in pages)
+
+
 def peak_mb(
     process: int,  # Its id
 ) -> float:  # Megabytes; nan where the system does not say
@@ -272,6 +314,10 @@ def measure(
                 ingest(port, imports, 1, rest, "rest")
             found["list, first page, ms"] = page_ms(client, 0)
             found["list, deep page, ms"] = page_ms(client, round(0.9 * sized(100_000)))
+            found["traces/s indexed"] = indexed(client, sized(100_000))
+            found["search, ms"] = search_ms(client, "/api/traces/search")
+            found["page of hits, ms"] = search_ms(client, "/traces")
+            found["page of a trace, ms"] = trace_page_ms(client)
             asked = {
                 "dataset_name": "wanted", "dataset_version": "v1", "limit": wanted,
                 "filters": {"source": WANTED},

@@ -19,6 +19,7 @@ from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.schemas.traces import EXAMPLE
 from tunix_rt.store.tokens import create_token
+from tunix_rt.store.ratings import add_rating
 from tunix_rt.store.traces import add_traces
 from tunix_rt.traces.schema import Trace
 from tunix_rt.tracking.evaluations import evaluate_run
@@ -57,12 +58,14 @@ def known(store, root):
     run = make_run(store, root, 3)
     evaluate_run(store, run)
     model = create_model(store, "adder")
+    traced = add_traces(store, [Trace.model_validate(EXAMPLE)])[0].id
     (root / "data" / "imports" / "good.jsonl").write_text(TRACE)
     ids = {
-        "trace_id": add_traces(store, [Trace.model_validate(EXAMPLE)])[0].id,
+        "trace_id": traced,
         "run_id": run,
         "model_id": model.id,
         "version_id": promote(store, model.id, run).id,
+        "rating_id": add_rating(store, traced, author="ann", stars=4).id,
         "waiting_id": enqueue(store, "train", {"dataset": "sums-v1"}).id,
         "job_id": create_job(store, **SEARCH).id,
     }
@@ -76,6 +79,9 @@ GOOD = {
     "GET /api/traces/compare": {"query": {"base": "trace_id", "other": "trace_id"}},
     "POST /api/traces/batch": {"body": [EXAMPLE]},
     "POST /api/traces/{trace_id}/score": {"body": {"criteria": "baseline"}},
+    "GET /api/traces/search": {"query": {"text": "carry", "sort": "relevance"}},
+    "POST /api/traces/{trace_id}/ratings": {"body": {"thumb": "up", "author": "bob"}},
+    "POST /api/traces/{trace_id}/versions": {"body": EXAMPLE | {"final_answer": "forty-two"}},
     "POST /api/tunix/runs/{run_id}/cancel": {"path_parameters": {"run_id": "waiting_id"}},
     "POST /api/datasets/ingest": {"body": {"path": "good.jsonl", "source_name": "tests"}},
     "POST /api/datasets/build": {"body": {"dataset_name": "all", "dataset_version": "v1"}},

@@ -86,9 +86,18 @@ def test_each_version_of_the_tables_keeps_the_traces(store):
     assert list_traces(store, fingerprint="no hash").traces == []
 
 
+INDEX_OF_WORDS = {"trace_words", "trace_arrivals"} | {  # Made by SQL of each database's own
+    f"trace_words_{part}" for part in ("config", "content", "data", "docsize", "idx")
+}
+
+
 def test_migrations_make_the_tables_that_the_code_describes(store):
     with store.reading() as session:
-        options = {"version_table": migrations.VERSION_TABLE, "compare_type": True}
+        options = {
+            "version_table": migrations.VERSION_TABLE,
+            "compare_type": True,
+            "include_name": lambda name, kind, _: not (kind == "table" and name in INDEX_OF_WORDS),
+        }
         context = MigrationContext.configure(session.connection(), opts=options)
         assert compare_metadata(context, Base.metadata) == []
 

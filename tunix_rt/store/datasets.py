@@ -25,9 +25,9 @@ from ..data.formats import ImportReport, encoded_traces
 from ..data.importers import file_to_take
 from ..data.selection import matches
 from .engine import Store
+from .scan import AT_ONCE, conditions, walk
 from .search import search_in
 from .search_index import update_index
-from .scan import AT_ONCE, conditions, walk
 from .tables import TraceRow, now
 from .traces import BATCH, Found, Spelled, insert_rows, moment_text, saying, spell
 from ..traces.schema import Trace
@@ -85,9 +85,7 @@ def newest_numbers(
             continue
         if row.id.hex != row.fingerprint[:32]:
             if row.fingerprint not in oldest:
-                oldest[row.fingerprint] = _oldest_copy(
-                    session, row.fingerprint, filters, asked
-                )
+                oldest[row.fingerprint] = _oldest_copy(session, row.fingerprint, filters, asked)
             if oldest[row.fingerprint] != row.number:
                 continue
         numbers.append(row.number)

@@ -31,7 +31,9 @@ _MARKED = f"""INSERT INTO trace_marks (number, score, stars, thumbs, ratings)
     ON CONFLICT (number) DO UPDATE SET score = excluded.score, stars = excluded.stars,
         thumbs = excluded.thumbs, ratings = excluded.ratings"""
 _ONE = text(_MARKED.format("id = :id")).bindparams(bindparam("id", type_=TraceRow.id.type))
-_ALL = text(_MARKED.format("id IN (SELECT trace_id FROM scores UNION SELECT trace_id FROM ratings)"))
+_ALL = text(
+    _MARKED.format("id IN (SELECT trace_id FROM scores UNION SELECT trace_id FROM ratings)")
+)
 
 
 def refresh_marks(

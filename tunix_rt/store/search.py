@@ -96,7 +96,7 @@ class TraceQuery(BaseModel):
     @model_validator(mode="after")
     def _searches_for_something(self) -> TraceQuery:
         try:
-            self.clauses
+            parse_search(self.text)
         except DatasetError as error:
             raise ValueError(str(error)) from None
         return self
@@ -133,7 +133,10 @@ def search_in(
         raise DatasetError(f"{place}: {found['msg']}. A search takes {known}.") from None
 
 # %% ../../nbs/store/36_search.ipynb #d7e99983
-_MATCH = {"sqlite": "trace_words MATCH :words", "postgresql": "words @@ to_tsquery('simple', :words)"}
+_MATCH = {
+    "sqlite": "trace_words MATCH :words",
+    "postgresql": "words @@ to_tsquery('simple', :words)",
+}
 _KEY = {"sqlite": "rowid", "postgresql": "number"}
 _ID = re.compile(r"[0-9a-f]{6,64}")
 

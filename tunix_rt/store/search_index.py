@@ -27,7 +27,7 @@ _SQLITE = text(f"""
 """)
 
 # %% ../../nbs/store/34_search_index.ipynb #ac58919a
-_SIGNS = r"""!"#$%&'()*+,-./:;<=>?@[\]^_`{|}~“”‘’„–—…«»·•¿¡×÷"""
+_SIGNS = "-_./@:+&<>~"  # What joins words to one in Postgres; other signs part them anyway
 _STEPS = "(SELECT string_agg(each ->> 'content', ' ') FROM json_array_elements(steps) AS each)"
 
 
@@ -52,6 +52,7 @@ _POSTGRES = text(f"""
 _NOTES = text("SELECT first, last FROM trace_arrivals ORDER BY first DESC LIMIT :most"
               " FOR UPDATE SKIP LOCKED")  # fmt: skip
 _DONE = text("DELETE FROM trace_arrivals WHERE first = ANY(:noted)")
+_TIDY = text("SELECT gin_clean_pending_list('ix_trace_words')")
 
 
 def _index_postgres(
@@ -68,6 +69,8 @@ def _index_postgres(
         if count >= most:
             break
     session.execute(_DONE, {"noted": noted})
+    if not session.execute(_NOTES, {"most": 1}).first():
+        session.execute(_TIDY)  # sort in what Postgres has only collected until now
     return count
 
 # %% ../../nbs/store/34_search_index.ipynb #62f344ea

@@ -22,7 +22,9 @@ from ...traces.display import FOLD, excerpt, text_html, visible
 __all__ = ['LONGEST_FORMULA', 'MARKDOWN_LIMIT', 'formula_html', 'parser', 'markdown_html', 'is_markdown', 'Budget', 'rich_html']
 
 # %% ../../../nbs/serve/pages/12_markdown.ipynb #9edf80c8
-_INLINE = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$(?![\s$])([^$\n]*?[^\s$\\])\$(?!\d)", re.DOTALL)
+_INLINE = re.compile(
+    r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$(?![\s$])([^$\n]*?[^\s$\\])\$(?!\d)", re.DOTALL
+)
 _BLOCK = re.compile(r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])\s*", re.DOTALL)
 LONGEST_FORMULA = 2_000  # Characters; a longer one is shown as source
 
@@ -203,4 +205,5 @@ def rich_html(
     if len(text) <= fold:
         return whole
     start = f'<span class="tunix-start">{escape(excerpt(text, 180))}</span>'
-    return f"<details><summary>{start} <small>{len(text):,} characters</small></summary>{whole}</details>"
+    size = f"<small>{len(text):,} characters</small>"
+    return f"<details><summary>{start} {size}</summary>{whole}</details>"

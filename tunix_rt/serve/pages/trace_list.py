@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from ...store.search import Sort, TraceQuery
@@ -127,12 +127,12 @@ def list_filters(
     Returns:
         Words for each filter, and the address of the list without it
     """
-    names = {name: name.replace("_", " ") for name in shown.query.said() if name != "ids"}
     found = []
     for name, value in shown.query.said().items():
-        if name in names and name != "text":
-            shown_value = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-            found.append((f"{names[name]}: {excerpt(str(shown_value), 60)}", shown.address(**{name: None})))
+        if name not in ("ids", "text"):
+            said = {"True": "yes", "False": "no"}.get(str(value), str(value))
+            words = f"{name.replace('_', ' ')}: {excerpt(said, 60)}"
+            found.append((words, shown.address(**{name: None})))
     return found
 
 # %% ../../../nbs/serve/pages/34_trace_list.ipynb #1d79c968

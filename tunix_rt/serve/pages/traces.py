@@ -96,9 +96,7 @@ def traces_page(
 ) -> HTMLResponse:
     "List traces."
     services.indexer.catch_up()
-    page = search_traces(
-        services.store, shown.query, sort=shown.sort, after=after, limit=AT_ONCE
-    )
+    page = search_traces(services.store, shown.query, sort=shown.sort, after=after, limit=AT_ONCE)
     return show(
         request,
         "traces.html",

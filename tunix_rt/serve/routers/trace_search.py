@@ -47,7 +47,7 @@ __all__ = ['router', 'Filter', 'SEARCHED', 'QueryDep', 'asked_query', 'search_tr
 # %% ../../../nbs/serve/routers/17_trace_search.ipynb #a5dc833e
 router = APIRouter(route_class=StrictRoute, tags=["traces"])
 Filter = Annotated[SafeStr | None, Query(max_length=256)]
-SEARCHED = "Words, \"phrases\", -word, word*, answer:word; or the beginning of an id"
+SEARCHED = 'Words, "phrases", -word, word*, answer:word; or the beginning of an id'
 
 
 def asked_query(
@@ -85,15 +85,11 @@ def search_traces(
 ) -> TraceHits:
     "Find traces by their words, ratings, scores and origin."
     services.indexer.catch_up()
-    page = find_traces(
-        services.store, query, sort=sort, after=after, limit=limit, facets=facets
-    )
+    page = find_traces(services.store, query, sort=sort, after=after, limit=limit, facets=facets)
     return trace_hits(page, limit)
 
 # %% ../../../nbs/serve/routers/17_trace_search.ipynb #043f2c69
-@router.get(
-    "/api/traces/preferences.jsonl", response_class=StreamingResponse, responses=LINES
-)
+@router.get("/api/traces/preferences.jsonl", response_class=StreamingResponse, responses=LINES)
 def export_preferences(
     services: ServicesDep,
     query: QueryDep,
