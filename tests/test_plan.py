@@ -31,9 +31,11 @@ CASES: dict[str, dict[str, Any]] = {
     "LoRA, fsdp 4 tensor 2": {"rank": 8, "remat": "full", "fsdp": 4, "tensor": 2},
     "Qwen with a head of its own": {"model": "qwen2.5-0.5b", "tied": False},
     "SmolLM3, LoRA": {"model": "smollm3-3b", "rank": 8, "remat": "full"},
+    "LoRA, a wide vocabulary in turns": {"rank": 8, "micro_batch_size": 4, "words": 262_144},
 }
-ALONE = [name for name, given in CASES.items() if "fsdp" not in given]
+ALONE = [name for name, given in CASES.items() if not {"fsdp", "words"} & {*given}]
 BATCH, TOKENS, WORDS = 16, 128, 16_384
+USUAL: dict[str, Any] = {"model": "gemma-3-1b", "tied": True, "words": WORDS}
 
 
 @cache
@@ -91,6 +93,42 @@ def test_scores_of_all_tokens_never_exist(case: str) -> None:
     assert seen()[case]["largest"] < BATCH * TOKENS * WORDS / 2
 
 
+class Chosen(Exception):
+    "Carries a training config out of what would have used it."
+
+
+def chosen(config: Any) -> Any:
+    "Stop with the config."
+    raise Chosen(config)
+
+
+@pytest.mark.parametrize("typed", [{}, {"batch_size": 32}, {"seq_length": 64}, {"rows": 4}])
+def test_a_plan_takes_the_rows_that_training_takes(
+    typed: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    import tunix_rt.api as rt
+    from tunix_rt.cli.app import build_app
+    from tunix_rt.core.settings import settings
+    from tunix_rt.training import memory_plan
+
+    monkeypatch.setenv("TUNIX_RT_ROOT", str(tmp_path))
+    settings.cache_clear()
+    given = {{"rows": "micro_batch_size"}.get(name, name): value for name, value in typed.items()}
+    monkeypatch.setattr(memory_plan, "plan_memory", lambda model, config, *_, **on: chosen(config))
+    words = [w for name, n in given.items() for w in (f"--{name.replace('_', '-')}", str(n))]
+    planned = CliRunner().invoke(build_app(), ["doctor", "--plan", "tiny", *words]).exception
+    monkeypatch.setattr(rt, "train", lambda model, rows, config, *_, **how: chosen(config))
+    data = rt.make_dataset("arithmetic-steps", train=8, held_out=2)[0]
+    with pytest.raises(Chosen) as trained:
+        rt.sft(rt.create_model("tiny", data), data, validation_traces=0, quiet=True, **given)
+    settings.cache_clear()
+    assert isinstance(planned, Chosen), planned
+    for name in ("batch_size", "seq_length", "micro_batch_size"):
+        assert getattr(planned.args[0], name) == getattr(trained.value.args[0], name), name
+
+
 def test_a_deep_stack_is_a_short_program() -> None:
     lines = seen()["lines"]
     assert lines["stack 12"] == lines["stack 6"]
@@ -122,10 +160,10 @@ def main() -> None:
         trace_step,
     )
 
-    def shape(name: str, tied: bool = True) -> GemmaConfig:
+    def shape(name: str, tied: bool = True, words: int = WORDS) -> GemmaConfig:
         small = preset(name)
         return small.resized(
-            vocabulary=WORDS, width=256, layers=3, query_heads=4, key_heads=1, head_width=64,
+            vocabulary=words, width=256, layers=3, query_heads=4, key_heads=1, head_width=64,
             hidden=1024, pattern=small.pattern[1:4], tied=tied,
         )  # fmt: skip
 
@@ -136,7 +174,7 @@ def main() -> None:
         names = ("remat", "micro_batch_size", "optimizer", "dtype")
         train_config = {name: given.pop(name) for name in names if name in given}
         rank = given.pop("rank", 0)
-        own = shape(given.pop("model", "gemma-3-1b"), given.pop("tied", True))
+        own = shape(*(given.pop(name, usual) for name, usual in USUAL.items()))
         alone = TrainSetup(own, lora=LoraConfig(rank=rank) if rank else None, kind="cpu")
         rows = BATCH * given.get("fsdp", 1) // (2 if "fsdp" in given else 1)
         return replace(

@@ -36,10 +36,10 @@ from ..models.sharding import row_shards
 from ..models.tokenizer import Tokenizer, end_tokens
 
 # %% auto #0
-__all__ = ['NARROWEST', 'PAUSE', 'FEWEST', 'SHARE', 'Request', 'Completion', 'make_completion', 'batch_width', 'multiple_of',
-           'admission_size', 'tail_size', 'prompts_spanned', 'Engine', 'mesh_of', 'create_engine', 'make_room',
-           'admit_waiting', 'enough_idle', 'decode_until_pause', 'collect_finished', 'read_row', 'compact_tail',
-           'generate', 'SamplingParams']
+__all__ = ['NARROWEST', 'PAUSE', 'FEWEST', 'SHARE', 'Request', 'SPLIT', 'Completion', 'make_completion', 'batch_width',
+           'multiple_of', 'admission_size', 'tail_size', 'prompts_spanned', 'Engine', 'mesh_of', 'create_engine',
+           'make_room', 'padded_count', 'prompt_groups', 'admit_group', 'admit_waiting', 'enough_idle',
+           'decode_until_pause', 'collect_finished', 'read_row', 'compact_tail', 'generate', 'SamplingParams']
 
 # %% ../../nbs/inference/50_engine.ipynb #61808648
 _all_ = ["SamplingParams"]
@@ -234,7 +234,8 @@ class Engine:
         admitted: R, requests admitted together
         spanned: U, prompts that they span at most
         tail: Rows that the last requests are moved to
-        width: Minimum width of a batch of prompts
+        width: Minimum width of a batch of prompts; 0 lets groups have their own
+        shards: Devices that share the rows
         waiting: Queued requests, in admission order
         serving: Request of each row; None for an idle one
         places: Current maximum of tokens of a row
@@ -255,7 +256,8 @@ class Engine:
     admitted: int  # R, requests admitted together
     spanned: int  # U, prompts that they span at most
     tail: int  # Rows that the last requests are moved to
-    width: int  # Minimum width of a batch of prompts
+    width: int  # Minimum width of a batch of prompts; 0 lets groups have their own
+    shards: int  # Devices that share the rows
     waiting: deque[Request]  # Queued requests, in admission order
     serving: list[Request | None]  # Request of each row; None for an idle one
     places: int  # Current maximum of tokens of a row
@@ -352,6 +354,7 @@ def create_engine(
         spanned=prompts_spanned(admitted, sampling.samples, shards),
         tail=tail_size(batch_size, shards) if prompt_length else batch_size,
         width=prompt_length,
+        shards=shards,
         waiting=deque(wanted),
         serving=[None] * batch_size,
         places=places,
@@ -384,6 +387,95 @@ def make_room(
         engine.state = grow(engine.state, config=engine.model.config, places=engine.places)
 
 # %% ../../nbs/inference/50_engine.ipynb #4b4e97b9
+SPLIT = 4096  # Tokens of padding from which another program is worth its compiling
+
+
+def padded_count(
+    count: int,  # Prompts or requests
+    most: int,  # Largest count to return
+    shards: int = 1,  # Devices that share the rows
+) -> int:  # Next power of two, so that few counts are compiled for
+    """Round a count up.
+
+    Args:
+        count: Prompts or requests
+        most: Largest count to return
+        shards: Devices that share the rows
+
+    Returns:
+        Next power of two, so that few counts are compiled for
+    """
+    return multiple_of(min(1 << (count - 1).bit_length(), most), shards)
+
+
+def prompt_groups(
+    lengths: Sequence[int],  # Tokens of each prompt, in ascending order
+    most: int,  # U, prompts of a batch
+    shards: int = 1,  # Devices that share the rows
+) -> list[range]:  # Prompts to read together, the longest first
+    """Group prompts by width, unless padding the shorter ones costs less than SPLIT tokens.
+
+    Args:
+        lengths: Tokens of each prompt, in ascending order
+        most: U, prompts of a batch
+        shards: Devices that share the rows
+
+    Returns:
+        Prompts to read together, the longest first
+    """
+    groups: list[range] = []
+    end = len(lengths)
+    while end:
+        width, start = batch_width(lengths[end - 1]), end
+        while start:
+            narrower = batch_width(lengths[start - 1])
+            first = next(n for n in range(start) if batch_width(lengths[n]) == narrower)
+            apart = padded_count(start - first, most, shards) * narrower
+            apart += padded_count(end - start, most, shards) * width if start < end else 0
+            together = padded_count(end - first, most, shards) * width
+            if together - apart > SPLIT:
+                break
+            start = first
+        groups.append(range(start, end))
+        end = start
+    return groups
+
+# %% ../../nbs/inference/50_engine.ipynb #d45fcbfe
+def admit_group(
+    engine: Engine,  # Engine, changed in place
+    numbers: Sequence[int],  # Prompts to read together
+    pairs: Sequence[tuple[int, Request]],  # Row and request, of these prompts
+    lines_read: int,  # Prompts that the program reads
+    size: int,  # Requests that the program admits
+) -> None:
+    """Read some prompts, and put their requests into rows.
+
+    Args:
+        engine: Engine, changed in place
+        numbers: Prompts to read together
+        pairs: Row and request, of these prompts
+        lines_read: Prompts that the program reads
+        size: Requests that the program admits
+    """
+    longest = max(len(engine.prompts[number]) for number in numbers)
+    grid = np.zeros((lines_read, batch_width(max(longest, engine.width))), np.int32)
+    lengths = np.ones(lines_read, np.int32)
+    for line, number in enumerate(numbers):
+        lengths[line] = len(engine.prompts[number])
+        grid[line, grid.shape[1] - lengths[line] :] = engine.prompts[number]
+    lines, rows = np.zeros((2, size), np.int32)
+    draws, rows[len(pairs) :] = np.zeros((size, 3), np.uint32), len(engine.serving)
+    for place, (row, request) in enumerate(pairs):
+        lines[place], rows[place] = numbers.index(request[0]), row
+        draws[place], engine.serving[row] = engine.draw(request), request
+        engine.lengths[row], engine.stopped[row] = lengths[lines[place]], False
+    fresh, x = prefill(engine.model, grid, lengths, engine.dtype)
+    limit, how = np.int32(engine.sampling.max_new_tokens), engine.how()
+    engine.state = admit_prompts(
+        engine.model, engine.state, fresh, x, lengths, lines, rows, draws, limit, **how
+    )
+
+
 def admit_waiting(
     engine: Engine,  # Engine, changed in place
 ) -> None:
@@ -394,25 +486,19 @@ def admit_waiting(
     """
     size = min(engine.admitted, len(engine.waiting))
     requests = [engine.waiting.popleft() for _ in range(size)]
+    pairs = list(zip(engine.idle_rows(), requests, strict=False))
     numbers = list(dict.fromkeys(prompt for prompt, _ in requests))
-    longest = max(len(engine.prompts[number]) for number in numbers)
-    make_room(engine, longest + 1)
-    grid = np.zeros((engine.spanned, batch_width(max(longest, engine.width))), np.int32)
-    lengths = np.ones(engine.spanned, np.int32)
-    for line, number in enumerate(numbers):
-        lengths[line] = len(engine.prompts[number])
-        grid[line, grid.shape[1] - lengths[line] :] = engine.prompts[number]
-    lines, rows = np.zeros((2, engine.admitted), np.int32)
-    draws, rows[size:] = np.zeros((engine.admitted, 3), np.uint32), len(engine.serving)
-    for place, (row, request) in enumerate(zip(engine.idle_rows(), requests, strict=False)):
-        lines[place], rows[place] = numbers.index(request[0]), row
-        draws[place], engine.serving[row] = engine.draw(request), request
-        engine.lengths[row], engine.stopped[row] = lengths[lines[place]], False
-    fresh, x = prefill(engine.model, grid, lengths, engine.dtype)
-    limit, how = np.int32(engine.sampling.max_new_tokens), engine.how()
-    engine.state = admit_prompts(
-        engine.model, engine.state, fresh, x, lengths, lines, rows, draws, limit, **how
-    )
+    lengths, shards = [len(engine.prompts[number]) for number in numbers], engine.shards
+    make_room(engine, max(lengths) + 1)
+    groups = prompt_groups(lengths, engine.spanned, shards)
+    if engine.width or len(groups) == 1:
+        admit_group(engine, numbers, pairs, engine.spanned, engine.admitted)
+        return
+    for group in groups:
+        few = [numbers[place] for place in group]
+        own = [(row, request) for row, request in pairs if request[0] in few]
+        lines_read = padded_count(len(few), engine.spanned, shards)
+        admit_group(engine, few, own, lines_read, padded_count(len(own), engine.admitted, shards))
 
 # %% ../../nbs/inference/50_engine.ipynb #806bc4dc
 def enough_idle(
