@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from .audit import AuditMiddleware
 
 from .. import __version__
 from ..core.settings import Settings
 from ..core.settings import settings as current_settings
 from .api_router import add_routes
+from .audit import AuditMiddleware
 from .auth import guard
 from .body_limits import BodyLimitMiddleware
 from .dependencies import lifespan_services
