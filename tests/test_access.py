@@ -16,11 +16,14 @@ def bearer(secret: str) -> dict[str, str]:
 def holders(store, root):
     "An app with the token of the settings, and one named token for each role."
     with serving(store, token=TOKEN) as client:
-        made = {role: create_token(store, f"{role}er", role, by="tests")[1] for role in ROLES}
+        made = {
+            role: create_token(store, name, role, by="tests")[1] for role, name in NAMES.items()
+        }
         yield client, made
 
 
-ROLES = ("read", "write", "admin")
+NAMES = {"read": "reader", "write": "writer", "admin": "boss"}
+ROLES = tuple(NAMES)
 DOINGS = [
     ("GET", "/api/traces", None, "read"),
     ("GET", "/queue/new", None, "read"),
@@ -66,7 +69,7 @@ def test_a_new_token_works_at_once_and_is_shown_once(holders):
     client, made = holders
     asked = {"name": "build-server", "role": "write"}
     answer = client.post("/api/tokens", json=asked, headers=bearer(made["admin"]))
-    assert answer.status_code == 201 and answer.json()["created_by"] == "adminer"
+    assert answer.status_code == 201 and answer.json()["created_by"] == "boss"
     secret = answer.json()["token"]
     assert client.get("/api/traces", headers=bearer(secret)).status_code == 200
     listed = client.get("/api/tokens", headers=bearer(TOKEN))
@@ -100,27 +103,32 @@ def test_one_named_token_is_enough_to_close_a_server(store, root):
         assert client.get("/login").status_code == 200
 
 
-def test_what_was_changed_is_in_the_log(store, holders):
-    client, made = holders
-    send = {"headers": bearer(made["write"])}
+def change_things(client, headers) -> str:
+    "Change something, read something, and be refused; give the id of the run."
     for _ in range(3):
-        client.post("/api/traces", json=sum_trace(1), **send)
-    client.post("/api/traces/batch", json=[sum_trace(n) for n in (2, 3)], **send)
-    key = {**bearer(made["write"]), "Idempotency-Key": "k1"}
+        client.post("/api/traces", json=sum_trace(1), headers=headers)
+    client.post("/api/traces/batch", json=[sum_trace(n) for n in (2, 3)], headers=headers)
     asked = {"dataset_name": "all", "dataset_version": "v1"}
     for _ in range(2):
-        client.post("/api/datasets/build", json=asked, headers=key)
-    client.post("/api/datasets/build", json={}, **send)
-    client.post("/api/tunix/sft/export", json={"dataset_key": "all-v1"}, **send)
-    run = client.post(
-        "/api/tunix/run?mode=async", json={"dataset_key": "all-v1", "model_id": "tiny"}, **send
-    ).json()
-    client.post("/queue/dataset", data={"dataset_name": "x"}, **send)  # refused: nothing was done
-    client.__exit__(None, None, None)  # the end of the server stores what was counted
+        key = {**headers, "Idempotency-Key": "k1"}
+        assert client.post("/api/datasets/build", json=asked, headers=key).status_code == 201
+    assert client.post("/api/datasets/build", json={}, headers=headers).status_code == 422
+    client.post("/api/tunix/sft/export", json={"dataset_key": "all-v1"}, headers=headers)
+    order = {"dataset_key": "all-v1", "model_id": "tiny"}
+    answer = client.post("/api/tunix/run?mode=async", json=order, headers=headers)
+    client.post("/queue/dataset", data={"dataset_name": "x"}, headers=headers)
+    return answer.json()["run_id"]
+
+
+def test_what_was_changed_is_in_the_log(store, root):
+    "Once each, by whom, and nothing that was refused or only read."
+    _, secret = create_token(store, "writer", "write", by="tests")
+    with serving(store, token=TOKEN) as client:
+        run = change_things(client, bearer(secret))
     found = {(each.action, each.target): each for each in list_audit(store, actor="writer").entries}
     assert found["create_trace", None].count == 3 and found["create_traces", None].count == 2
     assert found["build_dataset", "all-v1"].status == 201
-    assert found["execute_tunix_run", run["run_id"]].role == "write"
+    assert found["execute_tunix_run", run].role == "write"
     assert len(found) == 4 and all(each.address for each in found.values())
 
 

@@ -352,7 +352,11 @@ def test_every_parameter_of_every_pipeline(api, store, root):
     other = {"pipeline": "practice", "dry_run": False, "parameters": {"rounds": 2, "model": "tiny"}}
     run = good(api.post("/api/tunix/run?mode=async", json=other | {"dataset_key": "sums-v1"}))
     kept = get_queued(store, UUID(run["run_id"]))
-    assert (kept.pipeline, kept.parameters["rounds"], kept.dataset_key) == ("practice", 2, "sums-v1")
+    assert (kept.pipeline, kept.parameters["rounds"], kept.dataset_key) == (
+        "practice",
+        2,
+        "sums-v1",
+    )
     for odd, status, words in (
         ({"lora_rnk": 8}, 400, "did you mean 'lora_rank'"),
         ({"run_dir": "/etc"}, 400, "leave it out"),
@@ -367,7 +371,12 @@ def test_every_parameter_of_every_pipeline(api, store, root):
     shown = {each["name"]: each for each in good(api.get("/api/pipelines"))}
     names = [each["name"] for each in shown["evaluate"]["parameters"]]
     assert "shots" in names and "run_dir" not in names
-    exam = {"model_id": "tiny", "evaluation_set": "sums-v1", "shots": 4, "shots_dataset": "golden-v2"}
+    exam = {
+        "model_id": "tiny",
+        "evaluation_set": "sums-v1",
+        "shots": 4,
+        "shots_dataset": "golden-v2",
+    }
     run = good(api.post("/api/tunix/evaluate", json=exam), 201)
     assert get_queued(store, UUID(run["run_id"])).parameters["shots"] == 4
     path = "/api/tunix/evaluate"

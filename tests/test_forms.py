@@ -115,9 +115,11 @@ def test_memory_and_time_are_said_before_queueing(pages, own_store):
 
 def test_other_things_are_done_by_forms(pages, own_store, root):
     pages.post("/api/traces/batch", json=[sum_trace(n, level=n % 2) for n in range(10)])
-    for name in ("search", "dataset", "import", "baseline"):
+    commands = {"search": "tunix-rt tune", "dataset": "curl", "import": "curl"}
+    commands |= {"baseline": "tunix-rt baseline", "promote": "tunix-rt promote"}
+    for name, command in commands.items():
         page = pages.get(f"/queue/{name}")
-        assert page.status_code == 200 and "curl" in page.text and "api." in page.text
+        assert page.status_code == 200 and command in page.text and "api." in page.text
     asked = {"dataset_name": "odd", "dataset_version": "v1", "filters": "level=1", "limit": "3"}
     answer = pages.post("/queue/dataset", data=asked, follow_redirects=False)
     assert answer.headers["location"] == "/datasets/odd-v1"
@@ -135,6 +137,13 @@ def test_other_things_are_done_by_forms(pages, own_store, root):
     assert [each.name for each in list_baselines(own_store).baselines] == ["bar"]
     refused = pages.post("/queue/baseline", data=bar | {"metric": "luck"})
     assert refused.status_code == 422 and "luck" in refused.text
+
+    into = {"model": "adder", "run_id": str(run), "alias": "champion"}
+    answer = pages.post("/models/promote", data=into, follow_redirects=False)
+    assert answer.headers["location"].startswith("/models/")
+    wrong = pages.post("/models/promote", data=into | {"model": "a/b", "tolerance": "much"})
+    assert "should match pattern" in error_of(wrong.text, "model")
+    assert "valid number" in error_of(wrong.text, "tolerance")
 
     space = "learning_rate=0.001...0.1\nbatch_size=2,4"
     search = {"name": "s", "dataset_key": "sums-v1", "base_model_id": "tiny", "num_samples": "2"}
@@ -162,7 +171,9 @@ def test_a_form_of_another_site_does_nothing(pages, own_store):
 
 def test_the_api_is_described_without_another_server(pages):
     page = pages.get("/docs")
-    assert page.status_code == 200 and "script-src 'self'" in page.headers["content-security-policy"]
+    assert (
+        page.status_code == 200 and "script-src 'self'" in page.headers["content-security-policy"]
+    )
     addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert not [each for each in addresses if each.startswith(("http", "//"))]
     scripts = [each for each in addresses if each.startswith("/static/")]

@@ -133,7 +133,7 @@ def export_high_card_duel(
 def execute_tunix_run(
     client: Client,  # Server to call
     body: RunRequest,  # Training settings; a dry run by default
-    mode: Literal["async", "sync"] = "async",  # Mode; "sync" waits for the end
+    mode: Literal["async", "sync"] | None = None,  # "sync" waits; None waits for a dry run only
     key: str | None = None,  # The same for the same request; made up by default
 ) -> RunResult:
     """Train on a dataset, or rehearse it.
@@ -141,10 +141,10 @@ def execute_tunix_run(
     Args:
         client: Server to call
         body: Training settings; a dry run by default
-        mode: Mode; "sync" waits for the end
+        mode: "sync" waits; None waits for a dry run only
         key: The same for the same request; made up by default
     """
-    query = {"mode": mode}
+    query = {"mode": mode or ("sync" if body.dry_run else "async")}
     return request(client, RunResult, "POST", "/api/tunix/run", query=query, body=body, key=key)
 
 # %% ../../nbs/client/20_custom.ipynb #8ba68dec

@@ -17,8 +17,8 @@ from ..runs.pipelines import Parameter, find_pipeline, read_parameters, read_val
 from .http_parameters import CHECKS, WITHHELD, check_place
 
 # %% auto #0
-__all__ = ['FIRST', 'GROUPS', 'OPEN', 'WORDS', 'group_of', 'words_of', 'FormField', 'as_text', 'form_fields', 'read_form',
-           'command_line', 'python_lines']
+__all__ = ['FIRST', 'STARTS', 'GROUPS', 'OPEN', 'WORDS', 'group_of', 'words_of', 'FormField', 'as_text', 'form_fields',
+           'read_form', 'command_line', 'python_lines']
 
 # %% ../../nbs/serve/64_form_fields.ipynb #04817b47
 FIRST = {
@@ -34,6 +34,27 @@ FIRST = {
     "max_new_tokens limit device",
     "demo": "size practice ablation seed",
 }  # Pipeline -> parameters that most people set, in order
+STARTS = {
+    "train": {"max_steps": "200"},
+    "evaluate": {"limit": "0"},
+    "grpo": {
+        "max_steps": "100",
+        "prompts_per_step": "16",
+        "num_generations": "8",
+        "max_new_tokens": "128",
+        "validation_traces": "64",
+    },
+    "preference": {"max_pairs": "0", "max_new_tokens": "128", "validation_pairs": "16"},
+    "practice": {
+        "rounds": "3",
+        "questions": "200",
+        "samples": "4",
+        "max_new_tokens": "256",
+        "max_steps": "100",
+        "limit": "0",
+    },
+    "demo": {"size": "full"},
+}  # Pipeline -> texts that stand in the fields at first; a notebook's defaults are those of a toy
 GROUPS = {
     "LoRA": r"lora_.*|base_dtype",
     "Optimizer": r"optimizer|warmup_steps|final_lr_ratio|weight_decay|grad_clip|epsilon.*|beta|"
@@ -102,6 +123,7 @@ class FormField:
         value: Text in the field
         default: Text that stands for the notebook's default
         options: Choices, or suggestions for a text
+        labels: What a choice is shown as
         error: What is wrong with the value
     """
 
@@ -112,6 +134,7 @@ class FormField:
     help: str
     group: str = ""
     options: list[str] = field(default_factory=list)  # Choices, or suggestions for a text
+    labels: dict[str, str] = field(default_factory=dict)  # What a choice is shown as
     error: str = ""  # What is wrong with the value
 
 
@@ -131,20 +154,20 @@ def as_text(
 
 def form_fields(
     pipeline: str,  # Verb
-    values: Mapping[str, str] | None = None,  # Texts to begin with
+    values: Mapping[str, str] | None = None,  # Texts to begin with; those of STARTS by default
     options: Mapping[str, Sequence[str]] | None = None,  # Suggestions, such as names of models
 ) -> list[FormField]:  # The common ones first, in the order of the form
     """Make the fields of a pipeline's form.
 
     Args:
         pipeline: Verb
-        values: Texts to begin with
+        values: Texts to begin with; those of STARTS by default
         options: Suggestions, such as names of models
 
     Returns:
         The common ones first, in the order of the form
     """
-    found, given = [], values or {}
+    found, given = [], STARTS.get(pipeline, {}) if values is None else values
     for name, item in read_parameters(find_pipeline(pipeline, plugins=True)).items():
         if name in WITHHELD:
             continue

@@ -9,12 +9,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
-from ..routers.access import actor_of
 
 from ...core.errors import TunixError
 from ..dependencies import StoreDep
 from .predictions import sent_to
 from .rendering import Filter, around, show
+from ..routers.access import actor_of
 from ..schemas.types import Name, SafeStr
 from ..strict_json import StrictRoute
 from ...store import tokens

@@ -23,6 +23,7 @@ from ...runs.run_spec import RunSpec, make_spec
 from ..dependencies import ServicesDep, StoreDep, run_in_slow_pool
 from ..errors import from_root
 from tunix_rt.serve.form_fields import (
+    STARTS,
     FormField,
     as_text,
     command_line,
@@ -208,7 +209,8 @@ def new_run_page(request: Request, store: StoreDep, pipeline: Filter = None) -> 
     query = dict(request.query_params)
     run = _source(store, query.get("from", ""))
     verb = pipeline or (run.pipeline if run else "train")
-    texts = (values_of(run) if run else {}) | query
+    verb_starts = {} if run else STARTS.get(verb, {})
+    texts = verb_starts | (values_of(run) if run else {}) | query
     require_http_pipeline(verb)
     fields = form_fields(verb, texts, suggestions(store))
     filled = Filled(verb, fields, read_form(fields, verb), None, [])

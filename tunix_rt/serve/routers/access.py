@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
+
+from ..auth import LOCAL
+from ..dependencies import LimitQuery, StoreDep
+from ..errors import with_status
 from tunix_rt.serve.schemas.access import (
     AuditEntryPublic,
     AuditLog,
@@ -16,10 +20,6 @@ from tunix_rt.serve.schemas.access import (
     TokenPublic,
     TokenRequest,
 )
-
-from ..auth import LOCAL
-from ..dependencies import LimitQuery, StoreDep
-from ..errors import with_status
 from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
 from ...store import tokens

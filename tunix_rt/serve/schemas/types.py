@@ -90,7 +90,7 @@ def _names_of(model: type[BaseModel]) -> set[str]:
 
 
 class ContractRequest(BaseModel):
-    "A request in a shape of the contract: what it does not know is dropped and named in the answer."
+    "A request in a shape of the contract: unknown fields are dropped, and named in the answer."
 
     @model_validator(mode="before")
     @classmethod
