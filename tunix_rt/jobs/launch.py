@@ -14,17 +14,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..core.errors import RunError
+from ..runs.hosts import MULTIHOST
 from ..runs.pipelines import list_pipelines
 from ..runs.run_spec import RunSpec, make_spec
 
 # %% auto #0
-__all__ = ['UNFINISHED', 'PORT', 'MULTIHOST', 'NAME', 'AT_LEAST', 'UNDERSTOOD', 'LaunchSpec', 'as_typed_value', 'command_words',
+__all__ = ['UNFINISHED', 'PORT', 'NAME', 'MEMORY', 'AT_LEAST', 'UNDERSTOOD', 'LaunchSpec', 'as_typed_value', 'command_words',
            'shell_command', 'default_name', 'check_launch', 'check_fields']
 
 # %% ../../nbs/jobs/50_launch.ipynb #71eaf126
 UNFINISHED = 75  # Exit code of a run that saved and stopped with work left
 PORT = 8476  # Where process 0 waits for the others, if the engine has no choice of its own
-MULTIHOST = ("train",)  # Pipelines that train over several hosts
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ def default_name(
 
 # %% ../../nbs/jobs/50_launch.ipynb #50a3a5e0
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
+MEMORY = re.compile(r"[1-9][0-9]*G")
 AT_LEAST = {"hosts": 1, "devices": 0, "cpus": 0, "minutes": 0, "grace_seconds": 1, "restarts": 0}
 
 
@@ -166,7 +167,9 @@ def check_launch(
             f"name is {spec.name!r}; Kubernetes wants at most 50 lower-case letters, digits and "
             f"hyphens, beginning with a letter and ending with none of the hyphens"
         )
-    if not spec.run_dir.startswith(("/", "~/")):
+    if "run_dir" in spec.run.given:
+        raise RunError("run_dir is given as a parameter too; give it as the option alone")
+    if not spec.run_dir.startswith("/"):
         raise RunError(
             f"run_dir is {spec.run_dir!r}; give the absolute path of a folder on storage that all "
             f"hosts share, where a restarted run finds its checkpoints"
@@ -183,6 +186,8 @@ def _check_numbers(spec: LaunchSpec) -> None:
             f"minutes is {spec.minutes} and grace_seconds {spec.grace_seconds}: the run would be "
             f"asked to stop as it starts. Give more minutes, or fewer seconds to save in"
         )
+    if spec.memory and not MEMORY.fullmatch(spec.memory):
+        raise RunError(f"memory is {spec.memory!r}; give whole gigabytes, such as 64G")
     if spec.accelerator and not spec.devices:
         raise RunError(f"accelerator is {spec.accelerator!r} without devices; say how many a host")
 

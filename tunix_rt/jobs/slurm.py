@@ -5,6 +5,7 @@
 # %% ../../nbs/jobs/52_slurm.ipynb #10537099
 from __future__ import annotations
 
+import re
 import shlex
 
 from ..core.errors import RunError
@@ -39,7 +40,7 @@ def sbatch_options(
         "requeue": "",
         "signal": f"TERM@{spec.grace_seconds}",
         "open-mode": "append",
-        "output": f"{spec.run_dir}.slurm.log",
+        "output": f"{spec.name}.slurm.log",  # where sbatch was called
     }
     return {name: value for name, value in wanted.items() if value is not None}
 
@@ -68,11 +69,12 @@ def sbatch_script(
     """
     check_fields("slurm", spec)
     check_launch(spec)
-    if any(character in f"{spec.run_dir}{spec.partition}{spec.account}" for character in " \n\"'"):
-        raise RunError(
-            f"run_dir={spec.run_dir!r}, partition={spec.partition!r}, account={spec.account!r}: "
-            f"a line of #SBATCH holds no spaces or quotes; choose another name"
-        )
+    for name in ("partition", "account", "accelerator"):
+        if re.search(r"[^\w.,:+-]", getattr(spec, name)):
+            raise RunError(
+                f"{name} is {getattr(spec, name)!r}, and a line of #SBATCH holds no spaces or "
+                f"quotes; give it as `sinfo` or `sacctmgr` names it"
+            )
     options = sbatch_options(spec).items()
     lines = [f"#SBATCH --{name}" + (f"={value}" if value else "") for name, value in options]
     setup = [f"export {name}={shlex.quote(value)}" for name, value in spec.environment.items()]
