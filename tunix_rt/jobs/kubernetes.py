@@ -101,7 +101,7 @@ def pod_spec(
         "env": pod_environment(spec),
         "ports": [{"containerPort": PORT}],
         "resources": pod_resources(spec),
-        "volumeMounts": [*folders, {"name": "memory", "mountPath": "/dev/shm"}],
+        "volumeMounts": [*places, {"name": "memory", "mountPath": "/dev/shm"}],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
