@@ -23,6 +23,7 @@ from .ask import ask, chat
 from .compare import compare
 from .doctor import DATABASE_PACKAGES
 from .kaggle import app as kaggle
+from .launch import launch
 from .pipelines import add_pipeline, run
 from .serve_model import serve_model
 from ..core.errors import TunixError
@@ -134,7 +135,7 @@ def _everywhere(
 # %% ../../nbs/cli/60_app.ipynb #f936da1b
 SECTIONS: dict[str, tuple[Callable[..., None], ...]] = {
     "Traces and datasets": (data.generate, data.ingest, data.build, data.export),
-    "Runs": (run, compare, show, doctor),
+    "Runs": (run, launch, compare, show, doctor),
     "Talking to a model": (ask, chat, serve_model),
     "Server, queue and search": (
         *(server.serve, server.worker, server.queue, server.runs, server.cancel),

@@ -19,15 +19,16 @@ from ..core.errors import ModelError, TunixError
 from ..core.settings import resolve, settings
 from ..models.config import PRESETS
 from ..registry.model_refs import pin_spec
-from ..runs.execute import RunCancelled, execute
-from ..runs.folder import Run
+from ..runs.execute import RunCancelled, RunFailed, execute
+from ..runs.folder import RECORD, Run, read_run
+from ..runs.hosts import check_multihost, detect_place, process_folder
 from ..runs.lookup import find_run, unfinished_run
 from ..runs.pipelines import pipeline_name, read_parameters, read_summary
 from ..runs.run_spec import make_spec
 
 # %% auto #0
 __all__ = ['OPENING', 'Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending',
-           'require_model', 'run_notebook', 'pipeline_function', 'run', 'add_pipeline']
+           'require_model', 'run_notebook', 'is_done', 'pipeline_function', 'run', 'add_pipeline']
 
 # %% ../../nbs/cli/25_pipelines.ipynb #93314bf2
 def as_typed(
@@ -142,6 +143,7 @@ def run_notebook(
     *,
     run_dir: str = "",  # Run folder; "" for a new one
     resume: bool = False,  # True to resume the newest unfinished run with the same parameters
+    unfinished_code: int = 0,  # Exit code of a run that stopped with work left; 0 for the usual
 ) -> None:
     """Execute a notebook for somebody at a terminal.
 
@@ -150,23 +152,51 @@ def run_notebook(
         parameters: Values as typed
         run_dir: Run folder; "" for a new one
         resume: True to resume the newest unfinished run with the same parameters
+        unfinished_code: Exit code of a run that stopped with work left; 0 for the usual
     """
-    spec = pin_spec(make_spec(name, parameters, as_text=True))
+    spec, place = pin_spec(make_spec(name, parameters, as_text=True)), detect_place()
+    check_multihost(spec.pipeline, place)
+    run_dir = run_dir or spec.given.get("run_dir", "")
     if spec.name in OPENING:
         model = spec.parameters["model"]
         require_model(model)
         typer.echo(f"starting {spec.pipeline} with {model}; loading takes some seconds", err=True)
-    if resume and not run_dir and "run_dir" not in spec.given:
+    if resume and not run_dir and place.count == 1:
         unfinished = unfinished_run(spec.pipeline, spec.parameters)
         if unfinished is not None:
             typer.echo(f"resuming {unfinished.folder}, which is unfinished")
             run_dir = str(unfinished.folder)
+    if not place.leads and resume and is_done(run_dir):
+        typer.echo(f"{run_dir} holds this run, completed")
+        return
     try:
-        run = execute(spec, run_dir=run_dir)
+        run = execute(spec, run_dir=process_folder(run_dir, place), reuse=resume and bool(run_dir))
     except RunCancelled as stopped:
         typer.echo(f"\ncancelled; to resume it:\n  {way_on(stopped.run)}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(unfinished_code or 130) from None
+    except RunFailed as failure:
+        if not unfinished_code or failure.run.status != "cancelled":
+            raise
+        typer.echo(str(failure), err=True)  # another host was asked to stop
+        raise typer.Exit(unfinished_code) from None
     typer.echo(f"\n{ending(run)}")
+    if unfinished_code and run.resumable:
+        raise typer.Exit(unfinished_code)
+
+
+def is_done(
+    run_dir: str,  # Run folder of process 0
+) -> bool:  # True if its run is completed, with no work left
+    """Return whether there is nothing left to resume in a folder.
+
+    Args:
+        run_dir: Run folder of process 0
+
+    Returns:
+        True if its run is completed, with no work left
+    """
+    folder = resolve(run_dir)
+    return (folder / RECORD).is_file() and not read_run(folder).resumable
 
 # %% ../../nbs/cli/25_pipelines.ipynb #82b63743
 Parameters = Annotated[
@@ -197,12 +227,17 @@ def pipeline_function(
         resume: Annotated[
             bool,
             typer.Option(
-                "--resume/--fresh", help="Resume the newest unfinished run with the same parameters"
+                "--resume/--fresh",
+                help="Resume the run of --run-dir, or the newest unfinished one that is the same",
             ),
         ] = name in RESUMED,
+        unfinished_code: Annotated[
+            int,
+            typer.Option(min=0, max=255, help="Exit code if it stops with work left, to resume it"),
+        ] = 0,
     ) -> None:
         given = TYPED.get(name, {}) | assignments(parameter, "--parameter")
-        run_notebook(name, given, run_dir=run_dir, resume=resume)
+        run_notebook(name, given, run_dir=run_dir, resume=resume, unfinished_code=unfinished_code)
 
     return command
 

@@ -12,13 +12,13 @@ from typing import Any
 from uuid import UUID
 
 from ..core.errors import MissingError, RunError
-from ..core.files import read_json
 from ..core.settings import resolve, settings
 from tunix_rt.data.datasets import (
     CHARACTERS_PER_TOKEN,
     FRAME_TOKENS,
     dataset_folder,
     estimate_steps,
+    read_manifest,
 )
 from ..jobs.queue import enqueue, get_queued
 from ..jobs.worker import work
@@ -98,7 +98,7 @@ def training_parameters(
     """
     key = request.dataset_key or str(request.parameters.get("dataset"))
     model = request.model_id or str(request.parameters.get("model"))
-    manifest = read_json(dataset_folder(key, resolve(settings().datasets)) / "manifest.json")
+    manifest = read_manifest(dataset_folder(key, resolve(settings().datasets)))
     fresh = model == "tiny"
     rate = {"learning_rate": request.learning_rate}
     if fresh and "learning_rate" not in request.model_fields_set:
@@ -324,7 +324,7 @@ def practice_parameters(
     spelled = set(GRPORequest.__bases__[0].model_fields)
     unsent = set(GRPORequest.model_fields) - spelled - asked.model_fields_set
     folder = dataset_folder(asked.dataset_key, resolve(settings().datasets))
-    tenth = min(64, int(read_json(folder / "manifest.json").get("trace_count", 0)) // 10)
+    tenth = min(64, read_manifest(folder)["trace_count"] // 10)
     watched = asked.validation_traces
     more = asked.model_dump(exclude=apart | unsent) | {
         "validation_traces": tenth if watched is None else watched,

@@ -359,4 +359,6 @@ def _restore(
         for table in tables():
             count = session.scalar(select(func.count()).select_from(table))
             if count != held.rows.get(table.name, 0):
-                raise StoreError(f"{count} {table.name} were restored, not {held.rows.get(table.name, 0)}")
+                raise StoreError(
+                    f"{count} {table.name} were restored, not {held.rows.get(table.name, 0)}"
+                )

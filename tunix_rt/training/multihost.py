@@ -5,6 +5,8 @@
 # %% ../../nbs/training/35_multihost.ipynb #e9589d67
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import jax
@@ -12,11 +14,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ..core.errors import ModelError
+from ..runs.hosts import ADDRESS, SOURCES, detect_place
 
 # %% auto #0
-__all__ = ['LONGEST', 'REASONS', 'join_hosts', 'leader_folder', 'agree_on_stop']
+__all__ = ['SILENCE', 'LONGEST', 'REASONS', 'join_hosts', 'join_if_several', 'leader_folder', 'agree_on_stop']
 
 # %% ../../nbs/training/35_multihost.ipynb #7c3e38cc
+SILENCE = 30  # Seconds without a sign of life after which a process counts as dead
+
+
+def _alone_on_host() -> bool:
+    ours = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get(
+        "OMPI_COMM_WORLD_LOCAL_SIZE"
+    )
+    return ours is not None and re.fullmatch(r"1(\(x\d+\))?", ours) is not None
+
+
 def join_hosts(
     coordinator: str | None = None,  # Address of process 0, "host:port"; None to detect it
     processes: int | None = None,  # Number of processes
@@ -40,7 +53,9 @@ def join_hosts(
         )
     if not jax.distributed.is_initialized():
         try:
-            jax.distributed.initialize(coordinator, processes, index)
+            jax.distributed.initialize(*given, heartbeat_timeout_seconds=SILENCE)
+            if coordinator is None and _alone_on_host():
+                jax.config.update("jax_cuda_visible_devices", "all")
         except (ValueError, RuntimeError) as error:
             raise ModelError(
                 f"the processes of this training could not meet: {error}. Give the address of "
@@ -49,6 +64,37 @@ def join_hosts(
             ) from None
     here, there = len(jax.local_devices()), len(jax.devices())
     return f"process {jax.process_index()} of {jax.process_count()}, {here} of {there} devices"
+
+# %% ../../nbs/training/35_multihost.ipynb #2589fded
+def join_if_several(
+    coordinator: str = "",  # Address of process 0 as a parameter; "" reads the environment
+    processes: int = 1,  # Number of processes, with a coordinator
+    index: int = 0,  # Index of this process, with a coordinator
+) -> str:  # One line for the log; "" for a process of its own
+    """Meet the other processes, if this is one of several.
+
+    Args:
+        coordinator: Address of process 0 as a parameter; "" reads the environment
+        processes: Number of processes, with a coordinator
+        index: Index of this process, with a coordinator
+
+    Returns:
+        One line for the log; "" for a process of its own
+    """
+    if coordinator:
+        return join_hosts(coordinator, processes, index)
+    place = detect_place()
+    if place.count == 1:
+        return ""
+    if place.source != "environment":
+        return join_hosts()
+    address = os.environ.get(ADDRESS)
+    if not address:
+        raise ModelError(
+            f"{' and '.join(SOURCES[place.source])} say that this is process {place.index} of "
+            f"{place.count}, and {ADDRESS} is not set. Set it to host:port of process 0"
+        )
+    return join_hosts(address, place.count, place.index)
 
 # %% ../../nbs/training/35_multihost.ipynb #e8e0527d
 LONGEST = 4096  # Largest path to broadcast, in bytes
