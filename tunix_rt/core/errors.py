@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 # %% auto #0
 __all__ = ['TunixError', 'TraceError', 'DatasetError', 'ModelError', 'TrainingError', 'ScoringError', 'RunError', 'PathError',
-           'StoreError', 'MissingError', 'expect_fail']
+           'StoreError', 'RemoteError', 'MissingError', 'expect_fail']
 
 # %% ../../nbs/core/10_errors.ipynb #3c2926f4
 class TunixError(Exception):
@@ -47,6 +47,10 @@ class PathError(TunixError):
 
 class StoreError(TunixError):
     "The database cannot be opened or reached, or does not fit this version of the code."
+
+
+class RemoteError(TunixError):
+    "Object storage cannot be reached, or holds something other than it should."
 
 # %% ../../nbs/core/10_errors.ipynb #482e6190
 class MissingError(TunixError):
