@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from .errors import PathError
 
 # %% auto #0
-__all__ = ['LONGEST_NAME', 'LONGEST_PATH', 'find_root', 'Places', 'Settings', 'settings', 'resolve', 'inside']
+__all__ = ['LONGEST_NAME', 'LONGEST_PATH', 'find_root', 'Places', 'Settings', 'settings', 'split_url', 'resolve', 'inside']
 
 # %% ../../nbs/core/20_settings.ipynb #844acac0
 def find_root(
@@ -63,6 +64,9 @@ class Places(BaseSettings):
     )
     converted: Path = Field(
         Path("~/.cache/tunix_rt/converted"), description="Model folders made of GGUF files"
+    )
+    mirrored: Path = Field(
+        Path("~/.cache/tunix_rt/mirrored"), description="Local copies of folders in object storage"
     )
 
 # %% ../../nbs/core/20_settings.ipynb #c417458f
@@ -150,6 +154,35 @@ def settings() -> Settings:  # Same object for the life of the process
     """
     return Settings()
 
+# %% ../../nbs/core/20_settings.ipynb #ca4484e4
+_url = re.compile(r"(?!https?:)([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+
+
+def split_url(
+    path: str | os.PathLike[str],  # Path or URL
+) -> tuple[str, str] | None:  # Scheme and the rest, such as ("s3", "bucket/runs"); None for a path
+    """Split the URL of a folder in object storage.
+
+    Args:
+        path: Path or URL
+
+    Returns:
+        Scheme and the rest, such as ("s3", "bucket/runs"); None for a path
+    """
+    found = _url.fullmatch(os.fspath(path))
+    return (found[1], found[2].strip("/")) if found else None
+
+
+def _mirror(scheme: str, rest: str) -> Path:
+    parts = rest.split("/")
+    if not all(parts) or {".", ".."} & set(parts) or "@" in parts[0] or set("?#") & set(rest):
+        raise PathError(
+            f"the URL {scheme}://{rest.rpartition('@')[2]} should name a bucket and a folder in "
+            f"it, without credentials, query or `..`; write it as {scheme}://bucket/folder"
+        )
+    home = settings().root / settings().mirrored.expanduser()
+    return (home / scheme / rest).resolve()
+
 # %% ../../nbs/core/20_settings.ipynb #711dbd37
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # Bytes that every file system takes
 
@@ -180,6 +213,8 @@ def resolve(
     if not text.strip() or "\0" in text:
         raise PathError(f"the path {text!r} names nothing; write a file or a folder")
     _refuse_long(text)
+    if url := split_url(text):
+        return _mirror(*url)
     try:
         return (settings().root / Path(text).expanduser()).resolve()
     except RuntimeError:
