@@ -102,6 +102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'tunix_rt.cli.deletion': { 'tunix_rt.cli.deletion._deletion_of_run': ( 'cli/deletion.html#_deletion_of_run',
                                                                                    'tunix_rt/cli/deletion.py'),
                                        'tunix_rt.cli.deletion._end': ('cli/deletion.html#_end', 'tunix_rt/cli/deletion.py'),
+                                       'tunix_rt.cli.deletion.alias': ('cli/deletion.html#alias', 'tunix_rt/cli/deletion.py'),
                                        'tunix_rt.cli.deletion.clean': ('cli/deletion.html#clean', 'tunix_rt/cli/deletion.py'),
                                        'tunix_rt.cli.deletion.dataset': ('cli/deletion.html#dataset', 'tunix_rt/cli/deletion.py'),
                                        'tunix_rt.cli.deletion.deletion_log': ('cli/deletion.html#deletion_log', 'tunix_rt/cli/deletion.py'),
