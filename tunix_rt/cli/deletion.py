@@ -240,14 +240,20 @@ def deletion_log(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many")] = 20,
 ) -> None:
     "List what was deleted, by whom, when and why, newest first."
-    from tunix_rt.store.deletions import list_deletions
+    from tunix_rt.store.deletions import list_acts
 
     with opened() as store:
-        found = list_deletions(store, limit=limit).deletions
+        acts = list_acts(store, limit)
     heads = ("when (UTC)", "what", "name", "who", "why")
     rows = [
-        (f"{row.deleted_at:%Y-%m-%d %H:%M}", row.what, row.name or row.item_id, row.who, row.reason)
-        for row in found
+        (
+            f"{act.deleted_at:%Y-%m-%d %H:%M}",
+            act.what if act.count == 1 else f"{act.count:,} of {act.what}",
+            act.name if act.count == 1 else f"{act.name}, ...",
+            act.who,
+            act.reason,
+        )
+        for act in acts
     ]
     typer.echo(table(heads, rows))
 
