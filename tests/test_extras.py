@@ -24,6 +24,7 @@ for name in ("sqlalchemy", "alembic", "optuna"):
 ASKED = {
     "leaderboard", "runs", "models", "tuning", "queue demo", "worker --once", "db upgrade",
     "backup all.zip", "import-run outputs/short", "gate x main", "promote reasoner x",
+    "delete log", "delete run x",
 }  # fmt: skip
 TOY = "-p batch_size=2 -p seq_length=64"
 

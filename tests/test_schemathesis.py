@@ -99,6 +99,17 @@ GOOD = {
     "POST /api/models/{model_id}/versions/promote": {"body": {"source_run_id": "run_id"}},
     "POST /api/tokens": {"body": {"name": "made", "role": "read"}},
     "PUT /api/models/{model_id}/aliases/{alias}": {"body": {"version_id": "version_id"}},
+    "DELETE /api/traces": {"query": {"source": "tests", "dry_run": "true"}},
+    **{
+        f"DELETE /api/{path}": {"query": {"dry_run": "true"}}  # others still need it
+        for path in (
+            "traces/{trace_id}",
+            "datasets/{dataset_key}",
+            "tunix/runs/{run_id}",
+            "models/versions/{version_id}",
+            "models/{model_id}",
+        )
+    },
 }
 
 

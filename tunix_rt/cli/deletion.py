@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tunix_rt.store.engine import Store
 
 # %% auto #0
-__all__ = ['Yes', 'Reason', 'delete', 'removal_text', 'perform', 'dataset', 'run', 'model', 'trace', 'deletion_log', 'clean']
+__all__ = ['Yes', 'Reason', 'delete', 'removal_text', 'perform', 'dataset', 'run', 'model', 'alias', 'trace', 'deletion_log',
+           'clean']
 
 # %% ../../nbs/cli/47_deletion.ipynb #6354a39d
 Yes = Annotated[bool, typer.Option("--yes", help="Delete it; without this, only say what would go")]
@@ -166,6 +167,30 @@ def model(
         allowed = perform(act, yes, reason)
     _end(allowed, yes)
 
+# %% ../../nbs/cli/47_deletion.ipynb #9aa72952
+@delete.command()
+def alias(
+    name: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="Model and alias")],
+    yes: Yes = False,
+) -> None:
+    """Remove an alias; the version that it points to stays.
+
+    Example: tunix-rt delete alias adder@champion --yes
+    """
+    from tunix_rt.registry.models import find_model_named, remove_alias
+
+    family, _, which = name.partition("@")
+    with opened() as store:
+        model = find_model_named(store, family)
+        if which not in model.aliases:
+            known = ", ".join(model.aliases) or "none"
+            raise MissingError(f"{family} has no alias {which[:80]!r}; its aliases are: {known}")
+        if yes:
+            remove_alias(store, model.id, which)
+    verb = "removed" if yes else "would remove"
+    typer.echo(f"{verb} the alias {name}, which points to {model.aliases[which]}")
+    _end(True, yes)
+
 # %% ../../nbs/cli/47_deletion.ipynb #60877c17
 @delete.command()
 def trace(
@@ -215,14 +240,20 @@ def deletion_log(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many")] = 20,
 ) -> None:
     "List what was deleted, by whom, when and why, newest first."
-    from tunix_rt.store.deletions import list_deletions
+    from tunix_rt.store.deletions import list_acts
 
     with opened() as store:
-        found = list_deletions(store, limit=limit).deletions
+        acts = list_acts(store, limit)
     heads = ("when (UTC)", "what", "name", "who", "why")
     rows = [
-        (f"{row.deleted_at:%Y-%m-%d %H:%M}", row.what, row.name or row.item_id, row.who, row.reason)
-        for row in found
+        (
+            f"{act.deleted_at:%Y-%m-%d %H:%M}",
+            act.what if act.count == 1 else f"{act.count:,} of {act.what}",
+            act.name if act.count == 1 else f"{act.name}, ...",
+            act.who,
+            act.reason,
+        )
+        for act in acts
     ]
     typer.echo(table(heads, rows))
 
@@ -242,7 +273,6 @@ def clean(
     Example: tunix-rt clean --yes
     """
     from tunix_rt.runs.leftovers import find_leftovers, remove_leftover
-    from tunix_rt.store.deletions import find_unsettled, settle_deletions
 
     root = settings().root.resolve()
 
@@ -252,11 +282,15 @@ def clean(
     left = find_leftovers([folder.expanduser().absolute() for folder in folders or []])
     halves, settled = [], set()
     try:
+        from tunix_rt.store.deletions import find_unsettled, settle_deletions
+
         with opened() as store:
             halves = find_unsettled(store)
             settled = {each.path for each in settle_deletions(store)} if yes else set()
     except StoreError as error:
         typer.echo(f"interrupted deletions were not looked at: {error}", err=True)
+    except ModuleNotFoundError:
+        pass  # without the extra `serve` there is no database, and nothing was ever deleted
     done = {each.path for each in left if remove_leftover(each)} if yes else set()
     rows: list[tuple[object, ...]] = [
         (shown(each.path), each.what, format_bytes(each.size), each.path in done) for each in left

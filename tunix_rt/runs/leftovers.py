@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
@@ -113,8 +114,9 @@ def _in_place(
     for entry in _entries(folder):
         if shared and not entry.name.lstrip(".").startswith("tunix-rt"):
             continue
-        if _is_left(entry):
-            yield Leftover(Path(entry.path), what, size_of(Path(entry.path)))
+        with suppress(OSError):
+            if _is_left(entry):
+                yield Leftover(Path(entry.path), what, size_of(Path(entry.path)))
 
 # %% ../../nbs/runs/70_leftovers.ipynb #f511b98c
 PARTS = re.compile(r"\..+\.tmp-\w+|.+\.orbax-checkpoint-tmp.*|.+\.tmp|.+\.tmp\.npz", re.DOTALL)
@@ -157,11 +159,14 @@ def find_leftovers(
         In the order of the folders; nothing is changed
     """
     looked_at = {**places(), **{path.resolve(): "file that was not finished" for path in also}}
-    found = [each for folder, what in looked_at.items() for each in _in_place(folder, what)]
+    found: list[Leftover] = []
+    for folder, what in looked_at.items():
+        found += _in_place(folder, what)
     runs = [Path(entry.path) for entry in _entries(resolve(settings().runs)) if entry.is_dir()]
     for run in runs:
         if not run.name.startswith("."):
-            found += _in_run(run)
+            with suppress(OSError):  # it has gone meanwhile, or belongs to another user
+                found += _in_run(run)
     known = {each.path: each for each in reversed(found)}
     return sorted(known.values(), key=lambda each: found.index(each))
 

@@ -28,8 +28,8 @@ from .tables import DeletionRow, TraceRow, now
 from .traces import BATCH, label, saying
 
 # %% auto #0
-__all__ = ['HIDDEN', 'operator', 'record_deletion', 'DeletionPage', 'list_deletions', 'Dependent', 'Removal', 'InUse',
-           'refuse_dependents', 'TraceChoice', 'count_chosen', 'delete_traces', 'deletions_among', 'hiding',
+__all__ = ['HIDDEN', 'operator', 'record_deletion', 'Act', 'list_acts', 'DeletionPage', 'list_deletions', 'Dependent', 'Removal',
+           'InUse', 'refuse_dependents', 'TraceChoice', 'count_chosen', 'delete_traces', 'deletions_among', 'hiding',
            'lock_name', 'Settled', 'find_unsettled', 'settle_deletions']
 
 # %% ../../nbs/store/45_deletions.ipynb #746cf5b0
@@ -74,6 +74,43 @@ def record_deletion(
     )  # fmt: skip
     session.add(row)
     return row
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What one request deleted of one kind.
+
+    Attributes:
+        name: Of one of them
+    """
+
+    what: str
+    count: int
+    name: str | None  # Of one of them
+    who: str
+    reason: str | None
+    deleted_at: datetime
+
+
+def list_acts(
+    store: Store,  # Database to read from
+    limit: int = 20,  # Maximum number of entries
+) -> list[Act]:  # Newest first
+    """List deletions by request, however many things each of them removed.
+
+    Args:
+        store: Database to read from
+        limit: Maximum number of entries
+
+    Returns:
+        Newest first
+    """
+    row, last = DeletionRow, func.max(DeletionRow.deleted_at)
+    columns = (row.what, func.count(), func.max(func.coalesce(row.name, row.item_id)))
+    query = select(*columns, func.max(row.who), func.max(row.reason), last)
+    query = query.group_by(row.act_id, row.what).order_by(last.desc(), row.what).limit(limit)
+    with store.reading() as session:
+        return [Act(*each) for each in session.execute(query)]
 
 
 @dataclass(frozen=True, slots=True)

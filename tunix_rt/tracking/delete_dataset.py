@@ -127,7 +127,8 @@ def _described(
     folder: Path,  # Its folder
 ) -> Removal:  # Without its dependents
     count = _manifest(folder).get("trace_count")
-    said = [f"its copies of traces ({count:,}); the store keeps its own"] * isinstance(count, int)
+    many = f" ({count:,})" if isinstance(count, int) else ""
+    said = [f"its copies of traces{many}; the store keeps its own"]
     return Removal("dataset", key, key, size=size_of(folder), along=said)
 
 
