@@ -250,6 +250,19 @@ def idle_connections(server):
         line.close()
 
 
+def held_logins(server):
+    "The same with connections that send a form, a byte now and then, so that none of them is idle."
+    start = b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\nx"
+    lines = []
+    for _ in range(DESCRIPTORS - 100):
+        with contextlib.suppress(OSError):
+            lines.append(socket.create_connection(("127.0.0.1", server.port), timeout=2))
+            lines[-1].sendall(start)
+    time.sleep(0.5)
+    for line in lines:
+        line.close()
+
+
 def pipelined(server):
     "Five thousand requests in one go, from each of eight."
     lines = request("/api/health", method="GET") * 5000
@@ -303,6 +316,17 @@ def large_traces(server):
     bodies = [text.encode(), odd.encode()] * 8
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda body: send(server, request("/api/traces", body, JSON)), bodies))
+
+
+def repeated_keys(server):
+    "An object of fifty thousand keys, the last of which is there twice."
+    keys = ",".join(f'"{n}":0' for n in range(49_000))
+    body = f"{{{keys},"  # to be completed
+    large = (body + '"48999":0}').encode()
+    small = ("{" + ",".join(f'"{n}":0' for n in range(1700)) + ',"1699":0}').encode()
+    together(lambda: send(server, request("/api/models", large, JSON)), 4)
+    found = together(lambda: status(send(server, request("/api/models", small, JSON))), 16)
+    assert set(found) == {422}
 
 
 def forms(server):
@@ -442,9 +466,9 @@ def a_lock(server):
 
 ATTACKS = (
     one_header, one_address, one_chunk_extension, many_small_headers, half_headers, slow_bodies,
-    idle_connections, pipelined, small_chunks, numbers, lists, large_batches, large_traces, forms,
-    compressed, long_queries, cookies, guesses, upgrades, unread_downloads, exports, pages,
-    long_answers, listeners, one_key, a_lock,
+    idle_connections, held_logins, pipelined, small_chunks, numbers, lists, large_batches,
+    large_traces, repeated_keys, forms, compressed, long_queries, cookies, guesses, upgrades,
+    unread_downloads, exports, pages, long_answers, listeners, one_key, a_lock,
 )  # fmt: skip
 
 
