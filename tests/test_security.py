@@ -3,9 +3,10 @@
 import json
 import logging
 import signal
+import socket
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
 import httpx
 import pytest
@@ -182,6 +183,74 @@ def test_foreign_names_and_foreign_pages(shared, headers, status):
     answer = shared.post("/api/traces", content=body(), headers=JSON | headers)
     assert answer.status_code == status
     assert count_traces(shared.store) == before + (status == 201)
+
+
+HOST = b"Host: localhost\r\n\r\n"
+TO = b" HTTP/1.1\r\n"
+POST = b"POST /api/traces HTTP/1.1\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n" + HOST
+EVIL = b"Host: evil.example\r\n"
+ODD_REQUESTS = {
+    "two hosts": (b"GET /api/traces" + TO + EVIL + HOST, 400),
+    "two hosts, reversed": (b"GET /api/traces" + TO + HOST[:-2] + EVIL + b"\r\n", 400),
+    "two lengths": (POST + b"Content-Length: 2\r\nContent-Length: 40\r\n" + HOST + b"{}", 400),
+    "a length and chunks": (CHUNKED.replace(b"Host", b"Content-Length: 4\r\nHost"), 400),
+    "chunks of another kind": (CHUNKED.replace(b"chunked", b"chunked, identity"), 400),
+    "a chunk of a negative size": (CHUNKED + b"-1\r\n", 0),
+    "a folded header": (b"GET /" + TO + b"X: a\r\n b\r\n" + HOST, 0),
+    "a space before the colon": (b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n", 400),
+    "no host": (b"GET /api/traces HTTP/1.1\r\n\r\n", 421),
+    "another server": (b"GET http://evil.example/api/traces" + TO + EVIL + b"\r\n", 421),
+    "a proxy": (b"CONNECT evil.example:443" + TO + EVIL + b"\r\n", 0),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    "NUL in the address": (b"GET /api/\0traces" + TO + HOST, 400),
+    "NUL in a header": (b"GET /api/traces" + TO + b"X: \0\r\n" + HOST, 400),
+    "bytes over ASCII in the address": (b"GET /\xff\xfe" + TO + HOST, 0),
+    "a path that leads back": (b"GET /static/../api/traces" + TO + HOST, 404),
+    "a coded path that leads back": (b"GET /static/%2e%2e%2fapi%2ftraces" + TO + HOST, 404),
+    "two slashes": (b"GET //api/traces" + TO + HOST, 401),
+    "an open path with more": (b"GET /api/health/../traces" + TO + HOST, 401),
+    "an open path that ends early": (b"GET /api/health%00/../traces" + TO + HOST, 401),
+    "half of a code": (b"GET /api/%e0%a4%a" + TO + HOST, 401),
+}
+
+
+def said_on_the_wire(port: int, sent: bytes) -> bytes:
+    "What a server answers to some bytes, until it closes or is silent."
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as line:
+        line.sendall(sent)
+        found = b""
+        line.settimeout(1.5)
+        with suppress(OSError):
+            while piece := line.recv(65536):
+                found += piece
+                line.settimeout(0.3)
+        return found
+
+
+def test_requests_that_programs_read_differently(root):
+    "Two hosts, two lengths, chunks beside a length: refused, so that no proxy can be deceived."
+    address = f"sqlite:///{root / 'odd.db'}"
+    open_store(address).close()
+    with server_process(address, root, TUNIX_RT_TOKEN=TOKEN) as (process, url):
+        port = int(url.rpartition(":")[2])
+        for name, (sent, status) in ODD_REQUESTS.items():
+            answer = said_on_the_wire(port, sent)
+            assert answer.count(b"HTTP/1.1 ") <= 1, (name, answer)
+            found = int(answer.split()[1]) if answer else 0
+            assert found == status if status else found < 500, (name, answer)
+            assert b'"data"' not in answer and b"evil" not in answer.split(b"\r\n\r\n")[0], name
+        assert httpx.get(f"{url}/api/health").status_code == 200
+        assert process.poll() is None
+        log = (root / "server.log").read_text()
+        assert "Traceback" not in log, log
+
+
+def test_a_way_back_stays_here(api):
+    for came in ("http://localhost//evil.example/x", "http://localhost/\\evil.example", "//evil"):
+        page = api.get("/traces/none", headers={"accept": "text/html", "referer": came})
+        assert page.status_code == 422 and "evil" not in page.text
 
 
 KNOCKS = [

@@ -3,7 +3,7 @@
 A process of its own asks for `/api/health`, on an old connection and on new ones, and for a list of
 traces, while an attack runs; its worst wait is the figure. On a quiet machine that for health stays
 under 250 ms, which WEDGE_SECONDS=0.25 asserts. The default leaves room for two cores that others
-share; the faults that these tests were written for took 2 to 38 seconds.
+share, and is tried three times; the faults that these tests were written for took 2 to 38 seconds.
 """
 
 import contextlib
@@ -250,6 +250,19 @@ def idle_connections(server):
         line.close()
 
 
+def held_logins(server):
+    "The same with connections that send a form, a byte now and then, so that none of them is idle."
+    start = b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\nx"
+    lines = []
+    for _ in range(DESCRIPTORS - 100):
+        with contextlib.suppress(OSError):
+            lines.append(socket.create_connection(("127.0.0.1", server.port), timeout=2))
+            lines[-1].sendall(start)
+    time.sleep(0.5)
+    for line in lines:
+        line.close()
+
+
 def pipelined(server):
     "Five thousand requests in one go, from each of eight."
     lines = request("/api/health", method="GET") * 5000
@@ -303,6 +316,17 @@ def large_traces(server):
     bodies = [text.encode(), odd.encode()] * 8
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda body: send(server, request("/api/traces", body, JSON)), bodies))
+
+
+def repeated_keys(server):
+    "An object of fifty thousand keys, the last of which is there twice."
+    keys = ",".join(f'"{n}":0' for n in range(49_000))
+    body = f"{{{keys},"  # to be completed
+    large = (body + '"48999":0}').encode()
+    small = ("{" + ",".join(f'"{n}":0' for n in range(1700)) + ',"1699":0}').encode()
+    together(lambda: send(server, request("/api/models", large, JSON)), 4)
+    found = together(lambda: status(send(server, request("/api/models", small, JSON))), 16)
+    assert set(found) == {422}
 
 
 def forms(server):
@@ -442,30 +466,36 @@ def a_lock(server):
 
 ATTACKS = (
     one_header, one_address, one_chunk_extension, many_small_headers, half_headers, slow_bodies,
-    idle_connections, pipelined, small_chunks, numbers, lists, large_batches, large_traces, forms,
-    compressed, long_queries, cookies, guesses, upgrades, unread_downloads, exports, pages,
-    long_answers, listeners, one_key, a_lock,
+    idle_connections, held_logins, pipelined, small_chunks, numbers, lists, large_batches,
+    large_traces, repeated_keys, forms, compressed, long_queries, cookies, guesses, upgrades,
+    unread_downloads, exports, pages, long_answers, listeners, one_key, a_lock,
 )  # fmt: skip
+
+
+def measured(server, attack) -> dict[str, float]:
+    "The worst waits of others during an attack, in seconds; what the attack itself asserts holds."
+    told(server, "begin")
+    begun = time.monotonic()
+    try:
+        attack(server)
+    finally:
+        time.sleep(0.2)
+        worst = told(server, "end")
+        took = time.monotonic() - begun
+        waits = " ".join(f"{name} {1000 * seconds:6.0f} ms" for name, seconds in worst.items())
+        print(f"\n{attack.__name__:20} {took:5.1f} s {waits} peak {peak(server)} MiB", end="")
+    return worst
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_nobody_else_waits(server, attack):
-    told(server, "begin")
-    begun = time.monotonic()
-    failure = None
-    try:
-        attack(server)
-    except AssertionError as error:
-        failure = error
-    time.sleep(0.2)
-    worst = told(server, "end")
-    print(f"\n{attack.__name__:20} {time.monotonic() - begun:5.1f} s", end=" ")
-    print(" ".join(f"{name} {1000 * seconds:6.0f} ms" for name, seconds in worst.items()), end=" ")
-    print(f"peak {peak(server)} MiB")
-    assert server.process.poll() is None, server.log.read_text()[-2000:]
-    assert max(worst.values()) < LIMIT, worst
-    if failure:
-        raise failure
+    "The best of three counts: a busy machine delays now and then, and a fault each time."
+    for _ in range(3):
+        worst = measured(server, attack)
+        assert server.process.poll() is None, server.log.read_text()[-2000:]
+        if max(worst.values()) < LIMIT:
+            return
+    pytest.fail(f"others waited for {worst} seconds")
 
 
 def peak(server) -> int:

@@ -275,6 +275,9 @@ def why_not(
     address = (scope.get("server") or ("localhost",))[0]
     if not guarded and address and not (is_loopback(address) or address.startswith("/")):
         return 403, "this server has no token and therefore answers on loopback only"
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) > 1:  # whoever reads the first would believe another than whoever reads the last
+        return 400, "the request has more than one Host header; send one"
     host = headers.get(b"host", b"").decode("latin-1")
     if not is_ours(host_in(host), settings):
         return 421, (

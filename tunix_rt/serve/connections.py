@@ -249,11 +249,14 @@ def make_room(
     """
     if len(connections) <= newest.most:
         return
-    idle = [each for each in connections if is_waiting(each) and each is not newest]
-    for each in sorted(idle, key=lambda each: each.since)[: max(1, newest.most // 10)]:
+    others = [each for each in connections if each is not newest]
+    idle = sorted((each for each in others if is_waiting(each)), key=lambda each: each.since)
+    late = [each for each in others if not is_waiting(each) and each.cycle.more_body]
+    late.sort(key=lambda each: each.body_bytes / (newest.since - each.since + 1))
+    for each in (idle or late)[: max(1, newest.most // 10)]:
         each.transport.abort()
         connections.discard(each)
-    if not idle:
+    if not idle and not late:
         newest.transport.abort()
 
 

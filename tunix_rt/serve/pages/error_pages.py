@@ -36,7 +36,8 @@ def wants_page(
 # %% ../../../nbs/serve/pages/15_error_pages.ipynb #bbd50168
 def _back(request: Request) -> str | None:
     came = urlsplit(request.headers.get("referer", ""))
-    ours = came.netloc == request.headers.get("host") and came.path.startswith("/")
+    local = came.path.startswith("/") and not came.path.startswith(("//", "/\\"))
+    ours = local and came.netloc == request.headers.get("host")
     return f"{came.path}{'?' + came.query if came.query else ''}" if ours else None
 
 
