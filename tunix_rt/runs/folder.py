@@ -5,6 +5,7 @@
 # %% ../../nbs/runs/30_folder.ipynb #d99d8233
 from __future__ import annotations
 
+import getpass
 import math
 import os
 import signal
@@ -26,11 +27,12 @@ from .old_names import with_new_names
 from .provenance import plain, surroundings
 
 # %% auto #0
-__all__ = ['GROWING', 'LEFT', 'RECORD', 'AT_WORK', 'plain_files', 'inventory', 'RunFiles', 'RunRecord', 'Run', 'read_run',
-           'differences', 'start_run', 'open_run', 'parameters_in']
+__all__ = ['GROWING', 'NOTES', 'LEFT', 'RECORD', 'AT_WORK', 'plain_files', 'inventory', 'RunFiles', 'RunRecord', 'Run',
+           'read_run', 'differences', 'start_run', 'open_run', 'parameters_in']
 
 # %% ../../nbs/runs/30_folder.ipynb #7cb201cc
 GROWING = ("log.txt", "notebook.ipynb")  # Written until the process ends
+NOTES = "notes.json"  # What people say about the run, at any time
 LEFT = ("checkpoints", "__pycache__")  # Folders that are not part of the result
 
 
@@ -70,7 +72,7 @@ def inventory(
     Returns:
         Name from the folder, with "/", to SHA-256; in order of the names
     """
-    left = {"run.json", *GROWING} if at_work else {"run.json"}
+    left = {"run.json", NOTES, *(GROWING if at_work else ())}
     names = {path.relative_to(folder).as_posix(): path for path in plain_files(folder)}
     return {name: sha256_file(names[name]) for name in sorted(names) if name not in left}
 
@@ -266,6 +268,13 @@ def _fresh(pipeline: str, run_id: str) -> Path:
     return resolve(settings().runs) / f"{pipeline}-{stamp}-{run_id[:8]}"
 
 # %% ../../nbs/runs/30_folder.ipynb #a6f9b63d
+def _author() -> str | None:
+    try:
+        return os.environ.get("TUNIX_RT_AUTHOR") or getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return None
+
+
 def _first_facts(pipeline: str, run_id: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return {
         "run_id": run_id,
@@ -280,6 +289,7 @@ def _first_facts(pipeline: str, run_id: str, parameters: dict[str, Any]) -> dict
         "stopped_early": False,
         "results": {},
         "error": None,
+        "author": _author(),
         **surroundings(),
     }
 

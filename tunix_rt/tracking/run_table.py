@@ -197,7 +197,7 @@ def summarize(
         "base_run_id": base_of(record),
     }
 
-# %% ../../nbs/tracking/80_run_table.ipynb #bb7a102f
+# %% ../../nbs/tracking/80_run_table.ipynb #db97992d
 FACTS = {
     "name": "name", "id": "id", "pipeline": "pipeline", "status": "status", "mode": "mode",
     "model": "model_id", "dataset": "dataset_key", "author": "author", "tags": "tags",
@@ -220,12 +220,15 @@ class RunView:
 
     Attributes:
         row: Columns of the run, its summary and its newest evaluation
+        base_run_id: The run whose model it began with
     """
 
     row: Any  # Columns of the run, its summary and its newest evaluation
     parameters: dict[str, Any]
     figures: dict[str, Any]
     notes: Notes = field(default_factory=Notes)
+    author: str | None = None
+    base_run_id: UUID | None = None  # The run whose model it began with
 
     @property
     def id(self) -> UUID:
@@ -246,6 +249,8 @@ class RunView:
         "Look up a fact."
         if name in ("name", "note"):
             return getattr(self.notes, name)
+        if name in ("author", "base"):
+            return _plain(self.author if name == "author" else self.base_run_id)
         return list(self.notes.tags) if name == "tags" else _plain(getattr(self.row, FACTS[name]))
 
     def value(self, name: str) -> Any:
@@ -278,7 +283,7 @@ def names_of(
     found |= {name: "metric" for name in sorted(metrics) if name not in found}
     return found | {name: "parameter" for name in sorted(parameters) if name not in found}
 
-# %% ../../nbs/tracking/80_run_table.ipynb #9a714d29
+# %% ../../nbs/tracking/80_run_table.ipynb #b6e12006
 _COLUMNS = (
     "id", "pipeline", "mode", "status", "dataset_key", "model_id", "parent_run_id", "parameters",
     "request", "folder", "metrics", "queued_at", "started_at", "completed_at", "duration_seconds",
@@ -300,8 +305,6 @@ def _query(conditions: Sequence[Any]) -> Select[Any]:
             RunSummary.parameters.label("kept_parameters"),
             *(scored.c[name] for name in ("score", "low", "high", "evaluation_set")),
             *(scored.c[name] for name in ("judge_name", "measured")),
-            RunSummary.author,
-            RunSummary.base_run_id,
         )
         .outerjoin(RunSummary, RunSummary.run_id == RunRow.id)
         .outerjoin(scored, (scored.c.run_id == RunRow.id) & (scored.c.number == 1))
@@ -360,7 +363,7 @@ def live_figures(
         return {}
     return _live(path, known.st_mtime_ns, known.st_size) if path and known else {}
 
-# %% ../../nbs/tracking/80_run_table.ipynb #13db32d9
+# %% ../../nbs/tracking/80_run_table.ipynb #3dc4f0b6
 PATIENCE = 0.12  # Seconds that one request spends on reading summaries
 
 
@@ -430,7 +433,9 @@ def _view(row: Any, read: Mapping[str, Any]) -> RunView:
     tags = kept("tags") or ()
     notes = Notes.model_construct(name=kept("name"), tags=tuple(tags), note=kept("note"))
     figures = {**logged, **told, **(row.measured or {})}
-    return RunView(row, {**whole, **given}, figures, notes)
+    asked = (row.request or {}).get("author")
+    author = asked if isinstance(asked, str) and asked else kept("author")
+    return RunView(row, {**whole, **given}, figures, notes, author, kept("base_run_id"))
 
 # %% ../../nbs/tracking/80_run_table.ipynb #c8e11326
 def load_views(
