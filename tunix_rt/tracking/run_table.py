@@ -34,7 +34,7 @@ from .run_predictions import run_folder
 # %% auto #0
 __all__ = ['MOST_FIGURES', 'LOSS', 'VERSION', 'FACTS', 'PATIENCE', 'PREFIXES', 'read_metrics', 'is_number', 'figures_of',
            'base_of', 'stamp_of', 'folder_of', 'summarize', 'RunView', 'names_of', 'defaults_of', 'live_figures',
-           'keep_summaries', 'load_views', 'load_view', 'RunList', 'sorted_views', 'list_views', 'annotate']
+           'keep_summaries', 'load_views', 'load_view', 'read_new', 'RunList', 'sorted_views', 'list_views', 'annotate']
 
 # %% ../../nbs/tracking/80_run_table.ipynb #410d7b24
 MOST_FIGURES = 300  # Metrics of one run that are kept
@@ -480,7 +480,37 @@ def load_view(
         keep_summaries(store, [{"figures": {}, "parameters": {}, **one}])
     return _view(row, one)
 
-# %% ../../nbs/tracking/80_run_table.ipynb #1e2c50bd
+# %% ../../nbs/tracking/80_run_table.ipynb #6fb46165
+def read_new(
+    store: Store,  # Database to read
+    *,
+    patience: float = PATIENCE,  # Seconds to spend
+    limit: int = 100,  # Runs to read at most
+) -> int:  # Number of runs read
+    """Read the folders of runs that have no summary yet.
+
+    Args:
+        store: Database to read
+        patience: Seconds to spend
+        limit: Runs to read at most
+
+    Returns:
+        Number of runs read
+    """
+    summary = RunSummary.run_id.is_(None)
+    missing = (
+        select(RunRow.id)
+        .outerjoin(RunSummary, RunSummary.run_id == RunRow.id)
+        .where(summary, RunRow.status.in_(ENDED))
+        .order_by(RunRow.queued_at.desc())
+        .limit(limit)
+    )
+    with store.reading() as session:
+        ids = session.scalars(missing).all()
+        rows = session.execute(_query([RunRow.id.in_(ids)])).all() if ids else []
+    return len(_read_missing(store, rows, patience)[0]) if rows else 0
+
+# %% ../../nbs/tracking/80_run_table.ipynb #ec385eb3
 PREFIXES = ("params.", "parameters.", "metrics.")
 
 
@@ -581,7 +611,7 @@ def list_views(
         next_offset=offset + limit if more else None,
     )
 
-# %% ../../nbs/tracking/80_run_table.ipynb #f1796f3a
+# %% ../../nbs/tracking/80_run_table.ipynb #87acb308
 def annotate(
     store: Store,  # Database of the run
     run_id: UUID,  # Id of an existing run
