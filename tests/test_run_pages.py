@@ -1,10 +1,10 @@
-"Runs as people look at them: the table, the comparison, one run, its predictions, documents in frames."
+"Runs as people look at them: table, comparison, one run, predictions, documents in frames."
 
 import json
 import re
 import time
 from contextlib import closing
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from serving import make_run, serving
@@ -14,7 +14,7 @@ from tunix_rt.jobs.logs import append_log
 from tunix_rt.jobs.queue import enqueue
 from tunix_rt.runs.folder import NOTES
 from tunix_rt.store.engine import open_store
-from tunix_rt.store.tables import EvaluationItem, EvaluationRow, RunRow, RunSummary, now
+from tunix_rt.store.tables import EvaluationRow, RunRow, RunSummary, now
 from tunix_rt.tracking.evaluations import evaluate_run
 from tunix_rt.tracking.import_run import import_run
 from tunix_rt.tracking.run_table import annotate, list_views, load_view
@@ -64,7 +64,9 @@ def test_runs_are_filtered_sorted_and_shown_by_any_value(own, two):
             ("learning_rate", "none"),
             ("first_loss", "descending"),
         ]
-        assert all("columns=learning_rate" in to and "columns=first_loss" in to for _, to, _ in heads)
+        assert all(
+            "columns=learning_rate" in to and "columns=first_loss" in to for _, to, _ in heads
+        )
         assert 'data-label="learning_rate"' in page and "2.5" in page
         assert get(client, "/runs?status=odd", 400) and get(client, "/runs?status=pending")
 
@@ -164,7 +166,9 @@ def test_the_page_of_a_run_says_where_it_comes_from(own, two, root):
 
 def test_defaults_are_marked_and_bars_of_progress_are_one_line(own, root):
     run = start_by_hand(own, root)
-    bar = "\r 50%|##  | 20/40 [00:40<00:40,  2.00s/step]\r 75%|### | 30/40 [01:00<00:20,  2.00s/step]"
+    bar = (
+        "\r 50%|##  | 20/40 [00:40<00:40,  2.00s/step]\r 75%|### | 30/40 [01:00<00:20,  2.00s/step]"
+    )
     append_log(own, run.id, [("stderr", "  0%|  | 0/40 [00:00<?, ?step/s]")])
     with serving(own) as client:
         assert "compiling the first step" in get(client, f"/runs/{run.id}/state")
@@ -172,7 +176,7 @@ def test_defaults_are_marked_and_bars_of_progress_are_one_line(own, root):
         state = get(client, f"/runs/{run.id}/state")
         assert "training, 30 of 40" in state and "about 20 s left" in state
         page = get(client, f"/runs/{run.id}")
-        log = page[page.index("<pre class=\"log\"") : page.index("</pre>", page.index('class="log"'))]
+        log = page[page.index('<pre class="log"') : page.index("</pre>", page.index('class="log"'))]
         assert "75%" in log and "50%" not in log and "the first line" in log
         changed, plain = page.split('<details class="defaults">')
         assert ">max_steps</th>" in changed and ">learning_rate</th>" in plain

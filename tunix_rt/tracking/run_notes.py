@@ -98,7 +98,9 @@ def parse_notes(
     """
     try:
         facts = parse_json(text)
-        return make_notes(**{name: facts.get(name) for name in ("name", "note")}, tags=facts["tags"])
+        return make_notes(
+            **{name: facts.get(name) for name in ("name", "note")}, tags=facts["tags"]
+        )
     except (JSONRefused, RunError, AttributeError, KeyError, TypeError):
         return None
 

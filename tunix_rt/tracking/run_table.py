@@ -390,9 +390,7 @@ def keep_summaries(
             fresh = {"tags": [], "notes_kept": False, **one}
             wanted = dialect.insert(RunSummary).values(**fresh)
             changed = {name: value for name, value in one.items() if name != "run_id"}
-            session.execute(
-                wanted.on_conflict_do_update(index_elements=["run_id"], set_=changed)
-            )
+            session.execute(wanted.on_conflict_do_update(index_elements=["run_id"], set_=changed))
     return True
 
 

@@ -62,7 +62,9 @@ def now_facts(
         for run in list_queued(store, status=status, limit=20).runs
     ]
     return {
-        "running": [progress_of(run, records_of(store, run.id), printed_by(store, run)) for run in at_work],
+        "running": [
+            progress_of(run, records_of(store, run.id), printed_by(store, run)) for run in at_work
+        ],
         "waiting": counts.get("pending", 0),
         "tiles": [
             Tile(len(at_work), "running", "/runs?status=running"),

@@ -151,11 +151,10 @@ def last_bar(
     Returns:
         None where no bar was printed
     """
-    found = None
-    for found in _BAR.finditer(text[-8192:]):
-        pass
-    if found is None:
+    bars = list(_BAR.finditer(text[-8192:]))
+    if not bars:
         return None
+    found = bars[-1]
     left = None if "?" in found["left"] else _seconds(found["left"])
     return Bar(int(found["done"]), int(found["all"]), found["per"] or found["slow"], left)
 
