@@ -88,6 +88,13 @@ def test_refusals_are_pages_for_people_and_json_for_programs(own):
         assert client.get("/static/VENDORED.md").status_code == 404
 
 
+def test_a_form_may_be_sent_with_empty_fields(own):
+    with serving(own) as client:
+        for path in ("/runs?status=&filter=&sort=", "/traces?text=&source=", "/leaderboard?judge="):
+            assert client.get(path, headers=BROWSER).status_code == 200, path
+        assert client.get(f"/leaderboard?judge={'x' * 300}", headers=BROWSER).status_code == 422
+
+
 def test_signing_in(own):
     with serving(own, token=TOKEN) as client:
         sent = client.get("/runs?status=failed", headers=BROWSER, follow_redirects=False)
