@@ -336,12 +336,14 @@ def test_runs_in_a_browser(own, root):
             page.check(f"input[value='{run}']")
         page.click("button:has-text('Compare 2 runs')")
 
+        page.locator(".overlay .plot").first.scroll_into_view_if_needed()  # drawn when it is seen
         page.wait_for_selector(".overlay canvas")
-        assert page.locator(".overlay figure").count() == 2
+        assert page.locator(".overlay figure:has(.plot)").count() == 2
         page.check(".knob-row input[type=checkbox]")
         page.locator(".knob-row input[type=range]").fill("0.5")
         assert "log=1" in page.url and "smooth=0.5" in page.url
         page.reload()
+        page.locator(".overlay .plot").first.scroll_into_view_if_needed()
         page.wait_for_selector(".overlay canvas")
         assert page.is_checked(".knob-row input[type=checkbox]")
         page.click("a[href*='only=differs'] >> nth=0")
