@@ -88,6 +88,13 @@ def test_refusals_are_pages_for_people_and_json_for_programs(own):
         assert client.get("/static/VENDORED.md").status_code == 404
 
 
+def test_a_form_may_be_sent_with_empty_fields(own):
+    with serving(own) as client:
+        for path in ("/runs?status=&filter=&sort=", "/traces?text=&source=", "/leaderboard?judge="):
+            assert client.get(path, headers=BROWSER).status_code == 200, path
+        assert client.get(f"/leaderboard?judge={'x' * 300}", headers=BROWSER).status_code == 422
+
+
 def test_signing_in(own):
     with serving(own, token=TOKEN) as client:
         sent = client.get("/runs?status=failed", headers=BROWSER, follow_redirects=False)
@@ -132,7 +139,7 @@ def test_forms_do_what_endpoints_do(store, root):
         assert again.status_code == 400 and "nothing to cancel" in again.text
         assert f"/runs/{bad}/answers" in client.get(f"/runs/{bad}").text
         said = client.get(f"/runs/{bad}/answers?only=wrong")
-        assert said.text.count("<details>") == 7
+        assert said.text.count("<details id=") == 7
 
 
 def test_a_report_is_in_a_sandbox(own, root):
@@ -140,7 +147,8 @@ def test_a_report_is_in_a_sandbox(own, root):
     folder = root / "outputs" / "runs" / "train-3"
     (folder / "report.html").write_text(f"<script>{HIT}</script>")
     with serving(own) as client:
-        page = client.get(f"/runs/{run}/report")
+        assert f'<a href="/runs/{run}">' in client.get(f"/runs/{run}/report").text  # a way back
+        page = client.get(f"/runs/{run}/report/document")
         assert "sandbox" in page.headers["content-security-policy"]
         assert "script-src" not in page.headers["content-security-policy"]
 
@@ -291,6 +299,92 @@ def test_in_a_browser(own, root):
         page.wait_for_selector(".note.bad")  # by-hand left no model
         assert page.input_value("input[name=model]") == "adder"
         problems = [each for each in page.wrong if "400 (Bad Request)" not in each]
+        assert problems == [] and page.evaluate("document.documentElement.dataset.hit ?? 0") == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+def test_runs_in_a_browser(own, root):
+    good, bad = (make_run(own, root, right, model_id=f"knows-{right}") for right in (8, 1))
+    for number, run in ((8, good), (1, bad)):
+        evaluate_run(own, run)
+        lines = [{"step": n, "loss": number / n, "eval/accuracy": n / 40} for n in range(1, 40)]
+        log = root / "outputs" / "runs" / f"train-{number}" / "metrics.jsonl"
+        log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    outputs = [{"output_type": "display_data", "data": {"text/html": f"<b>a table</b>{EVIL}"}}]
+    cells = [{"cell_type": "code", "source": "1 + 1", "outputs": outputs}]
+    notebook = root / "outputs" / "runs" / "train-8" / "notebook.ipynb"
+    notebook.write_text(json.dumps({"cells": cells}))
+    with server_process(own.address, root) as (_, url), browser_at(url) as page:
+        page.goto("/runs")
+        page.locator("summary", has_text="Columns").click()
+        page.fill("input[data-narrows]", "first_l")
+        assert page.locator(".chooser li:visible").count() == 1
+        assert page.is_checked(".chooser li:visible input")
+        page.fill("input[data-narrows]", "dataset")
+        page.uncheck(".chooser li:visible input")
+        page.click("text=Show these columns")
+        assert "columns=first_loss" in page.url and "columns=dataset" not in page.url
+        page.fill("input[name=filter]", "first_loss <")
+        page.keyboard.press("Enter")
+        assert "at character 13" in page.inner_text("[role=alert]")
+        page.fill("input[name=filter]", "pipeline = train")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=2 of 4 runs pass")
+        assert "columns=first_loss" in page.url  # kept beside the filter
+        for run in (good, bad):
+            page.check(f"input[value='{run}']")
+        page.click("button:has-text('Compare 2 runs')")
+
+        page.locator(".overlay .plot").first.scroll_into_view_if_needed()  # drawn when it is seen
+        page.wait_for_selector(".overlay canvas")
+        assert page.locator(".overlay figure:has(.plot)").count() == 2
+        page.check(".knob-row input[type=checkbox]")
+        page.locator(".knob-row input[type=range]").fill("0.5")
+        assert "log=1" in page.url and "smooth=0.5" in page.url
+        page.reload()
+        page.locator(".overlay .plot").first.scroll_into_view_if_needed()
+        page.wait_for_selector(".overlay canvas")
+        assert page.is_checked(".knob-row input[type=checkbox]")
+        page.click("a[href*='only=differs'] >> nth=0")
+
+        page.wait_for_selector("[data-answers] details")
+        page.keyboard.press("n")
+        page.keyboard.press("n")
+        assert page.locator("details[open]").count() == 1
+        before = page.evaluate("document.activeElement.parentElement.id")
+        page.keyboard.press("k")
+        page.keyboard.press("j")
+        assert page.evaluate("document.activeElement.parentElement.id") == before
+        page.keyboard.press("/")
+        page.keyboard.type("3 + 3")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=1 pass the filter")
+
+        page.goto(f"/runs/{good}")
+        page.locator("#about summary").click()
+        page.fill("input[name=name]", f"first {EVIL}"[:100])
+        page.fill("input[name=tags]", "best, to show")
+        page.click("#about button")
+        page.wait_for_selector("p.tags a:has-text('to show')")
+        page.click("text=Executed notebook")
+        frame = page.frame_locator("iframe.document")
+        assert frame.locator("b").inner_text() == "a table"
+        page.click(f"a[href='/runs/{good}']")
+        for path in (
+            "/runs",
+            f"/runs/compare?run={good}&run={bad}",
+            f"/runs/{good}",
+            f"/runs/{bad}/answers?beside={good}",
+            f"/runs/{good}/notebook",
+        ):
+            for width in (380, 1280):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.goto(path)
+                wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+                assert wide <= 0, f"{path} is {wide} pixels too wide at {width}"
+        quiet = ("400 (Bad Request)", "Blocked script execution", "blocked by the document")
+        problems = [each for each in page.wrong if not any(word in each for word in quiet)]
+        problems = [each for each in problems if "Content Security Policy" not in each]
         assert problems == [] and page.evaluate("document.documentElement.dataset.hit ?? 0") == 0
 
 

@@ -195,5 +195,7 @@ def compare_scores(
     for run_id, before, after in pairs:
         pair = apart[before.id, after.id]
         word = standing_of(pair.difference)
-        found.append(PairedScores(run_id, before, after, pair.difference, word, pair.won, pair.lost))
+        found.append(
+            PairedScores(run_id, before, after, pair.difference, word, pair.won, pair.lost)
+        )
     return found

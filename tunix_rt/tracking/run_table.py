@@ -34,7 +34,7 @@ from .run_predictions import run_folder
 # %% auto #0
 __all__ = ['MOST_FIGURES', 'LOSS', 'VERSION', 'FACTS', 'PATIENCE', 'PREFIXES', 'read_metrics', 'is_number', 'figures_of',
            'base_of', 'stamp_of', 'folder_of', 'summarize', 'RunView', 'names_of', 'defaults_of', 'live_figures',
-           'keep_summaries', 'load_views', 'load_view', 'RunList', 'sorted_views', 'list_views', 'annotate']
+           'keep_summaries', 'load_views', 'load_view', 'read_new', 'RunList', 'sorted_views', 'list_views', 'annotate']
 
 # %% ../../nbs/tracking/80_run_table.ipynb #410d7b24
 MOST_FIGURES = 300  # Metrics of one run that are kept
@@ -197,7 +197,7 @@ def summarize(
         "base_run_id": base_of(record),
     }
 
-# %% ../../nbs/tracking/80_run_table.ipynb #bb7a102f
+# %% ../../nbs/tracking/80_run_table.ipynb #db97992d
 FACTS = {
     "name": "name", "id": "id", "pipeline": "pipeline", "status": "status", "mode": "mode",
     "model": "model_id", "dataset": "dataset_key", "author": "author", "tags": "tags",
@@ -220,12 +220,15 @@ class RunView:
 
     Attributes:
         row: Columns of the run, its summary and its newest evaluation
+        base_run_id: The run whose model it began with
     """
 
     row: Any  # Columns of the run, its summary and its newest evaluation
     parameters: dict[str, Any]
     figures: dict[str, Any]
     notes: Notes = field(default_factory=Notes)
+    author: str | None = None
+    base_run_id: UUID | None = None  # The run whose model it began with
 
     @property
     def id(self) -> UUID:
@@ -246,6 +249,8 @@ class RunView:
         "Look up a fact."
         if name in ("name", "note"):
             return getattr(self.notes, name)
+        if name in ("author", "base"):
+            return _plain(self.author if name == "author" else self.base_run_id)
         return list(self.notes.tags) if name == "tags" else _plain(getattr(self.row, FACTS[name]))
 
     def value(self, name: str) -> Any:
@@ -278,7 +283,7 @@ def names_of(
     found |= {name: "metric" for name in sorted(metrics) if name not in found}
     return found | {name: "parameter" for name in sorted(parameters) if name not in found}
 
-# %% ../../nbs/tracking/80_run_table.ipynb #9a714d29
+# %% ../../nbs/tracking/80_run_table.ipynb #b6e12006
 _COLUMNS = (
     "id", "pipeline", "mode", "status", "dataset_key", "model_id", "parent_run_id", "parameters",
     "request", "folder", "metrics", "queued_at", "started_at", "completed_at", "duration_seconds",
@@ -300,8 +305,6 @@ def _query(conditions: Sequence[Any]) -> Select[Any]:
             RunSummary.parameters.label("kept_parameters"),
             *(scored.c[name] for name in ("score", "low", "high", "evaluation_set")),
             *(scored.c[name] for name in ("judge_name", "measured")),
-            RunSummary.author,
-            RunSummary.base_run_id,
         )
         .outerjoin(RunSummary, RunSummary.run_id == RunRow.id)
         .outerjoin(scored, (scored.c.run_id == RunRow.id) & (scored.c.number == 1))
@@ -360,7 +363,7 @@ def live_figures(
         return {}
     return _live(path, known.st_mtime_ns, known.st_size) if path and known else {}
 
-# %% ../../nbs/tracking/80_run_table.ipynb #13db32d9
+# %% ../../nbs/tracking/80_run_table.ipynb #3dc4f0b6
 PATIENCE = 0.12  # Seconds that one request spends on reading summaries
 
 
@@ -387,9 +390,7 @@ def keep_summaries(
             fresh = {"tags": [], "notes_kept": False, **one}
             wanted = dialect.insert(RunSummary).values(**fresh)
             changed = {name: value for name, value in one.items() if name != "run_id"}
-            session.execute(
-                wanted.on_conflict_do_update(index_elements=["run_id"], set_=changed)
-            )
+            session.execute(wanted.on_conflict_do_update(index_elements=["run_id"], set_=changed))
     return True
 
 
@@ -430,7 +431,9 @@ def _view(row: Any, read: Mapping[str, Any]) -> RunView:
     tags = kept("tags") or ()
     notes = Notes.model_construct(name=kept("name"), tags=tuple(tags), note=kept("note"))
     figures = {**logged, **told, **(row.measured or {})}
-    return RunView(row, {**whole, **given}, figures, notes)
+    asked = (row.request or {}).get("author")
+    author = asked if isinstance(asked, str) and asked else kept("author")
+    return RunView(row, {**whole, **given}, figures, notes, author, kept("base_run_id"))
 
 # %% ../../nbs/tracking/80_run_table.ipynb #c8e11326
 def load_views(
@@ -475,7 +478,37 @@ def load_view(
         keep_summaries(store, [{"figures": {}, "parameters": {}, **one}])
     return _view(row, one)
 
-# %% ../../nbs/tracking/80_run_table.ipynb #1e2c50bd
+# %% ../../nbs/tracking/80_run_table.ipynb #6fb46165
+def read_new(
+    store: Store,  # Database to read
+    *,
+    patience: float = PATIENCE,  # Seconds to spend
+    limit: int = 100,  # Runs to read at most
+) -> int:  # Number of runs read
+    """Read the folders of runs that have no summary yet.
+
+    Args:
+        store: Database to read
+        patience: Seconds to spend
+        limit: Runs to read at most
+
+    Returns:
+        Number of runs read
+    """
+    summary = RunSummary.run_id.is_(None)
+    missing = (
+        select(RunRow.id)
+        .outerjoin(RunSummary, RunSummary.run_id == RunRow.id)
+        .where(summary, RunRow.status.in_(ENDED))
+        .order_by(RunRow.queued_at.desc())
+        .limit(limit)
+    )
+    with store.reading() as session:
+        ids = session.scalars(missing).all()
+        rows = session.execute(_query([RunRow.id.in_(ids)])).all() if ids else []
+    return len(_read_missing(store, rows, patience)[0]) if rows else 0
+
+# %% ../../nbs/tracking/80_run_table.ipynb #ec385eb3
 PREFIXES = ("params.", "parameters.", "metrics.")
 
 
@@ -576,7 +609,7 @@ def list_views(
         next_offset=offset + limit if more else None,
     )
 
-# %% ../../nbs/tracking/80_run_table.ipynb #f1796f3a
+# %% ../../nbs/tracking/80_run_table.ipynb #87acb308
 def annotate(
     store: Store,  # Database of the run
     run_id: UUID,  # Id of an existing run

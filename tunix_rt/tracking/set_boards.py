@@ -185,7 +185,9 @@ def _standing(
 
 def _read(session: Session, narrowed: Mapping[str, Any], limit: int, offset: int) -> list[Any]:
     placed = _placed(narrowed)
-    wanted = or_(placed.c.place == 1, and_(placed.c.place > offset, placed.c.place <= offset + limit))
+    wanted = or_(
+        placed.c.place == 1, and_(placed.c.place > offset, placed.c.place <= offset + limit)
+    )
     base = aliased(RunRow)
     run = (RunRow.pipeline, RunRow.dataset_key, RunRow.request, base.dataset_key, RunSummary.name)
     query = (

@@ -136,7 +136,9 @@ def _picture(data: Mapping[str, Any]) -> str | None:
 
 
 def _plain(text: str, kind: str = "output") -> str:
-    return f'<pre class="{kind}">{escape(visible(terminal_text(text)))}</pre>' if text.strip() else ""
+    return (
+        f'<pre class="{kind}">{escape(visible(terminal_text(text)))}</pre>' if text.strip() else ""
+    )
 
 
 def output_html(
@@ -168,8 +170,8 @@ def output_html(
 
 # %% ../../../nbs/serve/pages/45_notebooks.ipynb #3afe86fb
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2127; --paper: #fdfcfa; --wash: #f4f2ee; --line: #e2e0db;
-  --quiet: #626974; --bad: #b3261e; --accent: #2b62c9; }
+:root { color-scheme: light dark; --ink: #1d2127; --paper: #fdfcfa; --wash: #f4f2ee;
+  --line: #e2e0db; --quiet: #626974; --bad: #b3261e; --accent: #2b62c9; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e6ea; --paper: #15181d; --wash: #20252d;
   --line: #2e343d; --quiet: #9aa2af; --bad: #ff8d85; --accent: #84b1ff; } }
 * { box-sizing: border-box; }
@@ -232,7 +234,9 @@ def notebook_html(
     if path.stat().st_size > LARGEST_NOTEBOOK:
         raise RunError(f"{path.name} is too large to be shown; download it to look into it")
     try:
-        cells = ["\n".join(part for part in _cell(each) if part) for each in read_json(path)["cells"]]
+        cells = [
+            "\n".join(part for part in _cell(each) if part) for each in read_json(path)["cells"]
+        ]
     except (JSONRefused, KeyError, TypeError, AttributeError, UnicodeError):
         raise RunError(
             f"{path.name} is not a notebook that can be shown; download it to look into it"
@@ -242,5 +246,6 @@ def notebook_html(
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width, initial-scale=1"><title>{escape(visible(title))}</title>'
-        f"<style>{STYLE}{made[1] if made else ''}</style></head><body><main>{body}</main></body></html>"
+        f"<style>{STYLE}{made[1] if made else ''}</style></head>"
+        f"<body><main>{body}</main></body></html>"
     )

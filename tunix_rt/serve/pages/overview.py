@@ -19,7 +19,7 @@ from ..artifacts import run_files
 from ..dependencies import StoreDep
 from .leaderboard import Row, board_rows, dataset_keys
 from .rendering import show
-from .run_progress import progress_of, records_of
+from .run_progress import printed_by, progress_of, records_of
 from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...store.traces import count_traces, get_traces, list_traces
@@ -62,7 +62,9 @@ def now_facts(
         for run in list_queued(store, status=status, limit=20).runs
     ]
     return {
-        "running": [progress_of(run, records_of(store, run.id)) for run in at_work],
+        "running": [
+            progress_of(run, records_of(store, run.id), printed_by(store, run)) for run in at_work
+        ],
         "waiting": counts.get("pending", 0),
         "tiles": [
             Tile(len(at_work), "running", "/runs?status=running"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Form, Request
@@ -17,7 +17,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy import func, select
 from starlette.concurrency import run_in_threadpool
 
-from ...core.errors import MissingError, RunError, TunixError
+from ...core.errors import MissingError, RunError
 from ...evaluation.transcripts import response_text
 from ...jobs.queue import get_queued, request_cancel
 from ...scoring.predictions import Prediction, read_predictions
@@ -132,7 +132,7 @@ def answers_of(
     category: str | None = None,  # Category to keep
     text: str | None = None,  # Text to search for
     beside: Sequence[Prediction] = (),  # Predictions of another model
-    beside_scores: Scores = {},  # Their scores
+    beside_scores: Scores | None = None,  # Their scores
 ) -> list[Answer]:  # Predictions in file order
     """Join predictions with their scores, and filter them.
 
@@ -151,12 +151,12 @@ def answers_of(
     if only not in (None, *ONLY):
         raise RunError(f"there is no choice {only!r}; choose one of {', '.join(ONLY)}")
     others = {(each.fingerprint, each.sample): each for each in beside}
-    wanted, found = (text or "").casefold(), []
+    wanted, found, theirs = (text or "").casefold(), list[Answer](), beside_scores or {}
     for number, each in enumerate(predictions, start=1):
         key = (each.fingerprint, each.sample)
         if category not in (None, each.category) or (wanted and wanted not in _words(each)):
             continue
-        made = Answer(number, each, scores.get(key), others.get(key), beside_scores.get(key))
+        made = Answer(number, each, scores.get(key), others.get(key), theirs.get(key))
         kept = {"wrong": made.right is False, "right": made.right is True, "differs": made.differs}
         if only is None or kept[only]:
             found.append(made)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from ... import __version__
 from ...core.errors import MissingError
@@ -30,7 +30,7 @@ from ...traces.diff import COMPARE_STYLE
 from ...traces.display import STYLE, Html, excerpt, text_html
 
 # %% auto #0
-__all__ = ['POLICY', 'RENDERERS', 'KINDS', 'router', 'FOREVER', 'MARKS', 'Filter', 'Skip', 'static_file', 'address_of',
+__all__ = ['POLICY', 'RENDERERS', 'KINDS', 'router', 'FOREVER', 'MARKS', 'Short', 'Filter', 'Skip', 'static_file', 'address_of',
            'static_page', 'moment_html', 'figure_text', 'status_html', 'model_text', 'templates', 'show',
            'blank_is_none', 'around']
 
@@ -251,7 +251,8 @@ def blank_is_none(
     return None if isinstance(value, str) and not value.strip() else value
 
 
-Filter = Annotated[SafeStr | None, BeforeValidator(blank_is_none), Query(max_length=256)]
+Short = Annotated[SafeStr, Field(max_length=256)]
+Filter = Annotated[Short | None, BeforeValidator(blank_is_none), Query()]
 Skip = Annotated[int, Query(ge=0, lt=2**31)]
 
 

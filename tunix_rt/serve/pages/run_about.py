@@ -106,7 +106,7 @@ def command_of(
             words += ["-p", f"{given.name}={_typed(given.value)}"]
     return shlex.join(words)
 
-# %% ../../../nbs/serve/pages/49_run_about.ipynb #53fb9bcd
+# %% ../../../nbs/serve/pages/49_run_about.ipynb #1ea94ccb
 @dataclass(frozen=True)
 class Link:
     """One thing in the lineage of a run.
@@ -161,8 +161,8 @@ def _versions(store: Store, run_id: UUID) -> list[Link]:
 
 
 def _base(store: Store, view: RunView) -> list[Link]:
-    if view.row.base_run_id is not None:
-        found = _runs(store, RunRow.id == view.row.base_run_id)
+    if view.base_run_id is not None:
+        found = _runs(store, RunRow.id == view.base_run_id)
         if found:
             return found
     model = view.parameters.get("model")

@@ -23,6 +23,7 @@ from .run_list import query_with
 from .run_progress import records_of
 from ..strict_json import StrictRoute
 from ...store.engine import Store
+from ...traces.display import Html, excerpt
 from tunix_rt.tracking.run_compare import (
     PairedScores,
     compare_scores,
@@ -31,7 +32,6 @@ from tunix_rt.tracking.run_compare import (
     parameter_lines,
 )
 from ...tracking.run_table import RunView, load_view
-from ...traces.display import Html, excerpt
 
 # %% auto #0
 __all__ = ['MOST', 'Runs', 'SHOWN', 'router', 'distinct', 'labels_of', 'changes_of', 'scored_facts', 'compare_page',
@@ -39,7 +39,7 @@ __all__ = ['MOST', 'Runs', 'SHOWN', 'router', 'distinct', 'labels_of', 'changes_
 
 # %% ../../../nbs/serve/pages/57_run_compare.ipynb #f415cf73
 MOST = 10  # Runs on one page, as many as there are colors
-Runs = Annotated[list[UUID], Query(max_length=100)]
+Runs = Annotated[list[UUID], Query(default_factory=list, max_length=100)]
 
 
 def distinct(
@@ -57,7 +57,9 @@ def distinct(
     if not found:
         raise RunError("no run is ticked; tick two or more in the table of runs, and compare them")
     if len(found) > MOST:
-        raise RunError(f"{len(found)} runs are ticked, and {MOST} fit beside each other; tick fewer")
+        raise RunError(
+            f"{len(found)} runs are ticked, and {MOST} fit beside each other; tick fewer"
+        )
     return found
 
 
@@ -153,7 +155,10 @@ router = APIRouter(route_class=StrictRoute, include_in_schema=False)
 
 @router.get("/runs/compare")
 def compare_page(
-    request: Request, store: StoreDep, run: Runs = [], all: bool = False  # noqa: B006
+    request: Request,
+    store: StoreDep,
+    run: Runs,
+    all: bool = False,
 ) -> HTMLResponse:
     "Compare runs."
     run_ids = distinct(run)
@@ -168,7 +173,9 @@ def compare_page(
         views=views,
         labels=labels,
         query=query,
-        first_of={id: f"?run={id}&" + "&".join(f"run={o}" for o in run_ids if o != id) for id in run_ids},
+        first_of={
+            id: f"?run={id}&" + "&".join(f"run={o}" for o in run_ids if o != id) for id in run_ids
+        },
         without={id: "?" + "&".join(f"run={o}" for o in run_ids if o != id) for id in run_ids},
         curves=curves_html(panels, style=False) if panels else "",
         lines=[line for line in lines if all or line.differs],
@@ -181,7 +188,7 @@ def compare_page(
 
 
 @router.get("/runs/compare/curves")
-def compare_curves(store: StoreDep, run: Runs = []) -> JSONResponse:  # noqa: B006
+def compare_curves(store: StoreDep, run: Runs) -> JSONResponse:
     "Return the curves of several runs as numbers."
     run_ids = distinct(run)
     labels = labels_of([load_view(store, run_id) for run_id in run_ids])

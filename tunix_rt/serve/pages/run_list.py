@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
-from pydantic import BeforeValidator
 
 from ...core.formatting import format_duration
 from ...runs.pipelines import list_pipelines
@@ -21,7 +20,6 @@ from ..dependencies import StoreDep
 from tunix_rt.serve.pages.rendering import (
     Filter,
     Skip,
-    blank_is_none,
     figure_text,
     model_text,
     moment_html,
@@ -31,9 +29,9 @@ from tunix_rt.serve.pages.rendering import (
 from ..schemas.runs import Mode, Status
 from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
+from ...traces.display import Html, excerpt
 from ...tracking.run_filter import FilterError
 from ...tracking.run_table import RunList, RunView, list_views, load_views
-from ...traces.display import Html, excerpt
 
 # %% auto #0
 __all__ = ['COLUMNS', 'MOST_COLUMNS', 'TITLES', 'NOTHING', 'router', 'AT_ONCE', 'PIPELINES', 'SHOWN_NAMES', 'Text', 'Columns',
@@ -273,7 +271,7 @@ AT_ONCE = 50  # Runs on a page
 PIPELINES = tuple(list_pipelines())  # Pipelines that the page can be narrowed to
 SHOWN_NAMES = 400  # Names of metrics and parameters to choose from
 Text = Annotated[SafeStr, Query(max_length=2000)]
-Columns = Annotated[list[SafeStr], Query(max_length=200)]
+Columns = Annotated[list[SafeStr], Query(default_factory=list, max_length=200)]
 
 
 def _choices(found: RunList | None, columns: Sequence[str]) -> dict[str, list[str]]:
@@ -289,9 +287,9 @@ def _choices(found: RunList | None, columns: Sequence[str]) -> dict[str, list[st
 def runs_page(
     request: Request,
     store: StoreDep,
+    columns: Columns,
     filter: Text = "",
     sort: Annotated[SafeStr, Query(max_length=130)] = "",
-    columns: Columns = [],  # noqa: B006
     status: Filter = None,
     pipeline: Filter = None,
     dataset_key: Filter = None,
@@ -306,9 +304,7 @@ def runs_page(
     }  # fmt: skip
     found, wrong, names = None, "", chosen_columns(columns)
     try:
-        found = list_views(
-            store, filter=filter, order=sort, limit=AT_ONCE, offset=offset, **asked
-        )
+        found = list_views(store, filter=filter, order=sort, limit=AT_ONCE, offset=offset, **asked)
     except FilterError as error:
         wrong = str(error)
     views = found.views if found else []

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from ...core.errors import TunixError
 from ...core.formatting import format_ago, format_duration
+from ...jobs.logs import read_log
 from ...jobs.queue import get_queued
 from ...runs.pipelines import find_pipeline, with_defaults
 from ..artifacts import run_files
@@ -21,8 +22,8 @@ from ...store.tables import RunRow, now
 from ...tracking.run_table import is_number, read_metrics
 
 # %% auto #0
-__all__ = ['COUNTED', 'lease_words', 'records_of', 'bad_lines', 'Bar', 'last_bar', 'phase_of', 'time_left', 'Progress',
-           'progress_of']
+__all__ = ['RECENT', 'COUNTED', 'lease_words', 'records_of', 'printed_by', 'bad_lines', 'Bar', 'last_bar', 'phase_of',
+           'time_left', 'Progress', 'progress_of']
 
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #6f856de4
 def lease_words(
@@ -68,6 +69,26 @@ def records_of(
     return [] if folder is None else read_metrics(folder / "metrics.jsonl")[0]
 
 
+RECENT = 8  # Log chunks that the phase of a run is read from
+
+
+def printed_by(
+    store: Store,  # Database to read from
+    run: RunRow,  # Run at work
+) -> str:  # End of its log
+    """Read what a run has printed lately.
+
+    Args:
+        store: Database to read from
+        run: Run at work
+
+    Returns:
+        End of its log
+    """
+    lines = read_log(store, run.id, max(0, run.last_seq - RECENT), 2 * RECENT)
+    return "".join(line.chunk for line in lines)
+
+
 def bad_lines(
     run: RunRow,  # Any
 ) -> int:  # Lines of its metrics.jsonl that cannot be read
@@ -88,7 +109,7 @@ def bad_lines(
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #e85b6c4a
 _BAR = re.compile(
     r"(?P<done>\d+)/(?P<all>\d+) \[(?P<spent>[\d:]+)<(?P<left>[\d:]+|\?),"
-    r" *(?:[\d.]+|\?)(?:(?P<per>[a-z]+)/s|s/(?P<slow>[a-z]+))"
+    r" *(?:[\d.]+|\?)(?:(?P<per>[a-z]+)/s\b|s/(?P<slow>[a-z]+))"
 )
 COUNTED = {
     "step": "training",
@@ -130,11 +151,10 @@ def last_bar(
     Returns:
         None where no bar was printed
     """
-    found = None
-    for found in _BAR.finditer(text[-8192:]):
-        pass
-    if found is None:
+    bars = list(_BAR.finditer(text[-8192:]))
+    if not bars:
         return None
+    found = bars[-1]
     left = None if "?" in found["left"] else _seconds(found["left"])
     return Bar(int(found["done"]), int(found["all"]), found["per"] or found["slow"], left)
 

@@ -28,19 +28,18 @@ from .notebooks import SANDBOX, notebook_html, terminal_text
 from .rendering import POLICY, show
 from .run_about import command_of, lineage_of, parameters_of
 from .run_list import tags_html
-from .run_progress import bad_lines, progress_of, records_of
+from .run_progress import bad_lines, printed_by, progress_of, records_of
 from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...store.tables import EvaluationRow, RunRow
 from ...tracking.baselines import higher_is_better
 from ...tracking.evaluations import latest_evaluation
-from ...tracking.run_table import load_view
+from ...tracking.run_table import load_view, read_new
 
 # %% auto #0
-__all__ = ['router', 'TAIL', 'RECENT', 'COMPLETIONS', 'MOST_BYTES', 'FRAMING', 'FRAMED', 'score_figures', 'category_figures',
-           'state_facts', 'log_pieces', 'evaluation_facts', 'newest_completions', 'completion_facts', 'run_page',
-           'run_state_part', 'run_completions_part', 'run_curves', 'report_page', 'report_document', 'notebook_page',
-           'notebook_document']
+__all__ = ['router', 'TAIL', 'COMPLETIONS', 'MOST_BYTES', 'FRAMING', 'FRAMED', 'score_figures', 'category_figures', 'state_facts',
+           'log_pieces', 'evaluation_facts', 'newest_completions', 'completion_facts', 'run_page', 'run_state_part',
+           'run_completions_part', 'run_curves', 'report_page', 'report_document', 'notebook_page', 'notebook_document']
 
 # %% ../../../nbs/serve/pages/50_runs.ipynb #c4a350cd
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
@@ -107,9 +106,6 @@ def _files(run: RunRow) -> list[Any]:
     return [] if folder is None else list_files(folder)
 
 
-RECENT = 8  # Log chunks that the phase of a run is read from
-
-
 def state_facts(
     store: Store,  # Database to read from
     run: RunRow,  # Any
@@ -125,10 +121,8 @@ def state_facts(
     """
     if run.ended:
         return {"run": run, "far": progress_of(run, [])}
-    printed = "".join(
-        line.chunk for line in read_log(store, run.id, max(0, run.last_seq - RECENT), 2 * RECENT)
-    )
-    return {"run": run, "far": progress_of(run, records_of(store, run.id), printed)}
+    far = progress_of(run, records_of(store, run.id), printed_by(store, run))
+    return {"run": run, "far": far}
 
 
 def log_pieces(
@@ -223,6 +217,7 @@ def completion_facts(
 def run_page(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
     "Show one run."
     run, view = get_queued(store, run_id), load_view(store, run_id)
+    read_new(store)
     files, evaluation = _files(run), _evaluated(store, run_id)
     names = {file.name for file in files}
     kept = [file for file in files if file.name.startswith("checkpoints/")]

@@ -23,7 +23,8 @@ document.querySelectorAll("[data-narrows]").forEach((field) => {
   field.addEventListener("input", () => {
     const wanted = field.value.trim().toLowerCase();
     for (const each of document.querySelectorAll(field.dataset.narrows)) {
-      each.hidden = !each.textContent.toLowerCase().includes(wanted);
+      const words = `${each.textContent} ${each.querySelector("[title]")?.title ?? ""}`;
+      each.hidden = !words.toLowerCase().includes(wanted);
     }
   });
 });
