@@ -219,7 +219,7 @@ def _narrowed(query: TraceQuery, number: ColumnElement[int]) -> list[ColumnEleme
     if query.thumb:
         marked.append(TraceMark.thumbs > 0 if query.thumb == "up" else TraceMark.thumbs < 0)
     rated = TraceMark.ratings > 0
-    wanted = []
+    wanted: list[ColumnElement[bool]] = []
     if query.rated:
         marked.append(rated)
     if marked:
@@ -290,7 +290,7 @@ def _scope(dialect: str, query: TraceQuery, sort: str) -> _Scope:
         return _Scope(chosen, number)
     marks = TraceMark.__table__
     chosen = chosen.join(marks, marks.c.number == number).where(value.is_not(None))
-    return _Scope(chosen.add_columns(value), number, value)
+    return _Scope(chosen.add_columns(value), number, marks.c[value.key])
 
 
 def _beyond(scope: _Scope, place: Place, falling: bool) -> ColumnElement[bool]:
@@ -334,7 +334,7 @@ def _weighed(session: Session, query: TraceQuery) -> list[Place]:
     oldest = scope.chosen.order_by(scope.number.desc()).offset(WEIGHED - 1).limit(1)
     from_number = session.scalar(oldest) or 0
     spelled = tsquery(query.clauses)
-    rank = literal_column("bm25(trace_words, 4.0, 1.0, 4.0, 1.0)")
+    rank: ColumnElement[Any] = literal_column("bm25(trace_words, 4.0, 1.0, 4.0, 1.0)")
     if dialect == "postgresql":
         rank = -func.ts_rank(column("words"), func.to_tsquery("simple", spelled))
     chosen = scope.chosen.where(scope.number >= from_number)
@@ -571,7 +571,8 @@ def _around(session: Session, query: TraceQuery, sort: str, number: int) -> list
         if number not in numbers:
             return [None, None]
         at = numbers.index(number)
-        return [numbers[at - 1] if at else None, (numbers[at + 1 :] or [None])[0]]
+        beside: list[int | None] = [None, *numbers, None]
+        return [beside[at], beside[at + 2]]
     if (place := _place_of(session, number, sort)) is None:
         return [None, None]
     ways = (
@@ -600,7 +601,9 @@ def neighbors(
     """
     with store.reading() as session:
         number = session.scalar(select(TraceRow.number).where(TraceRow.id == trace_id))
-        beside = [None, None] if number is None else _around(session, query, sort, number)
+        beside: list[int | None] = [None, None]
+        if number is not None:
+            beside = _around(session, query, sort, number)
         wanted = [each for each in beside if each is not None]
         rows = session.execute(
             select(TraceRow.number, TraceRow.id).where(TraceRow.number.in_(wanted))

@@ -53,7 +53,7 @@ class Choice(NamedTuple):
     "One value of a facet."
 
     words: str
-    count: int
+    hits: int
     href: str
     chosen: bool
 
@@ -73,7 +73,11 @@ TITLES = {
     "dataset": "Dataset",
     "trace_version": "Version",
 }
-RATINGS = {"up": {"thumb": "up"}, "down": {"thumb": "down"}, "unrated": {"rated": False}}
+RATINGS: dict[str, dict[str, Any]] = {
+    "up": {"thumb": "up"},
+    "down": {"thumb": "down"},
+    "unrated": {"rated": False},
+}
 
 
 def _filter_of(name: str, value: str) -> dict[str, Any]:
@@ -108,7 +112,8 @@ def list_facets(
         for value, count in counts.get(name, {}).items():
             wanted = _filter_of(name, value)
             chosen = all(said.get(key) == each for key, each in wanted.items())
-            href = shown.address(**(dict.fromkeys(wanted) if chosen else wanted))
+            changed: dict[str, Any] = dict.fromkeys(wanted) if chosen else wanted
+            href = shown.address(**changed)
             words = {"up": "Thumbs up", "down": "Thumbs down"}.get(value, value)
             choices.append(Choice(excerpt(words, 60), count, href, chosen))
         if len(choices) > 1 or any(each.chosen for each in choices):
@@ -132,7 +137,8 @@ def list_filters(
         if name not in ("ids", "text"):
             said = {"True": "yes", "False": "no"}.get(str(value), str(value))
             words = f"{name.replace('_', ' ')}: {excerpt(said, 60)}"
-            found.append((words, shown.address(**{name: None})))
+            without: dict[str, Any] = {name: None}
+            found.append((words, shown.address(**without)))
     return found
 
 # %% ../../../nbs/serve/pages/34_trace_list.ipynb #1d79c968

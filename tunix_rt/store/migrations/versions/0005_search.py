@@ -36,6 +36,16 @@ SQLITE = (
         );
     END""",
 )
+TALLY = """CREATE OR REPLACE FUNCTION tally_traces() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO trace_tallies (block, writer, traces)
+        SELECT number / 1000, pg_backend_pid() % 64,
+               count(*) * CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END
+        FROM touched GROUP BY 1 ORDER BY 1
+        ON CONFLICT (block, writer) DO UPDATE
+        SET traces = trace_tallies.traces + excluded.traces;{}
+        RETURN NULL;
+    END $$"""  # The trigger of step 0001, which notes what is to be indexed as well
 POSTGRES = (
     """CREATE TABLE trace_words (
         number bigint PRIMARY KEY REFERENCES traces (number) ON DELETE CASCADE,
@@ -45,14 +55,11 @@ POSTGRES = (
     "CREATE TABLE trace_arrivals (first bigint PRIMARY KEY, last bigint NOT NULL)",
     """INSERT INTO trace_arrivals
     SELECT min(number), max(number) FROM traces GROUP BY number / 1000""",
-    """CREATE FUNCTION note_arrivals() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        INSERT INTO trace_arrivals
-        SELECT min(number), max(number) FROM touched HAVING count(*) > 0;
-        RETURN NULL;
-    END $$""",
-    """CREATE TRIGGER traces_to_index AFTER INSERT ON traces REFERENCING NEW TABLE AS touched
-    FOR EACH STATEMENT EXECUTE FUNCTION note_arrivals()""",
+    TALLY.format("""
+        IF TG_OP = 'INSERT' THEN
+            INSERT INTO trace_arrivals
+            SELECT min(number), max(number) FROM touched HAVING count(*) > 0;
+        END IF;"""),
 )
 MARKS = """INSERT INTO trace_marks (number, score, stars, thumbs, ratings)
 SELECT number, score, NULL, 0, 0 FROM (
@@ -116,8 +123,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     "Remove the index, the ratings and the links between versions."
     if op.get_bind().dialect.name == "postgresql":
-        op.execute("DROP TRIGGER traces_to_index ON traces")
-        op.execute("DROP FUNCTION note_arrivals")
+        op.execute(TALLY.format(""))
         op.drop_table("trace_arrivals")
     else:
         op.execute("DROP TRIGGER traces_forgotten")

@@ -1,0 +1,167 @@
+"The pages of traces, by a program: hostile texts, ratings, edits, datasets from what was found."
+
+import json
+import re
+import time
+from contextlib import closing
+
+import pytest
+from serving import serving, sum_trace
+from test_pages import BROWSER, EVIL, evil_trace
+
+from tunix_rt.data.datasets import load_dataset
+from tunix_rt.store.engine import open_store
+from tunix_rt.store.ratings import list_ratings
+from tunix_rt.store.search_index import update_index
+from tunix_rt.store.traces import add_traces, get_trace
+from tunix_rt.store.versions import versions_of
+from tunix_rt.traces.schema import Trace
+
+
+@pytest.fixture
+def pages(root):
+    "A client of the pages, and the store behind them."
+    with closing(open_store(f"sqlite:///{root / 'pages.db'}")) as store, serving(store) as client:
+        client.headers.update(BROWSER)
+        client.store = store
+        yield client
+
+
+def stored(client, *traces) -> list:
+    "Store and index traces."
+    ids = [each.id for each in add_traces(client.store, list(map(Trace.model_validate, traces)))]
+    update_index(client.store)
+    return ids
+
+
+def page(client, path, status=200) -> str:
+    "The text of a page that holds nothing harmful."
+    answer = client.get(path)
+    assert answer.status_code == status, answer.text[:500]
+    shown = re.sub(r'<textarea.*?</textarea>|value="[^"]*"', "", answer.text, flags=re.DOTALL)
+    wrong = r"<script(?! src=\"/static)|<img|<svg onload|href=\"javascript|\u202e|\u2066"
+    harmful = re.findall(wrong, shown)  # what a field holds is text, and has to come back as it was
+    assert harmful == [], harmful
+    return answer.text
+
+
+HOSTILE = {
+    "script": evil_trace(),
+    "bidi": sum_trace(1) | {"prompt": "evil \u202e txt.exe", "final_answer": "\u2066x\u2069"},
+    "markdown": sum_trace(2)
+    | {
+        "prompt": f"**x** [click](javascript:alert(1)) ![p](https://evil.example/p.png)\n\n{EVIL}",
+        "final_answer": "$\\href{javascript:alert(1)}{x} \\text{<script>alert(1)</script>}$",
+    },
+    "long": sum_trace(3) | {"prompt": "word " * 9_999, "final_answer": "$x$ " * 12_000},
+    "steps": sum_trace(4)
+    | {"steps": [{"i": i, "type": "**t**", "content": f"**carry** ${i}$"} for i in range(1000)]},
+    "brackets": sum_trace(5) | {"prompt": "**a** " + "[" * 19_000, "final_answer": "`" * 19_000},
+    "meta": sum_trace(6, **{EVIL[:60]: {EVIL: [EVIL]}, "source": EVIL, "category": EVIL}),
+    "rubric": sum_trace(7, rubric=[[EVIL, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_traces_are_shown_and_harm_nobody(pages, kind):
+    (id,) = stored(pages, HOSTILE[kind])
+    search = "/traces?text=evil+OR+carry&sort=relevance"
+    paths = ("/traces", search, f"/traces/{id}", f"/traces/{id}?view=plain&text=x")
+    edits = () if kind == "steps" else (f"/traces/{id}/edit",)
+    for path in (
+        *paths,
+        *edits,
+        f"/traces/build?take=ids&ids={id}",
+        f"/traces/compare?ids={id}&ids={id}",
+    ):
+        start = time.perf_counter()
+        page(pages, path)
+        assert time.perf_counter() - start < 5, path
+    if kind == "steps":
+        assert "a form holds 200" in page(pages, f"/traces/{id}/edit", status=400)
+
+
+def test_hostile_searches_are_shown_as_they_were_typed(pages):
+    stored(pages, evil_trace())
+    for typed in (EVIL, "\u202e", '"><script>', "' OR 1=1 --", 'NEAR("a" *', "a" * 256, "{{7*7}}"):
+        page(pages, str(pages.build_request("GET", "/traces", params={"text": typed}).url))
+    wrongs = ["text=%00", "text=-a", "sort=size", "after=x", "min_stars=9", "dataset=none"]
+    for wrong in [*wrongs, f"text={'a' * 300}"]:
+        assert pages.get(f"/traces?{wrong}").status_code == 422, wrong
+
+
+def test_a_list_leads_to_its_traces_and_back(pages):
+    ids = stored(pages, *(sum_trace(n, source=f"s{n % 2}") for n in range(30)))
+    text = page(pages, "/traces?text=sum")
+    assert "<strong>30</strong>" in text and text.count('name="ids"') == 25
+    assert "source=s1" in text and "after=" in text
+    text = page(pages, "/traces?text=is+12")
+    assert "<mark>12</mark>" in text and "source: " not in text
+    text = page(pages, "/traces?text=sum&source=s1")
+    assert "<strong>15</strong>" in text and "source: s1" in text
+    text = page(pages, f"/traces/{ids[12]}?text=sum")
+    assert f"/traces/{ids[11]}?text=sum" in text and f"/traces/{ids[13]}?text=sum" in text
+    assert f">{ids[12]}</code>" in text
+    assert "No trace matches" in page(pages, "/traces?text=xylophone")
+    assert "sums-v1" in page(pages, f"/traces/{ids[3]}")
+
+
+def test_rating_and_scoring(pages):
+    (id,) = stored(pages, sum_trace(3))
+    form = {"thumb": "up", "stars": "4", "note": EVIL, "step": "", "author": "ann"}
+    assert "4 of 5 stars" in pages.post(f"/traces/{id}/rate?text=sum", data=form).text
+    pages.post(f"/traces/{id}/rate", data={"down": "0", "author": "bob"})
+    whole, step = list_ratings(pages.store, id)[::-1]
+    assert (whole.author, whole.thumb, whole.stars, whole.note) == ("ann", 1, 4, EVIL)
+    assert (step.author, step.step, step.thumb) == ("bob", 0, -1)
+    text = page(pages, f"/traces/{id}")
+    assert "4 of 5 stars" in text and "step 0" in text
+    assert "★" in page(pages, "/traces?min_stars=4")
+    sent = pages.post(f"/traces/{id}/score?text=sum", follow_redirects=False)
+    assert sent.headers["location"] == f"/traces/{id}?text=sum"
+    assert "of 100" in page(pages, f"/traces/{id}")
+    for wrong, status in (
+        ({}, 422),
+        ({"stars": "9"}, 422),
+        ({"note": "\x00"}, 422),
+        ({"up": "7"}, 422),
+    ):
+        assert pages.post(f"/traces/{id}/rate", data=wrong).status_code == status, wrong
+
+
+def test_editing_makes_a_new_version(pages):
+    (id,) = stored(pages, sum_trace(3, keep="me"))
+    form = {
+        "prompt": "What is\r\n3 + 3?", "final_answer": "six", "author": "ann",
+        "i": ["0", "", ""], "type": ["sum", "", "sum"], "content": ["3 + 3 = 6", "so it is 6", " "],
+    }  # fmt: skip
+    sent = pages.post(f"/traces/{id}/edit", data=form, follow_redirects=False)
+    assert sent.status_code == 303, sent.text
+    (made,) = versions_of(pages.store, id).edits
+    trace = get_trace(pages.store, made).trace
+    assert (trace.prompt, trace.final_answer) == ("What is\n3 + 3?", "six")
+    assert [(step.i, step.type) for step in trace.steps] == [(0, "sum"), (1, "step")]
+    assert trace.meta["keep"] == "me"
+    assert "There is a newer version" in page(pages, f"/traces/{id}")
+    assert "Edited from" in page(pages, f"/traces/{made}")
+    assert pages.post(f"/traces/{id}/edit", data=form | {"prompt": "\x00"}).status_code == 422
+    assert pages.post(f"/traces/{made}/edit", data=form).status_code == 422  # nothing changed
+
+
+def test_datasets_are_built_from_the_list(pages):
+    ids = stored(pages, *(sum_trace(n) for n in range(20, 26)))
+    for query, size in (("text=sum", 6), (f"take=ids&ids={ids[1]}&ids={ids[4]}", 2)):
+        text = page(pages, f"/traces/build?{query}")
+        assert f"<strong>{size}</strong>" in text
+        filters = re.search(r'name="filters" value="([^"]*)"', text)[1].replace("&#34;", '"')
+        form = {"dataset_name": f"from {size}", "dataset_version": "v1", "filters": filters,
+                "limit": "", "seed": ""}  # fmt: skip
+        sent = pages.post("/traces/build", data=form, follow_redirects=False)
+        assert sent.headers["location"] == f"/datasets/from_{size}-v1", sent.text
+        dataset = load_dataset(f"from_{size}-v1")
+        assert len(dataset) == size and dataset.manifest["filters"] == json.loads(filters)
+    assert "no trace was ticked" in page(pages, "/traces/build?take=ids", 400)
+    assert "two traces are compared" in page(pages, f"/traces/compare?ids={ids[0]}", 400)
+    for wrong in ("[", "[]", '{"search": {"stars": 1}}'):
+        form = {"dataset_name": "x", "dataset_version": "v1", "filters": wrong}
+        assert pages.post("/traces/build", data=form).status_code == 422, wrong
