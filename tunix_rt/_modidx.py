@@ -4650,6 +4650,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'tunix_rt/serve/routers/tunix_runs.py'),
                                                    'tunix_rt.serve.routers.tunix_runs.list_tunix_runs': ( 'serve/routers/tunix_runs.html#list_tunix_runs',
                                                                                                           'tunix_rt/serve/routers/tunix_runs.py'),
+                                                   'tunix_rt.serve.routers.tunix_runs.show_run_metrics': ( 'serve/routers/tunix_runs.html#show_run_metrics',
+                                                                                                           'tunix_rt/serve/routers/tunix_runs.py'),
                                                    'tunix_rt.serve.routers.tunix_runs.stream_tunix_run_logs': ( 'serve/routers/tunix_runs.html#stream_tunix_run_logs',
                                                                                                                 'tunix_rt/serve/routers/tunix_runs.py')},
             'tunix_rt.serve.routers.ungar': { 'tunix_rt.serve.routers.ungar.export_high_card_duel': ( 'serve/routers/ungar.html#export_high_card_duel',

@@ -38,7 +38,7 @@ from ...store.engine import Store
 
 # %% auto #0
 __all__ = ['router', 'Filter', 'EVENTS', 'Seq', 'list_tunix_runs', 'get_tunix_run', 'get_tunix_run_status', 'cancel_tunix_run',
-           'stream_tunix_run_logs', 'list_artifacts', 'download_artifact', 'get_run_metrics']
+           'stream_tunix_run_logs', 'list_artifacts', 'download_artifact', 'get_run_metrics', 'show_run_metrics']
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #47583096
 router = APIRouter(route_class=StrictRoute, tags=["tunix_runs"], prefix="/api/tunix/runs")
@@ -138,11 +138,31 @@ def download_artifact(
     return SnapshotResponse(path, media_type="application/octet-stream", filename=path.name)
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #2b99466a
-@router.get("/{run_id}/metrics")
-def get_run_metrics(store: StoreDep, run_id: UUID, response: Response) -> list[dict[str, Any]]:
-    "Show the metrics of a run, step by step."
+def get_run_metrics(
+    store: Store,  # Database with the run
+    run_id: UUID,  # Id of the run
+    bad: list[int] | None = None,  # Gets the numbers of damaged lines
+) -> list[dict[str, Any]]:  # Records in order
+    """Read the metrics of a run, without damaged lines.
+
+    Args:
+        store: Database with the run
+        run_id: Id of the run
+        bad: Gets the numbers of damaged lines
+
+    Returns:
+        Records in order
+    """
     folder = run_files(get_queued(store, run_id))
+    return (
+        [] if folder is None else read_log(folder / "metrics.jsonl", bad=[] if bad is None else bad)
+    )
+
+
+@router.get("/{run_id}/metrics", name="get_run_metrics")
+def show_run_metrics(store: StoreDep, run_id: UUID, response: Response) -> list[dict[str, Any]]:
+    "Show the metrics of a run, step by step."
     bad: list[int] = []
-    records = [] if folder is None else read_log(folder / "metrics.jsonl", bad=bad)
+    records = get_run_metrics(store, run_id, bad)
     response.headers["X-Skipped-Lines"] = str(len(bad))
     return records
