@@ -17,7 +17,7 @@ import time
 import pytest
 from small_model import talking_model
 
-INSPECT = os.environ.get("INSPECT") or shutil.which("inspect")
+INSPECT = shutil.which(os.environ.get("INSPECT", "inspect"))
 pytestmark = pytest.mark.skipif(not INSPECT, reason="inspect is not installed; see the top")
 TOKENS = 12
 QUESTIONS = ["What is 47 plus 86?", "What is 7 plus 6?", "carry 1", "Ones?"]
@@ -75,8 +75,8 @@ def test_inspect_gets_our_responses_and_scores_them(served, ours):
     (folder / "sums.py").write_text(task)
     env = os.environ | {"TUNIX_API_KEY": "none", "TUNIX_BASE_URL": f"{address}/v1"}
     done = subprocess.run(
-        [INSPECT, "eval", "sums.py", "--model", "openai-api/tunix/reasoner", "--log-dir", "logs",
-         "--log-format", "json", "--display", "plain"],
+        [os.path.abspath(str(INSPECT)), "eval", "sums.py", "--model", "openai-api/tunix/reasoner",
+         "--log-dir", "logs", "--log-format", "json", "--display", "plain"],
         cwd=folder, env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
