@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,138 @@ def test_transformers_reads_what_we_write(tmp_path: Path):
         with torch.no_grad():
             found = theirs(torch.from_numpy(TOKENS)).logits.numpy()
         np.testing.assert_allclose(found, scores(model), atol=2e-3)
+
+
+OTHERS = {
+    "llama": ("llama-3.2-1b", "llama-bpe", {}),
+    "llama, a head of its own": (
+        "llama-3.2-1b",
+        "llama-bpe",
+        {"tied": False, "rope_scaling": None},
+    ),
+    "smollm2": ("smollm2-135m", "smollm", {}),
+    "qwen2": ("qwen2.5-0.5b", "qwen2", {}),
+    "qwen3": ("qwen3-0.6b", "qwen2", {}),
+}
+AWKWARD = [
+    "What's 47 plus 8600?\n\n  carry 1",
+    "naïve  café 😀\r\n",
+    "<|im_end|>12 345 ",
+    "e\u0301",
+]
+
+
+def byte_level(pre: str) -> Any:
+    "A tokenizer of the family, fitted as its publishers do."
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    from tunix_rt.models.gguf import PATTERNS
+
+    words = tokenizers.Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
+    words.normalizer = normalizers.NFC() if pre == "qwen2" else None
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not PATTERNS[pre])
+    cut = pre_tokenizers.Digits(individual_digits=True)
+    if PATTERNS[pre]:
+        cut = pre_tokenizers.Split(tokenizers.Regex(PATTERNS[pre]), "isolated")
+    words.pre_tokenizer = pre_tokenizers.Sequence([cut, level])
+    words.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    if pre == "llama-bpe":
+        special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    words.train_from_iterator(
+        [*TEXTS, *AWKWARD],
+        trainers.BpeTrainer(
+            vocab_size=300, special_tokens=special, show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )  # fmt: skip
+    return words
+
+
+def write_as_llama_cpp(path: Path, model: Gemma, words: Any, pre: str) -> None:
+    "Write a model as llama.cpp's converter does, with nothing of ours but the names of tensors."
+    import json as plain
+
+    from tunix_rt.models.weights import as_published, whole_tensors
+
+    config, arch = model.config, model.config.family
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_context_length(config.positions), writer.add_embedding_length(config.width)
+    writer.add_block_count(config.layers), writer.add_feed_forward_length(config.hidden)
+    writer.add_head_count(config.query_heads), writer.add_head_count_kv(config.key_heads)
+    writer.add_layer_norm_rms_eps(config.epsilon), writer.add_rope_freq_base(config.rope_base)
+    writer.add_key_length(config.head_width), writer.add_value_length(config.head_width)
+    writer.add_vocab_size(config.vocabulary), writer.add_file_type(0)
+    held = plain.loads(words.to_str())["model"]
+    vocabulary = sorted(held["vocab"], key=held["vocab"].get)
+    writer.add_tokenizer_model("gpt2"), writer.add_tokenizer_pre(pre)
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if one.startswith("<|") else 1 for one in vocabulary])
+    writer.add_token_merges([" ".join(pair) for pair in held["merges"]])
+    writer.add_eos_token_id(2 if arch != "llama" or pre == "smollm" else 3)
+    writer.add_bos_token_id(0), writer.add_add_bos_token(pre == "llama-bpe")
+    kinds = gguf.MODEL_ARCH_NAMES.items()
+    names = gguf.get_tensor_name_map(next(k for k, v in kinds if v == arch), config.layers)
+    for name, found in whole_tensors(model):
+        value = np.asarray(as_published(name, found, np.dtype("f4")))
+        if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = config.query_heads if "q_proj" in name else config.key_heads
+            rows = value.reshape(heads, 2, len(value) // heads // 2, -1)
+            value = rows.swapaxes(1, 2).reshape(value.shape)
+        stem, _, kind = name.rpartition(".")
+        writer.add_tensor(f"{names.get_name(stem)}.{kind}", np.ascontiguousarray(value))
+    if config.rope_scaling:
+        factor, low, high, old = config.rope_scaling
+        place = np.arange(0, config.head_width, 2) / config.head_width
+        waves = 2 * np.pi * config.rope_base**place
+        smooth = (old / waves - low) / (high - low)
+        middle = 1 / ((1 - smooth) / factor + smooth)
+        factors = np.where(waves < old / high, 1, np.where(waves > old / low, factor, middle))
+        writer.add_tensor("rope_freqs.weight", factors.astype("f4"))
+    for step in ("header_to_file", "kv_data_to_file", "tensors_to_file"):
+        getattr(writer, f"write_{step}")()
+    writer.close()
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_families_open_as_llama_cpp_writes_them(case: str, tmp_path: Path):
+    shape, pre, more = OTHERS[case]
+    words = byte_level(pre)
+    config = preset(shape).resized(
+        vocabulary=words.get_vocab_size(), width=64, layers=2, query_heads=4, key_heads=2,
+        head_width=16, query_scale=16.0, hidden=96, positions=16_384, pattern=(), **more,
+    )  # fmt: skip
+    model = random_model(config)
+    write_as_llama_cpp(tmp_path / "model.gguf", model, words, pre)
+    again, tokenizer = load_model(resolve_source(str(tmp_path / "model.gguf")))
+    assert again.config.resized(unused=config.unused) == config
+    np.testing.assert_allclose(scores(again), scores(model), atol=1e-4)
+    for text in AWKWARD + TEXTS[:1]:
+        found = tokenizer(text, add_special_tokens=False).input_ids
+        assert found == words.encode(text).ids
+        assert tokenizer.decode(found) == (text if pre != "qwen2" else normalized(text))
+    assert (tokenizer("a").input_ids[0] == 0) == (pre == "llama-bpe")
+    if case in ("llama", "qwen2", "qwen3") and find_spec("torch"):
+        np.testing.assert_allclose(read_by_transformers(tmp_path), scores(model), atol=2e-3)
+
+
+def normalized(text: str) -> str:
+    import unicodedata
+
+    return unicodedata.normalize("NFC", text)
+
+
+def read_by_transformers(folder: Path) -> np.ndarray:
+    "The logits of `transformers`, which opens GGUF files by code of its own."
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file="model.gguf", attn_implementation="eager", dtype=torch.float32
+    )
+    with torch.no_grad():
+        return theirs(torch.from_numpy(TOKENS)).logits.numpy()
 
 
 def test_merges_are_those_of_transformers():

@@ -29,6 +29,7 @@ from ..core.files import new_folder, sha256_file, write_json
 from ..core.formatting import front_matter
 from ..core.settings import resolve, settings
 from .config import check_first_bytes, from_hugging_face, read_number
+from .families import FAMILIES
 from .hf_layout import check_names, published_name, wanted_tensors
 from tunix_rt.models.tokenizer import (
     SPACE,
@@ -38,13 +39,14 @@ from tunix_rt.models.tokenizer import (
 )
 
 # %% auto #0
-__all__ = ['MAGIC', 'NUMBERS', 'TEXT', 'ARRAY', 'PART', 'SECOND', 'THIRD', 'GGUF_ARCHITECTURES', 'OUTSIDE', 'BLOCK', 'PLAIN',
-           'SHARD', 'CONTROL', 'USER_DEFINED', 'WHOLE', 'ROLES', 'SAMPLING', 'FORMAT', 'Header', 'read_value',
-           'check_start', 'GGUFTensor', 'GGUFFile', 'gguf_package', 'read_tensors', 'read_gguf', 'read_parts',
-           'find_gguf', 'Architecture', 'architecture', 'read_setting', 'layer_types', 'config_json', 'rope_json',
-           'tensor_name', 'map_gguf', 'dequantize', 'read_gguf_tensor', 'check_kinds', 'plan_shards', 'write_weights',
-           'merges', 'spelled', 'sentence_pieces', 'gguf_tokenizer', 'card', 'generation_json', 'convert_gguf',
-           'converted']
+__all__ = ['MAGIC', 'NUMBERS', 'TEXT', 'ARRAY', 'PART', 'SECOND', 'THIRD', 'PLAIN_BLOCKS', 'GGUF_ARCHITECTURES', 'OUTSIDE',
+           'HEAD', 'ROTATION', 'BLOCK', 'PLAIN', 'SHARD', 'CONTROL', 'USER_DEFINED', 'PATTERNS', 'WHOLE', 'ROLES',
+           'SAMPLING', 'FORMAT', 'Header', 'read_value', 'check_start', 'GGUFTensor', 'GGUFFile', 'gguf_package',
+           'read_tensors', 'read_gguf', 'read_parts', 'find_gguf', 'Architecture', 'architecture', 'read_setting',
+           'layer_types', 'config_json', 'plain_json', 'rope_factors', 'long_rope', 'rope_json', 'tensor_name',
+           'map_gguf', 'dequantize', 'unturn', 'read_gguf_tensor', 'check_kinds', 'plan_shards', 'write_weights',
+           'merges', 'spelled', 'sentence_pieces', 'byte_pairs', 'gguf_tokenizer', 'card', 'generation_json',
+           'convert_gguf', 'converted']
 
 # %% ../../nbs/models/57_gguf.ipynb #346745f6
 MAGIC = b"GGUF"
@@ -367,18 +369,25 @@ class Architecture:
         blocks: Name of a layer's tensor to its name here
         offset: Amount that its norms are stored above ours
         every: Group size with one global layer, unless the file gives one
-        caps: Soft caps of attention and logits, by default
-        local_base: RoPE base of sliding layers by default; None if all share one
+        caps: Of attention and logits, by default
+        local_base: RoPE base of sliding layers; None if all share one
         unusual: Number of layers of the one size that scales attention by D / N
+        turned: True if the two halves of a rotated head are stored interleaved
     """
 
     family: str  # model_type in config.json
     blocks: Mapping[str, str]  # Name of a layer's tensor to its name here
-    offset: float  # Amount that its norms are stored above ours
-    every: int  # Group size with one global layer, unless the file gives one
-    caps: tuple[float | None, float | None]  # Soft caps of attention and logits, by default
-    local_base: float | None  # RoPE base of sliding layers by default; None if all share one
-    unusual: int  # Number of layers of the one size that scales attention by D / N
+    offset: float = 0.0  # Amount that its norms are stored above ours
+    every: int = 0  # Group size with one global layer, unless the file gives one
+    caps: tuple[float | None, float | None] = (None, None)  # Of attention and logits, by default
+    local_base: float | None = None  # RoPE base of sliding layers; None if all share one
+    unusual: int = 0  # Number of layers of the one size that scales attention by D / N
+    turned: bool = False  # True if the two halves of a rotated head are stored interleaved
+
+    @property
+    def gemma(self) -> bool:
+        "True for a Gemma, whose metadata has settings of its own."
+        return self.every > 0
 
 
 SECOND = {
@@ -395,11 +404,21 @@ SECOND = {
     "ffn_down": "down_proj",
 }
 THIRD = SECOND | {"attn_q_norm": "q_norm", "attn_k_norm": "k_norm"}
+PLAIN_BLOCKS = {
+    name: ours
+    for name, ours in THIRD.items()
+    if name not in ("post_attention_norm", "ffn_norm", "post_ffw_norm")
+} | {"ffn_norm": "post_attention_layernorm"}
 GGUF_ARCHITECTURES = {
     "gemma2": Architecture("gemma2", SECOND, 1.0, 2, (50.0, 30.0), None, unusual=46),
     "gemma3": Architecture("gemma3_text", THIRD, 1.0, 6, (None, None), 10_000.0, unusual=62),
+    "llama": Architecture("llama", PLAIN_BLOCKS, turned=True),
+    "qwen2": Architecture("qwen2", PLAIN_BLOCKS),
+    "qwen3": Architecture("qwen3", PLAIN_BLOCKS),
 }
 OUTSIDE = {"token_embd.weight": ("embedding",), "output_norm.weight": ("norm",)}
+HEAD = "output.weight"  # Missing where the head is the embedding, as in a Gemma
+ROTATION = "rope_freqs.weight"  # Factors of Llama 3's rotary embedding, [H / 2]
 
 
 def architecture(
@@ -417,7 +436,7 @@ def architecture(
     if name not in GGUF_ARCHITECTURES:
         raise ModelError(
             f"{file.path} holds a model of architecture {name!r}, and GGUF files of "
-            f"{' and '.join(GGUF_ARCHITECTURES)} can be opened; this decoder would compute "
+            f"{', '.join(GGUF_ARCHITECTURES)} can be opened; this decoder would compute "
             f"something else with it"
         )
     return GGUF_ARCHITECTURES[name]
@@ -485,6 +504,8 @@ def config_json(
         Contents for config.json, without the ids of tokens
     """
     layout, say = architecture(file), lambda *asked: read_setting(file, *asked)
+    if not layout.gemma:
+        return plain_json(file, rows)
     width, layers = say("embedding_length"), say("block_count")
     heads, head = say("attention.head_count"), say("attention.key_length")
     if say("attention.value_length", head) != head:
@@ -513,6 +534,98 @@ def config_json(
     return given | {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
 
 
+def plain_json(
+    file: GGUFFile,  # File of a Llama or Qwen
+    rows: int,  # V, rows of its embedding
+) -> dict[str, Any]:  # Contents for config.json, without the ids of tokens
+    """Translate the settings of a model that is no Gemma.
+
+    Args:
+        file: File of a Llama or Qwen
+        rows: V, rows of its embedding
+
+    Returns:
+        Contents for config.json, without the ids of tokens
+    """
+    layout, say = architecture(file), lambda *asked: read_setting(file, *asked)
+    width, heads = say("embedding_length"), say("attention.head_count")
+    head = say("attention.key_length", width // heads)
+    if {say("attention.value_length", head), say("rope.dimension_count", head)} != {head}:
+        raise ModelError(
+            f"{file.path} has heads of {head} features whose values have another size or are "
+            f"rotated in part, and this decoder has one size; it would compute something else"
+        )
+    factors = [one for one in file.tensors if one.name == ROTATION]
+    return {
+        "model_type": layout.family,
+        "vocab_size": rows,
+        "hidden_size": width,
+        "intermediate_size": say("feed_forward_length"),
+        "num_hidden_layers": say("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": say("attention.head_count_kv", heads),
+        "head_dim": head,
+        "rms_norm_eps": say("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": say("context_length"),
+        "hidden_act": "silu",
+        "tie_word_embeddings": all(one.name != HEAD for one in file.tensors),
+        **rope_json(file, layout),
+        **({"rope_scaling": long_rope(file, factors[0], head)} if factors else {}),
+    }
+
+
+def rope_factors(
+    base: float,  # RoPE base
+    head: int,  # H, width of a head
+    factor: float,  # Factor of the slowest rotations
+) -> np.ndarray:  # Divisor of each rotation's frequency, [H / 2]
+    """Compute the factors of Llama 3.1 and 3.2, whose context grew from 8,192 tokens.
+
+    Args:
+        base: RoPE base
+        head: H, width of a head
+        factor: Factor of the slowest rotations
+
+    Returns:
+        Divisor of each rotation's frequency, [H / 2]
+    """
+    low, high, positions = 1.0, 4.0, 8192
+    waves = 2 * np.pi * base ** (np.arange(0, head, 2) / head)
+    smooth = np.clip((positions / waves - low) / (high - low), 0.0, 1.0)
+    return 1 / ((1 - smooth) / factor + smooth)
+
+
+def long_rope(
+    file: GGUFFile,  # File to convert
+    stored: GGUFTensor,  # Its factors
+    head: int,  # H, width of a head
+) -> dict[str, Any]:  # rope_scaling of config.json
+    """Recognize the scaling that the stored factors come from.
+
+    Args:
+        file: File to convert
+        stored: Its factors
+        head: H, width of a head
+
+    Returns:
+        rope_scaling of config.json
+    """
+    found = read_gguf_tensor(stored, 0.0)
+    factor = float(np.round(found.max(), 3))
+    base = read_setting(file, "rope.freq_base", 10_000.0)
+    if found.shape != (head // 2,) or not np.allclose(
+        found, rope_factors(base, head, factor), rtol=1e-4
+    ):
+        raise ModelError(
+            f"{file.path}: {ROTATION} holds factors of rotary embedding that are not those of "
+            f"Llama 3.1 or 3.2; this decoder would compute something else"
+        )
+    return {
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+
+
 def rope_json(
     file: GGUFFile,  # File to convert
     layout: Architecture,  # Its row of the table
@@ -537,7 +650,7 @@ def rope_json(
     return given
 
 # %% ../../nbs/models/57_gguf.ipynb #6123c008
-BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
 def tensor_name(
@@ -555,9 +668,12 @@ def tensor_name(
     """
     if name in OUTSIDE:
         return published_name(OUTSIDE[name])
+    if name == HEAD and not layout.gemma:
+        return published_name(("head",))
     found = BLOCK.fullmatch(name)
     if found and found[2] in layout.blocks:
-        return published_name(("layers", int(found[1]), layout.blocks[found[2]]))
+        kind = "_bias" if found[3] == "bias" else ""
+        return published_name(("layers", int(found[1]), layout.blocks[found[2]] + kind))
     return name
 
 
@@ -573,7 +689,8 @@ def map_gguf(
         config.json, and published name to tensor
     """
     layout = architecture(file)
-    named = [(tensor_name(one.name, layout), one) for one in file.tensors]
+    listed = [one for one in file.tensors if one.name != ROTATION]
+    named = [(tensor_name(one.name, layout), one) for one in listed]
     embedding = dict(named).get(published_name(("embedding",)))
     try:
         given = config_json(file, embedding.shape[0] if embedding else 1)
@@ -622,21 +739,41 @@ def dequantize(
         ) from None
 
 
+def unturn(
+    value: np.ndarray,  # Rows of rotated heads as llama.cpp stores them, [N * H, ...]
+    heads: int,  # N
+) -> np.ndarray:  # Rows as they are published
+    """Separate the two halves of each head, which a rotation turns against each other.
+
+    Args:
+        value: Rows of rotated heads as llama.cpp stores them, [N * H, ...]
+        heads: N
+
+    Returns:
+        Rows as they are published
+    """
+    apart = value.reshape(heads, -1, 2, *value.shape[1:]).swapaxes(1, 2)
+    return apart.reshape(value.shape)
+
+
 def read_gguf_tensor(
     tensor: GGUFTensor,  # Tensor in a file
     offset: float,  # Amount that norms are stored above ours
+    heads: int = 0,  # Heads whose halves are stored interleaved; 0 for none
 ) -> np.ndarray:  # Tensor as it is published
     """Read a tensor, a norm as its offset from one.
 
     Args:
         tensor: Tensor in a file
         offset: Amount that norms are stored above ours
+        heads: Heads whose halves are stored interleaved; 0 for none
 
     Returns:
         Tensor as it is published
     """
     raw = np.fromfile(tensor.file, np.uint8, tensor.size, offset=tensor.start)
     value = dequantize(tensor, raw)
+    value = unturn(value, heads) if heads else value
     return value.astype("f4") - np.float32(offset) if value.ndim == 1 else value
 
 # %% ../../nbs/models/57_gguf.ipynb #b195f44c
@@ -685,7 +822,8 @@ def plan_shards(
 def write_weights(
     folder: Path,  # Existing folder
     held: Mapping[str, GGUFTensor],  # Published name to tensor
-    offset: float,  # Amount that norms are stored above ours
+    layout: Architecture,  # How they are stored
+    heads: Mapping[str, int],  # Heads of "attn_q" and "attn_k"
     largest: int = SHARD,  # Bytes of one file
 ) -> None:
     """Write the weights of a GGUF file as safetensors.
@@ -693,7 +831,8 @@ def write_weights(
     Args:
         folder: Existing folder
         held: Published name to tensor
-        offset: Amount that norms are stored above ours
+        layout: How they are stored
+        heads: Heads of "attn_q" and "attn_k"
         largest: Bytes of one file
     """
     shards, places = plan_shards(held, largest), dict[str, str]()
@@ -702,7 +841,10 @@ def write_weights(
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
             tensors = {}
             for name in names:
-                tensors[name] = np.ascontiguousarray(read_gguf_tensor(held[name], offset))
+                part = held[name].name.split(".")
+                turned = heads.get(part[2], 0) if layout.turned and len(part) > 2 else 0
+                value = read_gguf_tensor(held[name], layout.offset, turned)
+                tensors[name] = np.ascontiguousarray(value)
                 bar.update()
             save_file(tensors, folder / file, metadata={"format": "pt"})
             places |= dict.fromkeys(names, file)
@@ -778,6 +920,52 @@ def sentence_pieces(
                       if kind == USER_DEFINED and one == listed])  # fmt: skip
     return words
 
+# %% ../../nbs/models/57_gguf.ipynb #270c0e0b
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = {  # tokenizer.ggml.pre -> how text is cut; "" for GPT-2's pattern with single digits
+    "llama-bpe": _WORDS.replace("DIGITS", r"\p{N}{1,3}"),
+    "qwen2": _WORDS.replace("DIGITS", r"\p{N}"),
+    "smollm": "",
+}
+
+
+def byte_pairs(
+    metadata: Mapping[str, Any],  # Metadata of the file
+) -> tokenizers.Tokenizer:  # Tokenizer without a chat template
+    """Build a tokenizer from byte-level pairs.
+
+    Args:
+        metadata: Metadata of the file
+
+    Returns:
+        Tokenizer without a chat template
+    """
+    keys = ("tokens", "token_type", "merges", "pre")
+    tokens, types, pairs, pre = (metadata[f"tokenizer.ggml.{key}"] for key in keys)
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    split = [tuple(pair.split(" ", 1)) for pair in pairs]
+    words = tokenizers.Tokenizer(backends.BPE(vocabulary, split, ignore_merges=pre == "llama-bpe"))
+    if pre == "qwen2":
+        words.normalizer = normalizers.NFC()
+    pattern = PATTERNS[pre]
+    cut = (
+        pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+        if pattern
+        else pre_tokenizers.Digits(individual_digits=True)
+    )
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not pattern)
+    words.pre_tokenizer = pre_tokenizers.Sequence([cut, spell])
+    words.decoder = decoders.ByteLevel()
+    listed = list(zip(tokens, types, strict=True))
+    words.add_special_tokens([AddedToken(one, normalized=False, special=True)
+                              for one, kind in listed if kind == CONTROL])  # fmt: skip
+    words.add_tokens([AddedToken(one, normalized=False)
+                      for one, kind in listed if kind == USER_DEFINED])  # fmt: skip
+    return words
+
 # %% ../../nbs/models/57_gguf.ipynb #1f0fb761
 WHOLE = "tokenizer.huggingface.json"
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -806,17 +994,21 @@ def gguf_tokenizer(
 def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     metadata = file.metadata
     kind, tokens = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.tokens")
-    if not tokens or (kind != "llama" and WHOLE not in metadata):
+    pre, gemma = metadata.get("tokenizer.ggml.pre"), architecture(file).gemma
+    known = kind == "llama" and gemma or kind == "gpt2" and pre in PATTERNS
+    if not tokens or not (known or WHOLE in metadata):
         raise ModelError(
-            f"{file.path} has a tokenizer of kind {kind!r}, and 'llama', which Gemma uses, can be "
-            f"read; take a file with the tokenizer of its model"
+            f"{file.path} has a tokenizer of kind {kind!r} ({pre!r}), and 'llama', which Gemma "
+            f"uses, or 'gpt2' ({', '.join(PATTERNS)}) can be read; take a file with the tokenizer "
+            f"of its model"
         )
-    whole = metadata.get(WHOLE)
-    words = tokenizers.Tokenizer.from_str(whole) if whole else sentence_pieces(metadata)
+    whole, build = metadata.get(WHOLE), sentence_pieces if kind == "llama" else byte_pairs
+    words = tokenizers.Tokenizer.from_str(whole) if whole else build(metadata)
     ids = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in ROLES.items()}
     named = {f"{role}_token": tokens[id_] for role, id_ in ids.items() if id_ is not None}
     bos = named.get("bos_token")
-    if not whole and bos and metadata.get("tokenizer.ggml.add_bos_token", True):
+    begins = metadata.get("tokenizer.ggml.add_bos_token", gemma or pre == "llama-bpe")
+    if not whole and bos and begins:
         words.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, ids["bos"])]
         )
@@ -900,15 +1092,15 @@ def convert_gguf(
     }
     matrices = [one for one in held.values() if len(one.shape) > 1]
     kinds = {PLAIN.get(one.kind, np.dtype("f4")).name for one in matrices}
-    third = given["model_type"] == "gemma3_text"
-    given |= {"architectures": ["Gemma3ForCausalLM" if third else "Gemma2ForCausalLM"]}
+    given |= {"architectures": [FAMILIES[given["model_type"]].architectures[0]]}
     with new_folder(folder) as inner:
         dtype = kinds.pop() if len(kinds) == 1 else "float32"
         write_json(inner / "config.json", given | {"torch_dtype": dtype} | ids)
         write_json(inner / "generation_config.json", ids | generation_json(file))
         save_tokenizer(inner, words)
         (inner / "README.md").write_text(card(file), encoding="utf-8")
-        write_weights(inner, held, architecture(file).offset)
+        heads = {"attn_q": given["num_attention_heads"], "attn_k": given["num_key_value_heads"]}
+        write_weights(inner, held, architecture(file), heads)
     return folder
 
 # %% ../../nbs/models/57_gguf.ipynb #4e387659

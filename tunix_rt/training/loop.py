@@ -319,7 +319,7 @@ def write_line(
     loop: LoopState,  # Loop with its metrics fetched
     *,
     extra: bool = False,  # True for a line that a resumed run drops
-    **more: float,  # Further figures
+    **more: Any,  # Further figures
 ) -> dict[str, Any]:  # Line as written
     """Write a line of the log.
 
