@@ -172,7 +172,8 @@ def run_notebook(
     try:
         run = execute(spec, run_dir=process_folder(run_dir, place), reuse=resume and bool(run_dir))
     except RunCancelled as stopped:
-        typer.echo(f"\ncancelled; to resume it:\n  {way_on(stopped.run)}", err=True)
+        more = f"; to resume it:\n  {way_on(stopped.run)}" if place.leads else ""
+        typer.echo(f"\ncancelled{more}", err=True)
         raise typer.Exit(unfinished_code or 130) from None
     except RunFailed as failure:
         if not unfinished_code or failure.run.status != "cancelled":
