@@ -4892,6 +4892,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'tunix_rt/training/multihost.py'),
                                              'tunix_rt.training.multihost.agree_on_stop': ( 'training/multihost.html#agree_on_stop',
                                                                                             'tunix_rt/training/multihost.py'),
+                                             'tunix_rt.training.multihost.explain_lost_process': ( 'training/multihost.html#explain_lost_process',
+                                                                                                   'tunix_rt/training/multihost.py'),
                                              'tunix_rt.training.multihost.join_hosts': ( 'training/multihost.html#join_hosts',
                                                                                          'tunix_rt/training/multihost.py'),
                                              'tunix_rt.training.multihost.join_if_several': ( 'training/multihost.html#join_if_several',
