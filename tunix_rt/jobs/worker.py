@@ -27,8 +27,8 @@ from ..store.engine import Store
 from ..training.preemption import catch_signals
 
 # %% auto #0
-__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'OnCompleted', 'Heartbeat', 'Outcome', 'attempt_run',
-           'retry_until', 'record_outcome', 'run_claim', 'work']
+__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'Attempt', 'OnCompleted', 'Heartbeat', 'Outcome', 'from_failure',
+           'attempt_run', 'retry_until', 'record_outcome', 'run_claim', 'work']
 
 # %% ../../nbs/jobs/40_worker.ipynb #2dec61cc
 log = logging.getLogger("tunix_rt.worker")
@@ -84,9 +84,13 @@ class Outcome:
     run: Run | None = None  # Run folder, if there is one
 
 
-def _from_failure(
+def from_failure(
     failure: RunFailed,  # Error with the run
 ) -> Outcome:
+    """
+    Args:
+        failure: Error with the run
+    """
     run, error = failure.run, failure.run.facts.get("error") or {}
     said = str(error.get("message") or error.get("name") or run.status)
     if error.get("name") == "RunCrashed":
@@ -121,7 +125,7 @@ def attempt_run(
             grace_seconds=grace_seconds,
         )  # fmt: skip
     except RunFailed as failure:
-        return _from_failure(failure)
+        return from_failure(failure)
     except RunCancelled as stopped:
         error = stopped.run.facts.get("error") or {}
         return Outcome("stopped", str(error.get("message", "stopped")), stopped.run)
@@ -197,6 +201,7 @@ def record_outcome(
     )  # fmt: skip
 
 # %% ../../nbs/jobs/40_worker.ipynb #2f739610
+Attempt = Callable[[Claim, Callable[[str, str], None], Callable[[], float | None]], Outcome]
 OnCompleted = Callable[[Store, Run], str | None]  # From a completed run to a note about it
 
 
@@ -217,6 +222,7 @@ def run_claim(
     claim: Claim,  # Just taken
     stopping: Callable[[], bool] = lambda: False,  # True when the worker itself must stop
     on_completed: OnCompleted | None = None,  # Called before the store says "completed"
+    attempt: Attempt = attempt_run,  # Executes the run, or has it executed elsewhere
 ) -> Outcome:  # Already told to the store
     """Do one run from beginning to end.
 
@@ -225,6 +231,7 @@ def run_claim(
         claim: Just taken
         stopping: True when the worker itself must stop
         on_completed: Called before the store says "completed"
+        attempt: Executes the run, or has it executed elsewhere
 
     Returns:
         Already told to the store
@@ -237,7 +244,7 @@ def run_claim(
         return GRACE if heart.word == "cancel_requested" or stopping() else None
 
     try:
-        outcome = attempt_run(claim, stream.write, grace_seconds)
+        outcome = attempt(claim, stream.write, grace_seconds)
         stream.close(INSISTING)
         run = outcome.run if outcome.word == "completed" and heart.word != "lost" else None
         if run and on_completed and (note := _note_of(store, run, on_completed)):
@@ -284,6 +291,7 @@ def work(
     poll_seconds: float = 1.0,  # Seconds between two looks at an empty queue, roughly
     lease_seconds: float | None = None,  # That of the settings by default
     on_completed: OnCompleted | None = None,  # Called with each run that completes, to score it
+    attempt: Attempt = attempt_run,  # Executes a run, or has it executed elsewhere
 ) -> int:  # Number of runs it worked on
     """Claim runs and execute them until stopped.
 
@@ -295,6 +303,7 @@ def work(
         poll_seconds: Seconds between two looks at an empty queue, roughly
         lease_seconds: That of the settings by default
         on_completed: Called with each run that completes, to score it
+        attempt: Executes a run, or has it executed elsewhere
 
     Returns:
         Number of runs it worked on
@@ -311,7 +320,7 @@ def work(
             taken = _next(store, name, lease)
             if taken is not None:
                 log.info("%s %s: attempt %d", taken.run.pipeline, taken.run.id, taken.run.attempts)
-                run_claim(store, taken, stopping, on_completed)
+                run_claim(store, taken, stopping, on_completed, attempt)
                 done += 1
             if once:
                 break
