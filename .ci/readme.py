@@ -19,6 +19,7 @@ PAGES = {
     "nbs/guides/25_checking.ipynb": "docs/checking.md",
     "nbs/guides/30_real_gemma.ipynb": "docs/real_gemma.md",
     "nbs/guides/35_plugins.ipynb": "docs/plugins.md",
+    "nbs/guides/40_scale.ipynb": "docs/scale.md",
 }
 
 

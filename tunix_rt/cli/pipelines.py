@@ -27,7 +27,7 @@ from ..runs.pipelines import pipeline_name, read_parameters, read_summary
 from ..runs.run_spec import make_spec
 
 # %% auto #0
-__all__ = ['OPENING', 'Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending',
+__all__ = ['OPENING', 'TOGETHER', 'Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending',
            'require_model', 'run_notebook', 'is_done', 'pipeline_function', 'run', 'add_pipeline']
 
 # %% ../../nbs/cli/25_pipelines.ipynb #93314bf2
@@ -137,6 +137,12 @@ def require_model(
         ) from None
 
 # %% ../../nbs/cli/25_pipelines.ipynb #b317d7a5
+TOGETHER = (
+    "this was one of {count} processes, which end together: what failed first is in log.txt of "
+    "{folder}, or of a folder in its .hosts. The same command resumes from the last checkpoint."
+)
+
+
 def run_notebook(
     name: str,  # Verb, or path of a notebook
     parameters: Mapping[str, str],  # Values as typed
@@ -172,9 +178,12 @@ def run_notebook(
     try:
         run = execute(spec, run_dir=process_folder(run_dir, place), reuse=resume and bool(run_dir))
     except RunCancelled as stopped:
-        typer.echo(f"\ncancelled; to resume it:\n  {way_on(stopped.run)}", err=True)
+        more = f"; to resume it:\n  {way_on(stopped.run)}" if place.leads else ""
+        typer.echo(f"\ncancelled{more}", err=True)
         raise typer.Exit(unfinished_code or 130) from None
     except RunFailed as failure:
+        if place.count > 1:
+            typer.echo(TOGETHER.format(count=place.count, folder=run_dir), err=True)
         if not unfinished_code or failure.run.status != "cancelled":
             raise
         typer.echo(str(failure), err=True)  # another host was asked to stop

@@ -12,7 +12,7 @@ from ..core.errors import RunError
 from .launch import UNFINISHED, LaunchSpec, check_fields, check_launch, shell_command
 
 # %% auto #0
-__all__ = ['BODY', 'sbatch_options', 'sbatch_script']
+__all__ = ['PATIENCE', 'BODY', 'sbatch_options', 'sbatch_script']
 
 # %% ../../nbs/jobs/52_slurm.ipynb #c914ffb7
 def sbatch_options(
@@ -45,9 +45,11 @@ def sbatch_options(
     return {name: value for name, value in wanted.items() if value is not None}
 
 # %% ../../nbs/jobs/52_slurm.ipynb #4ffca072
+PATIENCE = 600  # Seconds that the other processes have after the first one ended
+
 BODY = """
 {setup}trap ':' TERM  # the shell outlives the signal, to requeue the job below
-srun --kill-on-bad-exit=1 {command}
+srun --wait={patience} {command}
 code=$?
 if [ "$code" -eq {unfinished} ]; then  # it saved, and steps are left
     scontrol requeue "$SLURM_JOB_ID"
@@ -80,5 +82,7 @@ def sbatch_script(
     setup = [f"export {name}={shlex.quote(value)}" for name, value in spec.environment.items()]
     setup += [spec.setup] if spec.setup else []
     text = "".join(f"{line}\n" for line in setup)
-    body = BODY.format(setup=text, command=shell_command(spec), unfinished=UNFINISHED)
+    body = BODY.format(
+        setup=text, command=shell_command(spec), unfinished=UNFINISHED, patience=PATIENCE
+    )
     return "\n".join(["#!/bin/bash", *lines, body])

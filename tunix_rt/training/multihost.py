@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ..core.errors import ModelError
-from ..runs.hosts import ADDRESS, SOURCES, detect_place
+from ..core.errors import ModelError, TrainingError
+from ..runs.hosts import ADDRESS, HOSTS, SOURCES, detect_place
 
 # %% auto #0
-__all__ = ['SILENCE', 'LONGEST', 'REASONS', 'join_hosts', 'join_if_several', 'leader_folder', 'agree_on_stop']
+__all__ = ['SILENCE', 'LONGEST', 'REASONS', 'LOST', 'join_hosts', 'join_if_several', 'leader_folder', 'agree_on_stop',
+           'explain_lost_process']
 
 # %% ../../nbs/training/35_multihost.ipynb #7c3e38cc
 SILENCE = 30  # Seconds without a sign of life after which a process counts as dead
@@ -142,3 +145,22 @@ def agree_on_stop(
         return ""
     notes = multihost_utils.process_allgather(np.array(REASONS.index(reason)))
     return REASONS[int(np.max(notes))]
+
+# %% ../../nbs/training/35_multihost.ipynb #a93ab95c
+LOST = re.compile("Gloo|NCCL|heartbeat|Connection (reset|closed)|UNAVAILABLE|DEADLINE_EXCEEDED")
+
+
+@contextmanager
+def explain_lost_process() -> Iterator[None]:
+    "Say that another process is gone where JAX reports a broken connection."
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not LOST.search(str(error)):
+            raise
+        raise TrainingError(
+            f"process {jax.process_index()} lost one of the other {jax.process_count() - 1} "
+            f"processes of this training; see why in their logs, in {HOSTS} of the run folder. Give "
+            f"the same command again, with as many hosts as are left: it resumes from the last "
+            f"checkpoint. JAX said: {str(error).splitlines()[0]}"
+        ) from error

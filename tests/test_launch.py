@@ -1,0 +1,291 @@
+"""Runs on an engine with more machines: what is written for it, and two processes under Slurm.
+
+The scripts are read by bash and, where they are installed, by shellcheck and the schemas of
+Kubernetes; nightly trains with two processes, kills one, and hands a script to Slurm itself
+(apt install slurmctld slurmd slurm-client munge).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tunix_rt.cli.app import main
+from tunix_rt.core.settings import settings
+from tunix_rt.training.metrics_log import read_log
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DEPLOY = CHECKOUT / "deploy/kubernetes"
+NIGHTLY = pytest.mark.skipif("TUNIX_RT_NIGHTLY" not in os.environ, reason="minutes: nightly")
+TRAINED = "-p max_steps=8 -p batch_size=8 -p seq_length=64 -p warmup_steps=2 -p checkpoint_every=4"
+TRAINED += " -p validate_every=4 -p log_every=2 -p vocabulary=400"
+COMMAND = [sys.executable, "-c", "from tunix_rt.cli.app import main; main()"]
+CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Iterator[Any]:
+    "Type `launch` with some options, and read what it writes."
+    monkeypatch.setenv("TUNIX_RT_ROOT", str(tmp_path))
+    settings.cache_clear()
+
+    def write(line: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            main(["launch", "train", *line.split()])
+        shown = capsys.readouterr()
+        return shown.out if not end.value.code else f"{end.value.code}: {shown.err}"
+
+    yield write
+    settings.cache_clear()
+
+
+def test_a_script_for_slurm_is_one_for_bash(written: Any, tmp_path: Path) -> None:
+    script = written("--on slurm --hosts 2 --devices-per-host 8 -p max_steps=9 --minutes 60")
+    assert "#SBATCH --nodes=2" in script and "--resume --unfinished-code 75" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    if shellcheck := shutil.which("shellcheck"):
+        path = tmp_path / "a.sbatch"
+        path.write_text(script)
+        assert not subprocess.run([shellcheck, path], capture_output=True, text=True).stdout
+
+
+def test_the_same_request_is_the_same_job(written: Any) -> None:
+    first = written("--on slurm -p max_steps=9 -p seed=1")
+    assert first == written("--on slurm -p seed=1 -p max_steps=9") or "-p seed=1" in first
+    assert written("--on slurm -p max_steps=9") != written("--on slurm -p max_steps=10")
+
+
+def test_a_jobset_restarts_all_of_its_pods_and_its_job_fits_the_schema(written: Any) -> None:
+    where = "--on kubernetes --hosts 4 --devices-per-host 8 --image me/a:1 --claim tunix-rt"
+    made = yaml.safe_load(written(f"{where} --queue research --cpus-per-host 16"))
+    [hosts] = made["spec"]["replicatedJobs"]
+    job = hosts["template"]["spec"]
+    assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    assert (job["completions"], job["parallelism"], job["backoffLimit"]) == (4, 4, 0)
+    [container] = job["template"]["spec"]["containers"]
+    known = {each["name"]: each.get("value") for each in container["env"]}
+    name = made["metadata"]["name"]
+    assert known["JAX_COORDINATOR_ADDRESS"] == f"{name}-hosts-0-0.{name}:8476"
+    validate = pytest.importorskip("kubernetes_validate")
+    head = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}}
+    validate.validate(head | {"spec": job}, validate.latest_version(), strict=True)
+
+
+def test_an_option_of_another_engine_is_refused(written: Any) -> None:
+    assert "only to kubernetes" in written("--on slurm --queue research")
+    assert "no time limit" in written("--on sky --minutes 60")
+    assert "has no parameter" in written("--on sky -p step=1")
+
+
+def resources() -> list[dict[str, Any]]:
+    "All objects of the kustomize folder."
+    parts = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())["resources"]
+    return [
+        each for part in parts for each in yaml.safe_load_all((DEPLOY / part).read_text()) if each
+    ]
+
+
+def test_the_kustomize_folder_has_the_services_of_docker_compose() -> None:
+    found = {(each["kind"], each["metadata"]["name"]): each for each in resources()}
+    pods = {
+        name: each["spec"]["template"]
+        for (kind, name), each in found.items()
+        if kind in ("Deployment", "StatefulSet")
+    }
+    assert set(pods) == {"database", "server", "worker"}
+    for name, pod in pods.items():
+        labels = pod["metadata"]["labels"]
+        assert labels == {"app.kubernetes.io/component": name}
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+            assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+            for variable in container.get("env", []):  # secrets only by reference
+                secret = "PASSWORD" in variable["name"] or "TOKEN" in variable["name"]
+                assert not secret or "secretKeyRef" in variable["valueFrom"]
+    for kind, name in found:
+        if kind == "Service":
+            assert found[kind, name]["spec"]["selector"] == pods[name]["metadata"]["labels"]
+    compose = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["services"]
+    [server], [worker] = (pods[name]["spec"]["containers"] for name in ("server", "worker"))
+    assert server["args"] == compose["api"]["command"]
+    assert worker["args"] == compose["worker"]["command"]
+    assert server["readinessProbe"]["httpGet"]["path"] == "/api/ready"
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
+def test_kustomize_builds_the_folder() -> None:
+    made = subprocess.run(["kubectl", "kustomize", DEPLOY], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    objects = [each for each in yaml.safe_load_all(made.stdout) if each]
+    assert len(objects) == len(resources())
+    assert {each["metadata"]["namespace"] for each in objects} == {"tunix-rt"}
+
+
+def environment(root: Path, **more: str) -> dict[str, str]:
+    "Variables for a process with one pretended device."
+    known = {"JAX_PLATFORMS": "cpu", "TUNIX_RT_ROOT": str(root), "PYTHONPATH": str(CHECKOUT)}
+    return {**os.environ, **known, "XLA_FLAGS": CHEAP, **more}
+
+
+def free_port() -> int:
+    "Ask the system for a port that nobody listens on."
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def start(root: Path, run: str, count: int) -> list[subprocess.Popen[str]]:
+    "Start the same command on so many hosts, as srun would."
+    words = ["train", *TRAINED.split(), "--run-dir", run, "--resume", "--unfinished-code", "75"]
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    job["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
+    return [
+        subprocess.Popen(
+            [*COMMAND, *words],
+            env=environment(root, **job, SLURM_PROCID=str(index), SLURM_LOCALID=str(index)),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+
+
+def losses(run: Path) -> list[tuple[int, float, float | None]]:
+    "The part of metrics.jsonl that must not depend on the number of hosts."
+    lines = read_log(run / "metrics.jsonl")
+    return [(line["step"], line["loss"], line.get("validation_loss")) for line in lines]
+
+
+def wait_for(done: Any, seconds: float = 300) -> None:
+    "Wait until something is so."
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A root with a dataset, and a run on one host to compare with."
+    root = tmp_path_factory.mktemp("hosts")
+    dataset = "data/datasets/dev-reasoning-v1"
+    shutil.copytree(CHECKOUT / dataset, root / dataset)
+    [alone] = start(root, "outputs/runs/alone", 1)
+    output = alone.communicate(timeout=600)[0]
+    assert alone.returncode == 0, output[-3000:]
+    return root
+
+
+@NIGHTLY
+def test_one_of_two_processes_is_killed_and_one_host_finishes_the_run(place: Path) -> None:
+    run = place / "outputs/runs/two"
+    both = start(place, str(run), 2)
+    wait_for(lambda: (run / "checkpoints/4").is_dir() or both[0].poll() is not None)
+    both[1].kill()
+    begun = time.monotonic()
+    told = both[0].communicate(timeout=120)[0]
+    assert both[0].returncode == 1 and "lost one of the other 1 processes" in told, told[-3000:]
+    assert time.monotonic() - begun < 60
+    both[1].communicate()
+    [left] = start(place, str(run), 1)
+    assert left.wait(600) == 0, left.communicate()[0][-3000:]
+    assert losses(run) == losses(place / "outputs/runs/alone")
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["results"]["resumed_from"] == 4 and len(facts["resumed_at"]) == 1
+    [again] = start(place, str(run), 1)
+    assert again.wait(60) == 0, "what is completed is done already"
+
+
+SLURM = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={ports[0]}
+AuthType=auth/munge
+AuthInfo=socket={home}/munge.socket
+StateSaveLocation={home}/state
+SlurmdSpoolDir={home}/spool-%n
+SlurmctldPidFile={home}/slurmctld.pid
+SlurmdPidFile={home}/slurmd-%n.pid
+SlurmctldLogFile={home}/slurmctld.log
+SlurmdLogFile={home}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
+PartitionName=cpu Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
+    "A Slurm of two nodes, both on this machine; the environment that finds it."
+    needed = ["munged", "slurmctld", "slurmd", "sbatch"]
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    programs = {name: shutil.which(name, path=path) for name in needed}
+    if not all(programs.values()):
+        pytest.skip(f"{', '.join(name for name in needed if not programs[name])} not installed")
+    for name in ("state", "spool-n1", "spool-n2"):
+        (tmp_path / name).mkdir()
+    user, ports = os.environ.get("USER", "root"), [free_port() for _ in range(3)]
+    conf, key = tmp_path / "slurm.conf", tmp_path / "munge.key"
+    conf.write_text(SLURM.format(host=socket.gethostname(), user=user, ports=ports, home=tmp_path))
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o600)
+    names = {"socket": "munge.socket", "pid-file": "m.pid", "log-file": "m.log"}
+    names |= {"seed-file": "m.seed"}
+    munge = [f"--{name}={tmp_path / file}" for name, file in names.items()]
+    known = {**os.environ, "SLURM_CONF": str(conf)}
+    started = [
+        subprocess.Popen([programs["munged"], "-F", "--force", f"--key-file={key}", *munge]),
+        subprocess.Popen([programs["slurmctld"], "-D", "-c", "-f", conf]),
+        *(subprocess.Popen([programs["slurmd"], "-D", "-N", n, "-f", conf]) for n in ("n1", "n2")),
+    ]
+    try:
+        idle = ["sinfo", "-h", "-t", "idle", "-o", "%D"]
+        wait_for(lambda: subprocess.run(idle, env=known, capture_output=True).stdout == b"2\n", 60)
+        yield known
+    finally:
+        for process in reversed(started):
+            process.send_signal(signal.SIGTERM)
+        for process in started:
+            process.wait(60)
+
+
+@NIGHTLY
+def test_slurm_runs_the_script_and_takes_it_up_again(place: Path, slurm: dict[str, str]) -> None:
+    run, script = place / "outputs/runs/slurm", place / "job.sbatch"
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    known = {**slurm, **environment(place), "PATH": programs}
+    address = f"JAX_COORDINATOR_ADDRESS=127.0.0.1:{free_port()}"  # n1 is no name of this machine
+    options = f"--on slurm --hosts 2 --name two --run-dir {run} --env {address} {TRAINED}"
+    words = [*COMMAND, "launch", "train", *options.split(), "--output", str(script)]
+    subprocess.run(words, env=known, check=True, cwd=place)
+
+    def ask(*words: str) -> str:
+        return subprocess.run(words, env=known, cwd=place, capture_output=True, text=True).stdout
+
+    job = ask("sbatch", "--parsable", str(script)).strip()
+    wait_for(lambda: (run / "metrics.jsonl").is_file() and losses(run), 600)
+    ask("scancel", "--signal=TERM", job)
+    wait_for(lambda: ask("squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING", 120)
+    assert json.loads((run / "run.json").read_text())["status"] == "cancelled"
+    ask("scontrol", "update", f"jobid={job}", "starttime=now")
+    wait_for(lambda: not ask("squeue", "-h", "-j", job, "-o", "%T").strip(), 900)
+    said = (place / "two.slurm.log").read_text()
+    assert losses(run) == losses(place / "outputs/runs/alone"), said[-3000:]
