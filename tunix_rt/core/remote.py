@@ -570,22 +570,27 @@ def _update(
         still = {*old.growing} | (changed & grow)
         _publish(fs, top, mirror, Inventory(kept, tuple(sorted(still))))
     lost = _send_all(fs, top, mirror.folder, {name: name in grow for name in todo})
-    mirror.seen = {name: found for name, found in now.items() if _unit(name) not in lost}
-    files = {n: {"size": f[0], "sha256": f[2]} for n, f in mirror.seen.items() if f[2]}
-    growing = tuple(name for name in mirror.seen if name in grow)
-    _publish(fs, top, mirror, Inventory(files, growing), whole=True)
-    _delete(fs, [f"{top}/{name}" for name in old.names - mirror.seen.keys()])
+    seen = {name: found for name, found in now.items() if _unit(name) not in lost}
+    files = {n: {"size": f[0], "sha256": f[2]} for n, f in seen.items() if f[2]}
+    growing = tuple(name for name in seen if name in grow)
+    _publish(fs, top, mirror, Inventory(files, growing), whole=seen)
+    _delete(fs, [f"{top}/{name}" for name in old.names - seen.keys()])
     return len(todo)
 
 # %% ../../nbs/core/70_remote.ipynb #7c7e515a
 def _publish(
-    fs: Any, top: str, mirror: Mirror, inventory: Inventory, *, whole: bool = False
+    fs: Any,
+    top: str,
+    mirror: Mirror,
+    inventory: Inventory,
+    *,
+    whole: dict[str, list[Any]] | None = None,
 ) -> None:
     mirror.revisions = [*mirror.revisions, inventory.revision]
     mirror.save()
     _write_inventory(fs, top, inventory)
-    if whole:
-        mirror.revisions = [inventory.revision]
+    if whole is not None:
+        mirror.revisions, mirror.seen = [inventory.revision], whole
         mirror.save()
 
 
