@@ -24,6 +24,7 @@ from tunix_rt.core.files import (
     canonical_json,
     parse_json,
     read_json,
+    replacing,
     sha256_file,
     sha256_text,
     write_json,
@@ -33,7 +34,7 @@ from .settings import inside, resolve, settings, split_url
 # %% auto #0
 __all__ = ['INVENTORY', 'STATE', 'LOCAL', 'ABOUT_CREDENTIALS', 'NO_BUCKET', 'NO_ANSWER', 'STORES', 'FOREIGN', 'DEPTH', 'mirrors',
            'url_of', 'explained', 'open_storage', 'Inventory', 'read_inventory', 'Mirror', 'read_mirror', 'local_names',
-           'Moved', 'fetch', 'Conflict', 'push', 'publish']
+           'Incomplete', 'Moved', 'fetch', 'Conflict', 'push', 'publish', 'fetch_records']
 
 # %% ../../nbs/core/70_remote.ipynb #cb81951b
 INVENTORY = "inventory.json"  # Object that lists all others, written last
@@ -316,6 +317,10 @@ def local_names(
     return found - {INVENTORY}
 
 # %% ../../nbs/core/70_remote.ipynb #1be42bd5
+class Incomplete(RemoteError):
+    "An upload was cut off before anything could be read."
+
+
 class Moved(RemoteError):
     "An object is not what the inventory says, which may have been replaced since it was read."
 
@@ -404,10 +409,11 @@ def fetch(
     Returns:
         Local folder whose files are those of the URL
     """
-    folder = resolve(folder).resolve()
+    folder = resolve(folder) if isinstance(folder, str) or split_url(folder) else folder
     url = url_of(folder)
     if url is None:
         return folder
+    folder = folder.resolve()
     with explained(url, "read"):
         fs, _ = open_storage(url)
         for place in [folder] if working else [folder, *folder.parents][: DEPTH + 1]:
@@ -441,7 +447,7 @@ def _fetched(fs: Any, folder: Path, inner: str, without: Collection[str], workin
             if found is None or not _holds(found, inner):
                 return False
             if not found.names and not working:
-                raise RemoteError(
+                raise Incomplete(
                     f"{url} was never completed: {found.writer} began to send it at "
                     f"{found.written_at} and was cut off. Run the same command there again, or "
                     f"push it from a copy."
@@ -631,3 +637,31 @@ def publish(
         for name in local_names(target) - names:
             (target / name).unlink()
         return push(target, overwrite=overwrite)
+
+# %% ../../nbs/core/70_remote.ipynb #aac3122e
+def fetch_records(
+    home: Path,  # Folder of run folders or datasets; nothing is done unless it is a mirror
+    name: str,  # Name of their record, such as "run.json"
+) -> None:
+    """Bring the records of all folders in a bucket up to date.
+
+    Args:
+        home: Folder of run folders or datasets; nothing is done unless it is a mirror
+        name: Name of their record, such as "run.json"
+    """
+    if (url := url_of(home)) is None:
+        return
+    with explained(url, "listed"):
+        fs, top = open_storage(url)
+        fs.invalidate_cache()
+        try:
+            found = [Path(each).name for each in fs.ls(top, detail=False)]
+        except FileNotFoundError:
+            return
+        with ThreadPoolExecutor(8) as pool:
+            records = pool.map(lambda each: _get(fs, f"{top}/{each}/{name}"), found)
+            for each, record in zip(found, records, strict=True):
+                folder = inside(home, each)
+                if record is not None and not read_mirror(folder).working:
+                    with replacing(folder / name) as file:
+                        file.write(record.decode())

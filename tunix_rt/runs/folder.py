@@ -22,6 +22,7 @@ from ..core.errors import RunError, TunixError
 from ..core.files import read_json, sha256_file, write_json
 from ..core.settings import resolve, settings
 from .lock import acquire, held, join, release
+from .mirror import open_mirror, settle, settle_watched, watch
 from .old_names import with_new_names
 from .provenance import plain, surroundings
 
@@ -233,6 +234,7 @@ class Run(RunRecord):
     def write_checksums(self) -> None:
         "Hash the files again after one was added."
         self.record(files=inventory(self.folder))
+        settle(self.folder)
 
     def fail(self, error: BaseException) -> None:
         "Record a failure and its reason; Ctrl-C counts as cancelled."
@@ -243,6 +245,7 @@ class Run(RunRecord):
         "Record the final status, with the time since the last start."
         took = round(self.seconds, 3)
         self.record(status=status, completed_at=_text(_now()), duration_seconds=took, **fields)
+        settle_watched(self.folder, quiet=status != "completed")
 
 # %% ../../nbs/runs/30_folder.ipynb #7618f4b4
 def read_run(
@@ -374,14 +377,18 @@ def start_run(
     _prepare(folder)
     acquire(folder)
     try:
+        if open_mirror(folder):
+            _prepare(folder)
         if not (folder / RECORD).exists():
             facts = _first_facts(pipeline, run_id, asked) | {"parent_run_id": parent_run_id}
             write_json(folder / RECORD, facts)
+            watch(folder)
             return Run(folder=folder, facts=facts)
         run = read_run(folder)
         _check(run, pipeline, asked, reuse, wanted)
         if run.resumable:
             _go_on(run, asked)
+            watch(folder)
             return run
     except BaseException:
         release(folder)
