@@ -116,13 +116,13 @@ class Machine:
 class Road:
     """A way to the server that is blocked in the middle of an upload.
 
-    It begins to count when the inventory of the run has been sent three times: the run was claimed,
-    begun, and a checkpoint has arrived. The fourth file of a later checkpoint does not get through.
+    It begins to count when an inventory that lists a checkpoint has been sent. The fourth file of a
+    later checkpoint does not get through.
     """
 
     def __init__(self, port: int, run: bytes):
         self.server, self.target = socket.create_server(("127.0.0.1", 0)), ("127.0.0.1", port)
-        self.run, self.inventories, self.passes = b"PUT " + run, 3, 3
+        self.run, self.armed, self.passes = b"PUT " + run, False, 3
         self.blocked = threading.Event()
         threading.Thread(target=self.accept, daemon=True).start()
 
@@ -138,9 +138,9 @@ class Road:
                 threading.Thread(target=self.carry, args=pair, daemon=True).start()
 
     def count(self, data: bytes) -> None:
-        if self.inventories <= 0:
+        if self.armed:
             self.passes -= data.count(self.run + b"/checkpoints/")
-        self.inventories -= data.count(self.run + b"/inventory.json")
+        self.armed |= b'"checkpoints/' in data and b'"sha256"' in data
         if self.passes < 0:
             self.blocked.set()
 

@@ -311,6 +311,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tunix_rt.core.remote.Mirror.measure': ('core/remote.html#mirror.measure', 'tunix_rt/core/remote.py'),
                                       'tunix_rt.core.remote.Mirror.save': ('core/remote.html#mirror.save', 'tunix_rt/core/remote.py'),
                                       'tunix_rt.core.remote.Moved': ('core/remote.html#moved', 'tunix_rt/core/remote.py'),
+                                      'tunix_rt.core.remote._beside': ('core/remote.html#_beside', 'tunix_rt/core/remote.py'),
                                       'tunix_rt.core.remote._bring': ('core/remote.html#_bring', 'tunix_rt/core/remote.py'),
                                       'tunix_rt.core.remote._delete': ('core/remote.html#_delete', 'tunix_rt/core/remote.py'),
                                       'tunix_rt.core.remote._download': ('core/remote.html#_download', 'tunix_rt/core/remote.py'),

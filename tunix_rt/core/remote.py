@@ -32,13 +32,12 @@ from tunix_rt.core.files import (
 from .settings import inside, resolve, settings, split_url
 
 # %% auto #0
-__all__ = ['INVENTORY', 'STATE', 'LOCAL', 'ABOUT_CREDENTIALS', 'NO_BUCKET', 'NO_ANSWER', 'STORES', 'FOREIGN', 'DEPTH', 'mirrors',
-           'url_of', 'explained', 'open_storage', 'Inventory', 'read_inventory', 'Mirror', 'read_mirror', 'local_names',
+__all__ = ['INVENTORY', 'LOCAL', 'ABOUT_CREDENTIALS', 'NO_BUCKET', 'NO_ANSWER', 'STORES', 'FOREIGN', 'DEPTH', 'mirrors', 'url_of',
+           'explained', 'open_storage', 'Inventory', 'read_inventory', 'Mirror', 'read_mirror', 'local_names',
            'Incomplete', 'Moved', 'fetch', 'Conflict', 'push', 'publish', 'fetch_records']
 
 # %% ../../nbs/core/70_remote.ipynb #cb81951b
 INVENTORY = "inventory.json"  # Object that lists all others, written last
-STATE = ".remote.json"  # What a mirror knows about its bucket
 LOCAL = ("file", "local")  # Schemes of folders on a disk
 
 
@@ -238,6 +237,11 @@ def _listed(fs: Any, top: str) -> Inventory | None:
     return Inventory({}, tuple(name for name, *_ in told), revision, "another tool", "unknown")
 
 # %% ../../nbs/core/70_remote.ipynb #84b6ecf5
+def _beside(folder: Path, kind: str) -> Path:
+    "Find the path of what is kept about a folder, outside of it: its content stays as it is."
+    return mirrors() / ".known" / f"{sha256_text(str(folder))[:24]}.{kind}"
+
+
 @dataclass
 class Mirror:
     """What a local folder knows about the folder that it mirrors.
@@ -255,9 +259,9 @@ class Mirror:
     seen: dict[str, list[Any]] = field(default_factory=dict)  # Name to size, mtime and SHA-256
 
     def save(self) -> None:
-        "Write it into the folder."
+        "Write it beside the mirrors."
         facts = {name: value for name, value in vars(self).items() if name != "folder"}
-        write_json(self.folder / STATE, facts)
+        write_json(_beside(self.folder, "json"), facts)
 
     def measure(self, name: str, *, grows: bool = False) -> list[Any]:
         'Find size, mtime and SHA-256 of a file, "" for one that grows; it is hashed if it changed.'
@@ -282,15 +286,16 @@ def read_mirror(
     Returns:
         Without revisions if it has never been in touch
     """
-    path = folder / STATE
-    return Mirror(folder, **read_json(path)) if path.is_file() else Mirror(folder)
+    path = _beside(folder, "json")
+    known = path.is_file() and folder.is_dir()
+    return Mirror(folder, **read_json(path)) if known else Mirror(folder)
 
 # %% ../../nbs/core/70_remote.ipynb #52d84ac5
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    locks = mirrors() / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / sha256_text(str(folder))[:16]).open("a") as handle:
+    lock = _beside(folder, "lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

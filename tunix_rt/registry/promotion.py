@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from ..core.errors import ModelError, RunError, TunixError
 from ..core.files import read_json
+from ..core.remote import push
 from ..core.settings import resolve, settings
 from tunix_rt.registry.content_store import (
     ContentDigest,
@@ -216,6 +217,7 @@ def promote(
     home = resolve(settings().models)
     content = store_content(source, home)
     place, root = home / content.sha256, resolve(settings().root)
+    push(place)
     with store.writing() as session:
         if isinstance(model, str):
             family = family_row(session, model)

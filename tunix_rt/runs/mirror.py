@@ -84,7 +84,8 @@ class Watcher:
         Args:
             folder: Run folder with its run.json
         """
-        self.folder, self.error = folder, None
+        self.folder = folder
+        self.error: RemoteError | None = None
         self.stopping = threading.Event()
         self.checkpoints, self.pushed_at = self.listed(), time.monotonic()
         push(folder, growing=grows)
