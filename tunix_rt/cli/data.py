@@ -13,6 +13,7 @@ import typer
 
 from ..core.errors import DatasetError, PathError
 from ..core.files import parse_json
+from ..core.remote import url_of
 from ..core.settings import resolve, settings
 from ..data.annotations import ANNOTATIONS
 from ..data.datasets import Dataset, build_dataset, freeze_recipe, load_dataset
@@ -24,7 +25,7 @@ from ..data.ungar import high_card_duel
 from ..traces.schema import Trace, read_traces
 
 # %% auto #0
-__all__ = ['DUEL', 'announce', 'generate', 'lengths_text', 'ingest', 'assignments', 'traces_of', 'build', 'export']
+__all__ = ['DUEL', 'Home', 'announce', 'generate', 'lengths_text', 'ingest', 'assignments', 'traces_of', 'build', 'export']
 
 # %% ../../nbs/cli/20_data.ipynb #73c9bd4b
 def announce(
@@ -35,10 +36,13 @@ def announce(
     Args:
         dataset: New or existing dataset
     """
-    typer.echo(f"{dataset!r}\n  in {dataset.folder}")
+    typer.echo(f"{dataset!r}\n  in {url_of(dataset.folder) or dataset.folder}")
 
 # %% ../../nbs/cli/20_data.ipynb #5f021d9e
 DUEL = "high-card-duel"  # Generator that is a game instead of a recipe
+Home = Annotated[
+    str, typer.Option(help="Folder of datasets, or s3://..., gs://... [default: data/datasets]")
+]
 
 
 def generate(
@@ -54,6 +58,7 @@ def generate(
         int | None, typer.Option(help="Traces to evaluate on [default: the recipe's number]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Fixes every draw; the same seed, the same bytes")] = 42,
+    home: Home = "",
 ) -> None:
     """Generate traces by rule, every step checked, and freeze them.
 
@@ -62,12 +67,14 @@ def generate(
     Example: tunix-rt generate arithmetic-steps --train 2000 --held-out 200
     """
     if recipe != DUEL:
-        made = freeze_recipe(recipe, version=version, train=train, held_out=held_out, seed=seed)
+        made = freeze_recipe(
+            recipe, version=version, train=train, held_out=held_out, seed=seed, home=home or None
+        )
     elif held_out:
         raise DatasetError(f"{DUEL} has one question a card and holds none out; leave --held-out")
     else:
         games = high_card_duel(100 if train is None else train, seed=seed)
-        made = [build_dataset(games, name=DUEL, version=version, seed=seed)]
+        made = [build_dataset(games, name=DUEL, version=version, seed=seed, home=home or None)]
     for dataset in made:
         announce(dataset)
 
@@ -241,6 +248,7 @@ def build(
     decontaminate: Annotated[
         list[str] | None, typer.Option(help="Evaluation set whose questions are left out")
     ] = None,
+    home: Home = "",
 ) -> None:
     """Freeze traces into a dataset that never changes.
 
@@ -267,6 +275,7 @@ def build(
         selection_strategy=selection,
         seed=seed,
         splits=sizes or None,
+        home=home or None,
     )
     announce(dataset)
     if left_out:

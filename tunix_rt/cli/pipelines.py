@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 from .data import assignments
 from .show import TYPED, columns, way_on
 from ..core.errors import ModelError, TunixError
+from ..core.remote import url_of
 from ..core.settings import resolve, settings
 from ..models.config import PRESETS
 from ..registry.model_refs import pin_spec
@@ -97,7 +98,7 @@ def ending(
     Returns:
         A few lines
     """
-    places = {"folder": str(run.folder)}
+    places = {"folder": url_of(run.folder) or str(run.folder)}
     if run.report.exists():
         places["report"] = str(run.report)
     results = {name: value for name, value in run.results.items() if _brief(value)}
@@ -213,7 +214,10 @@ Parameters = Annotated[
     typer.Option("--parameter", "-p", help="NAME=VALUE; give it several times"),
 ]
 RunDir = Annotated[
-    str, typer.Option(help="The run folder; an unfinished run is resumed [default: a new one]")
+    str,
+    typer.Option(
+        help="The run folder, or s3://..., gs://...; an unfinished run is resumed [default: new]"
+    ),
 ]
 RESUMED = ("demo",)  # Pipelines that resume by default
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tunix_rt.store.tables import RunRow
 
 # %% auto #0
-__all__ = ['missing_extra', 'serve', 'worker', 'portable', 'queue', 'key_figure', 'runs', 'cancel']
+__all__ = ['missing_extra', 'serve', 'worker', 'submitting', 'portable', 'queue', 'key_figure', 'runs', 'cancel']
 
 # %% ../../nbs/cli/40_server.ipynb #0680cae4
 def missing_extra(
@@ -89,6 +89,10 @@ def worker(
         float | None,
         typer.Option(min=1, help="Seconds without renewal after which its run is requeued"),
     ] = None,
+    submit: Annotated[str, typer.Option(help="slurm: submit runs instead of executing them")] = "",
+    resource: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for --submit, such as partition=gpu")
+    ] = None,
 ) -> None:
     """Take runs from the queue and execute them, until stopped.
 
@@ -107,6 +111,7 @@ def worker(
     options: dict[str, Any] = {
         "worker": name or None, "lease_seconds": lease_seconds, "on_completed": score_completed,
         "rehearse": rehearse,
+        **submitting(submit, assignments(resource, "--resource")),
     }  # fmt: skip
     with opened() as store:
         if not once:
@@ -118,6 +123,30 @@ def worker(
         done = work(store, once=True, **options)
         advance_jobs(store)
         typer.echo("did one run" if done else "nothing was waiting")
+
+
+def submitting(
+    engine: str,  # "slurm", or "" to execute runs here
+    resources: dict[str, str],  # Fields of LaunchSpec as typed
+) -> dict[str, Any]:  # Options of `work`
+    """Choose how a worker attempts its runs.
+
+    Args:
+        engine: "slurm", or "" to execute runs here
+        resources: Fields of LaunchSpec as typed
+
+    Returns:
+        Options of `work`
+    """
+    if not engine:
+        if resources:
+            raise typer.BadParameter("--resource has no meaning without --submit slurm")
+        return {}
+    if engine != "slurm":
+        raise typer.BadParameter(f"--submit is {engine!r}; choose slurm")
+    from tunix_rt.jobs.submit import SlurmRuns, launch_options
+
+    return {"attempt": SlurmRuns(launch_options(resources))}
 
 # %% ../../nbs/cli/40_server.ipynb #eeca9cb8
 def portable(

@@ -15,7 +15,8 @@ from typing import Any
 
 from ..core.errors import DatasetError, PathError, TraceError, TunixError
 from ..core.formatting import format_bytes, format_duration
-from ..core.settings import resolve, settings
+from ..core.remote import fetch, url_of
+from ..core.settings import resolve, settings, split_url
 from ..data.datasets import Dataset, dataset_folder, dataset_names, load_dataset
 from ..runs.folder import AT_WORK, Run, read_run
 from ..runs.lookup import find_run
@@ -190,7 +191,7 @@ def way_on(
         words = ["tunix-rt", "run", str((run.facts.get("source") or {}).get("path", run.pipeline))]
     for name, value in _differing(run).items():
         words += ["-p", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    return visible(shlex.join([*words, "--run-dir", str(run.folder)]))
+    return visible(shlex.join([*words, "--run-dir", url_of(run.folder) or str(run.folder)]))
 
 # %% ../../nbs/cli/10_show.ipynb #630b91c8
 def dataset_text(
@@ -277,10 +278,12 @@ def show_text(
         A screen of text
     """
     place, _, which = name.rpartition(":")
-    if place and which:
+    if place and which and not which.startswith("//"):
         return trace_text(find_trace(place, which))
     if name.endswith(".jsonl"):
         return trace_text(find_trace(name, "1"))
+    if split_url(name):
+        name = str(fetch(name, without=("checkpoints",)))
     for folder in (Path(name).expanduser(), resolve(name)):
         if (folder / "run.json").is_file():
             return run_text(read_run(folder))

@@ -24,6 +24,7 @@ from tunix_rt.core.files import (
     canonical_json,
     parse_json,
     read_json,
+    replacing,
     sha256_file,
     sha256_text,
     write_json,
@@ -31,13 +32,12 @@ from tunix_rt.core.files import (
 from .settings import inside, resolve, settings, split_url
 
 # %% auto #0
-__all__ = ['INVENTORY', 'STATE', 'LOCAL', 'ABOUT_CREDENTIALS', 'NO_BUCKET', 'NO_ANSWER', 'STORES', 'FOREIGN', 'DEPTH', 'mirrors',
-           'url_of', 'explained', 'open_storage', 'Inventory', 'read_inventory', 'Mirror', 'read_mirror', 'local_names',
-           'Moved', 'fetch', 'Conflict', 'push', 'publish']
+__all__ = ['INVENTORY', 'LOCAL', 'ABOUT_CREDENTIALS', 'NO_BUCKET', 'NO_ANSWER', 'STORES', 'FOREIGN', 'DEPTH', 'mirrors', 'url_of',
+           'explained', 'open_storage', 'Inventory', 'read_inventory', 'Mirror', 'read_mirror', 'local_names',
+           'Incomplete', 'Moved', 'fetch', 'Conflict', 'push', 'publish', 'fetch_records']
 
 # %% ../../nbs/core/70_remote.ipynb #cb81951b
 INVENTORY = "inventory.json"  # Object that lists all others, written last
-STATE = ".remote.json"  # What a mirror knows about its bucket
 LOCAL = ("file", "local")  # Schemes of folders on a disk
 
 
@@ -237,6 +237,11 @@ def _listed(fs: Any, top: str) -> Inventory | None:
     return Inventory({}, tuple(name for name, *_ in told), revision, "another tool", "unknown")
 
 # %% ../../nbs/core/70_remote.ipynb #84b6ecf5
+def _beside(folder: Path, kind: str) -> Path:
+    "Find the path of what is kept about a folder, outside of it: its content stays as it is."
+    return mirrors() / ".known" / f"{sha256_text(str(folder))[:24]}.{kind}"
+
+
 @dataclass
 class Mirror:
     """What a local folder knows about the folder that it mirrors.
@@ -254,9 +259,9 @@ class Mirror:
     seen: dict[str, list[Any]] = field(default_factory=dict)  # Name to size, mtime and SHA-256
 
     def save(self) -> None:
-        "Write it into the folder."
+        "Write it beside the mirrors."
         facts = {name: value for name, value in vars(self).items() if name != "folder"}
-        write_json(self.folder / STATE, facts)
+        write_json(_beside(self.folder, "json"), facts)
 
     def measure(self, name: str, *, grows: bool = False) -> list[Any]:
         'Find size, mtime and SHA-256 of a file, "" for one that grows; it is hashed if it changed.'
@@ -281,15 +286,16 @@ def read_mirror(
     Returns:
         Without revisions if it has never been in touch
     """
-    path = folder / STATE
-    return Mirror(folder, **read_json(path)) if path.is_file() else Mirror(folder)
+    path = _beside(folder, "json")
+    known = path.is_file() and folder.is_dir()
+    return Mirror(folder, **read_json(path)) if known else Mirror(folder)
 
 # %% ../../nbs/core/70_remote.ipynb #52d84ac5
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    locks = mirrors() / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / sha256_text(str(folder))[:16]).open("a") as handle:
+    lock = _beside(folder, "lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -316,6 +322,10 @@ def local_names(
     return found - {INVENTORY}
 
 # %% ../../nbs/core/70_remote.ipynb #1be42bd5
+class Incomplete(RemoteError):
+    "An upload was cut off before anything could be read."
+
+
 class Moved(RemoteError):
     "An object is not what the inventory says, which may have been replaced since it was read."
 
@@ -404,10 +414,11 @@ def fetch(
     Returns:
         Local folder whose files are those of the URL
     """
-    folder = resolve(folder).resolve()
+    folder = resolve(folder) if isinstance(folder, str) or split_url(folder) else folder
     url = url_of(folder)
     if url is None:
         return folder
+    folder = folder.resolve()
     with explained(url, "read"):
         fs, _ = open_storage(url)
         for place in [folder] if working else [folder, *folder.parents][: DEPTH + 1]:
@@ -441,7 +452,7 @@ def _fetched(fs: Any, folder: Path, inner: str, without: Collection[str], workin
             if found is None or not _holds(found, inner):
                 return False
             if not found.names and not working:
-                raise RemoteError(
+                raise Incomplete(
                     f"{url} was never completed: {found.writer} began to send it at "
                     f"{found.written_at} and was cut off. Run the same command there again, or "
                     f"push it from a copy."
@@ -570,22 +581,27 @@ def _update(
         still = {*old.growing} | (changed & grow)
         _publish(fs, top, mirror, Inventory(kept, tuple(sorted(still))))
     lost = _send_all(fs, top, mirror.folder, {name: name in grow for name in todo})
-    mirror.seen = {name: found for name, found in now.items() if _unit(name) not in lost}
-    files = {n: {"size": f[0], "sha256": f[2]} for n, f in mirror.seen.items() if f[2]}
-    growing = tuple(name for name in mirror.seen if name in grow)
-    _publish(fs, top, mirror, Inventory(files, growing), whole=True)
-    _delete(fs, [f"{top}/{name}" for name in old.names - mirror.seen.keys()])
+    seen = {name: found for name, found in now.items() if _unit(name) not in lost}
+    files = {n: {"size": f[0], "sha256": f[2]} for n, f in seen.items() if f[2]}
+    growing = tuple(name for name in seen if name in grow)
+    _publish(fs, top, mirror, Inventory(files, growing), whole=seen)
+    _delete(fs, [f"{top}/{name}" for name in old.names - seen.keys()])
     return len(todo)
 
 # %% ../../nbs/core/70_remote.ipynb #7c7e515a
 def _publish(
-    fs: Any, top: str, mirror: Mirror, inventory: Inventory, *, whole: bool = False
+    fs: Any,
+    top: str,
+    mirror: Mirror,
+    inventory: Inventory,
+    *,
+    whole: dict[str, list[Any]] | None = None,
 ) -> None:
     mirror.revisions = [*mirror.revisions, inventory.revision]
     mirror.save()
     _write_inventory(fs, top, inventory)
-    if whole:
-        mirror.revisions = [inventory.revision]
+    if whole is not None:
+        mirror.revisions, mirror.seen = [inventory.revision], whole
         mirror.save()
 
 
@@ -626,3 +642,31 @@ def publish(
         for name in local_names(target) - names:
             (target / name).unlink()
         return push(target, overwrite=overwrite)
+
+# %% ../../nbs/core/70_remote.ipynb #aac3122e
+def fetch_records(
+    home: Path,  # Folder of run folders or datasets; nothing is done unless it is a mirror
+    name: str,  # Name of their record, such as "run.json"
+) -> None:
+    """Bring the records of all folders in a bucket up to date.
+
+    Args:
+        home: Folder of run folders or datasets; nothing is done unless it is a mirror
+        name: Name of their record, such as "run.json"
+    """
+    if (url := url_of(home)) is None:
+        return
+    with explained(url, "listed"):
+        fs, top = open_storage(url)
+        fs.invalidate_cache()
+        try:
+            found = [Path(each).name for each in fs.ls(top, detail=False)]
+        except FileNotFoundError:
+            return
+        with ThreadPoolExecutor(8) as pool:
+            records = pool.map(lambda each: _get(fs, f"{top}/{each}/{name}"), found)
+            for each, record in zip(found, records, strict=True):
+                folder = inside(home, each)
+                if record is not None and not read_mirror(folder).working:
+                    with replacing(folder / name) as file:
+                        file.write(record.decode())

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from ..core.errors import TunixError
@@ -36,8 +37,8 @@ from ..store.engine import Store
 from ..training.preemption import catch_signals
 
 # %% auto #0
-__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'Heartbeat', 'Outcome', 'attempt_run', 'retry_until',
-           'record_outcome', 'run_claim', 'work']
+__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'Attempt', 'Heartbeat', 'Outcome', 'from_failure', 'attempt_run',
+           'retry_until', 'record_outcome', 'run_claim', 'work']
 
 # %% ../../nbs/jobs/40_worker.ipynb #2dec61cc
 log = logging.getLogger("tunix_rt.worker")
@@ -93,9 +94,13 @@ class Outcome:
     run: Run | None = None  # Run folder, if there is one
 
 
-def _from_failure(
+def from_failure(
     failure: RunFailed,  # Error with the run
 ) -> Outcome:
+    """
+    Args:
+        failure: Error with the run
+    """
     run, error = failure.run, failure.run.facts.get("error") or {}
     said = str(error.get("message") or error.get("name") or run.status)
     if error.get("name") == "RunCrashed":
@@ -147,7 +152,7 @@ def attempt_run(
             grace_seconds=grace_seconds,
         )  # fmt: skip
     except RunFailed as failure:
-        return _from_failure(failure)
+        return from_failure(failure)
     except RunCancelled as stopped:
         error = stopped.run.facts.get("error") or {}
         return Outcome("stopped", str(error.get("message", "stopped")), stopped.run)
@@ -223,6 +228,9 @@ def record_outcome(
     )  # fmt: skip
 
 # %% ../../nbs/jobs/40_worker.ipynb #2f739610
+Attempt = Callable[[Claim, Callable[[str, str], None], Callable[[], float | None]], Outcome]
+
+
 def _note_of(
     store: Store,  # Database of the run
     run: Run,  # Completed in its folder, and still running for the store
@@ -241,6 +249,7 @@ def run_claim(
     stopping: Callable[[], bool] = lambda: False,  # True when the worker itself must stop
     on_completed: OnCompleted | None = None,  # Called before the store says "completed"
     rehearse: Rehearse = rehearse_datasets,  # Does a dry run
+    attempt: Attempt | None = None,  # Has the run executed elsewhere; None executes it here
 ) -> Outcome:  # Already told to the store
     """Do one run from beginning to end.
 
@@ -250,6 +259,7 @@ def run_claim(
         stopping: True when the worker itself must stop
         on_completed: Called before the store says "completed"
         rehearse: Does a dry run
+        attempt: Has the run executed elsewhere; None executes it here
 
     Returns:
         Already told to the store
@@ -262,9 +272,9 @@ def run_claim(
         return GRACE if heart.word == "cancel_requested" or stopping() else None
 
     try:
-        outcome = attempt_run(
-            claim, stream.write, grace_seconds, lambda spec: rehearse(spec, store)
-        )
+        if attempt is None or claim.run.mode == "dry-run":
+            attempt = partial(attempt_run, rehearse=lambda spec: rehearse(spec, store))
+        outcome = attempt(claim, stream.write, grace_seconds)
         stream.close(INSISTING)
         run = outcome.run if outcome.word == "completed" and heart.word != "lost" else None
         if run and on_completed and (note := _note_of(store, run, on_completed)):
@@ -313,6 +323,7 @@ def work(
     lease_seconds: float | None = None,  # That of the settings by default
     on_completed: OnCompleted | None = None,  # Called with each run that completes, to score it
     rehearse: Rehearse = rehearse_datasets,  # Does the dry runs that wait
+    attempt: Attempt | None = None,  # Has runs executed elsewhere; None executes them here
 ) -> int:  # Number of runs it worked on
     """Claim runs and execute them until stopped.
 
@@ -325,6 +336,7 @@ def work(
         lease_seconds: That of the settings by default
         on_completed: Called with each run that completes, to score it
         rehearse: Does the dry runs that wait
+        attempt: Has runs executed elsewhere; None executes them here
 
     Returns:
         Number of runs it worked on
@@ -341,7 +353,7 @@ def work(
             taken = _next(store, name, lease, on_completed)
             if taken is not None:
                 log.info("%s %s: attempt %d", taken.run.pipeline, taken.run.id, taken.run.attempts)
-                run_claim(store, taken, stopping, on_completed, rehearse)
+                run_claim(store, taken, stopping, on_completed, rehearse, attempt)
                 done += 1
             if once:
                 break

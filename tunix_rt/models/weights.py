@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 
 from ..core.errors import ModelError
 from ..core.files import new_folder, write_json
+from ..core.remote import fetch
 from ..core.settings import resolve
 from .config import GemmaConfig, to_hugging_face
 from .gemma import PROJECTIONS, Gemma, layer_at, vector_sizes
@@ -397,7 +398,7 @@ def find_model(
     text = os.fspath(name)
     if text.startswith(KAGGLE):
         return _from_kaggle(text.removeprefix(KAGGLE))
-    folder = resolve(text)
+    folder = fetch(resolve(text), without=("checkpoints",), missing_ok=True)
     for place in (folder, folder / "model"):
         if any((place / file).is_file() for file in ("config.json", "adapter_config.json")):
             return place

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from ..core.errors import MissingError, ModelError
 from ..core.files import json_fault
+from ..core.remote import fetch
 from ..core.settings import inside, resolve, settings
 from ..store.engine import Store
 from ..store.tables import ModelAlias, ModelRow, ModelVersion, now
@@ -353,7 +354,7 @@ def version_folder(
     Returns:
         Folder in Hugging Face layout, ready to load
     """
-    return inside(resolve(settings().models), version.sha256)
+    return fetch(inside(resolve(settings().models), version.sha256), missing_ok=True)
 
 # %% ../../nbs/registry/20_models.ipynb #e5997da1
 def refuse_alias(

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from ..core.errors import ModelError, RunError, TunixError
 from ..core.files import read_json
+from ..core.remote import push
 from ..core.settings import resolve, settings
 from tunix_rt.registry.content_store import (
     ContentDigest,
@@ -217,6 +218,7 @@ def promote(
     home = resolve(settings().models)
     content = store_content(source, home)
     place, root = home / content.sha256, resolve(settings().root)
+    push(place)
     with store.writing() as session:
         lock_name(session, f"content {content.sha256}")
         if not place.is_dir():  # the last version with these files was deleted at this moment

@@ -5,6 +5,7 @@
 # %% ../../nbs/runs/30_folder.ipynb #d99d8233
 from __future__ import annotations
 
+import getpass
 import math
 import os
 import re
@@ -23,15 +24,17 @@ from ..core.errors import RunError, TunixError
 from ..core.files import read_json, sha256_file, write_json
 from ..core.settings import resolve, settings
 from .lock import acquire, held, join, release
+from .mirror import open_mirror, settle, settle_watched, watch
 from .old_names import with_new_names
 from .provenance import plain, surroundings
 
 # %% auto #0
-__all__ = ['GROWING', 'LEFT', 'ODD', 'RECORD', 'AT_WORK', 'plain_files', 'inventory', 'RunFiles', 'RunRecord', 'Run', 'read_run',
-           'differences', 'start_run', 'open_run', 'parameters_in']
+__all__ = ['GROWING', 'NOTES', 'LEFT', 'ODD', 'RECORD', 'AT_WORK', 'plain_files', 'inventory', 'RunFiles', 'RunRecord', 'Run',
+           'read_run', 'differences', 'start_run', 'open_run', 'parameters_in']
 
 # %% ../../nbs/runs/30_folder.ipynb #7cb201cc
 GROWING = ("log.txt", "notebook.ipynb")  # Written until the process ends
+NOTES = "notes.json"  # What people say about the run, at any time
 LEFT = ("checkpoints", "__pycache__")  # Folders that are not part of the result
 ODD = re.compile(r'[\\:\x00-\x1f\x7f"*?<>|\ud800-\udfff]')  # In names that not every system takes
 
@@ -72,7 +75,7 @@ def inventory(
     Returns:
         Name from the folder, with "/", to SHA-256; in order of the names
     """
-    left = {"run.json", *GROWING} if at_work else {"run.json"}
+    left = {"run.json", NOTES, *(GROWING if at_work else ())}
     names = {path.relative_to(folder).as_posix(): path for path in plain_files(folder)}
     return {name: sha256_file(names[name]) for name in sorted(names) if name not in left}
 
@@ -235,6 +238,7 @@ class Run(RunRecord):
     def write_checksums(self) -> None:
         "Hash the files again after one was added."
         self.record(files=inventory(self.folder))
+        settle(self.folder)
 
     def fail(self, error: BaseException) -> None:
         "Record a failure and its reason; Ctrl-C counts as cancelled."
@@ -245,6 +249,7 @@ class Run(RunRecord):
         "Record the final status, with the time since the last start."
         took = round(self.seconds, 3)
         self.record(status=status, completed_at=_text(_now()), duration_seconds=took, **fields)
+        settle_watched(self.folder, quiet=status != "completed")
 
 # %% ../../nbs/runs/30_folder.ipynb #7618f4b4
 def read_run(
@@ -268,6 +273,13 @@ def _fresh(pipeline: str, run_id: str) -> Path:
     return resolve(settings().runs) / f"{pipeline}-{stamp}-{run_id[:8]}"
 
 # %% ../../nbs/runs/30_folder.ipynb #a6f9b63d
+def _author() -> str | None:
+    try:
+        return os.environ.get("TUNIX_RT_AUTHOR") or getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return None
+
+
 def _first_facts(pipeline: str, run_id: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return {
         "run_id": run_id,
@@ -282,6 +294,7 @@ def _first_facts(pipeline: str, run_id: str, parameters: dict[str, Any]) -> dict
         "stopped_early": False,
         "results": {},
         "error": None,
+        "author": _author(),
         **surroundings(),
     }
 
@@ -376,14 +389,18 @@ def start_run(
     _prepare(folder)
     acquire(folder)
     try:
+        if open_mirror(folder):
+            _prepare(folder)
         if not (folder / RECORD).exists():
             facts = _first_facts(pipeline, run_id, asked) | {"parent_run_id": parent_run_id}
             write_json(folder / RECORD, facts)
+            watch(folder)
             return Run(folder=folder, facts=facts)
         run = read_run(folder)
         _check(run, pipeline, asked, reuse, wanted)
         if run.resumable:
             _go_on(run, asked)
+            watch(folder)
             return run
     except BaseException:
         release(folder)

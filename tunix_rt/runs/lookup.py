@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import RunError, TunixError
+from ..core.remote import fetch, fetch_records
 from ..core.settings import resolve, settings
-from .folder import RECORD, Run, differences, read_run
+from .folder import LEFT, RECORD, Run, differences, read_run
 from .provenance import code_version, plain
 
 # %% auto #0
@@ -32,6 +33,7 @@ def list_runs(
         The newest first
     """
     found = []
+    fetch_records(resolve(settings().runs), RECORD)
     for record in resolve(settings().runs).glob(f"*/{RECORD}"):
         try:
             run = read_run(record.parent)
@@ -54,7 +56,8 @@ def named_folder(
         Existing run folder; None if there is none
     """
     text = os.fspath(name)
-    for folder in (Path(text).expanduser(), resolve(text), resolve(settings().runs) / text):
+    for place in (Path(text).expanduser(), resolve(text), resolve(settings().runs) / text):
+        folder = fetch(place, without=LEFT, missing_ok=True)
         if (folder / RECORD).is_file():
             return folder
     return None

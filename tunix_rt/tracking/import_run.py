@@ -23,11 +23,12 @@ from ..core.files import new_folder, parse_json
 from ..core.settings import inside, resolve, settings
 from ..jobs.logs import TAIL, chunks
 from ..jobs.queue import accept_completed, get_queued
-from ..runs.folder import LEFT, ODD, RECORD, plain_files, read_run
+from ..runs.folder import LEFT, NOTES, ODD, RECORD, plain_files, read_run
 from ..runs.provenance import UNFIT
 from ..store.engine import Store
 from ..store.tables import ENDED, FIRST_YEAR, LAST_YEAR, LogChunk, RunRow, now
 from .evaluations import Scored, keep_evaluation, score_completed, try_score
+from .run_notes import LARGEST_NOTES, parse_notes, write_notes
 
 # %% auto #0
 __all__ = ['LARGEST_RECORD', 'DIGEST', 'Time', 'PROPORTION', 'SMALL', 'Source', 'LOG_KEPT', 'Record', 'read_record',
@@ -278,6 +279,19 @@ def take_files(
             )
 
 # %% ../../nbs/tracking/30_import_run.ipynb #2f2b68e6
+def _bring_notes(
+    source: Source,  # Source of the run
+    folder: Path,  # Folder of the run, in its place
+) -> None:
+    "Copy what people said about a run, unless something is said here already."
+    if NOTES not in source.names() or (folder / NOTES).exists():
+        return
+    with source.open(NOTES) as file:
+        notes = parse_notes(file.read(LARGEST_NOTES))
+    if notes is not None:
+        write_notes(folder, notes)
+
+
 def _settle_in(
     source: Source,  # Source of the run
     record: Record,  # Read from it
@@ -448,8 +462,9 @@ def import_run(
         if (folder / RECORD).is_file() and not read_run(folder).completed:
             folder = folder.with_name(f"{folder.name}-imported")  # it went on elsewhere
     _settle_in(source, record, text, folder)
+    _bring_notes(source, folder)
     if known is None:
-        left = sorted(source.names() - set(record.files) - {RECORD})
+        left = sorted(source.names() - set(record.files) - {RECORD, NOTES})
         also = f"; not in its list, and left behind: {', '.join(left[:5])}" if left else ""
         row = _row(record, folder, f"imported from {source.name}{also}")
         scored, reason = try_score(store, row)

@@ -15,6 +15,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from ..core.errors import TrainingError
 from ..core.files import canonical_json, read_log, replacing
+from ..core.remote import fetch
 
 # %% auto #0
 __all__ = ['OLD_FIELDS', 'Checkpoints', 'save_state', 'check_identity', 'restore_state', 'find_checkpoints',
@@ -175,6 +176,7 @@ def find_checkpoints(
     Returns:
         Folder of its checkpoints
     """
+    source = fetch(source, missing_ok=True)
     found = [source / "checkpoints"]
     if not found[0].is_dir():
         below = [
