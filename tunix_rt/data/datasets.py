@@ -29,6 +29,7 @@ from tunix_rt.core.files import (
     sha256_text,
 )
 from ..core.plugins import plugin_sources
+from ..core.remote import Incomplete, fetch, fetch_records, push, url_of
 from ..core.settings import inside, resolve, settings
 from .dataset_card import dataset_card, dataset_manifest
 from .generators import PRESETS, generate, recipe_name
@@ -218,8 +219,8 @@ def dataset_folder(
         Absolute path, which need not exist
     """
     if home is None and (isinstance(name, Path) or "/" in name):
-        return resolve(name)
-    folder = inside(home or resolve(settings().datasets), name)
+        return fetch(resolve(name), missing_ok=True)
+    folder = fetch(inside(home or resolve(settings().datasets), name), missing_ok=True)
     if _falls_back(home) and not (folder / "manifest.json").is_file():
         return shipped_folder(str(name)) or folder
     return folder
@@ -237,6 +238,7 @@ def dataset_folders(
         Key to folder, sorted by key; shipped ones too if they would be loaded
     """
     own = home or resolve(settings().datasets)
+    fetch_records(own, "manifest.json")
     shipped = {key: shipped_folder(key) for key in SHIPPED if _falls_back(home)}
     found = {key: folder for key, folder in shipped.items() if folder}
     found |= {path.parent.name: path.parent for path in own.glob("[!.]*/manifest.json")}
@@ -327,7 +329,7 @@ def load_dataset(
         stem, _, version = folder.name.rpartition("-")
         made_by = [recipe for recipe in PRESETS if stem in (recipe, f"{recipe}-held-out")]
         raise DatasetError(
-            f"there is no dataset {folder.name!r} in {folder.parent}; "
+            f"there is no dataset {folder.name!r} in {url_of(folder.parent) or folder.parent}; "
             f"there are {dataset_names(folder.parent)}"
             + "".join(f". To make it: tunix-rt generate {r} --version {version}" for r in made_by)
         )
@@ -466,11 +468,23 @@ def put_in_place(
             with new_folder(target) as folder:
                 for file in sorted(bench.iterdir()):
                     file.rename(folder / file.name)
+            push(target)
             return Dataset(target, manifest)
         except (OSError, PathError):
             if not target.exists():  # otherwise another process was faster
                 raise
-    return same_or_refuse(target, manifest)
+    dataset = same_or_refuse(target, manifest)
+    push(target)
+    return dataset
+
+
+def _arrived(
+    target: Path,  # Final folder of a dataset
+) -> Path:  # The same, with what object storage holds there
+    try:
+        return fetch(target, missing_ok=True)
+    except Incomplete:
+        return target  # an upload that was cut off, which this build completes
 
 # %% ../../nbs/data/45_datasets.ipynb #2ef44d34
 def build_dataset(
@@ -478,7 +492,7 @@ def build_dataset(
     *,
     name: str,  # Name, such as "golden"
     version: str,  # Version, such as "v2"
-    home: Path | None = None,  # Folder of datasets; that of the settings by default
+    home: Path | str | None = None,  # Folder of datasets, or its URL; the settings' by default
     filters: Mapping[str, Any] | None = None,  # Field of `meta` to a value or a list of values
     selection_strategy: str = "latest",  # "latest", or "random", which needs a seed
     seed: int | None = None,  # Seed of a random selection; recorded in any case
@@ -497,7 +511,7 @@ def build_dataset(
         traces: Traces, oldest first; any number, one in memory at a time
         name: Name, such as "golden"
         version: Version, such as "v2"
-        home: Folder of datasets; that of the settings by default
+        home: Folder of datasets, or its URL; the settings' by default
         filters: Field of `meta` to a value or a list of values
         selection_strategy: "latest", or "random", which needs a seed
         seed: Seed of a random selection; recorded in any case
@@ -519,7 +533,7 @@ def build_dataset(
             "filters.search is for traces in a store, which has an index of their words; build "
             "with tunix_rt.store.datasets.build_from_store, or filter by fields of meta"
         )
-    home = home or resolve(settings().datasets)
+    home = home if isinstance(home, Path) else resolve(home or settings().datasets)
     request = {
         "dataset_key": key,
         "dataset_name": name,
@@ -545,7 +559,7 @@ def build_dataset(
             created_at=created_at or datetime.now(UTC),
             provenance=provenance or {},
         )
-        return put_in_place(bench, inside(home, key), manifest)
+        return put_in_place(bench, _arrived(inside(home, key)), manifest)
 
 # %% ../../nbs/data/45_datasets.ipynb #5c71eca6
 CHARACTERS_PER_TOKEN = 3.0  # Estimate for English and arithmetic
@@ -630,7 +644,7 @@ def freeze_recipe(
     train: int | None = None,  # Number of training problems; the recipe's by default
     held_out: int | None = None,  # Number of evaluation problems; the recipe's by default
     seed: int = 42,  # Seed of every draw
-    home: Path | None = None,  # Folder of datasets; that of the settings by default
+    home: Path | str | None = None,  # Folder of datasets, or its URL; the settings' by default
     created_at: datetime | None = None,  # Build time; now by default
 ) -> list[Dataset]:  # Training set, and the held-out set (`<recipe>-held-out`) if any
     """Freeze the traces of a recipe, each part as a dataset of its own.
@@ -641,7 +655,7 @@ def freeze_recipe(
         train: Number of training problems; the recipe's by default
         held_out: Number of evaluation problems; the recipe's by default
         seed: Seed of every draw
-        home: Folder of datasets; that of the settings by default
+        home: Folder of datasets, or its URL; the settings' by default
         created_at: Build time; now by default
 
     Returns:
