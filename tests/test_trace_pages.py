@@ -56,7 +56,7 @@ HOSTILE = {
     "long": sum_trace(3) | {"prompt": "word " * 9_999, "final_answer": "$x$ " * 12_000},
     "steps": sum_trace(4)
     | {"steps": [{"i": i, "type": "**t**", "content": f"**carry** ${i}$"} for i in range(1000)]},
-    "brackets": sum_trace(5) | {"prompt": "**a** " + "[" * 19_000, "final_answer": "`" * 19_000},
+    "brackets": sum_trace(5) | {"prompt": "**a** " + "[" * 9_900, "final_answer": "`" * 9_900},
     "meta": sum_trace(6, **{EVIL[:60]: {EVIL: [EVIL]}, "source": EVIL, "category": EVIL}),
     "rubric": sum_trace(7, rubric=[[EVIL, 1.0]]),
 }
