@@ -74,9 +74,9 @@ def test_hostile_traces_are_shown_and_harm_nobody(pages, kind):
         f"/traces/build?take=ids&ids={id}",
         f"/traces/compare?ids={id}&ids={id}",
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         page(pages, path)
-        assert time.perf_counter() - start < 5, path
+        assert time.process_time() - start < 5, path
     if kind == "steps":
         assert "a form holds 200" in page(pages, f"/traces/{id}/edit", status=400)
 
