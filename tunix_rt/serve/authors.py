@@ -8,10 +8,11 @@ from __future__ import annotations
 from fastapi import Request
 
 # %% auto #0
-__all__ = ['ANONYMOUS', 'LONGEST_NAME', 'author_of']
+__all__ = ['ANONYMOUS', 'NOBODY', 'LONGEST_NAME', 'author_of']
 
 # %% ../../nbs/serve/61_authors.ipynb #39ad5b3e
 ANONYMOUS = "anonymous"
+NOBODY = ("TUNIX_RT_TOKEN", "local")  # Holders that may be anybody
 LONGEST_NAME = 64  # Characters
 
 
@@ -28,5 +29,6 @@ def author_of(
     Returns:
         Name to store
     """
-    known = getattr(request.state, "author", None)
-    return (known or (given or "").strip() or ANONYMOUS)[:LONGEST_NAME]
+    known = getattr(getattr(request.state, "holder", None), "name", None)
+    named = known if known not in NOBODY else None
+    return (named or (given or "").strip() or ANONYMOUS)[:LONGEST_NAME]

@@ -150,10 +150,9 @@ def _words(dialect: str) -> tuple[FromClause, ColumnElement[int]]:
 def _matching(dialect: str, clauses: Sequence[Clause]) -> ColumnElement[bool]:
     "The condition on the index of words."
     spelled = fts5_query(clauses) if dialect == "sqlite" else tsquery(clauses)
-    return cast(
-        "ColumnElement[bool]",
-        text(_MATCH[dialect]).bindparams(bindparam("words", spelled, TextType, unique=True)),
-    )
+    seen = dialect == "postgresql"  # its planner has to see whether the words are rare
+    words = bindparam("words", spelled, TextType, unique=True, literal_execute=seen)
+    return cast("ColumnElement[bool]", text(_MATCH[dialect]).bindparams(words))
 
 
 def _digits(typed: str) -> str | None:

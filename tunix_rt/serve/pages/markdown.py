@@ -87,7 +87,7 @@ def _block_formula(state: StateBlock, first: int, last: int, silent: bool) -> bo
     return False
 
 # %% ../../../nbs/serve/pages/12_markdown.ipynb #2525f43f
-MARKDOWN_LIMIT = 20_000  # Characters of a text that is rendered
+MARKDOWN_LIMIT = 10_000  # Characters of a text that is rendered
 
 
 def _formula(self: Any, tokens: list[Token], place: int, options: Any, env: Any) -> str:
@@ -172,7 +172,7 @@ def is_markdown(
 class Budget:
     "Characters that one page may still render."
 
-    def __init__(self, characters: int = 60_000) -> None:
+    def __init__(self, characters: int = 40_000) -> None:
         self.left = characters
 
     def takes(self, text: str) -> bool:
