@@ -34,6 +34,7 @@ from tunix_rt.store.traces import add_traces
 from tunix_rt.traces.schema import Trace
 
 LIMIT = float(os.environ.get("WEDGE_SECONDS", "1.0"))  # Longest wait of anybody else
+READ = 3  # Times that for a list, which shares its threads with other reads
 DESCRIPTORS = 400  # File descriptors of the server, so that a test can use them up
 IDLE = 2  # Seconds that the server waits for a client
 MIB = 2**20
@@ -493,9 +494,10 @@ def test_nobody_else_waits(server, attack):
     for _ in range(3):
         worst = measured(server, attack)
         assert server.process.poll() is None, server.log.read_text()[-2000:]
-        if max(worst.values()) < LIMIT:
+        read = worst.pop("read")
+        if max(worst.values()) < LIMIT and read < (LIMIT if attack is a_lock else READ * LIMIT):
             return
-    pytest.fail(f"others waited for {worst} seconds")
+    pytest.fail(f"others waited for {worst}, and for a list {read:.2f} seconds")
 
 
 def peak(server) -> int:
