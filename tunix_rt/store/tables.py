@@ -262,7 +262,9 @@ class RunSummary(Base):
     figures: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Metric to its last value
     parameters: Mapped[dict[str, Any]] = mapped_column(default=dict)  # All of them, from run.json
     author: Mapped[str | None] = mapped_column(String(256))
-    base_run_id: Mapped[UUID | None] = mapped_column(index=True)  # The run whose model it began with
+    base_run_id: Mapped[UUID | None] = mapped_column(
+        index=True
+    )  # The run whose model it began with
     name: Mapped[str | None]
     tags: Mapped[list[Any]] = mapped_column(default=list)
     note: Mapped[str | None]
