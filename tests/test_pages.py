@@ -347,8 +347,9 @@ def test_runs_in_a_browser(own, root):
         page.wait_for_selector(".overlay canvas")
         assert page.is_checked(".knob-row input[type=checkbox]")
         page.click("a[href*='only=differs'] >> nth=0")
-
         page.wait_for_selector("[data-answers] details")
+
+        page.goto(f"/runs/{bad}/answers?beside={good}&only=differs")
         page.keyboard.press("n")
         page.keyboard.press("n")
         assert page.locator("details[open]").count() == 1

@@ -109,7 +109,8 @@ def _ordered(name: str, have: Any, sign: str, want: str) -> bool:
             f"{name} is {have!r:.40} in one of the runs, and has no order with {want!r:.40}; "
             f"compare it by = or != instead of {sign}"
         )
-    one, two = (have, other) if number else (str(have), other)
+    one: Any = have if number else str(have)
+    two: Any = other
     return bool({"<": one < two, "<=": one <= two, ">": one > two, ">=": one >= two}[sign])
 
 

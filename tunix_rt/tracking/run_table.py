@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from uuid import UUID
 
 from sqlalchemy import Row, Select, func, select
@@ -71,7 +71,7 @@ def read_metrics(
 
 def is_number(
     value: Any,  # Value of a record
-) -> bool:  # True for a finite number
+) -> TypeGuard[float]:  # True for a finite number
     """Tell a number from everything else that a log may hold.
 
     Args:

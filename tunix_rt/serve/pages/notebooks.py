@@ -70,9 +70,9 @@ def _markdown() -> Callable[[str], str] | None:
 @lru_cache(maxsize=1)
 def _colored() -> tuple[Callable[[str], str], str] | None:
     try:
-        from pygments import highlight
-        from pygments.formatters import HtmlFormatter
-        from pygments.lexers import PythonLexer
+        from pygments import highlight  # type: ignore[import-untyped]
+        from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+        from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
     except ImportError:
         return None
     light, dark = (HtmlFormatter(nowrap=True, style=name) for name in ("default", "github-dark"))

@@ -298,7 +298,7 @@ def runs_page(
     offset: Skip = 0,
 ) -> HTMLResponse:
     "List runs."
-    asked = {
+    asked: dict[str, Any] = {
         "status": status, "pipeline": pipeline, "dataset_key": dataset_key, "model_id": model_id,
         "mode": mode,
     }  # fmt: skip
