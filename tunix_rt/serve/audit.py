@@ -75,7 +75,7 @@ def entry_of(
     state, client = scope.get("state", {}), scope.get("client")
     holder = state.get("holder") or LOCAL
     target, count = target_of(scope, body)
-    action = getattr(scope.get("endpoint"), "__name__", scope["path"])
+    action = str(getattr(scope.get("endpoint"), "__name__", scope["path"]))
     return audit_entry(
         holder.name, action, target, role=holder.role, status=status, count=count,
         address=client[0] if client else None, request_id=state.get("request_id"),

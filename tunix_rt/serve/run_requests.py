@@ -34,6 +34,7 @@ from tunix_rt.serve.http_parameters import (
     model_source,
     require_http_pipeline,
 )
+from .schemas.parameters import spelled_out
 from tunix_rt.serve.schemas.runs import (
     EvaluateModelRequest,
     GRPORequest,
@@ -321,8 +322,7 @@ def practice_parameters(
     else:
         model = model_source(str(asked.model_id))
     apart = {"dataset_key", "run_id", "model_id", "validation_traces"}
-    spelled = set(GRPORequest.__bases__[0].model_fields)
-    unsent = set(GRPORequest.model_fields) - spelled - asked.model_fields_set
+    unsent = set(GRPORequest.model_fields) - spelled_out(GRPORequest) - asked.model_fields_set
     folder = dataset_folder(asked.dataset_key, resolve(settings().datasets))
     tenth = min(64, read_manifest(folder)["trace_count"] // 10)
     watched = asked.validation_traces

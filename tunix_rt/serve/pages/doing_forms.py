@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, get_args
 from uuid import UUID
 
@@ -584,8 +585,8 @@ def read_doing(
         return given, doing.schema.model_validate(given), []
     except ValidationError as error:
         problems = []
-        for each in error.errors():
-            name, words = str(each["loc"][0]) if each["loc"] else "", str(each["msg"])
+        for found in error.errors():
+            name, words = str(found["loc"][0]) if found["loc"] else "", str(found["msg"])
             words = re.sub("^Value error, ", "", words)
             if name in by_name:
                 by_name[name].error = words
@@ -664,10 +665,8 @@ async def by_hand_part(request: Request, services: ServicesDep, name: str) -> HT
     texts = await _texts(request)
     if name not in DOINGS:
         raise RunError(f"there is no form {name[:40]!r}; there are {', '.join(DOINGS)}")
-    shown = {"template": "doing_by_hand.html"}
-    return await run_in_threadpool(
-        lambda: doing_page(request, services.store, name, texts, **shown)
-    )
+    part = partial(doing_page, template="doing_by_hand.html")
+    return await run_in_threadpool(part, request, services.store, name, texts)
 
 
 @router.post("/models/promote")

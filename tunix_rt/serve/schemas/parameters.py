@@ -14,7 +14,7 @@ from ...runs.pipelines import find_pipeline, parameter_type, read_parameters
 from .types import SafeStr, StrictBool, StrictFloat, StrictInt
 
 # %% auto #0
-__all__ = ['LARGEST', 'STRICT', 'Model', 'with_parameters']
+__all__ = ['LARGEST', 'STRICT', 'Model', 'with_parameters', 'spelled_out']
 
 # %% ../../../nbs/serve/schemas/35_parameters.ipynb #c338853d
 LARGEST = 2**53  # Size up to which every reader of JSON agrees on a whole number
@@ -56,3 +56,18 @@ def with_parameters(
         )
 
     return add
+
+
+def spelled_out(
+    model: type[BaseModel],  # Model from `with_parameters`
+) -> set[str]:  # Names of the fields that its class has written out
+    """List the fields that do not follow from a notebook.
+
+    Args:
+        model: Model from `with_parameters`
+
+    Returns:
+        Names of the fields that its class has written out
+    """
+    base = model.__bases__[0]
+    return set(base.model_fields) if issubclass(base, BaseModel) else set()
