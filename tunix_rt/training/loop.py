@@ -524,7 +524,8 @@ def end_early(
     drain_metrics(loop)
     unseen = loop.validation is not None and loop.looked < loop.number
     if reason == "minutes" and (unseen or not is_due(loop, loop.loop_config.log_every)):
-        write_line(loop, extra=True, **(validate(loop) if unseen else {}))
+        looked: dict[str, Any] = {**validate(loop)} if unseen else {}
+        write_line(loop, extra=True, **looked)
     save(loop)
 
 
