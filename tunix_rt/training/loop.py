@@ -348,7 +348,7 @@ def validate_and_log(
         loop: Loop after a step
         bar: Progress bar that shows the loss
     """
-    loop_config, more = loop.loop_config, {}
+    loop_config, more = loop.loop_config, dict[str, Any]()
     looking = is_due(loop, loop_config.validate_every) or is_due(loop, loop_config.checkpoint_every)
     if loop.validation is not None and looking:
         more = validate(loop)
