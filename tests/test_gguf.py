@@ -231,7 +231,11 @@ def read_by_transformers(folder: Path) -> np.ndarray:
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file="model.gguf", attn_implementation="eager", dtype=torch.float32
+        folder,
+        gguf_file="model.gguf",
+        head_dim=16,  # it passes over key_length for Qwen 3
+        attn_implementation="eager",
+        dtype=torch.float32,
     )
     with torch.no_grad():
         return theirs(torch.from_numpy(TOKENS)).logits.numpy()

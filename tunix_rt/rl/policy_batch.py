@@ -166,7 +166,7 @@ def logprobs_program(
     temperature: float = 1.0,  # Temperature that the answers were sampled at
     **how: Any,  # Options of `hidden_states`: dtype, remat, attention
 ) -> Callable[[Any, Any, PolicyBatch], jax.Array]:  # Compiled: trained, frozen, batch -> [R, T]
-    """Compile the log-probabilities of a batch.
+    """Compile the log-probabilities of the counted answers of a batch; 0 elsewhere.
 
     Args:
         merge: Trained and frozen parameters -> model

@@ -348,7 +348,7 @@ def validate_and_log(
         loop: Loop after a step
         bar: Progress bar that shows the loss
     """
-    loop_config, more = loop.loop_config, {}
+    loop_config, more = loop.loop_config, dict[str, Any]()
     looking = is_due(loop, loop_config.validate_every) or is_due(loop, loop_config.checkpoint_every)
     if loop.validation is not None and looking:
         more = validate(loop)
@@ -524,7 +524,8 @@ def end_early(
     drain_metrics(loop)
     unseen = loop.validation is not None and loop.looked < loop.number
     if reason == "minutes" and (unseen or not is_due(loop, loop.loop_config.log_every)):
-        write_line(loop, extra=True, **(validate(loop) if unseen else {}))
+        looked: dict[str, Any] = {**validate(loop)} if unseen else {}
+        write_line(loop, extra=True, **looked)
     save(loop)
 
 
