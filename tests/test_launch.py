@@ -282,7 +282,7 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
     try:
         idle = ["sinfo", "-h", "-t", "idle", "-o", "%D"]
         wait_for(lambda: subprocess.run(idle, env=known, capture_output=True).stdout == b"2\n", 60)
-        yield known
+        yield {"SLURM_CONF": str(conf)}
     finally:
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
@@ -294,7 +294,7 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_slurm_runs_the_script_and_takes_it_up_again(place: Path, slurm: dict[str, str]) -> None:
     run, script = place / "outputs/runs/slurm", place / "job.sbatch"
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    known = {**slurm, **environment(place), "PATH": programs}
+    known = environment(place, PATH=programs, **slurm)
     address = f"JAX_COORDINATOR_ADDRESS=127.0.0.1:{free_port()}"  # n1 is no name of this machine
     options = f"--on slurm --hosts 2 --name two --run-dir {run} --env {address} {TRAINED}"
     words = [*COMMAND, "launch", "train", *options.split(), "--output", str(script)]
