@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -284,10 +283,13 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
         wait_for(lambda: subprocess.run(idle, env=known, capture_output=True).stdout == b"2\n", 60)
         yield {"SLURM_CONF": str(conf)}
     finally:
-        for process in reversed(started):
-            process.send_signal(signal.SIGTERM)
-        for process in started:
-            process.wait(60)
+        for process in reversed(started):  # munged last: the others need it to say goodbye
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @NIGHTLY
