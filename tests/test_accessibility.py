@@ -129,7 +129,7 @@ def test_every_page_can_be_used_by_everybody(root):
         page.wait_for_selector("mark")
         page.locator("input[name=ids]").nth(1).check()
         page.locator("input[name=ids]").nth(2).check()
-        assert page.inner_text("[data-ticked]") == "2 ticked"
+        assert page.inner_text("[data-selected]") == "2 selected"
         page.locator(".rows .title").nth(1).click()
         page.locator(".pick", has_text="4").click()
         page.fill(".rate input[name=author]", "ann")
@@ -141,7 +141,7 @@ def test_every_page_can_be_used_by_everybody(root):
         assert page.input_value(".rate input[name=author]") == "ann"  # remembered
         page.goto("/traces?text=opponent*&rated=true")
         page.locator("[data-tick-all]").check()
-        page.click("text=Build a dataset from the ticked")
+        page.click("text=Build a dataset from the selected")
         page.fill("input[name=dataset_name]", "rated games")
         page.click("button:has-text('Build')")
         page.wait_for_selector("h1:has-text('rated_games-v1')")

@@ -140,9 +140,9 @@ def test_runs_beside_each_other(own, two):
         curves = client.get(f"/runs/compare/curves?run={good}&run={bad}").json()
         assert curves["metrics"]["loss"] == {str(run): [[1, 2.5]] for run in two}
         assert set(curves["runs"].values()) == {f"train {str(run)[:8]}" for run in two}
-        assert "no run is ticked" in get(client, "/runs/compare", 400)
+        assert "no run is selected" in get(client, "/runs/compare", 400)
         many = "&".join(f"run={uuid4()}" for _ in range(11))
-        assert "tick fewer" in get(client, f"/runs/compare?{many}", 400)
+        assert "select fewer" in get(client, f"/runs/compare?{many}", 400)
         get(client, f"/runs/compare?run={uuid4()}", 404)
         get(client, "/runs/compare?run=7", 422)
 

@@ -160,7 +160,7 @@ def test_datasets_are_built_from_the_list(pages):
         assert sent.headers["location"] == f"/datasets/from_{size}-v1", sent.text
         dataset = load_dataset(f"from_{size}-v1")
         assert len(dataset) == size and dataset.manifest["filters"] == json.loads(filters)
-    assert "no trace was ticked" in page(pages, "/traces/build?take=ids", 400)
+    assert "no trace was selected" in page(pages, "/traces/build?take=ids", 400)
     assert "two traces are compared" in page(pages, f"/traces/compare?ids={ids[0]}", 400)
     for wrong in ("[", "[]", '{"search": {"stars": 1}}'):
         form = {"dataset_name": "x", "dataset_version": "v1", "filters": wrong}

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.errors import MissingError, PathError, RunError
 from ..core.plugins import entry_points, is_installed, split_specs
-from ..core.settings import inside, resolve, settings
+from ..core.settings import inside, resolve, settings, split_url
 from ..data.datasets import dataset_folder
 from ..rewards.functions import is_named
 from ..runs.lookup import find_run
@@ -38,6 +38,11 @@ def model_source(
         raise PathError(
             f"the model {model_id[:100]!r} is not a plain name; give 'tiny', a version such as "
             f"adder@champion, the name of a run, or that of a folder of models"
+        )
+    if split_url(model_id):
+        raise PathError(
+            f"the model {model_id[:100]!r} is a URL, which would be read with the credentials of the "
+            f"server; register it here as a version or a run first, and give that name"
         )
     root = resolve(settings().root)
     for home in (settings().models, settings().runs):

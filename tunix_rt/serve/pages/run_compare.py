@@ -43,22 +43,22 @@ Runs = Annotated[list[UUID], Query(default_factory=list, max_length=100)]
 
 
 def distinct(
-    run_ids: Sequence[UUID],  # Ids as they were ticked
+    run_ids: Sequence[UUID],  # Ids as they were selected
 ) -> list[UUID]:  # Each once
     """Check how many runs are to be compared.
 
     Args:
-        run_ids: Ids as they were ticked
+        run_ids: Ids as they were selected
 
     Returns:
         Each once
     """
     found = list(dict.fromkeys(run_ids))
     if not found:
-        raise RunError("no run is ticked; tick two or more in the table of runs, and compare them")
+        raise RunError("no run is selected; select two or more in the table of runs, and compare them")
     if len(found) > MOST:
         raise RunError(
-            f"{len(found)} runs are ticked, and {MOST} fit beside each other; tick fewer"
+            f"{len(found)} runs are selected, and {MOST} fit beside each other; select fewer"
         )
     return found
 

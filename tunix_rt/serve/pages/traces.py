@@ -124,7 +124,7 @@ def compare_page(
     "Show two traces, step beside step."
     chosen = [each for each in (base, other, *(ids or ())) if each]
     if len(chosen) != 2:
-        raise HTTPRefusal(400, f"two traces are compared, and {len(chosen)} were chosen; tick two")
+        raise HTTPRefusal(400, f"two traces are compared, and {len(chosen)} were chosen; select two")
     one, two = get_traces(store, chosen)
     titles = {"left_title": one.trace.fingerprint[:8], "right_title": two.trace.fingerprint[:8]}
     compared = compare_html(one.trace, two.trace, **titles, style=False)
@@ -136,7 +136,7 @@ def _to_build(shown: TraceList, take: str, ids: Sequence[UUID]) -> TraceQuery:
     if take != "ids":
         return shown.query
     if not ids:
-        raise HTTPRefusal(400, "no trace was ticked; tick some, or build from all that match")
+        raise HTTPRefusal(400, "no trace was selected; select some, or build from all that match")
     return TraceQuery(ids=list(ids), versions="all")
 
 

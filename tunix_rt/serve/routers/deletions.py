@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AwareDatetime
 
 from ...registry.deletion import delete_model, delete_run, delete_version
+from ..authors import NOBODY
 from ..dependencies import DatasetKey, LimitQuery, OffsetQuery, StoreDep
 from ..errors import HTTPRefusal, with_status
 from tunix_rt.serve.schemas.deletions import (
@@ -60,8 +61,9 @@ async def refuse_unknown_parameters(request: Request) -> None:
 
 async def get_who(request: Request) -> str:
     "Provide the name for the record."
-    named = request.scope.get("state", {}).get("token_name")
-    return str(named) if named else f"api, {request.client.host if request.client else 'local'}"
+    holder = getattr(request.state, "holder", None)
+    named = holder.name if holder and holder.name not in NOBODY else None
+    return named or f"api, {request.client.host if request.client else 'local'}"
 
 
 Checked = Depends(refuse_unknown_parameters)

@@ -127,12 +127,12 @@ function copyFrom(button) {
 
 function tickAll(all) {
   const boxes = [...all.form.querySelectorAll("input[name=ids]")];
-  const told = all.form.querySelector("[data-ticked]");
+  const told = all.form.querySelector("[data-selected]");
   const tell = () => {
     const count = boxes.filter((box) => box.checked).length;
     all.checked = count === boxes.length;
     all.indeterminate = count > 0 && !all.checked;
-    told.textContent = count ? `${count} ticked` : "";
+    told.textContent = count ? `${count} selected` : "";
   };
   all.addEventListener("change", () => {
     for (const box of boxes) box.checked = all.checked;

@@ -1,20 +1,20 @@
 // Runs: ticking, overlaid curves, keys on predictions. Every page can be read without this file.
 "use strict";
 
-// The table: how many runs are ticked.
+// The table: how many runs are selected.
 document.querySelectorAll("[data-ticks]").forEach((form) => {
   const button = form.querySelector("[data-compare]");
   const count = form.querySelector("[data-count]");
   const update = () => {
-    const ticked = form.querySelectorAll("[name=run]:checked").length;
-    button.disabled = ticked < 1;
-    button.classList.toggle("main", ticked > 1);
-    button.textContent = ticked > 1 ? `Compare ${ticked} runs` : "Compare";
-    count.textContent = ticked > 10 ? "Ten fit beside each other." : ticked > 1 ? "" : "Tick two or more.";
+    const selected = form.querySelectorAll("[name=run]:checked").length;
+    button.disabled = selected < 1;
+    button.classList.toggle("main", selected > 1);
+    button.textContent = selected > 1 ? `Compare ${selected} runs` : "Compare";
+    count.textContent = selected > 10 ? "Ten fit beside each other." : selected > 1 ? "" : "Select two or more.";
   };
   form.addEventListener("change", update);
   update();
-  addEventListener("pageshow", update); // back from the comparison, the boxes are still ticked
+  addEventListener("pageshow", update); // back from the comparison, the boxes are still selected
 });
 
 // A field that narrows a list of names.

@@ -5,6 +5,8 @@ stores it, and indexed by `tunix_rt.store.search_index` afterwards, so that stor
 it did before. What is deleted leaves the index in the same transaction.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -70,7 +72,7 @@ SELECT number, score, NULL, 0, 0 FROM (
 ) AS newest WHERE place = 1"""
 
 
-def trace_key(action: str, **options: object) -> sa.Column:
+def trace_key(action: str, **options: Any) -> sa.Column[Any]:
     "Describe a column with the id of a trace."
     name = "trace_id" if action == "CASCADE" else "parent_id"
     return sa.Column(name, sa.Uuid, sa.ForeignKey("traces.id", ondelete=action), **options)
