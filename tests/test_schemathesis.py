@@ -18,8 +18,8 @@ from tunix_rt.registry.models import create_model
 from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.schemas.traces import EXAMPLE
-from tunix_rt.store.tokens import create_token
 from tunix_rt.store.ratings import add_rating
+from tunix_rt.store.tokens import create_token
 from tunix_rt.store.traces import add_traces
 from tunix_rt.traces.schema import Trace
 from tunix_rt.tracking.evaluations import evaluate_run

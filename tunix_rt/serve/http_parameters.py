@@ -41,8 +41,8 @@ def model_source(
         )
     if split_url(model_id):
         raise PathError(
-            f"the model {model_id[:100]!r} is a URL, which would be read with the credentials of the "
-            f"server; register it here as a version or a run first, and give that name"
+            f"the model {model_id[:100]!r} is a URL, which would be read with the credentials of "
+            f"the server; register it here as a version or a run first, and give that name"
         )
     root = resolve(settings().root)
     for home in (settings().models, settings().runs):

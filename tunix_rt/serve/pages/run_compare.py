@@ -55,7 +55,9 @@ def distinct(
     """
     found = list(dict.fromkeys(run_ids))
     if not found:
-        raise RunError("no run is selected; select two or more in the table of runs, and compare them")
+        raise RunError(
+            "no run is selected; select two or more in the table of runs, and compare them"
+        )
     if len(found) > MOST:
         raise RunError(
             f"{len(found)} runs are selected, and {MOST} fit beside each other; select fewer"

@@ -124,7 +124,9 @@ def compare_page(
     "Show two traces, step beside step."
     chosen = [each for each in (base, other, *(ids or ())) if each]
     if len(chosen) != 2:
-        raise HTTPRefusal(400, f"two traces are compared, and {len(chosen)} were chosen; select two")
+        raise HTTPRefusal(
+            400, f"two traces are compared, and {len(chosen)} were chosen; select two"
+        )
     one, two = get_traces(store, chosen)
     titles = {"left_title": one.trace.fingerprint[:8], "right_title": two.trace.fingerprint[:8]}
     compared = compare_html(one.trace, two.trace, **titles, style=False)

@@ -74,9 +74,7 @@ def _from_root(path: Path) -> str:
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #55b46ea3
 def _build(store: Store, body: BuildRequest) -> tuple[Dataset, Matching]:
     fields = body.model_dump(exclude={"dataset_name", "dataset_version"})
-    built = build_from_store(
-        store, name=body.dataset_name, version=body.dataset_version, **fields
-    )
+    built = build_from_store(store, name=body.dataset_name, version=body.dataset_version, **fields)
     return built, count_matching(store, body.filters)
 
 

@@ -25,7 +25,7 @@ from tunix_rt.serve.dependencies import (
     run_in_slow_pool,
 )
 from ..errors import HTTPRefusal
-from ..pools import OPERATION, run_in_write_pool
+from ..pools import OPERATION
 from .ungar import LINES
 from tunix_rt.serve.run_requests import (
     enqueue_and_wait,
