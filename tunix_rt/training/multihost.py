@@ -161,6 +161,6 @@ def explain_lost_process() -> Iterator[None]:
         raise TrainingError(
             f"process {jax.process_index()} lost one of the other {jax.process_count() - 1} "
             f"processes of this training; see why in their logs, in {HOSTS} of the run folder. "
-            f"Give the same command again, with as many hosts as are left: it resumes from the last "
-            f"checkpoint. JAX said: {str(error).splitlines()[0]}"
+            f"Give the same command again, with as many hosts as are left: it resumes from the "
+            f"last checkpoint. JAX said: {str(error).splitlines()[0]}"
         ) from error
