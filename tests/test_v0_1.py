@@ -71,7 +71,7 @@ def root(tmp_path, monkeypatch):
     "A copy of everything, as the root of this process."
     shutil.copytree(MADE, tmp_path, dirs_exist_ok=True)
     with tarfile.open(tmp_path / "outputs/runs.tar.gz") as packed:
-        packed.extractall(tmp_path / "outputs", filter="data")
+        packed.extractall(tmp_path / "outputs")
     monkeypatch.setenv("TUNIX_RT_ROOT", str(tmp_path))
     for name in ("DATABASE_URL", "TUNIX_RT_DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)

@@ -189,14 +189,15 @@ def _config(given: Mapping[str, Any]) -> Any:
 # %% ../../nbs/registry/50_preflight.ipynb #87e6b605
 def _setup(given: Mapping[str, Any], kind: str, config: Any) -> tuple[Any, dict[str, Any]]:
     "Make the training config, and where it runs."
-    from tunix_rt.models.devices import Device
-    from tunix_rt.models.loading import choose_scan_layers
+    from tunix_rt.models.devices import choose_micro_batch_size
+    from tunix_rt.models.loading import choose_scan_layers, resolve_source
     from tunix_rt.training.config import TrainConfig
 
     rows, length = given.get("batch_size", 8), given.get("seq_length") or 512
-    micro = given.get("micro_batch_size", -1)
-    if micro < 0:
-        micro = Device(kind, "", 1, "").micro_batch_size(rows, length)
+    sides = {side: max(1, given.get(f"mesh_{side}", 1)) for side in ("data", "fsdp", "tensor")}
+    micro = choose_micro_batch_size(
+        given.get("micro_batch_size", -1), kind, rows, length, sides["data"] * sides["fsdp"]
+    )
     names = (
         "max_steps",
         "optimizer",
@@ -208,10 +209,12 @@ def _setup(given: Mapping[str, Any], kind: str, config: Any) -> tuple[Any, dict[
     numbers = {name: given[name] for name in (*names, "dtype", "remat") if name in given}
     rate = {"learning_rate": given["learning_rate"]} if given.get("learning_rate") else {}
     numbers["max_steps"] = numbers.get("max_steps") or 1
+    fresh = resolve_source(given["model"], given.get("base", "")).folder is None
+    usual = "muon" if fresh and not given.get("lora_rank") else "adamw"  # as `choose_optimizer`
+    numbers["optimizer"] = numbers.get("optimizer") or usual
     config_of_training = TrainConfig(
         **numbers, **rate, batch_size=rows, seq_length=length, micro_batch_size=micro
     )
-    sides = {side: max(1, given.get(f"mesh_{side}", 1)) for side in ("data", "fsdp", "tensor")}
     scan_layers = choose_scan_layers(given.get("scan_layers"), config)
     return config_of_training, sides | {"scan_layers": scan_layers, "kind": kind}
 
