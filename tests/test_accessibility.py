@@ -24,7 +24,7 @@ from tunix_rt.tuning.jobs import create_job
 AXE = find_spec("axe_playwright_python")
 SEEN_AT = [(1280, "light", None), (380, "dark", None)]
 COLORS_AT = [(1280, "dark", "color-contrast"), (380, "light", "color-contrast")]
-NO_PAGE = re.compile(r"/static/|/report$|/state$|/completions$|/now$|/curves$|/download|/logout")
+NO_PAGE = re.compile(r"/static/|/report$|/state$|/completions$|/now$|/curves$|/unread$|/document$|[.]svg$|/download|/logout")
 ASK_AXE = """
 only => axe.run(document, only ? {runOnly: {type: 'rule', values: [only]}} : {}).then(found =>
     found.violations.filter(each => ['serious', 'critical'].includes(each.impact)).map(each =>
@@ -68,7 +68,8 @@ def furnish(store, root) -> dict[str, str]:
         "trace_id": str(stored[0].id), "run_id": str(run), "model_id": str(model.id),
         "job_id": str(job.id), "dataset_key": "sums-v1", "version_id": str(version.id),
         "pipeline": "train", "name": "train", "baseline_name": "main", "alias": "champion",
-        "query": f"?base={stored[0].id}&other={stored[1].id}",
+        "/traces/compare": f"?base={stored[0].id}&other={stored[1].id}",
+        "/runs/compare": f"?run={run}",
     }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def page_paths(known: dict[str, str]) -> list[str]:
         unknown = set(re.findall(r"{(\w+)", route.path)) - known.keys()
         assert not unknown, f"say in `furnish` what {unknown} of {route.path} is"
         path = re.sub(r"{(\w+)(:\w+)?}", lambda found: known[found[1]], route.path)
-        paths.append(path + known["query"] * path.endswith("/compare"))
+        paths.append(path + known.get(path, ""))
     return [*paths, "/traces?text=7*+-nothing&sort=stars&rated=true", "/nothing-here"]
 
 

@@ -468,7 +468,10 @@ def curve_svg(
         path = "L".join(f"{across.place(x)} {round(height - up.place(y), 1)}" for x, y in curve)
         lines += f'<path d="M{path}" fill="none" stroke="{colors[name]}" stroke-width="1.8"/>'
     view = f"-52 -8 {width + 70} {height + 46}"
-    return f'<svg width="{width + 70}" viewBox="{view}" role="img">{_grid(across, up)}{lines}</svg>'
+    size = f'width="{width + 70}" viewBox="{view}"'
+    return (
+        f'<svg {size} role="img" aria-label="curves by step">{_grid(across, up)}{lines}</svg>'
+    )
 
 # %% ../../nbs/evaluation/30_charts.ipynb #545c05df
 def curves_html(
