@@ -67,7 +67,7 @@ def furnish(store, root) -> dict[str, str]:
     return {
         "trace_id": str(stored[0].id), "run_id": str(run), "model_id": str(model.id),
         "job_id": str(job.id), "dataset_key": "sums-v1", "version_id": str(version.id),
-        "pipeline": "train", "name": "train", "baseline_name": "main", "alias": "champion",
+        "pipeline": "train", "name": "dataset", "baseline_name": "main", "alias": "champion",
         "/traces/compare": f"?base={stored[0].id}&other={stored[1].id}",
         "/runs/compare": f"?run={run}",
     }  # fmt: skip
