@@ -413,7 +413,7 @@ def test_the_playground_in_a_browser(own, root):
     with server_process(own.address, root, **served) as (_, url), browser_at(url) as page:
         page.goto("/playground")
         page.fill("textarea", f"What is 4 plus 8? {EVIL}")
-        page.locator("summary").click()
+        page.locator("main summary").click()
         page.fill("input[name=max_tokens]", "40")
         page.fill("input[name=temperature]", "1")
         page.locator(".side select").nth(1).select_option("other")

@@ -185,7 +185,7 @@ async def _renew(app: Any, store: Store, key: str) -> None:
     while True:
         await asyncio.sleep(RENEWED)
         with suppress(StoreError):
-            await run_in_write_pool(app, renew_key, store, key)
+            await run_in_write_pool(pools_of(app), renew_key, store, key)
 
 
 async def _remembered(
