@@ -24,7 +24,10 @@ from tunix_rt.tuning.jobs import create_job
 AXE = find_spec("axe_playwright_python")
 SEEN_AT = [(1280, "light", None), (380, "dark", None)]
 COLORS_AT = [(1280, "dark", "color-contrast"), (380, "light", "color-contrast")]
-NO_PAGE = re.compile(r"/static/|/report$|/state$|/completions$|/now$|/curves$|/unread$|/document$|[.]svg$|/download|/logout")
+NO_PAGE = re.compile(
+    r"/static/|/report$|/state$|/completions$|/now$|/curves$|/unread$|/document$|[.]svg$|/download"
+    r"|/logout"
+)
 ASK_AXE = """
 only => axe.run(document, only ? {runOnly: {type: 'rule', values: [only]}} : {}).then(found =>
     found.violations.filter(each => ['serious', 'critical'].includes(each.impact)).map(each =>

@@ -469,9 +469,7 @@ def curve_svg(
         lines += f'<path d="M{path}" fill="none" stroke="{colors[name]}" stroke-width="1.8"/>'
     view = f"-52 -8 {width + 70} {height + 46}"
     size = f'width="{width + 70}" viewBox="{view}"'
-    return (
-        f'<svg {size} role="img" aria-label="curves by step">{_grid(across, up)}{lines}</svg>'
-    )
+    return f'<svg {size} role="img" aria-label="curves by step">{_grid(across, up)}{lines}</svg>'
 
 # %% ../../nbs/evaluation/30_charts.ipynb #545c05df
 def curves_html(
