@@ -522,12 +522,11 @@ def hold_back(process: int, stop: threading.Event, held: set[int]) -> None:
             return Path(f"/proc/{number}/cmdline").read_bytes()
         return b""
 
-    own = command(process)
     while not stop.is_set():
         for child in children(process):
-            # A child that has not begun its program yet shares the memory of the server, which
-            # waits for it: stopping it would stop the server.
-            if child not in held and command(child) not in (own, b""):
+            # Only what executes a notebook. A child that has not begun its program yet shares the
+            # memory of the server, which waits for it; a stopped git would keep its lock.
+            if child not in held and b"executor" in command(child):
                 held.add(child)
                 os.kill(child, 19)
         time.sleep(0.01)
