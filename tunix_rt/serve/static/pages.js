@@ -100,13 +100,16 @@ async function draw(charts, drawn) {
 
 function watch(charts) {
   const drawn = new Map();
-  draw(charts, drawn);
-  if ("live" in charts.dataset) setInterval(() => draw(charts, drawn), 2000);
-  addEventListener("resize", () => {
+  const fit = () => {
     for (const chart of drawn.values()) {
-      chart.setSize({ width: chart.root.parentElement.clientWidth, height: 230 });
+      const width = chart.root.parentElement.clientWidth;
+      if (width !== chart.width) chart.setSize({ width, height: 230 });
     }
-  });
+  };
+  const show = () => draw(charts, drawn).then(fit); // a chart is wider until it has a neighbor
+  show();
+  if ("live" in charts.dataset) setInterval(show, 2000);
+  addEventListener("resize", fit);
 }
 
 document.querySelectorAll("[data-log]").forEach((log) => {
