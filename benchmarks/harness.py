@@ -38,10 +38,10 @@ ROOT = HERE.parent
 THREADS = 2
 CALM = 0.2  # Cores that unrelated processes may take before a measurement is repeated
 INSTALLS = {
-    # torch first and alone: this version comes as a CPU build.
+    # torch first and alone: this version comes as a CPU build, others with gigabytes of CUDA.
     "trl": [["torch==2.13.0"], ["trl", "transformers", "datasets", "accelerate"]],
     "tunix": [["google-tunix==0.1.7"]],
-    "torch": [["torch", "transformers", "peft", "accelerate"]],
+    "torch": [["torch==2.13.0"], ["transformers", "peft", "accelerate"]],
 }
 PACKAGES = {
     "torch": ["torch", "transformers", "peft"],

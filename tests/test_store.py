@@ -146,6 +146,21 @@ def test_readers_cannot_write(store):
         assert session.scalars(select(ModelRow.name)).all() == ["declared"]
 
 
+def test_reading_ends_when_its_time_is_over(store):
+    "What one client asks keeps no connection for good."
+    forever = text(
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000000000)"
+        " SELECT count(*) FROM n"
+    )
+    with pytest.raises(StoreError, match="longer than 0.1 s and was stopped"):
+        with store.reading(0.1) as session:
+            session.scalar(forever)
+    with store.reading() as session:
+        assert session.scalar(text("SELECT 1")) == 1
+        if store.dialect == "postgresql":
+            assert session.scalar(text("SHOW statement_timeout")) == "0"
+
+
 def test_a_failed_block_leaves_nothing(store):
     with pytest.raises(ZeroDivisionError):
         with store.writing() as session:

@@ -5169,6 +5169,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'tunix_rt/store/engine.py'),
                                        'tunix_rt.store.engine.Store.writing': ( 'store/engine.html#store.writing',
                                                                                 'tunix_rt/store/engine.py'),
+                                       'tunix_rt.store.engine._bounded': ('store/engine.html#_bounded', 'tunix_rt/store/engine.py'),
                                        'tunix_rt.store.engine._engine': ('store/engine.html#_engine', 'tunix_rt/store/engine.py'),
                                        'tunix_rt.store.engine._look_after_a_rest': ( 'store/engine.html#_look_after_a_rest',
                                                                                      'tunix_rt/store/engine.py'),

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -198,9 +198,9 @@ class Store:
         "Close all connections."
         self.engine.dispose()
 
-    def reading(self) -> AbstractContextManager[Session]:
-        "Open a session that only reads."
-        return reading(self)
+    def reading(self, seconds: float | None = None) -> AbstractContextManager[Session]:
+        "Open a session that only reads, for a bounded time if one is given."
+        return reading(self, seconds)
 
     def writing(self) -> AbstractContextManager[Session]:
         "Open a session that commits when its block ends normally."
@@ -264,6 +264,37 @@ def _turn(
         store.writer = None
         store.turn.release()
 
+# %% ../../nbs/store/20_engine.ipynb #848f7667
+@contextmanager
+def _bounded(
+    store: Store,  # Database that is read
+    session: Session,  # Reading session
+    seconds: float,  # Maximum duration
+) -> Iterator[None]:
+    connection = session.connection()
+    driver: Any = connection.connection.dbapi_connection
+    ends = time.monotonic() + seconds
+    if store.dialect == "postgresql":
+        limit = {"limit": f"{max(1, round(seconds * 1000))}ms"}
+        connection.execute(text("SELECT set_config('statement_timeout', :limit, true)"), limit)
+    else:
+        driver.set_progress_handler(lambda: time.monotonic() > ends, 100_000)
+    try:
+        yield
+    except OperationalError as error:
+        stopped = getattr(error.orig, "sqlstate", None) == "57014" or "interrupted" in str(
+            error.orig
+        )
+        if not stopped:
+            raise
+        raise StoreError(
+            f"reading took longer than {seconds:g} s and was stopped, so that others get their "
+            f"turn; ask for less: rarer words, or one more filter"
+        ) from error
+    finally:
+        if store.dialect == "sqlite":
+            driver.set_progress_handler(None, 0)
+
 # %% ../../nbs/store/20_engine.ipynb #efea5c77
 @contextmanager
 def writing(
@@ -302,18 +333,21 @@ def inserting(
 @contextmanager
 def reading(
     store: Store,  # Database to read from
+    seconds: float | None = None,  # Maximum duration; None for no limit
 ) -> Iterator[Session]:  # Read-only session
     """Open a session that only reads.
 
     Args:
         store: Database to read from
+        seconds: Maximum duration; None for no limit
 
     Returns:
         Read-only session
     """
     with _trouble_explained(store):
         with Session(store.for_reading, expire_on_commit=False) as session:
-            yield session
+            with nullcontext() if seconds is None else _bounded(store, session, seconds):
+                yield session
 
 # %% ../../nbs/store/20_engine.ipynb #6d0ab6d7
 VERSION = re.compile("[0-9a-z_]{1,32}")

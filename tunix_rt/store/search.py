@@ -54,9 +54,9 @@ from .tables import TraceEdit, TraceMark, TraceRow, copied
 from .traces import Found, count_traces, get_traces, label
 
 # %% auto #0
-__all__ = ['Word', 'Hundred', 'Five', 'Sort', 'WEIGHED', 'Place', 'COUNTED', 'FACETED', 'TraceQuery', 'search_in',
-           'query_conditions', 'count_hits', 'count_facets', 'Hit', 'HitPage', 'snippet_of', 'search_traces',
-           'neighbors']
+__all__ = ['Word', 'Hundred', 'Five', 'Sort', 'WEIGHED', 'SEARCH_TIMEOUT', 'Place', 'COUNTED', 'FACETED', 'TraceQuery',
+           'search_in', 'query_conditions', 'count_hits', 'count_facets', 'Hit', 'HitPage', 'snippet_of',
+           'search_traces', 'neighbors']
 
 # %% ../../nbs/store/36_search.ipynb #07c1363d
 def _storable(value: str) -> str:
@@ -255,6 +255,7 @@ def query_conditions(
 # %% ../../nbs/store/36_search.ipynb #12847ab1
 Sort = Literal["newest", "oldest", "relevance", "score", "-score", "stars", "-stars"]
 WEIGHED = 5_000  # Newest hits that are weighed for the best match
+SEARCH_TIMEOUT = 10.0  # Maximum seconds of a search
 _MARKS = {"score": TraceMark.score, "stars": TraceMark.stars}
 Place = tuple[float | None, int]  # What is sorted by, and the number of the trace
 
@@ -278,7 +279,8 @@ def _scope(dialect: str, query: TraceQuery, sort: str) -> _Scope:
     if query.clauses and not _digits(query.text):
         source, number = _words(dialect)
         chosen = select(number).select_from(source).where(_matching(dialect, query.clauses))
-        free = number + 0  # so that SQLite does not ask for the words of each number apart
+        # SQLite would ask for the words of each number apart; Postgres needs the key for its index.
+        free = number + 0 if dialect == "sqlite" else number
         if known := _known(dialect, query):
             chosen = chosen.where(free.in_(select(TraceRow.number).where(*known)))
         chosen = chosen.where(*_narrowed(query, free))
@@ -545,7 +547,7 @@ def search_traces(
     total, exact = 0, True
     if query == TraceQuery():
         total = count_traces(store)
-    with store.reading() as session:
+    with store.reading(SEARCH_TIMEOUT) as session:
         places, next_after = _page(session, query, sort, after, limit)
         if not total:
             total, exact = count_hits(session, query)
@@ -598,7 +600,7 @@ def neighbors(
     Returns:
         Ids of the trace before it and the one after it
     """
-    with store.reading() as session:
+    with store.reading(SEARCH_TIMEOUT) as session:
         number = session.scalar(select(TraceRow.number).where(TraceRow.id == trace_id))
         beside: list[int | None] = [None, None]
         if number is not None:

@@ -53,6 +53,11 @@ _NOTES = text("SELECT first, last FROM trace_arrivals ORDER BY first DESC LIMIT 
               " FOR UPDATE SKIP LOCKED")  # fmt: skip
 _DONE = text("DELETE FROM trace_arrivals WHERE first = ANY(:noted)")
 _TIDY = text("SELECT gin_clean_pending_list('ix_trace_words')")
+_STALE = text("""
+    SELECT abs(reltuples - stored) > 1000 + stored / 5 FROM pg_class,
+    (SELECT coalesce(sum(traces), 0) AS stored FROM trace_tallies) AS tallies
+    WHERE pg_class.oid = 'traces'::regclass
+""")
 
 
 def _index_postgres(
@@ -71,6 +76,8 @@ def _index_postgres(
     session.execute(_DONE, {"noted": noted})
     if not session.execute(_NOTES, {"most": 1}).first():
         session.execute(_TIDY)  # sort in what Postgres has only collected until now
+        if session.scalar(_STALE):
+            session.execute(text("ANALYZE traces, trace_words"))
     return count
 
 # %% ../../nbs/store/34_search_index.ipynb #62f344ea
