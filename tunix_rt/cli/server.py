@@ -25,10 +25,12 @@ from ..runs.folder import RECORD
 from ..runs.run_spec import RunSpec, make_spec
 
 if TYPE_CHECKING:
+    from tunix_rt.jobs.submit import Scheduler
     from tunix_rt.store.tables import RunRow
 
 # %% auto #0
-__all__ = ['missing_extra', 'serve', 'worker', 'submitting', 'portable', 'queue', 'key_figure', 'runs', 'cancel']
+__all__ = ['missing_extra', 'serve', 'worker', 'submitting', 'open_scheduler', 'portable', 'queue', 'key_figure', 'runs',
+           'cancel']
 
 # %% ../../nbs/cli/40_server.ipynb #0680cae4
 def missing_extra(
@@ -89,7 +91,9 @@ def worker(
         float | None,
         typer.Option(min=1, help="Seconds without renewal after which its run is requeued"),
     ] = None,
-    submit: Annotated[str, typer.Option(help="slurm: submit runs instead of executing them")] = "",
+    submit: Annotated[
+        str, typer.Option(help="slurm, ray or ray://HOST:PORT: submit runs there")
+    ] = "",
     resource: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for --submit, such as partition=gpu")
     ] = None,
@@ -126,13 +130,13 @@ def worker(
 
 
 def submitting(
-    engine: str,  # "slurm", or "" to execute runs here
+    engine: str,  # "slurm", "ray" or "ray://host:port"; "" executes runs here
     resources: dict[str, str],  # Fields of LaunchSpec as typed
 ) -> dict[str, Any]:  # Options of `work`
     """Choose how a worker attempts its runs.
 
     Args:
-        engine: "slurm", or "" to execute runs here
+        engine: "slurm", "ray" or "ray://host:port"; "" executes runs here
         resources: Fields of LaunchSpec as typed
 
     Returns:
@@ -140,13 +144,35 @@ def submitting(
     """
     if not engine:
         if resources:
-            raise typer.BadParameter("--resource has no meaning without --submit slurm")
+            raise typer.BadParameter("--resource has no meaning without --submit")
         return {}
-    if engine != "slurm":
-        raise typer.BadParameter(f"--submit is {engine!r}; choose slurm")
-    from tunix_rt.jobs.submit import SlurmRuns, launch_options
+    from tunix_rt.jobs.submit import SubmittedRuns, launch_options
 
-    return {"attempt": SlurmRuns(launch_options(resources))}
+    return {"attempt": SubmittedRuns(open_scheduler(engine), launch_options(resources))}
+
+
+def open_scheduler(
+    typed: str,  # "slurm", "ray" or "ray://host:port"
+) -> Scheduler:
+    """Open the scheduler that a worker submits to.
+
+    Args:
+        typed: "slurm", "ray" or "ray://host:port"
+    """
+    from tunix_rt.jobs.launch import read_engine
+
+    engine, address = read_engine(typed)
+    if engine == "slurm":
+        from tunix_rt.jobs.slurm_jobs import SlurmJobs
+
+        return SlurmJobs()
+    if engine == "ray":
+        from tunix_rt.jobs.ray_jobs import RayJobs
+
+        return RayJobs(address)
+    raise typer.BadParameter(
+        f"--submit is {typed!r}; choose slurm or ray. For {engine}, launch writes what you submit"
+    )
 
 # %% ../../nbs/cli/40_server.ipynb #eeca9cb8
 def portable(

@@ -19,8 +19,8 @@ from ..runs.pipelines import list_pipelines
 from ..runs.run_spec import RunSpec, make_spec
 
 # %% auto #0
-__all__ = ['UNFINISHED', 'PORT', 'NAME', 'MEMORY', 'AT_LEAST', 'UNDERSTOOD', 'LaunchSpec', 'as_typed_value', 'command_words',
-           'shell_command', 'default_name', 'check_launch', 'check_fields']
+__all__ = ['UNFINISHED', 'PORT', 'NAME', 'MEMORY', 'AT_LEAST', 'UNDERSTOOD', 'ENGINE', 'LaunchSpec', 'as_typed_value',
+           'command_words', 'shell_command', 'default_name', 'check_launch', 'check_fields', 'read_engine']
 
 # %% ../../nbs/jobs/50_launch.ipynb #71eaf126
 UNFINISHED = 75  # Exit code of a run that saved and stopped with work left
@@ -43,6 +43,7 @@ class LaunchSpec:
         minutes: Time limit of one attempt; 0 for that of the engine
         grace_seconds: Time between SIGTERM and the end, in which the run saves
         restarts: Most attempts after the first
+        min_hosts: Ray: fewest machines to go on with after a loss; 0 for all
         image: Container image with tunix_rt installed
         setup: Shell command before the run
         partition: Slurm: partition
@@ -50,7 +51,7 @@ class LaunchSpec:
         queue: Kubernetes: local queue of Kueue
         namespace: Kubernetes: namespace; "" for that of kubectl
         claim: Kubernetes: PersistentVolumeClaim with data/ and outputs/
-        topology: Kubernetes: topology of a TPU slice, such as 4x4
+        topology: Kubernetes, Ray: topology of a TPU slice, such as 4x4
         storage: SkyPilot: bucket that is mounted for the run folder
         environment: Variables to set on each host
     """
@@ -66,6 +67,7 @@ class LaunchSpec:
     minutes: int = 0  # Time limit of one attempt; 0 for that of the engine
     grace_seconds: int = 300  # Time between SIGTERM and the end, in which the run saves
     restarts: int = 10  # Most attempts after the first
+    min_hosts: int = 0  # Ray: fewest machines to go on with after a loss; 0 for all
     image: str = ""  # Container image with tunix_rt installed
     setup: str = ""  # Shell command before the run
     partition: str = ""  # Slurm: partition
@@ -73,7 +75,7 @@ class LaunchSpec:
     queue: str = ""  # Kubernetes: local queue of Kueue
     namespace: str = ""  # Kubernetes: namespace; "" for that of kubectl
     claim: str = ""  # Kubernetes: PersistentVolumeClaim with data/ and outputs/
-    topology: str = ""  # Kubernetes: topology of a TPU slice, such as 4x4
+    topology: str = ""  # Kubernetes, Ray: topology of a TPU slice, such as 4x4
     storage: str = ""  # SkyPilot: bucket that is mounted for the run folder
     environment: Mapping[str, str] = field(default_factory=dict)  # Variables to set on each host
 
@@ -141,7 +143,8 @@ def default_name(
 # %% ../../nbs/jobs/50_launch.ipynb #50a3a5e0
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
 MEMORY = re.compile(r"[1-9][0-9]*G")
-AT_LEAST = {"hosts": 1, "devices": 0, "cpus": 0, "minutes": 0, "grace_seconds": 1, "restarts": 0}
+AT_LEAST = {"hosts": 1, "grace_seconds": 1}
+AT_LEAST |= dict.fromkeys(("devices", "cpus", "minutes", "restarts", "min_hosts"), 0)
 
 
 def check_launch(
@@ -181,6 +184,8 @@ def _check_numbers(spec: LaunchSpec) -> None:
     for name, least in AT_LEAST.items():
         if getattr(spec, name) < least:
             raise RunError(f"{name} is {getattr(spec, name)}; give at least {least}")
+    if spec.min_hosts > spec.hosts:
+        raise RunError(f"min_hosts is {spec.min_hosts} of {spec.hosts} hosts; give at most that")
     if spec.minutes and 60 * spec.minutes <= spec.grace_seconds:
         raise RunError(
             f"minutes is {spec.minutes} and grace_seconds {spec.grace_seconds}: the run would be "
@@ -196,6 +201,7 @@ UNDERSTOOD = {  # Engine -> fields that not every engine has
     "slurm": ("setup", "partition", "account"),
     "kubernetes": ("restarts", "image", "queue", "namespace", "claim", "topology"),
     "sky": ("restarts", "image", "setup", "storage"),
+    "ray": ("restarts", "min_hosts", "topology"),
 }
 _EVERYWHERE = {
     *("run", "name", "run_dir", "hosts", "devices", "accelerator", "cpus", "memory", "minutes"),
@@ -222,3 +228,30 @@ def check_fields(
                 f"{each.name}={getattr(spec, each.name)!r} means nothing to {engine}, only to "
                 f"{' and '.join(others)}. {engine} knows {', '.join(UNDERSTOOD[engine])}"
             )
+
+# %% ../../nbs/jobs/50_launch.ipynb #105591a6
+ENGINE = re.compile(
+    r"(slurm|kubernetes|sky|ray)|(ray)://[^/\s:]+:[0-9]+|(ray)://\[[0-9a-f:]+\]:[0-9]+"
+)
+
+
+def read_engine(
+    typed: str,  # Such as "slurm", "ray" or "ray://head:10001"
+) -> tuple[str, str]:  # Engine, and address of its cluster; "" for the one it finds itself
+    """Read the name of an engine, with the address of its cluster.
+
+    Args:
+        typed: Such as "slurm", "ray" or "ray://head:10001"
+
+    Returns:
+        Engine, and address of its cluster; "" for the one it finds itself
+    """
+    found = ENGINE.fullmatch(typed)
+    if found:
+        return next(filter(None, found.groups())), typed if ":" in typed else ""
+    if typed.startswith("ray:"):
+        raise RunError(
+            f"{typed!r} is no address of a Ray cluster; give ray://HOST:PORT, such as "
+            f"ray://head.example:10001, or ray for the cluster that RAY_ADDRESS names"
+        )
+    raise RunError(f"there is no engine {typed!r}; choose {', '.join(UNDERSTOOD)}")
