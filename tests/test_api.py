@@ -227,6 +227,14 @@ def test_datasets(api, root):
     nothing = asked | {"filters": {"level": 9}}
     refused(api.post("/api/datasets/build", json=nothing), 422, "no trace matches")
     refused(api.post("/api/datasets/build", json=asked | {"dataset_name": "../x"}), 422)
+    api.post("/api/traces", json=sum_trace(1) | {"prompt": "what is 1 + 1 ?"})
+    near = {"dataset_name": "near", "dataset_version": "v1", "dedup": {"column": "prompt"}}
+    built = good(api.post("/api/datasets/build", json=near), 201)
+    assert (built["trace_count"], built["near_duplicates"], built["limited"]) == (10, 1, 0)
+    assert good(api.get("/api/datasets/near-v1"))["dedup"]["dropped"] == 1
+    assert (root / "data/datasets/near-v1/near_duplicates.jsonl").is_file()
+    refused(api.post("/api/datasets/build", json=near | {"dedup": {"column": "answer"}}), 422)
+    refused(api.post("/api/datasets/build", json=near | {"dedup": {"ngram": 3}}), 422, "ngram")
     assert not (root / "data" / "datasets" / "odd_sums-v2").exists()
 
 

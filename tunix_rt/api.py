@@ -34,6 +34,7 @@ from tunix_rt.data.datasets import (
     part_name,
     worked_examples,
 )
+from .data.near_duplicates import DedupConfig
 from .data.overlap import check_no_overlap
 from .evaluation.compare import Comparison, compare_evaluations
 from tunix_rt.evaluation.evaluate import (
@@ -128,6 +129,7 @@ def make_dataset(
     train: int | None = None,
     held_out: int | None = None,
     seed: int = 42,
+    dedup: DedupConfig | str | None = None,
 ) -> Dataset: ...
 def make_dataset(
     source: str | Iterable[Trace],  # Recipe such as "arithmetic-steps", or traces, oldest first
@@ -138,6 +140,9 @@ def make_dataset(
     held_out: int
     | None = None,  # Examples to generate for evaluation; the recipe's number by default
     seed: int = 42,  # Seed of the generator
+    dedup: DedupConfig
+    | str
+    | None = None,  # Leaves near-duplicates out: "trace" or "prompt", or all options; None for none
 ) -> Dataset | tuple[Dataset, Dataset]:  # Frozen; a recipe makes a training and an evaluation set
     """Freeze a dataset, from a recipe or from traces.
 
@@ -148,12 +153,13 @@ def make_dataset(
         train: Examples to generate for training; the recipe's number by default
         held_out: Examples to generate for evaluation; the recipe's number by default
         seed: Seed of the generator
+        dedup: Leaves near-duplicates out: "trace" or "prompt", or all options; None for none
 
     Returns:
         Frozen; a recipe makes a training and an evaluation set
     """
     if not isinstance(source, str):
-        return build_dataset(source, name=name, version=version)
+        return build_dataset(source, name=name, version=version, dedup=dedup)
     both = freeze_recipe(source, version=version, train=train, held_out=held_out, seed=seed)
     if len(both) != 2:
         raise TunixError(

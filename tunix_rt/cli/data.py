@@ -5,6 +5,7 @@
 # %% ../../nbs/cli/20_data.ipynb #91773366
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,16 +17,24 @@ from ..core.files import parse_json
 from ..core.remote import url_of
 from ..core.settings import resolve, settings
 from ..data.annotations import ANNOTATIONS
-from ..data.datasets import Dataset, build_dataset, freeze_recipe, load_dataset
+from tunix_rt.data.datasets import (
+    DUPLICATES,
+    Dataset,
+    build_dataset,
+    freeze_recipe,
+    load_dataset,
+)
 from ..data.exports import FORMATS, export_file, export_lines
 from ..data.formats import FORMATS_IN, import_file
 from ..data.generators import PRESETS
+from ..data.near_duplicates import DedupConfig, SimilarPrompts, dedup_config
 from ..data.overlap import EvaluationPrompts
 from ..data.ungar import high_card_duel
 from ..traces.schema import Trace, read_traces
 
 # %% auto #0
-__all__ = ['DUEL', 'Home', 'announce', 'generate', 'lengths_text', 'ingest', 'assignments', 'traces_of', 'build', 'export']
+__all__ = ['DUEL', 'Home', 'announce', 'generate', 'lengths_text', 'ingest', 'assignments', 'traces_of', 'uncontaminated',
+           'build', 'export']
 
 # %% ../../nbs/cli/20_data.ipynb #73c9bd4b
 def announce(
@@ -228,6 +237,35 @@ def traces_of(
     file = Path(source).expanduser()
     return read_traces(file.absolute() if file.exists() else resolve(source))
 
+# %% ../../nbs/cli/20_data.ipynb #4117f5d3
+def uncontaminated(
+    keys: list[str],  # Evaluation sets
+    near: DedupConfig | None,  # What counts as a near-duplicate; None compares by overlap alone
+    left_out: list[str],  # Gets the prompts that are left out
+) -> Callable[[Trace], bool]:  # Filter that is true for traces to keep
+    """Make a filter against the questions of evaluation sets.
+
+    Args:
+        keys: Evaluation sets
+        near: What counts as a near-duplicate; None compares by overlap alone
+        left_out: Gets the prompts that are left out
+
+    Returns:
+        Filter that is true for traces to keep
+    """
+    asked = EvaluationPrompts(t for key in keys for t in load_dataset(key))
+    compared = keys if near else []
+    similar = SimilarPrompts(
+        (t for key in compared for t in load_dataset(key)), near or DedupConfig()
+    )
+
+    def kept(trace: Trace) -> bool:
+        if same := asked.asks(trace.prompt) or similar.asks(trace.prompt):
+            left_out.append(trace.prompt)
+        return not same
+
+    return kept
+
 # %% ../../nbs/cli/20_data.ipynb #acda6c12
 def build(
     sources: Annotated[
@@ -248,6 +286,19 @@ def build(
     decontaminate: Annotated[
         list[str] | None, typer.Option(help="Evaluation set whose questions are left out")
     ] = None,
+    dedup: Annotated[
+        str, typer.Option(help="Leave near-duplicates out: of the trace, or of the prompt")
+    ] = "",
+    threshold: Annotated[
+        float, typer.Option("--dedup-threshold", help="Least Jaccard similarity of near-duplicates")
+    ] = 0.8,
+    ngram_size: Annotated[int, typer.Option("--dedup-ngram-size", help="Tokens in a shingle")] = 3,
+    num_perm: Annotated[
+        int, typer.Option("--dedup-num-perm", help="Values in a MinHash signature")
+    ] = 128,
+    keep: Annotated[
+        str, typer.Option("--dedup-keep", help="first, last, or meta.FIELD for its highest number")
+    ] = "first",
     home: Home = "",
 ) -> None:
     """Freeze traces into a dataset that never changes.
@@ -258,14 +309,10 @@ def build(
     wrong = [key for key, value in sizes.items() if isinstance(value, bool | str)]
     if wrong:
         raise typer.BadParameter(f"{wrong[0]!r} needs a number", param_hint="--split")
-    asked = EvaluationPrompts(t for key in decontaminate or [] for t in load_dataset(key))
+    options = {"column": dedup, "threshold": threshold, "ngram_size": ngram_size, "keep": keep}
+    near = dedup_config({**options, "num_perm": num_perm} if dedup else None)
     left_out: list[str] = []
-
-    def kept(trace: Trace) -> bool:
-        if same := asked.asks(trace.prompt):
-            left_out.append(trace.prompt)
-        return not same
-
+    kept = uncontaminated(decontaminate or [], near, left_out)
     dataset = build_dataset(
         filter(kept, chain.from_iterable(traces_of(source) for source in sources)),
         name=name,
@@ -275,9 +322,16 @@ def build(
         selection_strategy=selection,
         seed=seed,
         splits=sizes or None,
+        dedup=near,
         home=home or None,
     )
     announce(dataset)
+    if near:
+        found = dataset.manifest.get("dedup", {"dropped": 0, "groups": 0})
+        typer.echo(
+            f"  {found['dropped']:,} near-duplicates of {found['groups']:,} traces left out"
+            + f"; they are listed in {DUPLICATES}" * bool(found["dropped"])
+        )
     if left_out:
         examples = "; ".join(repr(prompt[:60]) for prompt in left_out[:3])
         typer.echo(f"  {len(left_out):,} evaluation questions left out, such as {examples}")

@@ -123,6 +123,11 @@ def dataset_card(
     if chosen == "random":
         chosen += f" with seed {manifest['seed']}"
     filters = canonical_json(manifest["filters"]) if manifest["filters"] else "none"
+    if dedup := manifest.get("dedup"):
+        filters += (
+            f". Near-duplicates left out: {dedup['dropped']:,} (Jaccard similarity of the "
+            f"{dedup['column']} from {dedup['threshold']} on; `near_duplicates.jsonl`)"
+        )
     return f"""{front_matter(card_data(manifest))}
 
 # {manifest["dataset_key"]}

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -33,8 +33,10 @@ from ..core.remote import Incomplete, fetch, fetch_records, push, url_of
 from ..core.settings import inside, resolve, settings
 from .dataset_card import dataset_card, dataset_manifest
 from .generators import PRESETS, generate, recipe_name
+from .near_duplicates import DedupConfig, dedup_config, find_near_duplicates
 from .overlap import EvaluationPrompts
 from tunix_rt.data.selection import (
+    TraceIndex,
     categories,
     choose,
     chosen_lines,
@@ -42,14 +44,14 @@ from tunix_rt.data.selection import (
     refuse_shared_prompts,
     split_sizes,
 )
-from ..traces.schema import Trace, read_traces, trace_lines
+from ..traces.schema import Trace, parse_trace, read_traces, trace_lines
 
 # %% auto #0
-__all__ = ['LONGEST_KEY', 'T', 'SHIPPED', 'REQUIRED', 'CHARACTERS_PER_TOKEN', 'FRAME_TOKENS', 'dataset_key', 'part_name',
-           'part_fingerprint', 'Dataset', 'shipped_folder', 'dataset_folder', 'dataset_folders', 'is_shipped',
-           'dataset_names', 'read_manifest', 'load_dataset', 'make_files', 'disk_full_explained', 'same_or_refuse',
-           'put_in_place', 'build_dataset', 'estimate_steps', 'require_worked_examples', 'worked_examples',
-           'freeze_recipe', 'freeze_questions']
+__all__ = ['LONGEST_KEY', 'T', 'SHIPPED', 'REQUIRED', 'DUPLICATES', 'CHARACTERS_PER_TOKEN', 'FRAME_TOKENS', 'dataset_key',
+           'part_name', 'part_fingerprint', 'Dataset', 'shipped_folder', 'dataset_folder', 'dataset_folders',
+           'is_shipped', 'dataset_names', 'read_manifest', 'load_dataset', 'drop_near_duplicates', 'make_files',
+           'disk_full_explained', 'same_or_refuse', 'put_in_place', 'build_dataset', 'estimate_steps',
+           'require_worked_examples', 'worked_examples', 'freeze_recipe', 'freeze_questions']
 
 # %% ../../nbs/data/45_datasets.ipynb #1421b26d
 LONGEST_KEY = 200  # Bytes; temporary names add to it, and a name has 255 at most
@@ -344,6 +346,40 @@ def load_dataset(
         )
     return dataset
 
+# %% ../../nbs/data/45_datasets.ipynb #b18bc540
+DUPLICATES = "near_duplicates.jsonl"  # File beside the traces, if near-duplicates were dropped
+
+
+def drop_near_duplicates(
+    bench: Path,  # Temporary folder of a build
+    spool: TraceIndex,  # Candidate traces
+    config: DedupConfig,  # What counts as a near-duplicate, and which is kept
+) -> tuple[frozenset[int], dict[str, Any]]:  # Lines to leave out, and counts for the manifest
+    """Find the near-duplicates of a spool, and write down which they are.
+
+    Args:
+        bench: Temporary folder of a build
+        spool: Candidate traces
+        config: What counts as a near-duplicate, and which is kept
+
+    Returns:
+        Lines to leave out, and counts for the manifest
+    """
+    with spool.path.open("rb") as file:
+
+        def read(line: int) -> Trace:
+            file.seek(spool.starts[line])
+            return parse_trace(file.read(spool.starts[line + 1] - spool.starts[line]))
+
+        found = find_near_duplicates(len(spool), read, config)
+    with (bench / DUPLICATES).open("w", encoding="utf-8") as output:
+        for each in found:
+            ids = {"id": str(spool.id(each.row)), "kept": str(spool.id(each.kept))}
+            output.write(canonical_json({**ids, "similarity": each.similarity}) + "\n")
+    groups = len({each.kept for each in found})
+    counts = {"compared": len(spool), "dropped": len(found), "groups": groups}
+    return frozenset(each.row for each in found), counts
+
 # %% ../../nbs/data/45_datasets.ipynb #0138da82
 def make_files(
     bench: Path,  # Empty temporary folder
@@ -354,7 +390,8 @@ def make_files(
     splits: Mapping[str, float] | None,  # Name to count or fraction; all train by default
     created_at: datetime,  # Build time for the manifest
     provenance: Mapping[str, Any],  # Entries that override the automatic provenance
-) -> dict[str, Any]:  # Manifest of the three files written to `bench`
+    dedup: DedupConfig | None = None,  # What counts as a near-duplicate; None keeps them
+) -> dict[str, Any]:  # Manifest of the files written to `bench`
     """Select traces and write the files of a dataset.
 
     Args:
@@ -365,9 +402,10 @@ def make_files(
         splits: Name to count or fraction; all train by default
         created_at: Build time for the manifest
         provenance: Entries that override the automatic provenance
+        dedup: What counts as a near-duplicate; None keeps them
 
     Returns:
-        Manifest of the three files written to `bench`
+        Manifest of the files written to `bench`
     """
     filters = request["filters"]
     spool = index_traces(bench / "spool", traces, filters=filters)
@@ -378,7 +416,8 @@ def make_files(
             f"your traces"
         )
     strategy, seed = request["selection_strategy"], request["seed"]
-    chosen = choose(spool, strategy=strategy, seed=seed, limit=limit)
+    left_out, counts = drop_near_duplicates(bench, spool, dedup) if dedup else (frozenset(), {})
+    chosen = choose(spool, strategy=strategy, seed=seed, limit=limit, without=left_out)
     sizes = split_sizes(splits, len(chosen))
     refuse_shared_prompts(spool, chosen, sizes=sizes)
     with (bench / "traces.jsonl").open("wb") as output:
@@ -393,6 +432,9 @@ def make_files(
         created_at=created_at.isoformat(timespec="seconds"),
         provenance=provenance,
     )
+    if dedup:
+        manifest["dedup"] |= counts
+        manifest["fingerprints"][DUPLICATES] = sha256_file(bench / DUPLICATES)
     with (bench / "manifest.json").open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=2, ensure_ascii=False, allow_nan=False)
     first = next(read_traces(bench / "traces.jsonl"))
@@ -503,6 +545,10 @@ def build_dataset(
     parent_dataset_id: str | None = None,  # Id of the dataset it was derived from
     training_run_id: str | None = None,  # Id of the run it was made for
     provenance: Mapping[str, Any] | None = None,  # Entries that override the automatic provenance
+    dedup: DedupConfig
+    | Mapping[str, Any]
+    | str
+    | None = None,  # Options of near-duplicate removal, or the column to compare; None for none
     created_at: datetime | None = None,  # Build time; now by default
 ) -> Dataset:  # New dataset, or the existing one with the same content
     """Freeze a selection of traces into a dataset.
@@ -522,6 +568,7 @@ def build_dataset(
         parent_dataset_id: Id of the dataset it was derived from
         training_run_id: Id of the run it was made for
         provenance: Entries that override the automatic provenance
+        dedup: Options of near-duplicate removal, or the column to compare; None for none
         created_at: Build time; now by default
 
     Returns:
@@ -545,6 +592,8 @@ def build_dataset(
         "parent_dataset_id": parent_dataset_id,
         "training_run_id": training_run_id,
     }
+    if near := dedup_config(dedup):
+        request["dedup"] = asdict(near)
     home.mkdir(parents=True, exist_ok=True)
     with (
         disk_full_explained(key, home),
@@ -558,6 +607,7 @@ def build_dataset(
             splits=splits,
             created_at=created_at or datetime.now(UTC),
             provenance=provenance or {},
+            dedup=near,
         )
         return put_in_place(bench, _arrived(inside(home, key)), manifest)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -163,6 +163,7 @@ def choose(
     strategy: str,  # "latest" or "random"
     seed: int | None,  # Required for "random"
     limit: int | None,  # Maximum number; None takes all
+    without: Collection[int] = (),  # Lines that are left out, such as near-duplicates
 ) -> list[int]:  # Line numbers from 0, in the order of the dataset
     """Choose lines from a spool.
 
@@ -171,6 +172,7 @@ def choose(
         strategy: "latest" or "random"
         seed: Required for "random"
         limit: Maximum number; None takes all
+        without: Lines that are left out, such as near-duplicates
 
     Returns:
         Line numbers from 0, in the order of the dataset
@@ -179,7 +181,9 @@ def choose(
         raise DatasetError(f"there is no selection {strategy!r}; choose {' or '.join(STRATEGIES)}")
     if limit is not None and limit < 1:
         raise DatasetError(f"the limit is {limit}, but a dataset holds at least one trace")
-    everything = range(len(spool))
+    everything: Sequence[int] = range(len(spool))
+    if without:
+        everything = [line for line in everything if line not in without]
     count = len(everything) if limit is None else min(limit, len(everything))
     if strategy == "latest":
         return list(everything[len(everything) - count :])

@@ -151,6 +151,7 @@ def build_from_store(
     if searched:
         update_index(store)
     few = limit is not None and limit > 0 and selection_strategy == "latest"
+    few = few and not rest.get("dedup")  # how many near-duplicates there are is not known yet
     return build_dataset(
         _candidates(store, filters or {}, limit if few else None),
         name=name,

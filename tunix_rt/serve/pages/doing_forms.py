@@ -202,6 +202,16 @@ def _build_fields(store: Store) -> list[FormField]:
             "Name and number or share of a split, one a line, such as test=0.1",
             kind="lines",
         ),
+        text_field(
+            "dedup",
+            "Leave near-duplicates out: compare whole traces, or only prompts",
+            "none",
+            ["none", "trace", "prompt"],
+            kind="choice",
+        ),
+        text_field(
+            "dedup_threshold", "Least Jaccard similarity of near-duplicates", "0.8", kind="number"
+        ),
     ]
 
 
@@ -217,6 +227,9 @@ def _read_build(texts: Texts) -> dict[str, Any]:
     for name in ("filters", "splits"):
         if found := pairs_in(texts.get(name, "")):
             given[name] = {key: _plain(text) for key, text in found.items()}
+    if texts.get("dedup", "none") != "none":
+        threshold = _numbers(texts, "dedup_threshold").get("dedup_threshold", 0.8)
+        given["dedup"] = {"column": texts["dedup"], "threshold": threshold}
     return given | _numbers(texts, "limit seed")
 
 

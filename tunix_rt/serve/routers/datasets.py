@@ -82,6 +82,7 @@ def _build(store: Store, body: BuildRequest) -> tuple[Dataset, Matching]:
 async def build_dataset(services: ServicesDep, body: BuildRequest) -> DatasetBuilt:
     "Build a dataset from stored traces."
     built, found = await run_in_slow_pool(services, _build, services.store, body)
+    dropped = built.manifest.get("dedup", {}).get("dropped", 0)
     return DatasetBuilt(
         dataset_key=built.key,
         build_id=built.manifest["build_id"],
@@ -89,7 +90,8 @@ async def build_dataset(services: ServicesDep, body: BuildRequest) -> DatasetBui
         manifest_path=_from_root(built.folder / "manifest.json"),
         matched=found.traces,
         duplicates=found.traces - found.distinct,
-        limited=max(0, found.distinct - len(built)),
+        near_duplicates=dropped,
+        limited=max(0, found.distinct - dropped - len(built)),
     )
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #be988f95

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .traces import Pagination
 from tunix_rt.serve.schemas.types import (
@@ -22,14 +22,35 @@ from tunix_rt.serve.schemas.types import (
 )
 
 # %% auto #0
-__all__ = ['Seed', 'ImportFormat', 'Annotations', 'Encoding', 'Format', 'BuildRequest', 'DatasetBuilt', 'IngestRequest',
-           'BadLine', 'IngestedFile', 'DatasetSummary', 'DatasetPage', 'EngineStatus', 'DuelRequest', 'DuelPreview',
-           'DuelsPlayed']
+__all__ = ['Seed', 'ImportFormat', 'Annotations', 'Encoding', 'Format', 'DedupRequest', 'BuildRequest', 'DatasetBuilt',
+           'IngestRequest', 'BadLine', 'IngestedFile', 'DatasetSummary', 'DatasetPage', 'EngineStatus', 'DuelRequest',
+           'DuelPreview', 'DuelsPlayed']
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #4bd9d192
 Seed = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #0c6bfc73
+class DedupRequest(BaseModel):
+    "What counts as a near-duplicate, and which of a group is kept."
+
+    model_config = ConfigDict(extra="forbid")
+
+    column: Literal["trace", "prompt"] = Field("trace", description="What is compared")
+    threshold: Annotated[StrictFloat, Field(gt=0, le=1)] = Field(
+        0.8, description="Least Jaccard similarity of two near-duplicates"
+    )
+    ngram_size: Annotated[StrictInt, Field(ge=1, le=50)] = Field(
+        3, description="Tokens in a shingle"
+    )
+    num_perm: Annotated[StrictInt, Field(ge=16, le=1024)] = Field(
+        128, description="Values in a MinHash signature"
+    )
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = 1
+    keep: Annotated[SafeStr, Field(max_length=200, pattern=r"^(first|last|meta\..+)$")] = Field(
+        "first", description="first, last, or a field such as meta.score whose highest is kept"
+    )
+
+
 class BuildRequest(ContractRequest):
     "The selection of traces for a dataset."
 
@@ -41,6 +62,9 @@ class BuildRequest(ContractRequest):
     seed: Seed | None = None
     splits: dict[str, Annotated[StrictFloat, Field(gt=0, lt=2**31)]] | None = Field(
         None, description="Name to count or fraction"
+    )
+    dedup: DedupRequest | None = Field(
+        None, description="Leaves near-duplicates out; null keeps them"
     )
     session_id: Name | None = None
     parent_dataset_id: Name | None = None
@@ -63,6 +87,7 @@ class DatasetBuilt(Answer):
     manifest_path: str = Field(description="Path relative to the server's root")
     matched: int = Field(description="Stored traces that pass the filters")
     duplicates: int = Field(description="Those that repeat the content of another; left out")
+    near_duplicates: int = Field(0, description="Those left out by dedup")
     limited: int = Field(description="Those left out by the limit")
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #d9b0b968
