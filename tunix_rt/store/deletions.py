@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Text, cast, delete, func, insert, or_, select, text
+from sqlalchemy import ColumnElement, Text, cast, delete, exists, func, insert, or_, select, text
 from sqlalchemy.orm import Session
 
 from ..core.errors import PathError, TraceError, TunixError
@@ -361,7 +361,6 @@ def delete_traces(
         with store.writing() as session:
             done += _delete_some(session, numbers[start : start + BATCH], **record)
     return done
-
 
 # %% ../../nbs/store/45_deletions.ipynb #37c0dc57
 def describe_traces(

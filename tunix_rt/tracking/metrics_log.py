@@ -12,7 +12,6 @@ import stat
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, TypeGuard
@@ -87,32 +86,31 @@ class _Series:
     Attributes:
         limit: Records to keep at most, an even number
         size: Records behind each that is kept
-        kept: With the number of their line
         sums: Of the average to come
         count: Records in it
     """
 
     limit: int  # Records to keep at most, an even number
     size: int = 1  # Records behind each that is kept
-    kept: list[tuple[int, Record]] = field(default_factory=list)  # With the number of their line
+    kept: list[Record] = field(default_factory=list)
     sums: dict[str, tuple[float, int]] = field(default_factory=dict)  # Of the average to come
     count: int = 0  # Records in it
 
-    def add(self, line: int, record: Record) -> None:
+    def add(self, record: Record) -> None:
         "Take a record."
         if self.size == 1:
-            self.kept.append((line, record))
+            self.kept.append(record)
         else:
             for name, value in record.items():
                 total, count = self.sums.get(name, (0.0, 0))
                 self.sums[name] = total + value, count + 1
             self.count += 1
             if self.count == self.size:
-                self.kept.append((line, self.average()))
+                self.kept.append(self.average())
                 self.sums, self.count = {}, 0
         if len(self.kept) >= self.limit:
             pairs = zip(self.kept[::2], self.kept[1::2], strict=True)
-            self.kept = [(line, _mean(one, two)) for (_, one), (line, two) in pairs]
+            self.kept = [_mean(one, two) for one, two in pairs]
             self.size *= 2
 
     def average(self) -> Record:
@@ -141,14 +139,14 @@ class LoggedMetrics:
     """What is kept of the log of a run.
 
     Attributes:
-        records: In order; averaged in a long log
+        records: By step; averaged in a long log
         recent: First with a loss, and the last twenty
         figures: Last values, with `first_loss` and `steps`
         count: Records that could be read
         bad: Lines that could not
     """
 
-    records: list[Record] = field(default_factory=list)  # In order; averaged in a long log
+    records: list[Record] = field(default_factory=list)  # By step; averaged in a long log
     recent: list[Record] = field(default_factory=list)  # First with a loss, and the last twenty
     figures: Record = field(default_factory=dict)  # Last values, with `first_loss` and `steps`
     count: int = 0  # Records that could be read
@@ -186,19 +184,19 @@ class _Kept:
         kind = tuple(record) if tuple(record) in self.series else kind
         if kind not in self.series:
             self.series[kind] = _Series(_limit(len(record) if kind else MOST_FIGURES))
-        self.series[kind].add(self.count, record)
+        self.series[kind].add(record)
         self.recent.append(record)
 
     def summary(self) -> LoggedMetrics:
         "Put together what pages use."
         found = [each for series in self.series.values() for each in series.kept]
-        found += [(self.count, each.average()) for each in self.series.values() if each.count]
+        found += [each.average() for each in self.series.values() if each.count]
         first = [self.first] if self.first and self.first not in self.recent else []
         figures = dict(self.figures)
         if "step" in figures:
             figures["steps"] = figures.pop("step")
-        records = [record for _, record in sorted(found, key=itemgetter(0))]
-        return LoggedMetrics(records, [*first, *self.recent], figures, self.count, self.bad)
+        found.sort(key=lambda record: record.get("step", -1))  # one line of a chart has both kinds
+        return LoggedMetrics(found, [*first, *self.recent], figures, self.count, self.bad)
 
 # %% ../../nbs/tracking/78_metrics_log.ipynb #41680463
 class MetricsReader:

@@ -278,10 +278,9 @@ def add_pages(
         path: Path of the two pages
         find: Dependency that finds the thing
     """
+    found = Depends(find)
 
-    def page(
-        request: Request, store: StoreDep, target: Deletable = Depends(find)
-    ) -> HTMLResponse:
+    def page(request: Request, store: StoreDep, target: Deletable = found) -> HTMLResponse:
         "Show what a deletion would do."
         return preview_page(request, store, target)
 
@@ -289,7 +288,7 @@ def add_pages(
         request: Request,
         store: StoreDep,
         who: Who,
-        target: Deletable = Depends(find),
+        target: Deletable = found,
         confirm: Confirm = "",
         reason: Reason = None,
     ) -> Response:

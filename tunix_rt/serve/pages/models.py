@@ -70,4 +70,3 @@ def remove_alias_form(
     "Remove an alias; its version stays."
     registry.remove_alias(store, model_id, alias)
     return sent_to(f"/models/{model_id}")
-

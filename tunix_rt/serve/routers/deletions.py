@@ -36,6 +36,7 @@ from ..schemas.types import Name, SafeStr
 from ..strict_json import StrictRoute
 from tunix_rt.store.deletions import (
     InUse,
+    Removal,
     TraceChoice,
     describe_traces,
     list_deletions,
@@ -122,7 +123,7 @@ def parse_query(
     if not text:
         return None
     if not isinstance(asked := parse_json(text, "search"), dict):
-        raise DatasetError("search is no JSON object, such as {\"text\": \"sum\"}")
+        raise DatasetError('search is no JSON object, such as {"text": "sum"}')
     return search_in({"search": asked})
 
 
@@ -209,7 +210,6 @@ def remove_baseline(
 ) -> RemovalPublic:  # fmt: skip
     "Delete a baseline; its run stays."
     return _shown(delete_baseline(store, baseline_name, who=who, reason=reason, dry_run=dry_run))
-
 
 # %% ../../../nbs/serve/routers/60_deletions.ipynb #0257e07b
 @router.get("/api/deletions")
