@@ -158,6 +158,7 @@ __all__ = [
     "remove_run",
     "remove_model_version",
     "remove_model",
+    "remove_baseline",
     "list_deleted",
     "verify_dataset_traces",
     "create_token",
@@ -1247,6 +1248,7 @@ def delete_traces_by_filter(
     fingerprint: str | None = None,
     text: str | None = None,
     before: AwareDatetime | None = None,
+    search: str | None = None,
     expected: int | None = None,
     dry_run: bool = False,
     reason: str | None = None,
@@ -1261,6 +1263,7 @@ def delete_traces_by_filter(
         fingerprint: Filter on the fingerprint
         text: Filter on the text
         before: Stored before this time
+        search: A search as in filters.search, as JSON
         expected: Number that a dry run said
         dry_run: Only say what would happen
         reason: Why, for the record
@@ -1277,6 +1280,7 @@ def delete_traces_by_filter(
             "fingerprint": fingerprint,
             "text": text,
             "before": before,
+            "search": search,
             "expected": expected,
             "dry_run": dry_run,
             "reason": reason,
@@ -1389,11 +1393,37 @@ def remove_model(
     )
 
 
+def remove_baseline(
+    client: Client,
+    baseline_name: str,
+    dry_run: bool = False,
+    reason: str | None = None,
+    key: str | None = None,
+) -> RemovalPublic:
+    """Delete a baseline; its run stays.
+
+    Args:
+        client: Server to call
+        baseline_name: Name of a baseline, such as "main"
+        dry_run: Only say what would happen
+        reason: Why, for the record
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        RemovalPublic,
+        "DELETE",
+        f"/api/regression/baselines/{quote_segment(baseline_name, '/')}",
+        query={"dry_run": dry_run, "reason": reason},
+        key=key,
+    )
+
+
 def list_deleted(
     client: Client,
     limit: int = 20,
     offset: int = 0,
-    what: Literal["trace", "dataset", "run", "model", "model_version"] | None = None,
+    what: Literal["trace", "dataset", "run", "model", "model_version", "baseline"] | None = None,
 ) -> DeletionsPublic:
     """List what was deleted, by whom, when and why, newest first.
 

@@ -71,7 +71,7 @@ def _of_run(
         what = f"was promoted from it and is {named}" if named else "was promoted from it"
         yield Dependent("model_version", kept, f"{what}; delete that version first")
     for name in session.scalars(select(BaselineRow.name).where(BaselineRow.run_id == row.id)):
-        yield Dependent("baseline", name, "is measured on it; set it to another run")
+        yield Dependent("baseline", name, "is measured on it; set it to another run, or delete it")
     searches = select(TuningJob).join(Trial, Trial.job_id == TuningJob.id)
     going = searches.where(Trial.run_id == row.id, TuningJob.status.in_(("created", "running")))
     for job in session.scalars(going):
@@ -154,7 +154,7 @@ def delete_run(
             session.flush()
             if folder is not None:
                 stack.enter_context(hiding(folder, act_id))
-    removal.deleted = True
+    removal.deleted, removal.act_id = True, act_id
     return removal
 
 # %% ../../nbs/registry/50_deletion.ipynb #b17fdb42
@@ -199,7 +199,7 @@ def delete_run_folder(
             )
             session.flush()
             stack.enter_context(hiding(folder, act_id))
-    removal.deleted = True
+    removal.deleted, removal.act_id = True, act_id
     return removal
 
 # %% ../../nbs/registry/50_deletion.ipynb #91630734
@@ -261,6 +261,9 @@ def _described(
     name = f"{version.model_name}@{version.version}"
     shared = _same_files(session, version)
     along = [f"{shared} other versions have the same files, which stay"] if shared else []
+    later = select(func.count()).where(ModelVersion.parent_version_id == version.id)
+    if count := session.scalar(later):
+        along.append(f"{count:,} later versions stay, and forget that they began with it")
     size = 0 if shared else version.size_bytes
     removal = Removal("model_version", str(version.id), name, size=size, along=along)
     removal.dependents = list(_of_version(session, version))
@@ -297,7 +300,7 @@ def delete_version(
             folder = _remove_version(session, version, act_id, who, reason)
             if folder is not None and folder.is_dir():
                 stack.enter_context(hiding(folder, act_id))
-    removal.deleted = True
+    removal.deleted, removal.act_id = True, act_id
     return removal
 
 
@@ -342,5 +345,5 @@ def delete_model(
             for folder in filter(None, folders):
                 if folder.is_dir():
                     stack.enter_context(hiding(folder, act_id))
-    removal.deleted = True
+    removal.deleted, removal.act_id = True, act_id
     return removal

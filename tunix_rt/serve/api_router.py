@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from .pages import access as access_pages
 from .pages import datasets as dataset_pages
 from tunix_rt.serve.pages import (
+    deletion,
     docs,
     doing_forms,
     login,
@@ -74,6 +75,7 @@ PAGES = (
     runs,
     run_about,
     predictions,
+    deletion,
     trace_pages,
     dataset_pages,
     leaderboard_pages,

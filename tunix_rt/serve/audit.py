@@ -74,7 +74,7 @@ def entry_of(
     """
     state, client = scope.get("state", {}), scope.get("client")
     holder = state.get("holder") or LOCAL
-    target, count = target_of(scope, body)
+    target, count = state.get("audited") or target_of(scope, body)
     action = str(getattr(scope.get("endpoint"), "__name__", scope["path"]))
     return audit_entry(
         holder.name, action, target, role=holder.role, status=status, count=count,

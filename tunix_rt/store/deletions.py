@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,20 +18,22 @@ from datetime import datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select, text
+from sqlalchemy import ColumnElement, Text, cast, delete, exists, func, insert, or_, select, text
 from sqlalchemy.orm import Session
 
 from ..core.errors import PathError, TraceError, TunixError
 from ..core.files import own, sync_folder, taking_over
 from ..core.settings import resolve, settings
+from ..data.membership import datasets_with
 from .engine import Store
-from .tables import DeletionRow, TraceRow, now
+from .search import TraceQuery, query_conditions
+from .tables import DeletionRow, RatingRow, ScoreRow, TraceEdit, TraceRow, now
 from .traces import BATCH, label, saying
 
 # %% auto #0
 __all__ = ['HIDDEN', 'operator', 'record_deletion', 'Act', 'list_acts', 'DeletionPage', 'list_deletions', 'Dependent', 'Removal',
-           'InUse', 'refuse_dependents', 'TraceChoice', 'count_chosen', 'delete_traces', 'deletions_among', 'hiding',
-           'lock_name', 'Settled', 'find_unsettled', 'settle_deletions']
+           'InUse', 'refuse_dependents', 'TraceChoice', 'count_chosen', 'delete_traces', 'describe_traces',
+           'remove_traces', 'deletions_among', 'hiding', 'lock_name', 'Settled', 'find_unsettled', 'settle_deletions']
 
 # %% ../../nbs/store/45_deletions.ipynb #746cf5b0
 def operator() -> str:  # Such as "ada@laptop"
@@ -90,24 +93,29 @@ class Act:
     who: str
     reason: str | None
     deleted_at: datetime
+    id: UUID
 
 
 def list_acts(
     store: Store,  # Database to read from
     limit: int = 20,  # Maximum number of entries
+    act_id: UUID | None = None,  # Only this one
 ) -> list[Act]:  # Newest first
     """List deletions by request, however many things each of them removed.
 
     Args:
         store: Database to read from
         limit: Maximum number of entries
+        act_id: Only this one
 
     Returns:
         Newest first
     """
     row, last = DeletionRow, func.max(DeletionRow.deleted_at)
     columns = (row.what, func.count(), func.max(func.coalesce(row.name, row.item_id)))
-    query = select(*columns, func.max(row.who), func.max(row.reason), last)
+    query = select(*columns, func.max(row.who), func.max(row.reason), last, row.act_id)
+    if act_id is not None:
+        query = query.where(row.act_id == act_id)
     query = query.group_by(row.act_id, row.what).order_by(last.desc(), row.what).limit(limit)
     with store.reading() as session:
         return [Act(*each) for each in session.execute(query)]
@@ -131,6 +139,7 @@ def list_deletions(
     limit: int = 20,  # Maximum number of entries
     offset: int = 0,  # Number of entries to skip
     what: str | None = None,  # Kind to filter by
+    act_id: UUID | None = None,  # Request to filter by
 ) -> DeletionPage:  # Newest first
     """List what was deleted.
 
@@ -139,6 +148,7 @@ def list_deletions(
         limit: Maximum number of entries
         offset: Number of entries to skip
         what: Kind to filter by
+        act_id: Request to filter by
 
     Returns:
         Newest first
@@ -146,6 +156,8 @@ def list_deletions(
     query = select(DeletionRow).order_by(DeletionRow.deleted_at.desc(), DeletionRow.id.desc())
     if what is not None:
         query = query.where(DeletionRow.what == what)
+    if act_id is not None:
+        query = query.where(DeletionRow.act_id == act_id)
     with store.reading() as session:
         rows = session.scalars(query.offset(offset).limit(limit + 1)).all()
     return DeletionPage(list(rows[:limit]), offset + limit if len(rows) > limit else None)
@@ -181,6 +193,7 @@ class Removal:
         size: Bytes on the disk that become free
         along: What goes or changes with it
         deleted: False if this is a preview
+        act_id: Id of the act in the records; None for a preview
     """
 
     what: str  # One of `store.tables.DELETABLE`
@@ -191,6 +204,7 @@ class Removal:
     along: list[str] = field(default_factory=list)  # What goes or changes with it
     dependents: list[Dependent] = field(default_factory=list)
     deleted: bool = False  # False if this is a preview
+    act_id: UUID | None = None  # Id of the act in the records; None for a preview
 
     def refusal(self) -> str:
         "Say why it can't be deleted."
@@ -228,6 +242,7 @@ class TraceChoice:
         source: Value of `meta.source`
         text: Text in prompt or answer, in either case
         before: Stored before this time
+        search: Search of a page; call `update_index` first
     """
 
     ids: Sequence[UUID] | None = None
@@ -236,9 +251,17 @@ class TraceChoice:
     fingerprint: str | None = None
     text: str | None = None  # Text in prompt or answer, in either case
     before: datetime | None = None  # Stored before this time
+    search: TraceQuery | None = None  # Search of a page; call `update_index` first
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        "Write the conditions in SQL."
+    def conditions(
+        self,
+        dialect: str = "sqlite",  # "sqlite" or "postgresql"
+    ) -> list[ColumnElement[bool]]:
+        """Write the conditions in SQL.
+
+        Args:
+            dialect: "sqlite" or "postgresql"
+        """
         found: list[ColumnElement[bool]] = []
         if self.ids is not None:
             found.append(TraceRow.id.in_(self.ids))
@@ -253,6 +276,8 @@ class TraceChoice:
             found.append(prompt | TraceRow.final_answer.icontains(self.text, autoescape=True))
         if self.before is not None:
             found.append(TraceRow.created_at < self.before)
+        if self.search is not None and self.search.said():
+            found += query_conditions(dialect, self.search)
         if not found:
             raise TraceError("no filter was given, and that would delete every trace; give one")
         return found
@@ -268,18 +293,19 @@ def count_chosen(
         store: Database to read from
         choice: Traces to count
     """
-    query = select(func.count()).select_from(TraceRow).where(*choice.conditions())
+    conditions = choice.conditions(store.dialect)
+    query = select(func.count()).select_from(TraceRow).where(*conditions)
     with store.reading() as session:
         return int(session.scalar(query) or 0)
 
 # %% ../../nbs/store/45_deletions.ipynb #8f7e8af0
 def _delete_some(
     session: Session,  # Writing session
-    conditions: Sequence[ColumnElement[bool]],  # Conditions that they satisfy
+    numbers: Sequence[int],  # Numbers of traces, a thousand at most
     **record: str | None | UUID,  # Columns of the records
-) -> int:  # Number of traces deleted, a thousand at most
+) -> int:  # Number of traces deleted; others were faster with the rest
     columns = (TraceRow.number, TraceRow.id, TraceRow.fingerprint)
-    query = select(*columns).where(*conditions).order_by(TraceRow.number).limit(BATCH)
+    query = select(*columns).where(TraceRow.number.in_(numbers)).order_by(TraceRow.number)
     rows = session.execute(query.with_for_update()).all()
     if not rows:
         return 0
@@ -294,6 +320,14 @@ def _delete_some(
     return len(rows)
 
 
+def _chosen(store: Store, choice: TraceChoice) -> array[int]:
+    "List the numbers of the traces that a choice means at this moment."
+    query = select(TraceRow.number).where(*choice.conditions(store.dialect))
+    with store.reading() as session:
+        found = session.scalars(query.order_by(TraceRow.number).execution_options(yield_per=BATCH))
+        return array("q", found)
+
+
 def delete_traces(
     store: Store,  # Database to write to
     choice: TraceChoice,  # Traces to delete
@@ -301,6 +335,7 @@ def delete_traces(
     who: str,  # Name of the person or of their token
     reason: str | None = None,  # Why, for people
     expected: int | None = None,  # Refuse if another number matches
+    act_id: UUID | None = None,  # Id of the act in the records; made up by default
 ) -> int:  # Number of traces deleted
     """Delete traces, and record each of them.
 
@@ -310,27 +345,91 @@ def delete_traces(
         who: Name of the person or of their token
         reason: Why, for people
         expected: Refuse if another number matches
+        act_id: Id of the act in the records; made up by default
 
     Returns:
         Number of traces deleted
     """
-    conditions, done, act_id = choice.conditions(), 0, uuid4()
-    there = count_chosen(store, choice)
-    if expected is not None and there != expected:
+    numbers, done = _chosen(store, choice), 0
+    if expected is not None and len(numbers) != expected:
         raise TraceError(
-            f"{there:,} traces match, and not {expected:,} as when you looked; nothing was "
+            f"{len(numbers):,} traces match, and not {expected:,} as when you looked; nothing was "
             f"deleted. Look again"
         )
-    with store.reading() as session:
-        newest = session.scalar(select(func.max(TraceRow.number))) or 0
-    conditions.append(TraceRow.number <= newest)
-    left = select(exists().where(*conditions))
-    while True:
+    record = {"who": who[:256], "reason": reason, "act_id": act_id or uuid4()}
+    for start in range(0, len(numbers), BATCH):
         with store.writing() as session:
-            gone = _delete_some(session, conditions, who=who[:256], reason=reason, act_id=act_id)
-            done += gone
-            if not gone and not session.scalar(left):
-                return done
+            done += _delete_some(session, numbers[start : start + BATCH], **record)
+    return done
+
+# %% ../../nbs/store/45_deletions.ipynb #37c0dc57
+def describe_traces(
+    store: Store,  # Database to read from
+    choice: TraceChoice,  # Traces to describe
+) -> Removal:  # Preview of their deletion
+    """Say what goes with traces that are deleted.
+
+    Args:
+        store: Database to read from
+        choice: Traces to describe
+
+    Returns:
+        Preview of their deletion
+    """
+    chosen = select(TraceRow.id).where(*choice.conditions(store.dialect))
+    length = sum(func.length(each) for each in (TraceRow.prompt, TraceRow.final_answer))
+    length += func.length(cast(TraceRow.steps, Text))
+    edits, scores, ratings = TraceEdit.trace_id, ScoreRow.trace_id, RatingRow.trace_id
+    counts = {
+        "ratings of {}": select(func.count()).where(ratings.in_(chosen)),
+        "scores of {}": select(func.count()).where(scores.in_(chosen)),
+        "earlier versions, which stay and are found again": select(
+            func.count(func.distinct(TraceEdit.parent_id))
+        ).where(edits.in_(chosen), TraceEdit.parent_id.not_in(chosen)),
+    }
+    with store.reading() as session:
+        ids = session.scalars(chosen).all()
+        size = session.scalar(select(func.sum(length)).where(TraceRow.id.in_(chosen))) or 0
+        found = {words: session.scalar(query) or 0 for words, query in counts.items()}
+    it = "it" if len(ids) == 1 else "them"
+    along = [f"{count:,} {words.format(it)}" for words, count in found.items() if count]
+    keeping = datasets_with(ids).items()
+    along += [f"the dataset {key} keeps its copies ({count:,})" for key, count in keeping]
+    one = str(ids[0]) if len(ids) == 1 else ""
+    name = "1 trace" if len(ids) == 1 else f"{len(ids):,} traces"
+    return Removal("trace", one, name, count=len(ids), size=int(size), along=along)
+
+# %% ../../nbs/store/45_deletions.ipynb #d9fbd288
+def remove_traces(
+    store: Store,  # Database with the traces
+    choice: TraceChoice,  # Traces to delete
+    *,
+    who: str,  # Name of the person or of their token
+    reason: str | None = None,  # Why, for people
+    expected: int | None = None,  # Refuse if another number matches
+    dry_run: bool = False,  # Only say what would happen
+) -> Removal:  # What was or would be deleted
+    """Delete traces, and say what went with them.
+
+    Args:
+        store: Database with the traces
+        choice: Traces to delete
+        who: Name of the person or of their token
+        reason: Why, for people
+        expected: Refuse if another number matches
+        dry_run: Only say what would happen
+
+    Returns:
+        What was or would be deleted
+    """
+    removal, act_id = describe_traces(store, choice), uuid4()
+    if dry_run:
+        return removal
+    removal.count = delete_traces(
+        store, choice, who=who, reason=reason, expected=expected, act_id=act_id
+    )
+    removal.deleted, removal.act_id = True, act_id
+    return removal
 
 # %% ../../nbs/store/45_deletions.ipynb #7879a64e
 def deletions_among(

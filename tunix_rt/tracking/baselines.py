@@ -12,19 +12,20 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import collate, select
+from sqlalchemy import collate, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ..core.errors import MissingError, RunError
 from ..core.files import json_fault
+from ..store.deletions import Removal, record_deletion
 from ..store.engine import Store
-from ..store.tables import BaselineRow, EvaluationRow, RunRow, now
+from ..store.tables import BaselineRow, EvaluationRow, ModelVersion, RunRow, now
 from .run_predictions import finished_run
 
 # %% auto #0
 __all__ = ['RISES', 'FALLS', 'metrics_of', 'newest_evaluation', 'known_metrics', 'higher_is_better', 'Baseline', 'measure_run',
-           'set_baseline', 'BaselinePage', 'baseline_named', 'get_baseline', 'list_baselines']
+           'set_baseline', 'BaselinePage', 'baseline_named', 'get_baseline', 'list_baselines', 'delete_baseline']
 
 # %% ../../nbs/tracking/50_baselines.ipynb #b428cb41
 def _numbers(
@@ -294,3 +295,48 @@ def list_baselines(
         rows = session.scalars(query).all()
     found = [_baseline(row) for row in rows[:limit]]
     return BaselinePage(found, offset + limit if len(rows) > limit else None)
+
+# %% ../../nbs/tracking/50_baselines.ipynb #e58eb5c5
+def _gated(session: Session, name: str) -> int:
+    "Count the versions of models that were promoted past a baseline."
+    gate = ModelVersion.provenance[("gate", "baseline")].as_string()
+    return session.scalar(select(func.count()).where(gate == name)) or 0
+
+
+def delete_baseline(
+    store: Store,  # Database with the baseline
+    name: str,  # Name of the baseline
+    *,
+    who: str,  # Name of the person or of their token
+    reason: str | None = None,  # Why, for people
+    dry_run: bool = False,  # Only say what would happen
+) -> Removal:  # What was or would be deleted
+    """Delete a baseline; its run stays.
+
+    Args:
+        store: Database with the baseline
+        name: Name of the baseline
+        who: Name of the person or of their token
+        reason: Why, for people
+        dry_run: Only say what would happen
+
+    Returns:
+        What was or would be deleted
+    """
+    act_id = uuid4()
+    with (store.reading if dry_run else store.writing)() as session:
+        row = baseline_named(session, name)
+        removal = Removal("baseline", name, name)
+        removal.along.append(f"{row.metric} {row.value:g} of run {row.run_id}, which stays")
+        if count := _gated(session, name):
+            removal.along.append(f"{count:,} model versions passed it as their gate, and stay")
+        if dry_run:
+            return removal
+        record_deletion(
+            session, "baseline", row.id.hex, who=who, reason=reason, act_id=act_id, name=name
+        )
+        gone = session.execute(delete(BaselineRow).where(BaselineRow.id == row.id))
+        if not gone.rowcount:  # type: ignore[attr-defined]
+            raise MissingError(f"the baseline {name!r} was deleted by somebody else meanwhile")
+    removal.deleted, removal.act_id = True, act_id
+    return removal

@@ -168,7 +168,7 @@ def delete_dataset(
             )  # fmt: skip
             session.flush()
             stack.enter_context(hiding(folder, act_id))
-    removal.deleted = True
+    removal.deleted, removal.act_id = True, act_id
     return removal
 
 # %% ../../nbs/tracking/70_delete_dataset.ipynb #cefb5568

@@ -18,7 +18,8 @@ from ..store.engine import Store
 from ..store.tables import EvaluationRow
 from .baselines import higher_is_better
 from .leaderboard import Kind, Word, standing_of
-from .run_table import RunView, is_number
+from .metrics_log import is_number
+from .run_table import RunView
 from .set_boards import compare_evaluations
 
 # %% auto #0

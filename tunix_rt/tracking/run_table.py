@@ -5,21 +5,19 @@
 # %% ../../nbs/tracking/80_run_table.ipynb #7d3441b3
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Row, Select, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..core.errors import RunError, TunixError
-from ..core.files import JSONRefused, parse_json
 from ..core.settings import resolve, settings
 from ..jobs.queue import get_queued
 from ..runs.folder import RECORD, Run, read_run
@@ -27,84 +25,15 @@ from ..runs.old_names import with_new_names
 from ..runs.pipelines import find_pipeline, with_defaults
 from ..store.engine import Store
 from ..store.tables import ENDED, MODES, STATUSES, EvaluationRow, RunRow, RunSummary, now
+from .metrics_log import is_number, logged_metrics
 from .run_filter import check_names, names_in, read_filter
 from .run_notes import Notes, make_notes, read_notes, write_notes
 from .run_predictions import run_folder
 
 # %% auto #0
-__all__ = ['MOST_FIGURES', 'LOSS', 'VERSION', 'FACTS', 'PATIENCE', 'PREFIXES', 'read_metrics', 'is_number', 'figures_of',
-           'base_of', 'stamp_of', 'folder_of', 'summarize', 'RunView', 'names_of', 'defaults_of', 'live_figures',
-           'keep_summaries', 'load_views', 'load_view', 'read_new', 'RunList', 'sorted_views', 'list_views', 'annotate']
-
-# %% ../../nbs/tracking/80_run_table.ipynb #410d7b24
-MOST_FIGURES = 300  # Metrics of one run that are kept
-LOSS = "loss"
-
-
-def read_metrics(
-    path: Path,  # metrics.jsonl of a run; need not exist
-) -> tuple[list[dict[str, Any]], int]:  # Records that can be read, and the number of lines left out
-    """Read the log of a run as far as it can be read.
-
-    Args:
-        path: metrics.jsonl of a run; need not exist
-
-    Returns:
-        Records that can be read, and the number of lines left out
-    """
-    try:
-        whole, _, _ = path.read_bytes().rpartition(b"\n")
-    except OSError:
-        return [], 0
-    records, bad = list[dict[str, Any]](), 0
-    for line in whole.split(b"\n"):
-        try:
-            record = parse_json(line) if line.strip() else None
-        except JSONRefused:
-            record = line
-        if isinstance(record, dict):
-            records.append(record)
-        else:
-            bad += record is not None
-    return records, bad
-
-
-def is_number(
-    value: Any,  # Value of a record
-) -> TypeGuard[float]:  # True for a finite number
-    """Tell a number from everything else that a log may hold.
-
-    Args:
-        value: Value of a record
-
-    Returns:
-        True for a finite number
-    """
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def figures_of(
-    records: Iterable[Mapping[str, Any]],  # Records of metrics.jsonl, in order
-) -> dict[str, float]:  # Last value of each metric, with `first_loss` and `steps`
-    """Sum up a log.
-
-    Args:
-        records: Records of metrics.jsonl, in order
-
-    Returns:
-        Last value of each metric, with `first_loss` and `steps`
-    """
-    found: dict[str, float] = {}
-    for record in records:
-        for name, value in record.items():
-            known = name in found or (len(found) < MOST_FIGURES and 0 < len(name) <= 128)
-            if known and is_number(value):
-                found[name] = value
-                if name == LOSS:
-                    found.setdefault("first_loss", value)
-    if "step" in found:
-        found["steps"] = found.pop("step")
-    return found
+__all__ = ['VERSION', 'FACTS', 'PATIENCE', 'PREFIXES', 'base_of', 'stamp_of', 'folder_of', 'summarize', 'RunView', 'names_of',
+           'defaults_of', 'live_figures', 'keep_summaries', 'load_views', 'load_view', 'read_new', 'RunList',
+           'sorted_views', 'list_views', 'annotate']
 
 # %% ../../nbs/tracking/80_run_table.ipynb #0f5f115b
 def base_of(
@@ -185,7 +114,7 @@ def summarize(
     found |= {"parameters": {}, "author": None, "base_run_id": None}
     if (folder := folder_of(run)) is None:
         return found
-    found["figures"] = figures_of(read_metrics(folder / "metrics.jsonl")[0])
+    found["figures"] = logged_metrics(folder / "metrics.jsonl").figures
     try:
         record = read_run(folder)
     except TunixError:
@@ -339,11 +268,6 @@ def defaults_of(
         return {}
 
 
-@lru_cache(maxsize=256)
-def _live(path: Path, changed: int, size: int) -> dict[str, float]:
-    return figures_of(read_metrics(path)[0])
-
-
 def live_figures(
     run: Any,  # Row of a run that is at work
 ) -> dict[str, float]:  # Figures of its log so far
@@ -356,12 +280,7 @@ def live_figures(
         Figures of its log so far
     """
     folder = folder_of(run)
-    try:
-        path = folder / "metrics.jsonl" if folder else None
-        known = path.stat() if path else None
-    except OSError:
-        return {}
-    return _live(path, known.st_mtime_ns, known.st_size) if path and known else {}
+    return logged_metrics(folder / "metrics.jsonl").figures if folder else {}
 
 # %% ../../nbs/tracking/80_run_table.ipynb #3dc4f0b6
 PATIENCE = 0.12  # Seconds that one request spends on reading summaries

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from ...core.settings import resolve, settings
-from ...data.datasets import Dataset, dataset_folder
+from ...data.datasets import Dataset, dataset_folder, is_shipped
 from ...jobs.queue import list_queued
 from ..dependencies import DatasetKey, StoreDep
 from .rendering import Skip, around, show
@@ -85,5 +85,6 @@ def dataset_page(request: Request, store: StoreDep, dataset_key: DatasetKey) -> 
         formats=FORMATS,
         traces=traces_html(list(islice(Dataset(folder, manifest), 6)), limit=5, style=False),
         runs=list_queued(store, dataset_key=dataset_key, limit=10).runs,
+        shipped=is_shipped(folder),
         card=card.read_text(encoding="utf-8")[:CARD] if card.is_file() else "",
     )

@@ -649,6 +649,7 @@ def doing_page(
         doing=doing,
         fields=fields,
         problems=told,
+        baselines=list_baselines(store, limit=100).baselines if name == "baseline" else [],
         **by_hand(doing, given, {each.name: each.value for each in fields}),
     )
 

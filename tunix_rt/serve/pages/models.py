@@ -19,7 +19,7 @@ from ..schemas.types import Name
 from ..strict_json import StrictRoute
 
 # %% auto #0
-__all__ = ['router', 'AT_ONCE', 'models_page', 'model_page', 'alias_form']
+__all__ = ['router', 'AT_ONCE', 'models_page', 'model_page', 'alias_form', 'remove_alias_form']
 
 # %% ../../../nbs/serve/pages/65_models.ipynb #5e486abd
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
@@ -60,4 +60,13 @@ def alias_form(
 ) -> RedirectResponse:
     "Point an alias to a version."
     registry.set_alias(store, model_id, alias, version_id)
+    return sent_to(f"/models/{model_id}")
+
+
+@router.post("/models/{model_id}/aliases/remove")
+def remove_alias_form(
+    store: StoreDep, model_id: UUID, alias: Annotated[Name, Form()]
+) -> RedirectResponse:
+    "Remove an alias; its version stays."
+    registry.remove_alias(store, model_id, alias)
     return sent_to(f"/models/{model_id}")

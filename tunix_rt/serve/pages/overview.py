@@ -19,7 +19,7 @@ from ..artifacts import run_files
 from ..dependencies import StoreDep
 from .leaderboard import Row, board_rows, dataset_keys
 from .rendering import show
-from .run_progress import printed_by, progress_of, records_of
+from .run_progress import logged_by, printed_by, progress_of
 from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...store.traces import count_traces, get_traces, list_traces
@@ -63,7 +63,7 @@ def now_facts(
     ]
     return {
         "running": [
-            progress_of(run, records_of(store, run.id), printed_by(store, run)) for run in at_work
+            progress_of(run, logged_by(run).recent, printed_by(store, run)) for run in at_work
         ],
         "waiting": counts.get("pending", 0),
         "tiles": [

@@ -31,7 +31,7 @@ from ...traces.display import STYLE, Html, excerpt, text_html
 
 # %% auto #0
 __all__ = ['POLICY', 'RENDERERS', 'KINDS', 'router', 'FOREVER', 'MARKS', 'Short', 'Filter', 'Skip', 'static_file', 'address_of',
-           'static_page', 'moment_html', 'figure_text', 'status_html', 'model_text', 'templates', 'show',
+           'static_page', 'moment_html', 'figure_text', 'status_html', 'model_text', 'templates', 'may_write', 'show',
            'blank_is_none', 'around']
 
 # %% ../../../nbs/serve/pages/10_rendering.ipynb #e1684794
@@ -212,6 +212,21 @@ def templates() -> Environment:
     return made
 
 
+def may_write(
+    request: Request,  # Any
+) -> bool:  # False for a token that may only read
+    """Tell whether whoever asks may change something.
+
+    Args:
+        request: Any
+
+    Returns:
+        False for a token that may only read
+    """
+    holder = getattr(request.state, "holder", None)
+    return holder is None or holder.role != "read"
+
+
 def show(
     request: Request,  # Request to respond to
     template: str,  # Name of a file in `templates`
@@ -235,6 +250,7 @@ def show(
     named = holder is not None and holder.name != "local"
     guarded = bool(services and (services.settings.token or named))
     known = {"path": request.url.path, "guarded": guarded, "holder": holder}
+    known["may_write"] = may_write(request)
     text = templates().get_template(template).render(**known, **facts)
     headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"}
     return HTMLResponse(text, status, headers=headers)

@@ -19,10 +19,10 @@ from ...runs.pipelines import find_pipeline, with_defaults
 from ..artifacts import run_files
 from ...store.engine import Store
 from ...store.tables import RunRow, now
-from ...tracking.run_table import is_number, read_metrics
+from ...tracking.metrics_log import LoggedMetrics, is_number, logged_metrics
 
 # %% auto #0
-__all__ = ['RECENT', 'COUNTED', 'lease_words', 'records_of', 'printed_by', 'bad_lines', 'Bar', 'last_bar', 'phase_of',
+__all__ = ['RECENT', 'COUNTED', 'lease_words', 'logged_by', 'records_of', 'printed_by', 'Bar', 'last_bar', 'phase_of',
            'time_left', 'Progress', 'progress_of']
 
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #6f856de4
@@ -48,25 +48,38 @@ def lease_words(
     return f"silent; its lease ran out {format_ago(run.lease_until, seen)}"
 
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #de018072
+def logged_by(
+    run: RunRow,  # Any
+) -> LoggedMetrics:  # Empty where its metrics.jsonl cannot be read
+    """Read what a run has logged, as far as it can be read.
+
+    Args:
+        run: Any
+
+    Returns:
+        Empty where its metrics.jsonl cannot be read
+    """
+    try:
+        folder = run_files(run)
+    except TunixError:
+        return LoggedMetrics()
+    return LoggedMetrics() if folder is None else logged_metrics(folder / "metrics.jsonl")
+
+
 def records_of(
     store: Store,  # Database to read from
     run_id: UUID,  # Id of an existing run
-) -> list[dict[str, Any]]:  # Records of its metrics.jsonl; none where it cannot be read
-    """Read the metrics of a run as far as they can be read.
+) -> list[dict[str, float]]:  # Records for its curves, in order
+    """Read the metrics of a run for its curves.
 
     Args:
         store: Database to read from
         run_id: Id of an existing run
 
     Returns:
-        Records of its metrics.jsonl; none where it cannot be read
+        Records for its curves, in order
     """
-    run = get_queued(store, run_id)
-    try:
-        folder = run_files(run)
-    except TunixError:
-        return []
-    return [] if folder is None else read_metrics(folder / "metrics.jsonl")[0]
+    return logged_by(get_queued(store, run_id)).records
 
 
 RECENT = 8  # Log chunks that the phase of a run is read from
@@ -87,24 +100,6 @@ def printed_by(
     """
     lines = read_log(store, run.id, max(0, run.last_seq - RECENT), 2 * RECENT)
     return "".join(line.chunk for line in lines)
-
-
-def bad_lines(
-    run: RunRow,  # Any
-) -> int:  # Lines of its metrics.jsonl that cannot be read
-    """Count what a log lacks.
-
-    Args:
-        run: Any
-
-    Returns:
-        Lines of its metrics.jsonl that cannot be read
-    """
-    try:
-        folder = run_files(run)
-    except TunixError:
-        return 0
-    return 0 if folder is None else read_metrics(folder / "metrics.jsonl")[1]
 
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #e85b6c4a
 _BAR = re.compile(

@@ -28,7 +28,7 @@ from .notebooks import SANDBOX, notebook_html, terminal_text
 from .rendering import POLICY, show
 from .run_about import command_of, lineage_of, parameters_of
 from .run_list import tags_html
-from .run_progress import bad_lines, printed_by, progress_of, records_of
+from .run_progress import logged_by, printed_by, progress_of, records_of
 from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...store.tables import EvaluationRow, RunRow
@@ -121,7 +121,7 @@ def state_facts(
     """
     if run.ended:
         return {"run": run, "far": progress_of(run, [])}
-    far = progress_of(run, records_of(store, run.id), printed_by(store, run))
+    far = progress_of(run, logged_by(run).recent, printed_by(store, run))
     return {"run": run, "far": far}
 
 
@@ -221,7 +221,8 @@ def run_page(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
     files, evaluation = _files(run), _evaluated(store, run_id)
     names = {file.name for file in files}
     kept = [file for file in files if file.name.startswith("checkpoints/")]
-    panels = curves_of({"training": records_of(store, run_id)}) if files else {}
+    logged = logged_by(run)
+    panels = curves_of({"training": logged.records}) if files else {}
     seq = max(0, run.last_seq - TAIL)
     lines = [] if run.ended else read_log(store, run_id, seq, 2 * TAIL)
     return show(
@@ -235,7 +236,7 @@ def run_page(request: Request, store: StoreDep, run_id: UUID) -> HTMLResponse:
         commands=[command_of(run.pipeline, view.parameters, queue=q) for q in (False, True)],
         lineage=lineage_of(store, view),
         falls={name for name in run.metrics or {} if higher_is_better(name) is False},
-        bad_lines=bad_lines(run) if files else 0,
+        bad_lines=logged.bad if files else 0,
         names=names,
         files=files,
         checkpoints=len(kept),

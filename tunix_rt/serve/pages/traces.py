@@ -60,7 +60,7 @@ from ...traces.schema import check_trace
 
 # %% auto #0
 __all__ = ['router', 'AT_ONCE', 'ListDep', 'Given', 'Whole', 'STEPS_AT_ONCE', 'EDITABLE', 'asked_list', 'traces_page',
-           'compare_page', 'build_page', 'build_form', 'trace_page', 'rate_form', 'score_form', 'edit_page',
+           'compare_page', 'searched', 'build_page', 'build_form', 'trace_page', 'rate_form', 'score_form', 'edit_page',
            'edit_form']
 
 # %% ../../../nbs/serve/pages/35_traces.ipynb #ce2de98d
@@ -133,12 +133,25 @@ def compare_page(
     return show(request, "trace_compare.html", base=one, other=two, shown=compared)
 
 # %% ../../../nbs/serve/pages/35_traces.ipynb #32117df6
-def _to_build(shown: TraceList, take: str, ids: Sequence[UUID]) -> TraceQuery:
-    "The search that a dataset is built from."
+def searched(
+    shown: TraceList,  # List that was shown
+    take: str,  # "ids" for the selected traces, else all that match
+    ids: Sequence[UUID],  # Selected traces
+) -> TraceQuery:  # Search that finds them
+    """Make the search for what was selected in a list, or for all of it.
+
+    Args:
+        shown: List that was shown
+        take: "ids" for the selected traces, else all that match
+        ids: Selected traces
+
+    Returns:
+        Search that finds them
+    """
     if take != "ids":
         return shown.query
     if not ids:
-        raise HTTPRefusal(400, "no trace was selected; select some, or build from all that match")
+        raise HTTPRefusal(400, "no trace was selected; select some, or take all that match")
     return TraceQuery(ids=list(ids), versions="all")
 
 
@@ -164,7 +177,7 @@ def build_page(
     ids: Annotated[list[UUID] | None, Query(max_length=1000)] = None,
 ) -> HTMLResponse:
     "Show the form that builds a dataset."
-    query = _to_build(shown, take, ids or [])
+    query = searched(shown, take, ids or [])
     services.indexer.catch_up()
     page = search_traces(services.store, query, limit=1)
     filters = {"search": query.said()} if query.said() else {}
