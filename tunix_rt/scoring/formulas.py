@@ -146,7 +146,7 @@ def _function_argument(reader: Reader) -> Node:
         product = ("*", product, _power(reader))
     return product
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #ef53c3c3
 def _atom(reader: Reader) -> Node:
     first = _skip(reader)
     if found := _match(reader, _number):
@@ -211,7 +211,7 @@ def _with_subscript(reader: Reader, name: str) -> Node:
         name += "_" + (found[1] or found[2] or "").strip()
     return ("symbol", name)
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #c4f7ed64
 def _exponent(reader: Reader) -> Node:
     if _take(reader, "-"):
         return ("-", _exponent(reader))
@@ -245,7 +245,7 @@ def _signed(reader: Reader) -> Node:
         return ("±", _signed(reader))
     return _power(reader)
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #c7fe7847
 def _product(reader: Reader) -> Node:
     node = _signed(reader)
     while sign := _skip(reader):
@@ -284,7 +284,7 @@ def _sum(reader: Reader) -> Node:
             break
     return node
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #0651094f
 @lru_cache(maxsize=16384)
 def read_formula(
     text: str,  # Formula from `tidy`
@@ -334,7 +334,7 @@ def _small(value: Any) -> Any:
         raise Unreadable
     return value
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #855bf9a8
 def _exact_root(value: Fraction, degree: int) -> Fraction | None:
     parts = []
     for part in (value.numerator, value.denominator):
@@ -378,7 +378,7 @@ def _raise(base: Any, exponent: Any) -> Any:
             return _raise(_root(Fraction(exponent.denominator), base), Fraction(exponent.numerator))
     return _mp().power(_wide(base), _wide(exponent))
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #3a75cfdf
 def _apply(name: str, value: Any) -> Any:
     mp = _mp()
     if name == "abs":
@@ -413,7 +413,7 @@ def _binomial(n: Any, k: Any) -> Fraction:
         raise Unreadable
     return Fraction(math.comb(int(n), int(k)))
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #dde2a230
 def work_out_node(
     node: Node,  # Tree from `read_formula`
     values: dict[str, Any],  # Value of each symbol; under "±" the sign
@@ -467,7 +467,7 @@ def work_out_node(
         return _small(_root(left, right))
     return _binomial(left, right)
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #11ba572f
 def symbols_of(
     node: Node,  # Tree from `read_formula`
 ) -> frozenset[str]:  # Names of its variables; "±" where the sign is open
@@ -498,7 +498,7 @@ def _point(names: frozenset[str], number: int) -> dict[str, Any]:
         point[name] = -value if number >= 2 and seed & 65536 else value
     return point
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #803dcb5c
 @lru_cache(maxsize=16384)
 def evaluate(
     text: str,  # Formula from `tidy`
@@ -546,7 +546,7 @@ def evaluate_node(
             values.append(None)
     return tuple(values)
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #5a2fcb27
 def spell_value(
     value: Any,  # Value from `evaluate`
 ) -> str:  # Text, equal for values that `near` calls equal

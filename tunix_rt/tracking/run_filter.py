@@ -246,7 +246,7 @@ class _Reader:
         self.take()
         return tuple(found)
 
-
+# %% ../../nbs/tracking/70_run_filter.ipynb #0ecbe53c
 def read_filter(
     text: str,  # Filter as typed; may be blank
 ) -> Condition | None:  # None for a blank one, which all runs pass

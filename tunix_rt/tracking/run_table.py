@@ -369,13 +369,13 @@ PATIENCE = 0.12  # Seconds that one request spends on reading summaries
 
 def keep_summaries(
     store: Store,  # Database to write to
-    found: Sequence[dict[str, Any]],  # From `summarize`
+    found: Sequence[dict[str, Any]],  # Summaries from `summarize`
 ) -> bool:  # False if another writer was at work
     """Store summaries, replacing older ones.
 
     Args:
         store: Database to write to
-        found: From `summarize`
+        found: Summaries from `summarize`
 
     Returns:
         False if another writer was at work
@@ -460,7 +460,7 @@ def load_views(
 def load_view(
     store: Store,  # Database to read
     run_id: UUID,  # Id of an existing run
-) -> RunView:  # With the notes that are in its folder now
+) -> RunView:  # Run with the notes that are in its folder now
     """Load one run, and read its folder again.
 
     Args:
@@ -468,7 +468,7 @@ def load_view(
         run_id: Id of an existing run
 
     Returns:
-        With the notes that are in its folder now
+        Run with the notes that are in its folder now
     """
     run = get_queued(store, run_id)
     with store.reading() as session:
@@ -519,7 +519,7 @@ class RunList:
     Attributes:
         matching: Runs that pass the filter
         total: Runs there are
-        names: From `names_of`
+        names: Names from `names_of`
         unread: Runs whose folders have not been read yet
         next_offset: None at the end
     """
@@ -527,7 +527,7 @@ class RunList:
     views: list[RunView]
     matching: int  # Runs that pass the filter
     total: int  # Runs there are
-    names: dict[str, str]  # From `names_of`
+    names: dict[str, str]  # Names from `names_of`
     unread: int  # Runs whose folders have not been read yet
     next_offset: int | None  # None at the end
 
