@@ -171,7 +171,7 @@ class SlurmRuns:
         claim: Claim,  # Run to submit
         on_output: Callable[[str, str], None],  # Receives the stream's name and text
         grace_seconds: Callable[[], float | None],  # Seconds left for the run; None is no limit
-    ) -> Outcome:  # What became of it
+    ) -> Outcome:  # Its outcome
         "Submit a run, follow it, and say how it ended."
         try:
             spec = make_spec(claim.run.pipeline, claim.run.parameters)
@@ -259,7 +259,7 @@ def follow(
 def outcome_of(
     job: str,  # Id of a job that is gone
     run: Run,  # Its folder
-) -> Outcome:  # For our queue
+) -> Outcome:  # Outcome for our queue
     """Read from run.json how a job ended.
 
     Args:
@@ -267,7 +267,7 @@ def outcome_of(
         run: Its folder
 
     Returns:
-        For our queue
+        Outcome for our queue
     """
     run = read_run(run.folder)
     if run.completed and not run.resumable:

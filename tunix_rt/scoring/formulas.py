@@ -17,7 +17,7 @@ from .normalize import fold_greek
 
 # %% auto #0
 __all__ = ['Node', 'DEEPEST', 'LONGEST_FORMULA', 'FUNCTIONS', 'LARGEST', 'DIGITS', 'POINTS', 'READABLE', 'Unreadable', 'Reader',
-           'read_formula', 'work_out_node', 'symbols_of', 'evaluate', 'evaluate_node', 'spell_value', 'near',
+           'read_formula', 'tree_value', 'symbols_of', 'formula_values', 'tree_values', 'spell_value', 'near',
            'same_values', 'has_numeral']
 
 # %% ../../nbs/scoring/17_formulas.ipynb #bedad2c4
@@ -414,7 +414,7 @@ def _binomial(n: Any, k: Any) -> Fraction:
     return Fraction(math.comb(int(n), int(k)))
 
 # %% ../../nbs/scoring/17_formulas.ipynb #dde2a230
-def work_out_node(
+def tree_value(
     node: Node,  # Tree from `read_formula`
     values: dict[str, Any],  # Value of each symbol; under "±" the sign
 ) -> Any:  # Fraction or mpmath number; infinity is an mpf
@@ -437,13 +437,13 @@ def work_out_node(
         mp = _mp()
         return {"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1)}[name]
     if kind == "log":
-        base, value = (_wide(work_out_node(part, values)) for part in node[1:])
+        base, value = (_wide(tree_value(part, values)) for part in node[1:])
         return _mp().log(value) / _mp().log(base)
     if kind == "function":
-        return _small(_apply(node[1], work_out_node(node[2], values)))
+        return _small(_apply(node[1], tree_value(node[2], values)))
     if kind == "infinity":
         return _mp().inf
-    parts = [work_out_node(part, values) for part in node[1:]]
+    parts = [tree_value(part, values) for part in node[1:]]
     if kind == "-":
         return -parts[0]
     if any(not isinstance(part, Fraction) and _mp().isinf(part) for part in parts):
@@ -500,7 +500,7 @@ def _point(names: frozenset[str], number: int) -> dict[str, Any]:
 
 # %% ../../nbs/scoring/17_formulas.ipynb #803dcb5c
 @lru_cache(maxsize=16384)
-def evaluate(
+def formula_values(
     text: str,  # Formula from `tidy`
     sign: int = 1,  # Value of an open sign, 1 or -1
 ) -> tuple[Any, ...] | None:  # One value, `POINTS` values with variables; None if unreadable
@@ -516,13 +516,13 @@ def evaluate(
     node = read_formula(text)
     if node is None:
         return None
-    return evaluate_node(node, sign)
+    return tree_values(node, sign)
 
 
-def evaluate_node(
+def tree_values(
     node: Node,  # Tree from `read_formula`
     sign: int = 1,  # Value of an open sign, 1 or -1
-) -> tuple[Any, ...] | None:  # Values as from `evaluate`
+) -> tuple[Any, ...] | None:  # Values as from `formula_values`
     """Evaluate a tree, at several points if it has variables.
 
     Args:
@@ -530,7 +530,7 @@ def evaluate_node(
         sign: Value of an open sign, 1 or -1
 
     Returns:
-        Values as from `evaluate`
+        Values as from `formula_values`
     """
     try:
         names = symbols_of(node) - {"±"}
@@ -539,7 +539,7 @@ def evaluate_node(
     values = []
     for number in range(POINTS if names else 1):
         try:
-            values.append(work_out_node(node, {**_point(names, number), "±": sign}))
+            values.append(tree_value(node, {**_point(names, number), "±": sign}))
         except (Unreadable, ArithmeticError, ValueError, TypeError, KeyError, RecursionError):
             if number < 2:
                 return None
@@ -548,12 +548,12 @@ def evaluate_node(
 
 # %% ../../nbs/scoring/17_formulas.ipynb #5a2fcb27
 def spell_value(
-    value: Any,  # Value from `evaluate`
+    value: Any,  # Value from `formula_values`
 ) -> str:  # Text, equal for values that `near` calls equal
     """Format a value.
 
     Args:
-        value: Value from `evaluate`
+        value: Value from `formula_values`
 
     Returns:
         Text, equal for values that `near` calls equal
@@ -564,14 +564,14 @@ def spell_value(
 
 
 def near(
-    left: Any,  # Value from `evaluate`
-    right: Any,  # Value from `evaluate`
+    left: Any,  # Value from `formula_values`
+    right: Any,  # Value from `formula_values`
 ) -> bool:  # True if equal; to forty digits if one is not exact
     """Compare two values.
 
     Args:
-        left: Value from `evaluate`
-        right: Value from `evaluate`
+        left: Value from `formula_values`
+        right: Value from `formula_values`
 
     Returns:
         True if equal; to forty digits if one is not exact
@@ -591,14 +591,14 @@ def near(
 
 
 def same_values(
-    left: tuple[Any, ...],  # Values from `evaluate`
-    right: tuple[Any, ...],  # Values from `evaluate`
+    left: tuple[Any, ...],  # Values from `formula_values`
+    right: tuple[Any, ...],  # Values from `formula_values`
 ) -> bool:  # True if equal at every point
     """Compare the values of two formulas.
 
     Args:
-        left: Values from `evaluate`
-        right: Values from `evaluate`
+        left: Values from `formula_values`
+        right: Values from `formula_values`
 
     Returns:
         True if equal at every point
@@ -610,12 +610,12 @@ READABLE = 10**15  # Largest numerator or denominator that people write out
 
 
 def has_numeral(
-    values: tuple[Any, ...],  # Values from `evaluate`
+    values: tuple[Any, ...],  # Values from `formula_values`
 ) -> bool:  # True where a numeral of moderate length has the same value
     """Decide whether a simplifier would write this value as a numeral.
 
     Args:
-        values: Values from `evaluate`
+        values: Values from `formula_values`
 
     Returns:
         True where a numeral of moderate length has the same value

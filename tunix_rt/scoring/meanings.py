@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from .final_answer import LONGEST_ANSWER
-from .formulas import evaluate, same_values
+from .formulas import formula_values, same_values
 from .normalize import compact, tidy
 from .numbers import Quantity, is_turning, read_tidy, same_value
 from .units import conversion
@@ -253,7 +253,7 @@ def read_scalar(
             text, unit = found["formula"].strip(), found["unit"]
     if "," in text or not text or _only_letters.fullmatch(text):
         return None
-    values = evaluate(text)
+    values = formula_values(text)
     return None if values is None else Formula(compact(text), values, unit)
 
 
@@ -329,7 +329,7 @@ def read_equation(
         Equation; None if a side cannot be evaluated
     """
     left, right = parts
-    difference = evaluate(f"({left.strip()})-({right.strip()})")
+    difference = formula_values(f"({left.strip()})-({right.strip()})")
     return (
         Equation(compact("=".join(parts)), difference)
         if difference and len(difference) > 1
@@ -507,7 +507,7 @@ def _read_matrix(text: str) -> Matrix | None:
 
 
 def _read_both_signs(text: str) -> Value | None:
-    values = [evaluate(text, sign) for sign in (1, -1)]
+    values = [formula_values(text, sign) for sign in (1, -1)]
     if not all(values):
         return None
     items = tuple(

@@ -19,7 +19,7 @@ from ..store.tables import EvaluationRow
 from .baselines import higher_is_better
 from .leaderboard import Kind, Word, standing_of
 from .run_table import RunView, is_number
-from .set_boards import compare_evaluations
+from .set_boards import compare_stored
 
 # %% auto #0
 __all__ = ['FIRST', 'MOST_CURVES', 'Curve', 'Line', 'parameter_lines', 'figure_lines', 'logged_curves', 'PairedScores',
@@ -190,7 +190,7 @@ def compare_scores(
             for kind, row in kinds[id].items()
             if kind in first
         ]
-        apart = compare_evaluations(session, [(one.id, other.id) for _, one, other in pairs])
+        apart = compare_stored(session, [(one.id, other.id) for _, one, other in pairs])
     found = []
     for run_id, before, after in pairs:
         pair = apart[before.id, after.id]

@@ -27,7 +27,7 @@ from ..runs.old_names import with_new_names
 from ..runs.pipelines import find_pipeline, with_defaults
 from ..store.engine import Store
 from ..store.tables import ENDED, MODES, STATUSES, EvaluationRow, RunRow, RunSummary, now
-from .run_filter import check_names, names_in, read_filter
+from .run_filter import check_names, filter_names, read_filter
 from .run_notes import Notes, make_notes, read_notes, write_notes
 from .run_predictions import run_folder
 
@@ -594,7 +594,7 @@ def list_views(
     conditions, condition = _conditions(asked), read_filter(filter)
     views, unread = load_views(store, *conditions, patience=patience)
     names = names_of(views)
-    given = names_in(condition) if condition else []
+    given = filter_names(condition) if condition else []
     if views:
         check_names([name for name in given if not name.startswith(PREFIXES)], names)
     passing = [view for view in views if condition is None or condition.holds(view.value)]

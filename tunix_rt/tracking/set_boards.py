@@ -21,7 +21,7 @@ from .evaluations import scores_by_prompt
 from .leaderboard import Kind, paired, standing_of
 
 # %% auto #0
-__all__ = ['Rank', 'FEWEST', 'Compared', 'KEPT', 'MOST_BOARDS', 'Ranked', 'SetBoard', 'trained_on', 'Pair', 'compare_evaluations',
+__all__ = ['Rank', 'FEWEST', 'Compared', 'KEPT', 'MOST_BOARDS', 'Ranked', 'SetBoard', 'trained_on', 'Pair', 'compare_stored',
            'set_boards']
 
 # %% ../../nbs/tracking/45_set_boards.ipynb #eb16b481
@@ -119,7 +119,7 @@ def _pair(before: Mapping[str, float], after: Mapping[str, float]) -> Pair:
     return Pair(paired(dict(before), dict(after)), won, lost)
 
 
-def compare_evaluations(
+def compare_stored(
     session: Session,  # Reading session
     pairs: Sequence[tuple[UUID, UUID]],  # Ids of evaluations of one kind
 ) -> Compared:  # One for each pair
@@ -254,5 +254,5 @@ def set_boards(
             boards.setdefault(_kind(found[0]), []).append(found)
         kept = list(boards.values())[:MOST_BOARDS]
         pairs = [(rows[0][0].id, found[0].id) for rows in kept for found in rows[1:]]
-        apart = compare_evaluations(session, pairs)
+        apart = compare_stored(session, pairs)
     return [_board(rows, apart, limit, offset) for rows in kept]
