@@ -9,18 +9,18 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 # Folders in reading order; one that is not named here comes after those that are.
 FOLDERS = {
-    "guides": "walks through whole jobs: Kaggle, Gemma, a server, checking, a real Gemma",
+    "guides": "walks through whole jobs: commands, Kaggle, Gemma, a server, checking, scale",
     "api": "the front door: `import tunix_rt as rt`",
     "traces": "what a trace is, how it is rendered, shown and compared",
     "data": "generators whose every step is checked, datasets, import and export",
     "scoring": "reading answers, checking steps, comparing with what was expected",
-    "models": "one decoder for Gemma 2 and 3: weights, LoRA, sharding, attention",
+    "models": "one decoder for Gemma, Qwen, Llama and SmolLM: weights, LoRA, sharding, attention",
     "inference": "the KV cache, sampling, and an engine that batches requests",
     "training": "packing, the loss, the train step, checkpoints, the loop, the memory plan",
     "rewards": "what a completion is worth, as a number",
-    "rl": "learning from rewards and preferences",
+    "rl": "learning from rewards and preferences: advantages, losses, rollouts, the loop",
     "evaluation": "predictions, intervals, paired comparisons, judges, the report",
-    "pipelines": "the notebooks that are executed: train, evaluate, demo, a Kaggle submission",
+    "pipelines": "the notebooks that are executed: train, evaluate, grpo, demo, a Kaggle submission",
     "runs": "a run is an executed notebook: its folder, its parameters, its process",
     "store": "the database: SQLite or Postgres, migrations, backups",
     "jobs": "the queue, leases and logs, and the worker that takes runs from it",

@@ -13,6 +13,7 @@ from contents import folder_map, list_pages, reading_path
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     "nbs/index.ipynb": "README.md",
+    "nbs/guides/05_commands.ipynb": "docs/commands.md",
     "nbs/guides/10_kaggle.ipynb": "docs/kaggle_submission.md",
     "nbs/guides/15_gemma.ipynb": "docs/gemma.md",
     "nbs/guides/20_server.ipynb": "docs/server.md",

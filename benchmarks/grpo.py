@@ -15,10 +15,9 @@ the better witness, though torch's threads also burn them while they wait.
 
 from __future__ import annotations
 
-import argparse
 import os
 
-from harness import Contender, choose, middle, run_rounds, save
+from harness import Contender, choose, middle, read_options, run_rounds, save
 
 TRL = "peers/trl_grpo.py"
 EAGER = "GRPOTrainer, generate of transformers, eager attention (soft caps), no checkpointing"
@@ -106,16 +105,7 @@ def compare(
 
 def main() -> None:
     "Measure, tabulate and save."
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sizes", default="S,M", help="comma-separated: S, M")
-    parser.add_argument("--contenders", default="all", help="comma-separated names")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each contender")
-    parser.add_argument("--steps", type=int, default=5, help="steps against the clock")
-    parser.add_argument("--tries", type=int, default=3, help="runs, while others disturb")
-    parser.add_argument("--name", default="grpo", help="first part of the result files' names")
-    options = parser.parse_args()
+    options = read_options(__doc__, "grpo", steps=5)
     contenders = choose(CONTENDERS, options.contenders)
 
     sections, raw, loads = {}, {}, []

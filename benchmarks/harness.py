@@ -16,6 +16,7 @@ hold its lock while a contender is timed.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import fcntl
@@ -214,6 +215,27 @@ def versions(
         names = [f"{environment}: {package}" for package in packages]
         found |= dict(zip(names, output.split(), strict=True))
     return found
+
+
+def read_options(
+    description: str | None,  # Docstring of the benchmark
+    name: str,  # First part of the result files' names
+    *,
+    steps: int | None = None,  # Steps against the clock; None if the benchmark has none
+) -> argparse.Namespace:
+    "Read the options that benchmarks of two sizes share."
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", default="S,M", help="comma-separated: S, M")
+    parser.add_argument("--contenders", default="all", help="comma-separated names")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each contender")
+    if steps is not None:
+        help_text = "steps against the clock" if steps else "optimizer steps (0: by size)"
+        parser.add_argument("--steps", type=int, default=steps, help=help_text)
+    parser.add_argument("--tries", type=int, default=3, help="runs, while others disturb")
+    parser.add_argument("--name", default=name, help="first part of the result files' names")
+    return parser.parse_args()
 
 
 def processor() -> str:

@@ -10,10 +10,9 @@ three, prefill included. The first call holds the compiling.
 
 from __future__ import annotations
 
-import argparse
 from statistics import median
 
-from harness import Contender, choose, middle, run_rounds, save
+from harness import Contender, choose, middle, read_options, run_rounds, save
 from workload import NEW_TOKENS, PROMPTS
 
 TUNIX, TRANSFORMERS = "peers/tunix_sampling.py", "peers/transformers_sampling.py"
@@ -95,15 +94,7 @@ def compare(
 
 def main() -> None:
     "Measure, tabulate and save."
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sizes", default="S,M", help="comma-separated: S, M")
-    parser.add_argument("--contenders", default="all", help="comma-separated names")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each contender")
-    parser.add_argument("--tries", type=int, default=3, help="runs, while others disturb")
-    parser.add_argument("--name", default="sampling", help="first part of the result files' names")
-    options = parser.parse_args()
+    options = read_options(__doc__, "sampling")
     contenders = choose(CONTENDERS, options.contenders)
 
     sections, raw = {}, {}

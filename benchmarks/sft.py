@@ -13,9 +13,7 @@ matrix product, measured in the same rounds.
 
 from __future__ import annotations
 
-import argparse
-
-from harness import Contender, choose, middle, run_rounds, save
+from harness import Contender, choose, middle, read_options, run_rounds, save
 from workload import SIZES, Size, useful_flops
 
 TRL = "peers/trl_sft.py"
@@ -122,16 +120,7 @@ def compare(
 
 def main() -> None:
     "Measure, tabulate and save."
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sizes", default="S,M", help="comma-separated: S, M")
-    parser.add_argument("--contenders", default="all", help="comma-separated names")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each contender")
-    parser.add_argument("--steps", type=int, default=0, help="optimizer steps (0: by size)")
-    parser.add_argument("--tries", type=int, default=3, help="runs, while others disturb")
-    parser.add_argument("--name", default="sft", help="first part of the result files' names")
-    options = parser.parse_args()
+    options = read_options(__doc__, "sft", steps=0)
     contenders = choose(CONTENDERS, options.contenders)
 
     sections, raw = {}, {}

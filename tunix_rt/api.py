@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -105,9 +104,10 @@ from .training.packing import batch_fingerprint
 from .training.sft import SFTBatches, prepare_batches, sft_objective
 
 # %% auto #0
-__all__ = ['FIRST_TEXTS', 'UNTRAINED', 'FEW_UNUSED', 'make_dataset', 'Model', 'load_model', 'create_model', 'generate',
-           'stream_answer', 'training_split', 'named_dataset', 'prepare_sft', 'SFTResult', 'likeness', 'own_run',
-           'choose_optimizer', 'sft', 'check_not_trained_on', 'evaluate', 'compare', 'show']
+__all__ = ['FIRST_TEXTS', 'UNTRAINED', 'FEW_UNUSED', 'Result', 'NOT_RECORDED', 'make_dataset', 'Model', 'load_model',
+           'create_model', 'generate', 'stream_answer', 'training_split', 'named_dataset', 'prepare_sft', 'SFTResult',
+           'cosine_to_mean', 'recorded_run', 'in_own_run', 'choose_optimizer', 'record_start', 'save_model', 'sft',
+           'check_not_trained_on', 'evaluate', 'compare', 'show']
 
 # %% ../nbs/10_api.ipynb #202c8138
 @overload
@@ -176,7 +176,7 @@ class Model:
     Attributes:
         module: The decoder
         tokenizer: Its tokenizer
-        source: Where it came from
+        source: Folder, file or shape that it came from
         device: Device that JAX uses
         mesh: Mesh of devices; None for a single one
         base_dtype: Type that its weights are held in
@@ -186,7 +186,7 @@ class Model:
 
     module: Gemma  # The decoder
     tokenizer: Tokenizer  # Its tokenizer
-    source: ModelSource  # Where it came from
+    source: ModelSource  # Folder, file or shape that it came from
     device: Device  # Device that JAX uses
     mesh: Mesh | None  # Mesh of devices; None for a single one
     base_dtype: str  # Type that its weights are held in
@@ -314,7 +314,7 @@ def create_model(
     shape: str,  # Shape such as "tiny" or "gemma-3-1b": a key of models.config.PRESETS
     train: Iterable[Trace],  # Traces to fit its tokenizer to
     **options: Any,  # Options of `load_model`: vocab_size, seed, device, ...
-) -> Model:  # With fresh weights
+) -> Model:  # Model with fresh weights
     """Create a model that has learned nothing yet.
 
     Args:
@@ -323,7 +323,7 @@ def create_model(
         **options: Options of `load_model`: vocab_size, seed, device, ...
 
     Returns:
-        With fresh weights
+        Model with fresh weights
     """
     if shape not in PRESETS:
         raise ModelError(
@@ -487,11 +487,13 @@ def prepare_sft(
         dataset=dataset.key, fingerprint=dataset.fingerprint,
     )  # fmt: skip
 
-
+# %% ../nbs/10_api.ipynb #1e3487bc
 def _batches(
-    model: Model, train: Dataset | str | Iterable[Trace], evaluation_set: Dataset | str,
-    validation_traces: int, *, reasoning: bool, **how: Any,
+    model: Model, train: Dataset | str | Iterable[Trace] | SFTBatches,
+    evaluation_set: Dataset | str, validation_traces: int, *, reasoning: bool, **how: Any,
 ) -> SFTBatches:  # fmt: skip
+    if isinstance(train, SFTBatches):
+        return train
     against = named_dataset(evaluation_set) if evaluation_set else None
     how["reasoning"] = reasoning
     if isinstance(train, Dataset | str):
@@ -547,7 +549,7 @@ UNTRAINED = 0.95  # Cosine with unused tokens from which a token counts as untra
 FEW_UNUSED = 64  # Unused tokens to compare with
 
 
-def likeness(
+def cosine_to_mean(
     table: jax.Array,  # Embedding, [V, D]
     token: int,  # Token to look at
     others: Sequence[int],  # Tokens to compare it with
@@ -577,7 +579,7 @@ def _note_base_model(model: Model, batches: SFTBatches) -> None:
         words = model.tokenizer.get_vocab()
         unused = [number for word, number in words.items() if word.startswith("<unused")]
         table = model.module.embedding[...]
-        alike = likeness(table, end_of_turn(model.tokenizer), unused[:FEW_UNUSED])
+        alike = cosine_to_mean(table, end_of_turn(model.tokenizer), unused[:FEW_UNUSED])
         never = f", and its {end} was never trained (cosine {alike:.3f} with unused tokens)"
         print(
             f"{source.name} has no chat template, as a pretrained model: it is trained in ours"
@@ -590,8 +592,13 @@ def _note_base_model(model: Model, batches: SFTBatches) -> None:
         )
 
 # %% ../nbs/10_api.ipynb #07bcf6f9
+Result = TypeVar("Result", bound=SFTResult)
+
+NOT_RECORDED = ("run_dir", "train_data", "data", "quiet")  # Arguments that run.json has elsewhere
+
+
 @contextmanager
-def own_run(
+def recorded_run(
     pipeline: str,  # Verb of the run
     run_dir: str,  # Run folder; "" for a fresh one
     given: dict[str, Any],  # Parameters, for run.json
@@ -615,6 +622,34 @@ def own_run(
         raise
 
 
+def in_own_run(
+    train: Callable[..., Result],  # Function that trains, writes into `run`, and returns a result
+    pipeline: str,  # Verb of the run
+    given: dict[str, Any],  # Its arguments, `model` and `run_dir` among them
+    *,
+    early: Collection[str] = ("minutes", "signal"),  # Values of stopped_by that leave steps to do
+) -> Result:  # Its result
+    """Open a run for a function that was given none, and finish it.
+
+    Args:
+        train: Function that trains, writes into `run`, and returns a result
+        pipeline: Verb of the run
+        given: Its arguments, `model` and `run_dir` among them
+        early: Values of stopped_by that leave steps to do
+
+    Returns:
+        Its result
+    """
+    plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
+    plain = {k: v for k, v in plain.items() if k not in NOT_RECORDED}
+    with recorded_run(
+        pipeline, given["run_dir"], plain | {"model": given["model"].source.name}
+    ) as run:
+        result = train(**given | {"run": run})
+        run.finish(result.results, stopped_early=result.results["stopped_by"] in early)
+    return result
+
+# %% ../nbs/10_api.ipynb #3077b6a5
 def choose_optimizer(
     model: Model,  # Model as it will be trained
     optimizer: str = "",  # "muon" or "adamw"; "" chooses by the model
@@ -641,7 +676,140 @@ def choose_optimizer(
         print(f"{optimizer} at a peak rate of {usual:g}, as usual for {what}")
     return optimizer, learning_rate or usual
 
+# %% ../nbs/10_api.ipynb #87eff1c5
+def record_start(
+    run: Run,  # Open run
+    model: Model,  # Model to train
+    *,
+    dataset: str,  # Key of the dataset
+    sha256: str,  # Its fingerprint
+    seed: int,  # Seed of the run
+    **facts: Any,  # Further facts: attention, rewards, ...
+) -> None:
+    """Record in run.json what a training starts from.
 
+    Args:
+        run: Open run
+        model: Model to train
+        dataset: Key of the dataset
+        sha256: Its fingerprint
+        seed: Seed of the run
+        **facts: Further facts: attention, rewards, ...
+    """
+    run.record(
+        **model.version, device=str(model.device), mesh=mesh_text(model.mesh),
+        weights=model.origin, seeds={"seed": seed}, dataset={"key": dataset, "sha256": sha256},
+        **facts,
+    )  # fmt: skip
+
+
+def save_model(
+    folder: Path,  # Run folder
+    model: Model,  # Trained model; the run becomes its source
+    train_config: TrainConfig,  # Hyperparameters, for the card
+    *,
+    export: str,  # "merged", "adapter" or "both"
+    **card: Any,  # Options of `model_card`: dataset, sha256, figures, read, where
+) -> list[Path]:  # Model folders written
+    """Write a trained model with its card; from then on it is the model of its run.
+
+    Args:
+        folder: Run folder
+        model: Trained model; the run becomes its source
+        train_config: Hyperparameters, for the card
+        export: "merged", "adapter" or "both"
+        **card: Options of `model_card`: dataset, sha256, figures, read, where
+
+    Returns:
+        Model folders written
+    """
+    known: Any = {"base": model.source.known_as, "lora": model.module.lora}
+    files = export_model(
+        folder, model.module, model.tokenizer, export=export, base=str(model.source.base or ""),
+        card=lambda adapter: model_card(
+            model.config, train_config, adapter=adapter, **known, **card
+        ),
+        dtype=jnp.dtype("bfloat16" if model.base_dtype == "int8" else model.base_dtype),
+    )  # fmt: skip
+    model.origin = weights_fingerprint(model.module)
+    if jax.process_count() == 1:
+        model.source = resolve_source(str(folder))
+    return files
+
+# %% ../nbs/10_api.ipynb #4b835fa1
+def _identity(model: Model, batches: SFTBatches) -> dict[str, str]:
+    return {
+        "model": model.config.fingerprint,
+        "weights": model.origin,
+        "trained": model.module.lora.identity if model.module.lora else "everything",
+        "data": batches.fingerprint,
+        "rows": batch_fingerprint(batches.train),
+    }
+
+
+def _key_figures(done: TrainResult, batches: SFTBatches, metrics: pd.DataFrame) -> dict[str, Any]:
+    last: Mapping[Any, Any] = {} if metrics.empty else metrics.iloc[-1].to_dict()
+    known = {key: None if pd.isna(value) else float(value) for key, value in last.items()}
+    return {
+        "loss": known.get("loss"),
+        "validation_loss": known.get("validation_loss"),
+        "steps": done.steps,
+        "resumed_from": done.resumed_from,
+        "stopped_by": done.stopped_by,
+        "best_step": done.best_step,
+        "tokens": done.tokens,
+        "train_seconds": round(done.seconds, 1),
+        "tokens_per_second": round(done.tokens / max(done.seconds, 1e-9)),
+        "cut_traces": batches.tokenized.cut,
+        "dropped_traces": batches.tokenized.dropped,
+    }
+
+
+def _read_facts(batches: SFTBatches) -> dict[str, Any]:
+    "Say on the model card what was read."
+    found = batches.tokenized
+    read: dict[str, Any] = {"traces": found.traces, "held back": batches.validation_traces}
+    read |= {"rows": len(batches.train.tokens), "cut": found.cut, "dropped": found.dropped}
+    return read | {"steps were taught": batches.reasoning}
+
+# %% ../nbs/10_api.ipynb #ac4a2480
+def _fine_tune(
+    model: Model, run: Run, batches: SFTBatches, train_config: TrainConfig,
+    loop_config: LoopConfig, *, attention: str, export: str, continue_from: Path | None,
+) -> SFTResult:  # fmt: skip
+    "Run the loop, and write the model."
+    backend = choose_attention(
+        attention, model.config, seq_length=train_config.seq_length, dtype=train_config.dtype,
+        kind=model.device.kind,
+    )  # fmt: skip
+    place = {"devices": str(model.device), "mesh": mesh_text(model.mesh)}
+    place |= {"attention": f"{backend.name}: {backend.why}", "weights held in": model.base_dtype}
+    if not loop_config.quiet:
+        print(f"attention by {place['attention']}")
+    record_start(
+        run, model, dataset=batches.dataset, sha256=batches.fingerprint, seed=train_config.seed,
+        attention=place["attention"],
+    )  # fmt: skip
+    done = train(
+        model.module, batches.train, train_config,
+        sft_objective(train_config, attention=backend.name), folder=run.folder,
+        identity=_identity(model, batches),
+        loop_config=replace(loop_config, spent_seconds=run.seconds),
+        validation=batches.validation, mesh=model.mesh, name_rows=batches.traces_in,
+        continue_from=continue_from,
+    )  # fmt: skip
+    if done.stopped_by == "signal":
+        raise KeyboardInterrupt(f"step {done.steps} is saved; the same call continues from there")
+    metrics = pd.DataFrame(read_log(done.folder / "metrics.jsonl"))
+    done = replace(done, state=None)  # The optimizer is not needed for what follows
+    results = _key_figures(done, batches, metrics)
+    files = save_model(
+        done.folder, model, train_config, export=export, dataset=batches.dataset,
+        sha256=batches.fingerprint, figures=results, read=_read_facts(batches), where=place,
+    )  # fmt: skip
+    return SFTResult(model, run, metrics, results, files)
+
+# %% ../nbs/10_api.ipynb #c280df4e
 def sft(
     model: Model,  # Model to train, changed in place
     train_data: Dataset | str | Iterable[Trace] | SFTBatches,  # Dataset, its key, or traces
@@ -710,119 +878,34 @@ def sft(
     Returns:
         Metrics, run folder and files
     """
-    rates = choose_optimizer(model, optimizer, learning_rate, quiet=quiet)
-    optimizer, learning_rate = rates
+    optimizer, learning_rate = choose_optimizer(model, optimizer, learning_rate, quiet=quiet)
     if run is None:
-        given = dict(locals())
-        given.pop("rates")
-        plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
-        plain = {k: v for k, v in plain.items() if k not in ("run_dir", "train_data", "quiet")}
-        with own_run("train", run_dir, plain | {"model": model.source.name}) as opened:
-            result = sft(**given | {"run": opened})
-            early = result.results["stopped_by"] != "steps"
-            opened.finish(result.results, stopped_early=early)
-        return result
-    shards = row_shards(model.mesh)
+        return in_own_run(sft, "train", dict(locals()))
     check_rows(batch_size, model.mesh)
-    micro_batch_size = choose_micro_batch_size(
-        micro_batch_size, model.device.kind, batch_size, seq_length, shards
-    )
     train_config = TrainConfig(
         max_steps=max_steps, batch_size=batch_size, seq_length=seq_length,
-        micro_batch_size=micro_batch_size, optimizer=optimizer, learning_rate=learning_rate,
-        warmup_steps=warmup_steps, final_lr_ratio=final_lr_ratio, weight_decay=weight_decay,
-        grad_clip=grad_clip, dtype=dtype, remat=remat, seed=seed,
+        micro_batch_size=choose_micro_batch_size(
+            micro_batch_size, model.device.kind, batch_size, seq_length, row_shards(model.mesh)
+        ),
+        optimizer=optimizer, learning_rate=learning_rate, warmup_steps=warmup_steps,
+        final_lr_ratio=final_lr_ratio, weight_decay=weight_decay, grad_clip=grad_clip,
+        dtype=dtype, remat=remat, seed=seed,
     )  # fmt: skip
     check_export(export, model.module)
-    batches = train_data if isinstance(train_data, SFTBatches) else _batches(
+    batches = _batches(
         model, train_data, evaluation_set, validation_traces, seq_length=seq_length,
         reasoning=reasoning,
     )  # fmt: skip
     if not quiet:
         _note_base_model(model, batches)
-    backend = choose_attention(
-        attention, model.config, seq_length=seq_length, dtype=dtype, kind=model.device.kind
-    )
-    place = {"devices": str(model.device), "mesh": mesh_text(model.mesh)}
-    place |= {"attention": f"{backend.name}: {backend.why}", "weights held in": model.base_dtype}
-    if not quiet:
-        print(f"attention by {place['attention']}")
-    run.record(
-        **model.version, device=str(model.device), mesh=place["mesh"], weights=model.origin,
-        attention=place["attention"], seeds={"seed": seed},
-        dataset={"key": batches.dataset, "sha256": batches.fingerprint},
+    loop_config = LoopConfig(
+        max_minutes=max_minutes or None, keep_seconds=keep_seconds,
+        keep_bytes=export_bytes(model.module, export), checkpoint_every=checkpoint_every,
+        validate_every=validate_every, log_every=log_every, quiet=quiet,
     )  # fmt: skip
-    done = train(
-        model.module, batches.train, train_config,
-        sft_objective(train_config, attention=backend.name), folder=run.folder,
-        identity=_identity(model, batches),
-        loop_config=LoopConfig(
-            max_minutes=max_minutes or None, spent_seconds=run.seconds,
-            keep_seconds=keep_seconds, keep_bytes=export_bytes(model.module, export),
-            checkpoint_every=checkpoint_every, validate_every=validate_every,
-            log_every=log_every, quiet=quiet,
-        ),
-        validation=batches.validation, mesh=model.mesh, name_rows=batches.traces_in,
+    return _fine_tune(
+        model, run, batches, train_config, loop_config, attention=attention, export=export,
         continue_from=resolve(continue_from) if continue_from else None,
-    )  # fmt: skip
-    if done.stopped_by == "signal":
-        raise KeyboardInterrupt(f"step {done.steps} is saved; the same call continues from there")
-    metrics = pd.DataFrame(read_log(done.folder / "metrics.jsonl"))
-    done = replace(done, state=None)  # The optimizer is not needed for what follows
-    results = _key_figures(done, batches, metrics)
-    files = _write_model(model, done, train_config, batches, results, place, export)
-    model.origin = weights_fingerprint(model.module)
-    if jax.process_count() == 1:  # From now on it is the model of this run
-        model.source = resolve_source(str(done.folder))
-    return SFTResult(model, run, metrics, results, files)
-
-# %% ../nbs/10_api.ipynb #4b835fa1
-def _identity(model: Model, batches: SFTBatches) -> dict[str, str]:
-    return {
-        "model": model.config.fingerprint,
-        "weights": model.origin,
-        "trained": model.module.lora.identity if model.module.lora else "everything",
-        "data": batches.fingerprint,
-        "rows": batch_fingerprint(batches.train),
-    }
-
-
-def _key_figures(done: TrainResult, batches: SFTBatches, metrics: pd.DataFrame) -> dict[str, Any]:
-    last: Mapping[Any, Any] = {} if metrics.empty else metrics.iloc[-1].to_dict()
-    known = {key: None if pd.isna(value) else float(value) for key, value in last.items()}
-    return {
-        "loss": known.get("loss"),
-        "validation_loss": known.get("validation_loss"),
-        "steps": done.steps,
-        "resumed_from": done.resumed_from,
-        "stopped_by": done.stopped_by,
-        "best_step": done.best_step,
-        "tokens": done.tokens,
-        "train_seconds": round(done.seconds, 1),
-        "tokens_per_second": round(done.tokens / max(done.seconds, 1e-9)),
-        "cut_traces": batches.tokenized.cut,
-        "dropped_traces": batches.tokenized.dropped,
-    }
-
-
-def _write_model(
-    model: Model, done: TrainResult, train_config: TrainConfig, batches: SFTBatches,
-    results: Mapping[str, Any], place: Mapping[str, Any], export: str,
-) -> list[Path]:  # fmt: skip
-    found = batches.tokenized
-    read = {"traces": found.traces, "held back": batches.validation_traces}
-    read |= {"rows": len(batches.train.tokens), "cut": found.cut, "dropped": found.dropped}
-    read |= {"steps were taught": batches.reasoning}
-    card = partial(
-        model_card, model.config, train_config, dataset=batches.dataset, sha256=batches.fingerprint,
-        figures=results, base=model.source.known_as, lora=model.module.lora, read=read,
-        where=place,
-    )  # fmt: skip
-    held = "bfloat16" if model.base_dtype == "int8" else model.base_dtype
-    return export_model(
-        done.folder, model.module, model.tokenizer, export=export,
-        base=str(model.source.base or ""), card=lambda adapter: card(adapter=adapter),
-        dtype=jnp.dtype(held),
     )  # fmt: skip
 
 # %% ../nbs/10_api.ipynb #9f7f0e37
@@ -954,6 +1037,19 @@ def _note_untagged(evaluation: Evaluation) -> None:
         )
 
 
+def _evaluate_in_own_run(given: dict[str, Any]) -> Evaluation:
+    "Open a run for an evaluation that was given none."
+    model, data = given["model"], given.pop("data")
+    plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
+    plain = {k: v for k, v in plain.items() if k not in NOT_RECORDED}
+    plain |= {"model": model.source.name, "dataset": data.key}
+    plain |= {"untrained": model.origin.startswith("fresh")}
+    with recorded_run("evaluate", given["run_dir"], plain) as opened:
+        evaluation = evaluate(**given | {"run": opened})
+        opened.finish(_figures(evaluation))
+    return evaluation
+
+
 def _report(
     model: Model, run: Run, evaluation: Evaluation, predictions: list[Prediction],
     facts: dict[str, str], *, compare_with: str, seed: int,
@@ -1034,16 +1130,7 @@ def evaluate(
     model = load_model(model, trainable=False) if isinstance(model, str) else model
     data = named_dataset(dataset)
     if run is None:
-        given = dict(locals())
-        plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
-        plain |= {"model": model.source.name, "dataset": data.key}
-        plain |= {"untrained": model.origin.startswith("fresh")}
-        plain = {k: v for k, v in plain.items() if k not in ("run_dir", "quiet")}
-        given.pop("data")
-        with own_run("evaluate", run_dir, plain) as opened:
-            evaluation = evaluate(**given | {"run": opened})
-            opened.finish(_figures(evaluation))
-        return evaluation
+        return _evaluate_in_own_run(dict(locals()))
     chosen = with_scorers(scorers)  # refuses an unknown one before anything is sampled
     named = split_specs(scorers) if isinstance(scorers, str) else scorers
     run.record_plugins(plugin_sources("scorers", named, SCORERS))

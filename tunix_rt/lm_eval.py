@@ -148,6 +148,16 @@ def generate_until(
     return [stream.result().text for stream in tqdm(streams, disable=quiet)]
 
 # %% ../nbs/16_lm_eval.ipynb #eb02efda
+def _open_engine(name: str, rows: int, longest: int, dtype: str) -> AsyncEngine:
+    if not name:
+        raise ModelError("no model is named; give one: --model_args pretrained=FOLDER")
+    model = load_model(name, trainable=False)
+    kind: Any = jnp.dtype(dtype)
+    return AsyncEngine(
+        model.module, model.tokenizer, max_rows=int(rows), max_model_len=int(longest), dtype=kind
+    )
+
+# %% ../nbs/16_lm_eval.ipynb #a5f6b7d4
 class EngineLM:
     "The methods that `lm_eval` calls, on our engine."
 
@@ -160,7 +170,7 @@ class EngineLM:
         max_concurrent: int = 32,  # Responses at a time
         dtype: str = "float32",  # Compute dtype
         engine: AsyncEngine | None = None,  # Engine that runs already, instead of a name
-        **unused: Any,  # What the harness passes to any model: batch_size, device, ...
+        **unused: Any,  # Options that the harness passes to any model: batch_size, device, ...
     ) -> None:
         """
         Args:
@@ -170,7 +180,7 @@ class EngineLM:
             max_concurrent: Responses at a time
             dtype: Compute dtype
             engine: Engine that runs already, instead of a name
-            **unused: What the harness passes to any model: batch_size, device, ...
+            **unused: Options that the harness passes to any model: batch_size, device, ...
         """
         super().__init__()
         self.name, self.longest, self.quiet = pretrained or "engine", int(max_gen_toks), False
@@ -207,14 +217,14 @@ class EngineLM:
         self,
         string: str,  # Text
         add_special_tokens: bool | None = None,  # False for a text that continues another
-        **unused: Any,  # What other models know
+        **unused: Any,  # Options of other models
     ) -> list[int]:  # Token ids
         """Encode a text, with the token that begins every sequence.
 
         Args:
             string: Text
             add_special_tokens: False for a text that continues another
-            **unused: What other models know
+            **unused: Options of other models
 
         Returns:
             Token ids
@@ -253,13 +263,13 @@ class EngineLM:
     def loglikelihood_rolling(
         self,
         requests: Any,  # Requests whose only argument is a text
-        **options: Any,  # What other models know
+        **options: Any,  # Options of other models
     ) -> list[float]:  # Log-probability of each text, in nats
         """Measure how likely whole texts are.
 
         Args:
             requests: Requests whose only argument is a text
-            **options: What other models know
+            **options: Options of other models
 
         Returns:
             Log-probability of each text, in nats
@@ -272,29 +282,19 @@ class EngineLM:
     def generate_until(
         self,
         requests: Any,  # Requests with a prompt and its settings
-        **options: Any,  # What other models know
+        **options: Any,  # Options of other models
     ) -> list[str]:  # Responses
         """Answer prompts.
 
         Args:
             requests: Requests with a prompt and its settings
-            **options: What other models know
+            **options: Options of other models
 
         Returns:
             Responses
         """
         asked = [(self.tok_encode(each.args[0]), each.args[1]) for each in requests]
         return generate_until(self.engine, asked, longest=self.longest, quiet=self.quiet)
-
-
-def _open_engine(name: str, rows: int, longest: int, dtype: str) -> AsyncEngine:
-    if not name:
-        raise ModelError("no model is named; give one: --model_args pretrained=FOLDER")
-    model = load_model(name, trainable=False)
-    kind: Any = jnp.dtype(dtype)
-    return AsyncEngine(
-        model.module, model.tokenizer, max_rows=int(rows), max_model_len=int(longest), dtype=kind
-    )
 
 # %% ../nbs/16_lm_eval.ipynb #5e6c3454
 def register() -> type:

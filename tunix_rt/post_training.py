@@ -6,15 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import pandas as pd
 
-from .api import Model, SFTResult, named_dataset, own_run
+from tunix_rt.api import (
+    Model,
+    SFTResult,
+    in_own_run,
+    named_dataset,
+    record_start,
+    save_model,
+)
 from .core.errors import TrainingError
 from .core.files import read_log, sha256_text
 from .core.settings import resolve
@@ -26,7 +32,6 @@ from .evaluation.predict import predict
 from .evaluation.report import write_report
 from .inference.engine import SamplingParams
 from .models.attention_backends import choose_attention
-from .models.loading import mesh_text, resolve_source, weights_fingerprint
 from .models.sharding import row_shards
 from .rewards.check import check_rewards
 from .rewards.functions import RewardSet, load_rewards
@@ -45,12 +50,11 @@ from .rl.watch import practice_verdict
 from .runs.folder import Run
 from .scoring.predictions import read_predictions, write_predictions
 from .traces.schema import Trace
-from .training.export import check_export, export_model
-from .training.model_card import model_card
+from .training.export import check_export
 
 # %% auto #0
-__all__ = ['ACCELERATOR_ROWS', 'Signal', 'probe_signal', 'plan_for', 'measure', 'GRPOResult', 'practice_split', 'grpo',
-           'key_figures', 'report_change']
+__all__ = ['ACCELERATOR_ROWS', 'Signal', 'probe_signal', 'plan_for', 'measure', 'GRPOResult', 'PracticeData', 'practice_split',
+           'accuracies', 'report_change', 'grpo']
 
 # %% ../nbs/12_post_training.ipynb #db78f737
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def probe_signal(
     groups: int = 32,  # Questions to try
     dtype: str = "float32",  # Type to compute in
     **scoring: Any,  # Options of `score_completions`
-) -> Signal:  # What there is to learn from
+) -> Signal:  # Share of questions that can teach something
     """Sample one round before training, and refuse what cannot teach anything.
 
     Args:
@@ -98,7 +102,7 @@ def probe_signal(
         **scoring: Options of `score_completions`
 
     Returns:
-        What there is to learn from
+        Share of questions that can teach something
     """
     tried = GRPOConfig(**(vars(config) | {"prompts_per_step": groups, "max_resample": 0}))
     found = collect_groups(
@@ -157,7 +161,7 @@ def measure(
     dtype: str = "float32",  # Type to compute in
     seed: int = 0,  # Seed of the samples and the intervals
     reuse: bool = False,  # True to return the evaluation that the folder has, if it has one
-) -> Evaluation:  # Of greedy answers; pass@k of the sampled ones in pass_at
+) -> Evaluation:  # Scores of greedy answers; pass@k of the sampled ones in pass_at
     """Evaluate a model on an evaluation set.
 
     Args:
@@ -173,7 +177,7 @@ def measure(
         reuse: True to return the evaluation that the folder has, if it has one
 
     Returns:
-        Of greedy answers; pass@k of the sampled ones in pass_at
+        Scores of greedy answers; pass@k of the sampled ones in pass_at
     """
     if reuse and (folder / "evaluation.json").is_file():
         return load_evaluation(folder)
@@ -239,14 +243,27 @@ class GRPOResult(SFTResult):
         return f"<p>{self.verdict}</p>{super()._repr_html_()}"
 
 # %% ../nbs/12_post_training.ipynb #a1a27136
-ACCELERATOR_ROWS = 8  # Rows of answers computed at a time on each shard of a GPU or TPU
+class PracticeData(NamedTuple):
+    """Questions of a run, and where they are from.
+
+    Attributes:
+        traces: Questions to practice on
+        held_out: Questions to watch
+        dataset: Key of their dataset
+        sha256: Its fingerprint
+    """
+
+    traces: list[Trace]  # Questions to practice on
+    held_out: list[Trace]  # Questions to watch
+    dataset: str  # Key of their dataset
+    sha256: str  # Its fingerprint
 
 
 def practice_split(
     dataset: Dataset | str | Iterable[Trace],  # Dataset to practice on, its key, or traces
     validation_traces: int,  # Questions to hold back
     evaluation_set: Dataset | None,  # Dataset that shares no question with it
-) -> tuple[list[Trace], list[Trace], str, str]:  # Practice, held back, key and fingerprint
+) -> PracticeData:  # Questions, with the key and fingerprint of their dataset
     """Split questions into those to practice on and those to watch.
 
     Args:
@@ -255,7 +272,7 @@ def practice_split(
         evaluation_set: Dataset that shares no question with it
 
     Returns:
-        Practice, held back, key and fingerprint
+        Questions, with the key and fingerprint of their dataset
     """
     if isinstance(dataset, Dataset | str):
         data = named_dataset(dataset)
@@ -270,9 +287,213 @@ def practice_split(
             f"{key} has {len(traces)} questions, and validation_traces={validation_traces} holds "
             f"all of them back; give more questions, or hold fewer back"
         )
-    return traces[validation_traces:], traces[:validation_traces], key, fingerprint
+    return PracticeData(traces[validation_traces:], traces[:validation_traces], key, fingerprint)
+
+# %% ../nbs/12_post_training.ipynb #027a5c09
+@dataclass
+class _Practice:
+    """What one call is about.
+
+    Attributes:
+        scoring: Options of `score_completions`
+        questions: Encoded questions to practice on
+        test_data: Evaluation set
+        measured: Options of `measure`
+        optimizer: Optimizer, rates, type to compute in
+    """
+
+    model: Model
+    run: Run
+    config: GRPOConfig
+    loop_config: GRPOLoopConfig
+    rewards: RewardSet
+    scoring: dict[str, Any]  # Options of `score_completions`
+    data: PracticeData
+    questions: Questions  # Encoded questions to practice on
+    test_data: Dataset | None  # Evaluation set
+    measured: dict[str, Any]  # Options of `measure`
+    optimizer: dict[str, Any]  # Optimizer, rates, type to compute in
+    quiet: bool
+
+    @property
+    def identity(self) -> dict[str, str]:
+        "What a checkpoint belongs to."
+        lora = self.model.module.lora
+        return {
+            "model": self.model.config.fingerprint, "weights": self.model.origin,
+            "data": self.data.sha256, "trained": lora.identity if lora else "everything",
+        }  # fmt: skip
 
 
+def _begin(session: _Practice) -> Evaluation | None:
+    "Record what the run starts from, evaluate the model, and try the rewards, once for the folder."
+    model, run, rewards, data = session.model, session.run, session.rewards, session.data
+    record_start(
+        run, model, dataset=data.dataset, sha256=data.sha256, seed=session.config.seed,
+        rewards=list(rewards.names),
+    )  # fmt: skip
+    before = None
+    if session.test_data is not None:
+        folder = run.folder / "before"
+        how = session.measured
+        before = measure(model, session.test_data, folder, name="before", reuse=True, **how)
+    if not (run.folder / "metrics.jsonl").exists():
+        how = session.scoring
+        tried = check_rewards(rewards, data.traces, tokenizer=model.tokenizer, **how)
+        how = {"dtype": session.optimizer["dtype"], **how}
+        signal = probe_signal(model, session.questions, rewards, session.config, **how)
+        run.record(reward_check=str(tried), signal=str(signal))
+        if not session.quiet:
+            print(tried, signal, sep="\n")
+    return before
+
+# %% ../nbs/12_post_training.ipynb #b775fda9
+ACCELERATOR_ROWS = 8  # Rows of answers computed at a time on each shard of a GPU or TPU
+
+
+def _row_shape(session: _Practice, seq_length: int, micro_batch_size: int) -> dict[str, int]:
+    "Choose the tokens in a row of answers, and the rows computed at a time."
+    model, longest = session.model, session.questions.longest + session.config.max_new_tokens
+    time = policy_shape(1, longest, seq_length=seq_length).seq_length
+    rows = model.device.micro_batch_size(64, time) or ACCELERATOR_ROWS
+    micro = rows * row_shards(model.mesh) if micro_batch_size < 0 else micro_batch_size
+    return {"micro_batch_size": micro, "seq_length": time}
+
+
+def _practice(
+    session: _Practice, attention: str, shape: dict[str, int], continue_from: str
+) -> GRPOTrainResult:
+    "Plan the memory, and run the loop."
+    model, run, how = session.model, session.run, session.optimizer
+    backend = choose_attention(
+        attention, model.config, seq_length=shape["seq_length"], dtype=how["dtype"],
+        kind=model.device.kind,
+    )  # fmt: skip
+    if not session.quiet:
+        planned = {name: how[name] for name in ("optimizer", "dtype", "remat")}
+        print(plan_for(model, session.questions, session.config, **shape, **planned))
+    done = train_grpo(
+        model.module, model.tokenizer, session.questions, session.rewards, session.config,
+        folder=run.folder, identity=session.identity,
+        loop_config=replace(session.loop_config, spent_seconds=run.seconds),
+        held_out=session.data.held_out, mesh=model.mesh, attention=backend.name,
+        continue_from=resolve(continue_from) if continue_from else None,
+        scoring=session.scoring, **shape, **how,
+    )  # fmt: skip
+    if done.stopped_by == "signal":
+        raise KeyboardInterrupt(f"step {done.steps} is saved; the same call continues from there")
+    return done
+
+
+def _usual_rate(model: Model) -> float:
+    "Choose a learning rate by what is trained."
+    return 1e-4 if model.module.lora else 1e-5
+
+# %% ../nbs/12_post_training.ipynb #1ba827b7
+def _finish(
+    session: _Practice, done: GRPOTrainResult, before: Evaluation | None, export: str
+) -> GRPOResult:
+    "Write the model, measure it again, and report."
+    model, run, data = session.model, session.run, session.data
+    metrics = pd.DataFrame(read_log(done.folder / "metrics.jsonl"))
+    results = _key_figures(done, metrics)
+    files = save_model(
+        done.folder, model, done.train_config, export=export, dataset=data.dataset,
+        sha256=data.sha256, figures=results, where=vars(session.config),
+    )  # fmt: skip
+    verdict, comparison = practice_verdict(done.watch), None
+    if session.test_data is not None and before is not None:
+        after, comparison = report_change(
+            model, run, session.test_data, before, metrics, verdict,
+            title="Before and after practice", facts={"practiced on": data.dataset},
+            **session.measured,
+        )  # fmt: skip
+        results |= accuracies(before, after)
+        results |= {f"pass@{k}": figure.mean for k, figure in after.pass_at.items()}
+        verdict = f"{in_words(comparison)} {verdict}"
+    return GRPOResult(model, run, metrics, results, files, verdict, comparison)
+
+# %% ../nbs/12_post_training.ipynb #bbef382a
+def _key_figures(
+    done: GRPOTrainResult,  # The story
+    metrics: pd.DataFrame,  # metrics.jsonl
+) -> dict[str, Any]:  # Figures for run.json
+    "Choose the figures that a run is known by."
+    accuracy = done.watch.accuracy
+    measured = sorted(accuracy)
+    return {
+        "reward": done.watch.rewards[-1] if done.watch.rewards else None,
+        "first_reward": done.watch.rewards[0] if done.watch.rewards else None,
+        "held_out_before": accuracy[measured[0]] if measured else None,
+        "held_out_after": accuracy[done.best_step] if done.best_step in accuracy else None,
+        "steps": done.steps, "best_step": done.best_step, "resumed_from": done.resumed_from,
+        "stopped_by": done.stopped_by, "tokens": done.tokens,
+        "train_seconds": round(done.seconds, 1),
+    }  # fmt: skip
+
+
+def accuracies(
+    before: Evaluation,  # Scores before training
+    after: Evaluation,  # Scores after it
+) -> dict[str, float]:  # Shares of right answers
+    """Take the figures that say whether training helped.
+
+    Args:
+        before: Scores before training
+        after: Scores after it
+
+    Returns:
+        Shares of right answers
+    """
+    pair = {"before": before, "after": after}
+    return {name: one.scores["answer_correctness"].mean for name, one in pair.items()}
+
+
+def report_change(
+    model: Model,  # Model after training
+    run: Run,  # Open run, with the evaluation before training in its folder "before"
+    dataset: Dataset,  # Evaluation set
+    before: Evaluation,  # Scores before training
+    metrics: pd.DataFrame,  # metrics.jsonl
+    verdict: str,  # One sentence
+    *,
+    title: str,  # Title of the page
+    facts: dict[str, str],  # Label to value
+    **measured: Any,  # Options of `measure`
+) -> tuple[Evaluation, Comparison]:  # Scores after training, and their paired difference
+    """Evaluate a trained model, and write report.html: what changed, question by question.
+
+    Args:
+        model: Model after training
+        run: Open run, with the evaluation before training in its folder "before"
+        dataset: Evaluation set
+        before: Scores before training
+        metrics: metrics.jsonl
+        verdict: One sentence
+        title: Title of the page
+        facts: Label to value
+        **measured: Options of `measure`
+
+    Returns:
+        Scores after training, and their paired difference
+    """
+    after = measure(model, dataset, run.folder, name="after", **measured)
+    comparison = compare_evaluations(before, after, seed=measured.get("seed", 0))
+    folders = {"before": run.folder / "before", "after": run.folder}
+    records: list[Any] = metrics.to_dict("records")
+    write_report(
+        run.report, title=title, lead=verdict,
+        evaluations={"before": before, "after": after},
+        predictions={
+            name: read_predictions(folder / "predictions.jsonl")
+            for name, folder in folders.items()
+        },
+        comparisons=[comparison], metrics={"training": records},
+        facts={**facts, "evaluated on": str(after.dataset_key)},
+    )  # fmt: skip
+    return after, comparison
+
+# %% ../nbs/12_post_training.ipynb #4baaf857
 def grpo(
     model: Model,  # Model to train, changed in place
     train_data: Dataset | str | Iterable[Trace],  # Questions with answers; steps are not read
@@ -372,14 +593,7 @@ def grpo(
         Metrics, run folder, files, and whether it helped
     """
     if run is None:
-        given = dict(locals())
-        plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
-        plain = {k: v for k, v in plain.items() if k not in ("run_dir", "train_data", "quiet")}
-        with own_run("grpo", run_dir, plain | {"model": model.source.name}) as opened:
-            result = grpo(**given | {"run": opened})
-            early = result.results["stopped_by"] in ("minutes", "signal")
-            opened.finish(result.results, stopped_early=early)
-        return result
+        return in_own_run(grpo, "grpo", dict(locals()))
     rewards = load_rewards(reward_funcs, reward_weights)
     run.record_plugins(rewards.sources)
     check_export(export, model.module)
@@ -392,156 +606,26 @@ def grpo(
         generation_batch_size=generation_batch_size, seed=seed,
     )  # fmt: skip
     test_data = named_dataset(evaluation_set) if evaluation_set else None
-    learn, watch, key, fingerprint = practice_split(train_data, validation_traces, test_data)
+    data = practice_split(train_data, validation_traces, test_data)
     questions = encode_questions(
-        model.tokenizer, learn, positions=model.config.positions, max_new_tokens=max_new_tokens
-    )
-    run.record(
-        **model.version, device=str(model.device), mesh=mesh_text(model.mesh),
-        weights=model.origin, seeds={"seed": seed}, rewards=list(rewards.names),
-        dataset={"key": key, "sha256": fingerprint},
+        model.tokenizer, data.traces, positions=model.config.positions,
+        max_new_tokens=max_new_tokens,
     )  # fmt: skip
-    asked: Any = {"max_new_tokens": max_new_tokens, "samples": eval_samples, "seed": seed}
-    asked |= {"batch_size": generation_batch_size, "dtype": dtype}
-    before = None
-    if test_data is not None:
-        folder = run.folder / "before"
-        before = measure(model, test_data, folder, name="before", reuse=True, **asked)
-    scoring = {"conversational": conversational}
-    fresh = not (run.folder / "metrics.jsonl").exists()
-    if fresh:
-        tried = check_rewards(rewards, learn, tokenizer=model.tokenizer, **scoring)
-        signal = probe_signal(model, questions, rewards, config, dtype=dtype, **scoring)
-        run.record(reward_check=str(tried), signal=str(signal))
-        if not quiet:
-            print(tried, signal, sep="\n")
-    longest = questions.longest + max_new_tokens
-    time = policy_shape(1, longest, seq_length=seq_length).seq_length
-    rows = model.device.micro_batch_size(64, time) or ACCELERATOR_ROWS
-    micro = rows * row_shards(model.mesh) if micro_batch_size < 0 else micro_batch_size
-    backend = choose_attention(
-        attention, model.config, seq_length=time, dtype=dtype, kind=model.device.kind
-    )
-    if not quiet:
-        how: Any = {"micro_batch_size": micro, "seq_length": time, "optimizer": optimizer}
-        print(plan_for(model, questions, config, **how, dtype=dtype, remat=remat))
-    lora = model.module.lora
-    rate = learning_rate or (1e-4 if lora else 1e-5)
-    done = train_grpo(
-        model.module, model.tokenizer, questions, rewards, config, folder=run.folder,
-        identity={
-            "model": model.config.fingerprint, "weights": model.origin, "data": fingerprint,
-            "trained": lora.identity if lora else "everything",
-        },
-        loop_config=GRPOLoopConfig(
-            max_minutes=max_minutes or None, spent_seconds=run.seconds, eval_every=eval_every,
-            eval_samples=eval_samples, checkpoint_every=checkpoint_every,
-            completions_every=completions_every, min_mixed=min_mixed, quiet=quiet,
-        ),
-        held_out=watch, mesh=model.mesh, attention=backend.name, micro_batch_size=micro,
-        seq_length=time, continue_from=resolve(continue_from) if continue_from else None,
-        scoring=scoring, optimizer=optimizer, learning_rate=rate, warmup_steps=warmup_steps,
-        weight_decay=weight_decay, grad_clip=grad_clip, dtype=dtype, remat=remat,
+    session = _Practice(
+        model, run, config, GRPOLoopConfig(
+            max_minutes=max_minutes or None, eval_every=eval_every, eval_samples=eval_samples,
+            checkpoint_every=checkpoint_every, completions_every=completions_every,
+            min_mixed=min_mixed, quiet=quiet,
+        ), rewards, {"conversational": conversational}, data, questions, test_data, {
+            "max_new_tokens": max_new_tokens, "samples": eval_samples, "seed": seed,
+            "batch_size": generation_batch_size, "dtype": dtype,
+        }, {
+            "optimizer": optimizer, "learning_rate": learning_rate or _usual_rate(model),
+            "warmup_steps": warmup_steps, "weight_decay": weight_decay, "grad_clip": grad_clip,
+            "dtype": dtype, "remat": remat,
+        }, quiet,
     )  # fmt: skip
-    if done.stopped_by == "signal":
-        raise KeyboardInterrupt(f"step {done.steps} is saved; the same call continues from there")
-    return _finish(model, run, done, config, test_data, before, asked, export, key, fingerprint)
-
-# %% ../nbs/12_post_training.ipynb #1ba827b7
-def _finish(
-    model: Model, run: Run, done: GRPOTrainResult, config: GRPOConfig, test_data: Dataset | None,
-    before: Evaluation | None, asked: dict[str, Any], export: str, key: str, fingerprint: str,
-) -> GRPOResult:  # fmt: skip
-    "Write the model, measure it again, and report."
-    metrics = pd.DataFrame(read_log(done.folder / "metrics.jsonl"))
-    results = key_figures(done, metrics)
-    files = export_model(
-        done.folder, model.module, model.tokenizer, export=export,
-        base=str(model.source.base or ""),
-        card=lambda adapter: model_card(
-            model.config, done.train_config, dataset=key,
-            sha256=fingerprint, figures=results, base=model.source.known_as,
-            lora=model.module.lora, adapter=adapter, where=vars(config),
-        ),
-        dtype=jnp.dtype("bfloat16" if model.base_dtype == "int8" else model.base_dtype),
-    )  # fmt: skip
-    model.origin = weights_fingerprint(model.module)
-    if jax.process_count() == 1:
-        model.source = resolve_source(str(done.folder))
-    verdict, comparison = practice_verdict(done.watch), None
-    if test_data is not None and before is not None:
-        after = measure(model, test_data, run.folder, name="after", **asked)
-        comparison = compare_evaluations(before, after, seed=asked["seed"])
-        right = after.scores["answer_correctness"]
-        results |= {"before": before.scores["answer_correctness"].mean, "after": right.mean}
-        for k, figure in after.pass_at.items():
-            results[f"pass@{k}"] = figure.mean
-        report_change(
-            run, before, after, comparison, metrics, verdict,
-            title="Before and after practice", facts={"practiced on": key},
-        )  # fmt: skip
-        verdict = f"{in_words(comparison)} {verdict}"
-    return GRPOResult(model, run, metrics, results, files, verdict, comparison)
-
-
-def key_figures(
-    done: GRPOTrainResult,  # The story
-    metrics: pd.DataFrame,  # metrics.jsonl
-) -> dict[str, Any]:  # For run.json
-    """Choose the figures that a run is known by.
-
-    Args:
-        done: The story
-        metrics: metrics.jsonl
-
-    Returns:
-        For run.json
-    """
-    accuracy = done.watch.accuracy
-    measured = sorted(accuracy)
-    return {
-        "reward": done.watch.rewards[-1] if done.watch.rewards else None,
-        "first_reward": done.watch.rewards[0] if done.watch.rewards else None,
-        "held_out_before": accuracy[measured[0]] if measured else None,
-        "held_out_after": accuracy[done.best_step] if done.best_step in accuracy else None,
-        "steps": done.steps, "best_step": done.best_step, "resumed_from": done.resumed_from,
-        "stopped_by": done.stopped_by, "tokens": done.tokens,
-        "train_seconds": round(done.seconds, 1),
-    }  # fmt: skip
-
-
-def report_change(
-    run: Run,  # Open run
-    before: Evaluation,  # Before practice
-    after: Evaluation,  # After it
-    comparison: Comparison,  # Paired
-    metrics: pd.DataFrame,  # metrics.jsonl
-    verdict: str,  # One sentence
-    *,
-    title: str,  # Title of the page
-    facts: dict[str, str],  # Label to value
-) -> None:
-    """Write report.html: what training changed, question by question.
-
-    Args:
-        run: Open run
-        before: Before practice
-        after: After it
-        comparison: Paired
-        metrics: metrics.jsonl
-        verdict: One sentence
-        title: Title of the page
-        facts: Label to value
-    """
-    folders = {"before": run.folder / "before", "after": run.folder}
-    records: list[Any] = metrics.to_dict("records")
-    write_report(
-        run.report, title=title, lead=verdict,
-        evaluations={"before": before, "after": after},
-        predictions={
-            name: read_predictions(folder / "predictions.jsonl")
-            for name, folder in folders.items()
-        },
-        comparisons=[comparison], metrics={"training": records},
-        facts={**facts, "evaluated on": str(after.dataset_key)},
-    )  # fmt: skip
+    before = _begin(session)
+    shape = _row_shape(session, seq_length, micro_batch_size)
+    done = _practice(session, attention, shape, continue_from)
+    return _finish(session, done, before, export)

@@ -10,25 +10,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from .api import Model, SFTResult, named_dataset, own_run
+from tunix_rt.api import (
+    Model,
+    SFTResult,
+    in_own_run,
+    named_dataset,
+    record_start,
+    save_model,
+)
 from .core.errors import DatasetError, TrainingError
 from .core.files import read_log, sha256_text
 from .core.settings import resolve
 from .data.datasets import Dataset
 from .data.overlap import EvaluationPrompts
-from .evaluation.compare import Comparison, compare_evaluations, in_words
+from .evaluation.compare import Comparison, in_words
 from .evaluation.evaluate import Evaluation
 from .models.attention_backends import choose_attention
 from .models.config import parameter_count
 from .models.devices import choose_micro_batch_size
-from .models.loading import mesh_text, resolve_source, weights_fingerprint
 from .models.sharding import check_rows, row_shards
-from .post_training import measure, report_change
+from .post_training import accuracies, measure, report_change
 from .rewards.functions import RewardSet, load_rewards
 from tunix_rt.rl.preference_loss import (
     PairBatch,
@@ -57,9 +62,8 @@ from .rl.rollouts import GRPOConfig, encode_questions, write_completions
 from .runs.folder import Run, read_run
 from .traces.schema import Trace
 from .training.config import TrainConfig
-from .training.export import check_export, export_model
+from .training.export import check_export
 from .training.loop import LoopConfig, TrainResult, train
-from .training.model_card import model_card
 from .training.packing import batch_fingerprint
 
 if TYPE_CHECKING:
@@ -67,7 +71,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Source', 'SMALL', 'Found', 'find_preferences', 'split_preferences', 'PreferenceRows', 'prepare_rows', 'add_reference',
-           'PreferenceResult', 'usual_rate', 'preference_verdict', 'preference', 'key_figures', 'plot_preference']
+           'PreferenceResult', 'usual_rate', 'preference_verdict', 'preference', 'plot_preference']
 
 # %% ../nbs/14_preferences.ipynb #7056e808
 Source = Sequence[Preference] | Dataset | str | Path | Iterable[Trace]
@@ -128,7 +132,7 @@ def find_preferences(
     model: Model,  # Model that answers, if the source is questions
     source: Source,  # Preferences, file, run folder of `grpo`, dataset or its key, or traces
     run: Run,  # Run folder that keeps what is sampled
-    config: GRPOConfig,  # How answers are sampled
+    config: GRPOConfig,  # Number, length and temperature of sampled answers
     *,
     rewards: RewardSet | None = None,  # Rewards of own answers; the strict scorer by default
     pairs_per_group: int = 1,  # Most pairs from the answers to one question
@@ -141,7 +145,7 @@ def find_preferences(
         model: Model that answers, if the source is questions
         source: Preferences, file, run folder of `grpo`, dataset or its key, or traces
         run: Run folder that keeps what is sampled
-        config: How answers are sampled
+        config: Number, length and temperature of sampled answers
         rewards: Rewards of own answers; the strict scorer by default
         pairs_per_group: Most pairs from the answers to one question
         max_pairs: Largest number of pairs; 0 for all
@@ -169,15 +173,9 @@ def find_preferences(
             return Found(given[:most], "pairs", "pairs")
         traces, label, sha256 = given, "traces", ""
     pairs = _sampled(
-        model,
-        traces,
-        run,
-        config,
-        rewards or load_rewards("correct"),
-        pairs_per_group,
-        max_pairs,
-        dtype,
-    )
+        model, traces, run, config, rewards or load_rewards("correct"), pairs_per_group,
+        max_pairs, dtype,
+    )  # fmt: skip
     return Found(pairs, f"own answers to {label}", label, sha256)
 
 # %% ../nbs/14_preferences.ipynb #845c52fb
@@ -186,20 +184,20 @@ def split_preferences(
     validation_pairs: int,  # Number to hold back, or a few more
     seed: int,  # Seed of the choice
     *,
-    exam: Iterable[Trace] = (),  # Evaluation set, whose prompts may not be among them
-) -> tuple[list[Preference], list[Preference]]:  # To train on, and held back
+    test_traces: Iterable[Trace] = (),  # Evaluation set, whose prompts may not be among them
+) -> tuple[list[Preference], list[Preference]]:  # Training preferences, and those held back
     """Hold back the preferences of some prompts.
 
     Args:
         items: Pairs or rated answers
         validation_pairs: Number to hold back, or a few more
         seed: Seed of the choice
-        exam: Evaluation set, whose prompts may not be among them
+        test_traces: Evaluation set, whose prompts may not be among them
 
     Returns:
-        To train on, and held back
+        Training preferences, and those held back
     """
-    asked = EvaluationPrompts(exam)
+    asked = EvaluationPrompts(test_traces)
     known = [messages_of(item.prompt)[-1].content for item in items]
     if shared := [text for text in dict.fromkeys(known) if asked.asks(text)]:
         raise DatasetError(
@@ -233,35 +231,35 @@ class PreferenceRows:
 
     Attributes:
         encoded: Training pairs before packing, with counts of what was dropped
-        fingerprint: Of tokens, roles and places, before the reference was added
+        fingerprint: Fingerprint of tokens, roles and places, without the reference
     """
 
     train: PairBatch
     validation: PairBatch | None
     encoded: EncodedPairs  # Training pairs before packing, with counts of what was dropped
-    fingerprint: str  # Of tokens, roles and places, before the reference was added
+    fingerprint: str  # Fingerprint of tokens, roles and places, without the reference
 
 
 def prepare_rows(
     model: Model,  # The reference
-    learn: Sequence[Preference],  # To train on
-    watch: Sequence[Preference],  # Held back
+    learn: Sequence[Preference],  # Preferences to train on
+    watch: Sequence[Preference],  # Preferences held back
     config: PreferenceConfig,
     *,
     max_length: int = 0,  # Most tokens of a prompt and an answer; 0 for the model's positions
     seq_length: int = 0,  # T, tokens in a row; 0 to choose
-) -> PreferenceRows:  # Without the reference
+) -> PreferenceRows:  # Rows without the reference
     """Tokenize and pack preferences.
 
     Args:
         model: The reference
-        learn: To train on
-        watch: Held back
+        learn: Preferences to train on
+        watch: Preferences held back
         max_length: Most tokens of a prompt and an answer; 0 for the model's positions
         seq_length: T, tokens in a row; 0 to choose
 
     Returns:
-        Without the reference
+        Rows without the reference
     """
     loss, longest = config.loss, max_length or model.config.positions
     encoded = encode_preferences(model.tokenizer, learn, loss, max_length=longest)
@@ -276,20 +274,20 @@ def prepare_rows(
 # %% ../nbs/14_preferences.ipynb #db3341d5
 def add_reference(
     model: Model,  # The model before training
-    rows: PreferenceRows,  # Without the reference
+    rows: PreferenceRows,  # Rows without the reference
     path: Path,  # File to keep the log-probabilities in
     **how: Any,  # Options of `row_logprobs`
-) -> PreferenceRows:  # With it
+) -> PreferenceRows:  # Rows with the reference
     """Compute the reference's log-probabilities, or read those that an earlier session kept.
 
     Args:
         model: The model before training
-        rows: Without the reference
+        rows: Rows without the reference
         path: File to keep the log-probabilities in
         **how: Options of `row_logprobs`
 
     Returns:
-        With it
+        Rows with the reference
     """
     parts = [part for part in (rows.train, rows.validation) if part is not None]
     found: list[np.ndarray] = []
@@ -472,19 +470,13 @@ def preference(
         Metrics, run folder, files, and whether it helped
     """
     if run is None:
-        given = dict(locals())
-        plain = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
-        plain = {k: v for k, v in plain.items() if k not in ("run_dir", "data", "quiet")}
-        with own_run("preference", run_dir, plain | {"model": model.source.name}) as opened:
-            result = preference(**given | {"run": opened})
-            opened.finish(result.results, stopped_early=result.results["stopped_by"] != "steps")
-        return result
+        return in_own_run(preference, "preference", dict(locals()))
     config = PreferenceConfig(
         loss_type, beta, gamma_beta_ratio, desirable_weight, undesirable_weight, sft_weight
     )
     check_export(export, model.module)
     check_rows(batch_size, model.mesh)
-    exam = named_dataset(evaluation_set) if evaluation_set else None
+    test_data = named_dataset(evaluation_set) if evaluation_set else None
     sampling = GRPOConfig(
         prompts_per_step=max(1, generation_batch_size // num_generations),
         num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature,
@@ -493,31 +485,25 @@ def preference(
     rewards = load_rewards(reward_funcs, reward_weights)
     run.record_plugins(rewards.sources)
     found = find_preferences(
-        model,
-        data,
-        run,
-        sampling,
-        rewards=rewards,
-        pairs_per_group=pairs_per_group,
-        max_pairs=max_pairs,
-        dtype=dtype,
-    )
+        model, data, run, sampling, rewards=rewards, pairs_per_group=pairs_per_group,
+        max_pairs=max_pairs, dtype=dtype,
+    )  # fmt: skip
     learn, watch = split_preferences(
-        found.items, validation_pairs, seed, exam=exam.traces() if exam else ()
+        found.items, validation_pairs, seed, test_traces=test_data.traces() if test_data else ()
     )
     rows = prepare_rows(model, learn, watch, config, max_length=max_length, seq_length=seq_length)
-    time, shards = rows.train.tokens.shape[1], row_shards(model.mesh)
-    micro_batch_size = choose_micro_batch_size(
-        micro_batch_size, model.device.kind, batch_size, time, shards
-    )
+    time = rows.train.tokens.shape[1]
     train_config = TrainConfig(
         max_steps=max_steps or max(1, round(len(rows.train.tokens) / batch_size)),
-        batch_size=batch_size, seq_length=time, micro_batch_size=micro_batch_size,
+        batch_size=batch_size, seq_length=time,
+        micro_batch_size=choose_micro_batch_size(
+            micro_batch_size, model.device.kind, batch_size, time, row_shards(model.mesh)
+        ),
         optimizer=optimizer, learning_rate=learning_rate or usual_rate(model),
         warmup_steps=warmup_steps, final_lr_ratio=final_lr_ratio, weight_decay=weight_decay,
         grad_clip=grad_clip, dtype=dtype, remat=remat, seed=seed,
     )  # fmt: skip
-    session = _Session(model, run, config, train_config, rows, found, exam, {
+    session = _Session(model, run, config, train_config, rows, found, test_data, {
         "max_new_tokens": max_new_tokens, "samples": eval_samples, "seed": seed,
         "batch_size": generation_batch_size, "dtype": dtype,
     }, export, quiet)  # fmt: skip
@@ -533,7 +519,7 @@ class _Session:
 
     Attributes:
         found: The preferences, and where they are from
-        exam: Evaluation set
+        test_data: Evaluation set
         asked: Options of `measure`
     """
 
@@ -543,7 +529,7 @@ class _Session:
     train_config: TrainConfig
     rows: PreferenceRows
     found: Found  # The preferences, and where they are from
-    exam: Dataset | None  # Evaluation set
+    test_data: Dataset | None  # Evaluation set
     asked: dict[str, Any]  # Options of `measure`
     export: str
     quiet: bool
@@ -565,10 +551,10 @@ class _Session:
 
     def before(self) -> Evaluation | None:
         "Evaluate the model before training, once for the run folder."
-        if self.exam is None:
+        if self.test_data is None:
             return None
         folder = self.run.folder / "before"
-        return measure(self.model, self.exam, folder, name="before", reuse=True, **self.asked)
+        return measure(self.model, self.test_data, folder, name="before", reuse=True, **self.asked)
 
 # %% ../nbs/14_preferences.ipynb #c014ffa6
 def _train(
@@ -580,11 +566,9 @@ def _train(
     backend = choose_attention(
         attention, model.config, seq_length=time, dtype=train_config.dtype, kind=model.device.kind
     )
-    run.record(
-        **model.version, device=str(model.device), mesh=mesh_text(model.mesh),
-        weights=model.origin, attention=f"{backend.name}: {backend.why}",
-        seeds={"seed": train_config.seed},
-        dataset={"key": session.found.dataset, "sha256": session.sha256},
+    record_start(
+        run, model, dataset=session.found.dataset, sha256=session.sha256, seed=train_config.seed,
+        attention=f"{backend.name}: {backend.why}",
     )  # fmt: skip
     if not session.quiet:
         print(f"{session.rows.encoded}\n{len(session.rows.train.tokens):,} rows of {time} tokens")
@@ -622,55 +606,34 @@ def _finish(
     "Write the model, measure it again, and report."
     model, run, watched = session.model, session.run, session.rows.validation
     metrics = pd.DataFrame(read_log(done.folder / "metrics.jsonl"))
-    results = key_figures(done, metrics, held_out, session.rows)
+    results = _key_figures(done, metrics, held_out, session.rows)
     where = {k: v for k, v in vars(session.config).items() if v} | {
         "preferences": session.found.label
     }
-    files = export_model(
-        done.folder, model.module, model.tokenizer, export=session.export,
-        base=str(model.source.base or ""),
-        card=lambda adapter: model_card(
-            model.config, session.train_config, dataset=session.found.dataset,
-            sha256=session.sha256, figures=results, base=model.source.known_as,
-            lora=model.module.lora, adapter=adapter, where=where,
-        ),
-        dtype=jnp.dtype("bfloat16" if model.base_dtype == "int8" else model.base_dtype),
+    files = save_model(
+        done.folder, model, session.train_config, export=session.export,
+        dataset=session.found.dataset, sha256=session.sha256, figures=results, where=where,
     )  # fmt: skip
-    model.origin = weights_fingerprint(model.module)
-    if jax.process_count() == 1:
-        model.source = resolve_source(str(done.folder))
     pairs = 0 if watched is None else int(count_pairs(watched))
     verdict, comparison = preference_verdict(held_out, pairs), None
-    if before is not None and session.exam is not None:
-        after = measure(model, session.exam, run.folder, name="after", **session.asked)
-        comparison = compare_evaluations(before, after, seed=session.asked["seed"])
-        right = after.scores["answer_correctness"]
-        results |= {"before": before.scores["answer_correctness"].mean, "after": right.mean}
-        report_change(
-            run, before, after, comparison, metrics, verdict,
+    if before is not None and session.test_data is not None:
+        after, comparison = report_change(
+            model, run, session.test_data, before, metrics, verdict,
             title="Before and after preferences", facts={"preferences": session.found.label},
+            **session.asked,
         )  # fmt: skip
+        results |= accuracies(before, after)
         verdict = f"{in_words(comparison)} {verdict}"
     return PreferenceResult(model, run, metrics, results, files, verdict, comparison, held_out)
 
 # %% ../nbs/14_preferences.ipynb #679e4e45
-def key_figures(
+def _key_figures(
     done: TrainResult,  # The story
     metrics: pd.DataFrame,  # metrics.jsonl
     held_out: dict[str, dict[str, float]],  # Figures of the pairs held back
     rows: PreferenceRows,  # Rows of the run
-) -> dict[str, Any]:  # For run.json
-    """Collect the key figures of a run.
-
-    Args:
-        done: The story
-        metrics: metrics.jsonl
-        held_out: Figures of the pairs held back
-        rows: Rows of the run
-
-    Returns:
-        For run.json
-    """
+) -> dict[str, Any]:  # Figures for run.json
+    "Collect the key figures of a run."
     before, after = (held_out.get(when, {}) for when in ("before", "after"))
     last: dict[Any, Any] = {} if metrics.empty else metrics.iloc[-1].to_dict()
     return {

@@ -115,12 +115,12 @@ class Status:
 
     def say(
         self,
-        text: str,  # What goes on; "" for nothing
+        text: str,  # Activity to show; "" for none
     ) -> None:
         """Show what is being waited for.
 
         Args:
-            text: What goes on; "" for nothing
+            text: Activity to show; "" for none
         """
         if self.live and not self.quiet and (text or self.shown):
             self.out.write(f"\r\x1b[K{DIM}{text}{PLAIN}" if text else "\r\x1b[K")
@@ -129,14 +129,14 @@ class Status:
 
     def on_compile(
         self,
-        program: str,  # What is compiled
-        seconds: float | None,  # How long it took; None before it begins
+        program: str,  # Name of the program that is compiled
+        seconds: float | None,  # Seconds it took; None before it begins
     ) -> None:
         """Count a compilation.
 
         Args:
-            program: What is compiled
-            seconds: How long it took; None before it begins
+            program: Name of the program that is compiled
+            seconds: Seconds it took; None before it begins
         """
         if seconds is None:
             self.say(f"compiling {program} ... ({self.compiled:.1f} s so far)")
@@ -188,28 +188,28 @@ class Asked:
     """A question, one of its samples, and the response that is being written.
 
     Attributes:
-        question: As asked
+        question: Question as asked
         sample: Index of the sample
         stream: Response
     """
 
-    question: str  # As asked
+    question: str  # Question as asked
     sample: int  # Index of the sample
     stream: Stream  # Response
 
 
 def read_questions(
-    question: str,  # As typed; "" or "-" for standard input
+    question: str,  # Question as typed; "" or "-" for standard input
     file: Path | None,  # File with a question in each line
-) -> list[str]:  # At least one
+) -> list[str]:  # Questions, at least one
     """Collect the questions.
 
     Args:
-        question: As typed; "" or "-" for standard input
+        question: Question as typed; "" or "-" for standard input
         file: File with a question in each line
 
     Returns:
-        At least one
+        Questions, at least one
     """
     if file is not None:
         if question:
@@ -296,7 +296,7 @@ def as_record(
     asked: Asked,  # Question
     said: Completion,  # Response
     model: str,  # Name of the model as typed
-) -> dict[str, Any]:  # For --json
+) -> dict[str, Any]:  # Record for --json
     """Make a record of a response.
 
     Args:
@@ -305,7 +305,7 @@ def as_record(
         model: Name of the model as typed
 
     Returns:
-        For --json
+        Record for --json
     """
     from tunix_rt.inference.chat import split_reasoning
 
@@ -342,18 +342,18 @@ def show_response(
 
 def closing_words(
     said: Sequence[Completion],  # Responses
-    seconds: float,  # From the first question to the last word
-    status: Status,  # With the time that was spent compiling
-) -> str:  # Such as "42 tokens in 0.3 s, 1.2 s of compilation before; cut off at the limit"
+    seconds: float,  # Seconds from the first question to the last word
+    status: Status,  # Status with the time spent compiling
+) -> str:  # Text such as "42 tokens in 0.3 s, 1.2 s of compilation before; cut off at the limit"
     """Summarize what it took.
 
     Args:
         said: Responses
-        seconds: From the first question to the last word
-        status: With the time that was spent compiling
+        seconds: Seconds from the first question to the last word
+        status: Status with the time spent compiling
 
     Returns:
-        Such as "42 tokens in 0.3 s, 1.2 s of compilation before; cut off at the limit"
+        Text such as "42 tokens in 0.3 s, 1.2 s of compilation before; cut off at the limit"
     """
     count = sum(each.completion_tokens for each in said)
     text = f"{count} tokens in {seconds:.1f} s"
@@ -497,7 +497,7 @@ class Conversation:
 def answer(
     engine: AsyncEngine,  # Engine to ask
     talk: Conversation,  # Conversation, which gets both turns
-    question: str,  # What was asked
+    question: str,  # Question asked
     out: TextIO,  # Stream to write to
     status: Status,  # Line that must not overwrite the answer
 ) -> None:
@@ -506,7 +506,7 @@ def answer(
     Args:
         engine: Engine to ask
         talk: Conversation, which gets both turns
-        question: What was asked
+        question: Question asked
         out: Stream to write to
         status: Line that must not overwrite the answer
     """
@@ -580,7 +580,7 @@ def conversation_traces(
 def save_conversation(
     talk: Conversation,  # Conversation
     name: str,  # File; "" for one with the time in its name
-) -> str:  # What was done, for the reader
+) -> str:  # Confirmation for the reader
     """Save a conversation as a file of traces.
 
     Args:
@@ -588,7 +588,7 @@ def save_conversation(
         name: File; "" for one with the time in its name
 
     Returns:
-        What was done, for the reader
+        Confirmation for the reader
     """
     from tunix_rt.traces.schema import write_traces
 
@@ -606,7 +606,7 @@ def save_conversation(
 def obey(
     talk: Conversation,  # Conversation, changed in place
     line: str,  # Line that begins with a slash
-) -> str:  # What was done, for the reader
+) -> str:  # Confirmation for the reader
     """Carry out a command of the conversation.
 
     Args:
@@ -614,7 +614,7 @@ def obey(
         line: Line that begins with a slash
 
     Returns:
-        What was done, for the reader
+        Confirmation for the reader
     """
     word, _, rest = line.partition(" ")
     if word == "/reset":

@@ -191,13 +191,13 @@ def ingest(
 
 # %% ../../nbs/cli/20_data.ipynb #e2514f7a
 def assignments(
-    texts: list[str] | None,  # Such as ["category=addition"]
+    texts: list[str] | None,  # Assignments, such as ["category=addition"]
     option: str,  # Option for error messages, such as "--filter"
 ) -> dict[str, str]:  # Name to text
     """Parse options of the form NAME=VALUE.
 
     Args:
-        texts: Such as ["category=addition"]
+        texts: Assignments, such as ["category=addition"]
         option: Option for error messages, such as "--filter"
 
     Returns:

@@ -221,12 +221,12 @@ UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 2**10, "MiB": 2**20, "
 
 
 def read_size(
-    text: str,  # Such as "16GiB" or "15.75 GiB"
+    text: str,  # Size with its unit, such as "16GiB" or "15.75 GiB"
 ) -> int:  # Bytes
     """Parse an amount of memory.
 
     Args:
-        text: Such as "16GiB" or "15.75 GiB"
+        text: Size with its unit, such as "16GiB" or "15.75 GiB"
 
     Returns:
         Bytes

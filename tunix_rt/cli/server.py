@@ -176,15 +176,15 @@ def open_scheduler(
 
 # %% ../../nbs/cli/40_server.ipynb #eeca9cb8
 def portable(
-    spec: RunSpec,  # Of a verb, or of a path as it was typed here
-) -> RunSpec:  # With a name that means the same to a worker
+    spec: RunSpec,  # Request for a verb, or for a path as typed here
+) -> RunSpec:  # Request with a name that means the same to a worker
     """Name a pipeline for somebody who is elsewhere.
 
     Args:
-        spec: Of a verb, or of a path as it was typed here
+        spec: Request for a verb, or for a path as typed here
 
     Returns:
-        With a name that means the same to a worker
+        Request with a name that means the same to a worker
     """
     if not spec.name.endswith(".ipynb"):
         return spec
@@ -233,14 +233,14 @@ def queue(
 # %% ../../nbs/cli/40_server.ipynb #69141e37
 def key_figure(
     run: RunRow,  # Any
-) -> str | None:  # Such as "loss 0.41"; None when there is none
+) -> str | None:  # Text such as "loss 0.41"; None when there is none
     """Choose the metric to show in a list.
 
     Args:
         run: Any
 
     Returns:
-        Such as "loss 0.41"; None when there is none
+        Text such as "loss 0.41"; None when there is none
     """
     figures = run.metrics or {}
     for name in ("answer_correctness", "validation_loss", "loss", *figures):

@@ -172,8 +172,8 @@ def evaluate_run(
 def set_model_alias(
     client: Client,  # Server to call
     model_id: UUID,  # Id of a model
-    alias: str,  # Such as "champion"
-    version_id: UUID,  # That it is to point to
+    alias: str,  # Alias, such as "champion"
+    version_id: UUID,  # Id of the version for it
     key: str | None = None,  # The same for the same request; made up by default
 ) -> ModelPublic:
     """Let an alias point to a version.
@@ -181,8 +181,8 @@ def set_model_alias(
     Args:
         client: Server to call
         model_id: Id of a model
-        alias: Such as "champion"
-        version_id: That it is to point to
+        alias: Alias, such as "champion"
+        version_id: Id of the version for it
         key: The same for the same request; made up by default
     """
     path, body = (

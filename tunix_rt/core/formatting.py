@@ -18,7 +18,7 @@ def format_bytes(
     count: float,  # Number of bytes, from 0
     *,
     binary: bool = False,  # True for MiB and GiB, the units of device memory
-) -> str:  # Such as "5.0 MB", or "1.50 GiB"
+) -> str:  # Text such as "5.0 MB", or "1.50 GiB"
     """Write a number of bytes for people.
 
     Args:
@@ -26,7 +26,7 @@ def format_bytes(
         binary: True for MiB and GiB, the units of device memory
 
     Returns:
-        Such as "5.0 MB", or "1.50 GiB"
+        Text such as "5.0 MB", or "1.50 GiB"
     """
     if binary:
         gibi, mebi = count / 2**30, count / 2**20
@@ -55,14 +55,14 @@ def _in_units(seconds: int) -> list[str]:
 
 def format_duration(
     seconds: float | None,  # Duration, from 0; None if it has not ended
-) -> str:  # Such as "3 min 20 s"; a dash for None
+) -> str:  # Text such as "3 min 20 s"; a dash for None
     """Write how long something took.
 
     Args:
         seconds: Duration, from 0; None if it has not ended
 
     Returns:
-        Such as "3 min 20 s"; a dash for None
+        Text such as "3 min 20 s"; a dash for None
     """
     if seconds is None:
         return "–"
@@ -74,7 +74,7 @@ def format_duration(
 def format_moment(
     moment: datetime,  # Timezone-aware time
     at: datetime | None = None,  # Time of reading; this moment by default
-) -> str:  # In UTC, such as "1 Mar 12:01"
+) -> str:  # Time in UTC, such as "1 Mar 12:01"
     """Write when something was.
 
     Args:
@@ -82,7 +82,7 @@ def format_moment(
         at: Time of reading; this moment by default
 
     Returns:
-        In UTC, such as "1 Mar 12:01"
+        Time in UTC, such as "1 Mar 12:01"
     """
     moment, year = moment.astimezone(UTC), (at or datetime.now(UTC)).astimezone(UTC).year
     day = f"{moment.day} {moment:%b}" if moment.year == year else f"{moment:%Y-%m-%d}"
@@ -92,7 +92,7 @@ def format_moment(
 def format_ago(
     moment: datetime,  # Timezone-aware time
     at: datetime | None = None,  # Time of reading; this moment by default
-) -> str:  # Such as "3 min ago", or "in 3 min"
+) -> str:  # Text such as "3 min ago", or "in 3 min"
     """Write how far away a moment is.
 
     Args:
@@ -100,7 +100,7 @@ def format_ago(
         at: Time of reading; this moment by default
 
     Returns:
-        Such as "3 min ago", or "in 3 min"
+        Text such as "3 min ago", or "in 3 min"
     """
     seconds = ((at or datetime.now(UTC)) - moment).total_seconds()
     if abs(seconds) < 5:

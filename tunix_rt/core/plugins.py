@@ -137,7 +137,7 @@ def resolve_spec(
     kind: str,  # Key of KINDS
     spec: str,  # Name, package.module:name or file.py:name
     builtin: Iterable[str] = (),  # Names that the package has, for the message
-) -> Spec:  # With a place
+) -> Spec:  # Specification with its source
     """Find the place of a plug-in, without importing it.
 
     Args:
@@ -146,7 +146,7 @@ def resolve_spec(
         builtin: Names that the package has, for the message
 
     Returns:
-        With a place
+        Specification with its source
     """
     noun, error, example = KINDS[kind]
     parts = split_spec(spec)
@@ -441,14 +441,14 @@ def _problem(kind: str, point: metadata.EntryPoint, builtin: Collection[str], co
 
 def list_plugins(
     builtin: Mapping[str, Collection[str]],  # Names of the package, by kind
-) -> list[Plugin]:  # In the order of KINDS
+) -> list[Plugin]:  # Plug-ins in the order of KINDS
     """List the installed plug-ins, each loaded to see whether it works.
 
     Args:
         builtin: Names of the package, by kind
 
     Returns:
-        In the order of KINDS
+        Plug-ins in the order of KINDS
     """
     return [
         Plugin(

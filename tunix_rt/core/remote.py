@@ -52,14 +52,14 @@ def mirrors() -> Path:  # Absolute path; need not exist
 
 def url_of(
     folder: Path,  # Any folder
-) -> str | None:  # Such as "s3://bucket/runs/mine"; None for a folder that is no mirror
+) -> str | None:  # Address such as "s3://bucket/runs/mine"; None for a folder that is no mirror
     """Find the URL that a local folder mirrors.
 
     Args:
         folder: Any folder
 
     Returns:
-        Such as "s3://bucket/runs/mine"; None for a folder that is no mirror
+        Address such as "s3://bucket/runs/mine"; None for a folder that is no mirror
     """
     home, folder = mirrors(), folder.expanduser().resolve()
     if not folder.is_relative_to(home):
@@ -104,13 +104,13 @@ def _reason(url: str, error: BaseException) -> str:
 @contextmanager
 def explained(
     url: str,  # URL of the folder
-    verb: str,  # What could not be done, such as "read"
+    verb: str,  # Verb of what could not be done, such as "read"
 ) -> Iterator[None]:
     """Turn the exceptions of a store into one that says what to do.
 
     Args:
         url: URL of the folder
-        verb: What could not be done, such as "read"
+        verb: Verb of what could not be done, such as "read"
     """
     try:
         yield
@@ -615,7 +615,7 @@ def _delete(fs: Any, paths: Iterable[str]) -> None:
 # %% ../../nbs/core/70_remote.ipynb #59ec27d9
 def publish(
     folder: Path,  # Local folder of a dataset, a run or a model
-    url: str,  # Where it should appear
+    url: str,  # Address it should appear at
     *,
     overwrite: bool = False,  # True to replace what somebody else has written there
 ) -> int:  # Number of files sent
@@ -623,7 +623,7 @@ def publish(
 
     Args:
         folder: Local folder of a dataset, a run or a model
-        url: Where it should appear
+        url: Address it should appear at
         overwrite: True to replace what somebody else has written there
 
     Returns:

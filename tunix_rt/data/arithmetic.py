@@ -15,7 +15,7 @@ from ..core.errors import DatasetError
 
 # %% auto #0
 __all__ = ['PLACES', 'OPERATORS', 'EQUATION', 'Working', 'digits_from_right', 'from_digits', 'add_in_columns',
-           'subtract_in_columns', 'multiply_in_columns', 'evaluate', 'equations', 'false_equations']
+           'subtract_in_columns', 'multiply_in_columns', 'evaluate_expression', 'equations', 'false_equations']
 
 # %% ../../nbs/data/10_arithmetic.ipynb #062fdbd0
 PLACES = ("ones", "tens", "hundreds", "thousands", "ten thousands", "hundred thousands")
@@ -169,7 +169,7 @@ OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 EQUATION = re.compile(r"(?<![\w*+-])(\d+(?: [-+*] \d+)+) = (-?\d+)\b")
 
 
-def evaluate(
+def evaluate_expression(
     expression: str,  # Whole numbers joined by + - *
 ) -> int:  # Value of the expression
     """Evaluate an expression with Python's integers.
@@ -217,4 +217,6 @@ def false_equations(
     Returns:
         Equations as written; empty if all hold
     """
-    return [f"{left} = {right}" for left, right in equations(text) if evaluate(left) != right]
+    return [
+        f"{left} = {right}" for left, right in equations(text) if evaluate_expression(left) != right
+    ]

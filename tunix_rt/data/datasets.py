@@ -663,13 +663,13 @@ def require_worked_examples(
 
 def worked_examples(
     traces: Iterable[Trace],  # Traces to train on
-    name: str,  # Where they are from, for messages
+    name: str,  # Name of their source, for messages
 ) -> list[Trace]:  # Those with steps
     """Keep the worked examples, and warn about questions that have only an answer.
 
     Args:
         traces: Traces to train on
-        name: Where they are from, for messages
+        name: Name of their source, for messages
 
     Returns:
         Those with steps

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from ..core.errors import DatasetError
-from .arithmetic import PLACES, digits_from_right, evaluate, false_equations
+from .arithmetic import PLACES, digits_from_right, evaluate_expression, false_equations
 from ..traces.schema import Step, Trace
 
 # %% auto #0
@@ -533,7 +533,7 @@ def verify(
     faults = {
         f"states {false[:1]}, which does not hold": bool(false),
         f"ends in {last.content}, and the answer is {trace.final_answer}": (
-            not result == trace.final_answer == str(evaluate(expression))
+            not result == trace.final_answer == str(evaluate_expression(expression))
         ),
         "has an error and not one check that finds it, or the reverse": (len(found) != bool(error)),
         "has a check that does not fit the line it checks": not _checks_fit(trace, checks),

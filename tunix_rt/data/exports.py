@@ -307,7 +307,7 @@ def _from_fields(record: Record) -> Record:
         "trace_version": record.get("trace_version", "1.0"),
     }
 
-
+# %% ../../nbs/data/47_exports.ipynb #8cd024d9
 def _numbered(response: str, end: int) -> tuple[list[str], bool]:
     "Parse the numbered steps before an offset, and report whether the result is unambiguous."
     text, starts, number = response[:end], [len("Reasoning:")], 2
@@ -344,7 +344,7 @@ def _from_numbered_list(record: Record) -> Record:
         )
     return readings[0][0]
 
-
+# %% ../../nbs/data/47_exports.ipynb #83b77a38
 def exported_parts(
     record: Record,  # Line of any file
 ) -> Record | None:  # Fields for `parse_trace`; None if it is not an export of ours

@@ -719,7 +719,7 @@ def _attempt(fields: Fields) -> Response | None:
         steps=steps_of(thought, fields.annotations)
     )
 
-
+# %% ../../nbs/data/55_formats.ipynb #0e444479
 def gold_under(
     record: Mapping[str, Any],  # Any record
 ) -> str | None:  # Reference answer; None if there is none
@@ -738,7 +738,7 @@ def gold_under(
         return chr(ord("A") + given)
     return text
 
-
+# %% ../../nbs/data/55_formats.ipynb #c444e036
 def _listed_steps(
     value: Any,  # List of texts
 ) -> list[str] | None:  # Texts; None if it contains anything else
@@ -768,7 +768,7 @@ def _working(fields: Fields) -> tuple[list[str], str] | None:
         fields.read = before
     return None
 
-
+# %% ../../nbs/data/55_formats.ipynb #36f100de
 def worked(
     record: Mapping[str, Any],  # Record with reasoning and answer, in two fields or in one
 ) -> Response:  # Steps and answer
@@ -975,7 +975,7 @@ def _criteria(
 
 def _task(
     fields: Fields,  # Record with a rubric
-) -> tuple[str, str, str]:  # What is asked, one good answer, and a thought; empty where none is
+) -> tuple[str, str, str]:  # Question, one good answer, and a thought; empty where there is none
     chat = next((fields.peek(n) for n in (*CHATS, "prompt", "input") if fields.peek(n)), None)
     if not isinstance(chat, list):
         asked = asked_in(fields)

@@ -13,7 +13,7 @@ from ..core.errors import DatasetError
 from tunix_rt.data.arithmetic import (
     Working,
     add_in_columns,
-    evaluate,
+    evaluate_expression,
     false_equations,
     multiply_in_columns,
     subtract_in_columns,
@@ -104,7 +104,7 @@ def sum_problem(
         prompt=draw.choice(WORDINGS).format(working.expression),
         steps=tuple(steps),
         answer=str(working.result),
-        truth=str(evaluate(working.expression)),
+        truth=str(evaluate_expression(working.expression)),
         difficulty=len(working.lines),
     )
 
@@ -297,9 +297,9 @@ def word_problem(
     while True:
         a, b, c = (number_with(digits, draw) for _ in range(3))
         b = draw.randint(2, 9) if "*" in story.signs else b
-        start = evaluate(f"{a} {story.signs[0]} {b}")
+        start = evaluate_expression(f"{a} {story.signs[0]} {b}")
         change = a if story.addend == "a" else c
-        if start >= 0 and evaluate(f"{max(start, 0)} {story.signs[1]} {change}") >= 0:
+        if start >= 0 and evaluate_expression(f"{max(start, 0)} {story.signs[1]} {change}") >= 0:
             break
     first, second = WORK[story.signs[0]](a, b), WORK[story.signs[1]](start, change)
     gaps = {"name": draw.choice(NAMES), "thing": draw.choice(THINGS), "a": a, "b": b, "c": c}
@@ -308,6 +308,6 @@ def word_problem(
         prompt=story.text.format(**gaps),
         steps=told(story, first, second, verify=verify),
         answer=str(second.result),
-        truth=str(evaluate(f"{a} {story.signs[0]} {b} {story.signs[1]} {change}")),
+        truth=str(evaluate_expression(f"{a} {story.signs[0]} {b} {story.signs[1]} {change}")),
         difficulty=len(first.lines) + len(second.lines),
     )

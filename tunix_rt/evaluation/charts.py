@@ -53,7 +53,7 @@ CHART_STYLE = """
 def percent(
     share: float | None,  # Share from 0 to 1; None for no figure
     count: int = 0,  # Number of prompts behind it, which decides the decimals
-) -> str:  # Such as "94%" or "94.3%"; a dash for no figure
+) -> str:  # Text such as "94%" or "94.3%"; a dash for no figure
     """Format a share.
 
     Args:
@@ -61,7 +61,7 @@ def percent(
         count: Number of prompts behind it, which decides the decimals
 
     Returns:
-        Such as "94%" or "94.3%"; a dash for no figure
+        Text such as "94%" or "94.3%"; a dash for no figure
     """
     if share is None:
         return "–"
@@ -76,14 +76,14 @@ def percent(
 # %% ../../nbs/evaluation/30_charts.ipynb #f988a794
 def interval(
     figure: Figure,  # Figure to format
-) -> str:  # Such as "91–97"; "" for no figure
+) -> str:  # Text such as "91–97"; "" for no figure
     """Format the ends of an interval, in percent.
 
     Args:
         figure: Figure to format
 
     Returns:
-        Such as "91–97"; "" for no figure
+        Text such as "91–97"; "" for no figure
     """
     if figure.low is None or figure.high is None:
         return ""
@@ -213,14 +213,14 @@ def figures_html(
 # %% ../../nbs/evaluation/30_charts.ipynb #b6d56457
 def points(
     difference: Difference,  # Difference to format
-) -> str:  # Such as "+41.7 [36, 47]"
+) -> str:  # Text such as "+41.7 [36, 47]"
     """Format a difference, in percentage points.
 
     Args:
         difference: Difference to format
 
     Returns:
-        Such as "+41.7 [36, 47]"
+        Text such as "+41.7 [36, 47]"
     """
     digits = 1 if difference.count >= 200 else 0
     low, high = 100 * difference.low, 100 * difference.high
@@ -229,14 +229,14 @@ def points(
 
 def chance(
     p_value: float,  # P value, 0 to 1
-) -> str:  # Such as "0.03" or "<0.0001"
+) -> str:  # Text such as "0.03" or "<0.0001"
     """Format a p value.
 
     Args:
         p_value: P value, 0 to 1
 
     Returns:
-        Such as "0.03" or "<0.0001"
+        Text such as "0.03" or "<0.0001"
     """
     return (
         "<0.0001" if p_value < 0.0001 else f"{p_value:.2g}" if p_value < 0.1 else f"{p_value:.2f}"
@@ -354,14 +354,14 @@ def round_steps(
 
 def short(
     value: float,  # Number to format
-) -> str:  # Such as "20k", "0.003" or "1e-05"
+) -> str:  # Text such as "20k", "0.003" or "1e-05"
     """Format a number for an axis.
 
     Args:
         value: Number to format
 
     Returns:
-        Such as "20k", "0.003" or "1e-05"
+        Text such as "20k", "0.003" or "1e-05"
     """
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 

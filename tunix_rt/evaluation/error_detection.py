@@ -116,20 +116,20 @@ class CaseResult(BaseModel):
     error: int  # Number of the wrong step; 0 for a control
     kind: str  # Kind of error; "" for a control
     flagged: int | None  # Step that it calls wrong; None if it calls none so
-    checked: bool  # Whether it has a check at all
-    correct: bool  # Whether it ends in the right answer
+    checked: bool  # True if it has a check at all
+    correct: bool  # True if it ends in the right answer
 
 
 def read_continuation(
     case: Case,  # Question and the steps given
-    continuation: str,  # What the model wrote after them
+    continuation: str,  # Text that the model wrote after them
     finish_reason: Any,  # "stop", or "length" if it was cut off
 ) -> CaseResult:  # What it says
     """Read from a continuation whether it finds an error, and where, and its answer.
 
     Args:
         case: Question and the steps given
-        continuation: What the model wrote after them
+        continuation: Text that the model wrote after them
         finish_reason: "stop", or "length" if it was cut off
 
     Returns:
@@ -216,14 +216,14 @@ class ErrorDetection(BaseModel):
 
 def said(
     figure: Figure,  # Share with its interval
-) -> str:  # Such as "93.5% [90, 96]"
+) -> str:  # Text such as "93.5% [90, 96]"
     """Write a share with its interval.
 
     Args:
         figure: Share with its interval
 
     Returns:
-        Such as "93.5% [90, 96]"
+        Text such as "93.5% [90, 96]"
     """
     return f"{percent(figure.mean, figure.count)} [{interval(figure).replace('–', ', ')}]"
 

@@ -82,14 +82,14 @@ class LaunchSpec:
 # %% ../../nbs/jobs/50_launch.ipynb #5a437db9
 def as_typed_value(
     value: Any,  # Value of a parameter
-) -> str:  # As it is typed after NAME=
+) -> str:  # Text as typed after NAME=
     """Write a value as the command line reads it.
 
     Args:
         value: Value of a parameter
 
     Returns:
-        As it is typed after NAME=
+        Text as typed after NAME=
     """
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -127,14 +127,14 @@ def shell_command(
 # %% ../../nbs/jobs/50_launch.ipynb #6bd1a1da
 def default_name(
     run: RunSpec,  # Run without a name
-) -> str:  # Such as train-3f2a9c1e
+) -> str:  # Name such as train-3f2a9c1e
     """Name a job after its pipeline and its parameters.
 
     Args:
         run: Run without a name
 
     Returns:
-        Such as train-3f2a9c1e
+        Name such as train-3f2a9c1e
     """
     text = json.dumps(dict(run.given), sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

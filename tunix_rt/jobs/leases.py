@@ -133,7 +133,7 @@ OnCompleted = Callable[[Store, Run], str | None]  # From a completed run to a no
 def _put_back(
     row: RunRow,  # Row in a writing session
     at: datetime,  # Time on the database's clock
-    message: str,  # Why
+    message: str,  # Reason
     counts: bool,  # True if it used up an attempt
     delay: float | None,  # Seconds until it may be taken; None lets the attempts decide
 ) -> None:
@@ -158,7 +158,7 @@ def requeue(
     store: Store,  # Database of the run
     claim: Claim,  # Claim to release
     *,
-    message: str,  # Why, for people
+    message: str,  # Reason, for people
     counts: bool = True,  # True if it used up an attempt
     delay: float | None = None,  # Seconds until it may be taken; None lets the attempts decide
 ) -> bool:  # False if the claim was lost and nothing was written
@@ -167,7 +167,7 @@ def requeue(
     Args:
         store: Database of the run
         claim: Claim to release
-        message: Why, for people
+        message: Reason, for people
         counts: True if it used up an attempt
         delay: Seconds until it may be taken; None lets the attempts decide
 

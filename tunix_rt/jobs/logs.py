@@ -135,7 +135,7 @@ def tail(
     store: Store,  # Database to read
     run_id: UUID,  # Id of the run
     stream: str,  # "stdout" or "stderr"
-) -> str:  # Up to `TAIL` characters
+) -> str:  # Text of up to `TAIL` characters
     """Read the end of one stream of a run.
 
     Args:
@@ -144,7 +144,7 @@ def tail(
         stream: "stdout" or "stderr"
 
     Returns:
-        Up to `TAIL` characters
+        Text of up to `TAIL` characters
     """
     query = select(LogChunk.chunk).where(LogChunk.run_id == run_id, LogChunk.stream == stream)
     newest, found = query.order_by(LogChunk.seq.desc()).limit(1000), ""

@@ -234,7 +234,7 @@ def enqueue(
     request: Mapping[str, Any] | None = None,  # Kept as it is, for whoever asked
     parent_run_id: UUID | None = None,  # The run that this one belongs to
     timeout_seconds: float | None = None,  # Longest time of one attempt; None is for ever
-    max_attempts: int | None = None,  # That of the settings by default
+    max_attempts: int | None = None,  # Largest number of attempts; by default that of the settings
     run_id: UUID | None = None,  # None makes one up
     rehearse: Rehearse | None = rehearse_datasets,  # Does a dry run; None leaves it to a worker
 ) -> RunRow:  # Waiting; or, if it is a dry run that was rehearsed here, done
@@ -250,7 +250,7 @@ def enqueue(
         request: Kept as it is, for whoever asked
         parent_run_id: The run that this one belongs to
         timeout_seconds: Longest time of one attempt; None is for ever
-        max_attempts: That of the settings by default
+        max_attempts: Largest number of attempts; by default that of the settings
         run_id: None makes one up
         rehearse: Does a dry run; None leaves it to a worker
 
@@ -417,14 +417,14 @@ def completed_folder(
 def accept_completed(
     row: RunRow,  # Row in a writing session
     run: Run,  # Its folder, from `completed_folder`
-    message: str,  # Why the row said otherwise, for people
+    message: str,  # Reason why the row said otherwise, for people
 ) -> None:
     """Write into the row of a run that it completed, as its folder says.
 
     Args:
         row: Row in a writing session
         run: Its folder, from `completed_folder`
-        message: Why the row said otherwise, for people
+        message: Reason why the row said otherwise, for people
     """
     row.status, row.exit_code, row.metrics = "completed", 0, run.results
     row.message = f"completed, as its folder says; {message}"

@@ -157,7 +157,7 @@ class SubmittedRuns:
         claim: Claim,  # Run to submit
         on_output: Callable[[str, str], None],  # Receives the stream's name and text
         grace_seconds: Callable[[], float | None],  # Seconds left for the run; None is no limit
-    ) -> Outcome:  # What became of it
+    ) -> Outcome:  # Its outcome
         "Submit a run, follow it, and say how it ended."
         try:
             checked = make_spec(claim.run.pipeline, claim.run.parameters)
@@ -285,7 +285,7 @@ def outcome_of(
     name: str,  # Name of the scheduler, for people
     job: str,  # Id of a job that is gone
     run: Run,  # Its folder
-) -> Outcome:  # For our queue
+) -> Outcome:  # Outcome for our queue
     """Read from run.json how a job ended.
 
     Args:
@@ -294,7 +294,7 @@ def outcome_of(
         run: Its folder
 
     Returns:
-        For our queue
+        Outcome for our queue
     """
     run = read_run(run.folder)
     if run.completed and not run.resumable:

@@ -320,7 +320,7 @@ def work(
     once: bool = False,  # Do one run at most, and do not wait for it
     until: Callable[[], bool] | None = None,  # Stop in good order when this says so
     poll_seconds: float = 1.0,  # Seconds between two looks at an empty queue, roughly
-    lease_seconds: float | None = None,  # That of the settings by default
+    lease_seconds: float | None = None,  # Seconds of a lease; by default those of the settings
     on_completed: OnCompleted | None = None,  # Called with each run that completes, to score it
     rehearse: Rehearse = rehearse_datasets,  # Does the dry runs that wait
     attempt: Attempt | None = None,  # Has runs executed elsewhere; None executes them here
@@ -333,7 +333,7 @@ def work(
         once: Do one run at most, and do not wait for it
         until: Stop in good order when this says so
         poll_seconds: Seconds between two looks at an empty queue, roughly
-        lease_seconds: That of the settings by default
+        lease_seconds: Seconds of a lease; by default those of the settings
         on_completed: Called with each run that completes, to score it
         rehearse: Does the dry runs that wait
         attempt: Has runs executed elsewhere; None executes them here

@@ -43,13 +43,13 @@ class Place:
         kind: "interactive" or "batch" on Kaggle, "" elsewhere
         disk: Root of the disk, or its stand-in
         working: Folder for results
-        accelerators: Such as ("tpu",) * 8; empty without accelerators
+        accelerators: Kinds of accelerators, such as ("tpu",) * 8; empty without any
     """
 
     kind: str  # "interactive" or "batch" on Kaggle, "" elsewhere
     disk: Path  # Root of the disk, or its stand-in
     working: Path  # Folder for results
-    accelerators: tuple[str, ...]  # Such as ("tpu",) * 8; empty without accelerators
+    accelerators: tuple[str, ...]  # Kinds of accelerators, such as ("tpu",) * 8; empty without any
     internet: bool
 
     @property
@@ -190,13 +190,13 @@ def _key(folder: Path) -> str:
 # %% ../../nbs/kaggle/10_environment.ipynb #ad91dcb8
 def find_attached_model(
     place: Place,  # Current environment
-    name: str,  # Such as "google/gemma-2-2b"
+    name: str,  # Name of a model, such as "google/gemma-2-2b"
 ) -> Path | None:  # Folder of the model; None when it is not attached
     """Find an attached model.
 
     Args:
         place: Current environment
-        name: Such as "google/gemma-2-2b"
+        name: Name of a model, such as "google/gemma-2-2b"
 
     Returns:
         Folder of the model; None when it is not attached

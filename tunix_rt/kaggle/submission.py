@@ -91,7 +91,7 @@ class Submission:
     Attributes:
         owner: Kaggle user name
         title: Title of the notebook, 5 to 50 characters
-        parameters: Of the notebook
+        parameters: For the notebook
         accelerator: "tpu", "gpu" or "none"
         bundle: Bundle of wheels
         session: Run to resume
@@ -102,7 +102,7 @@ class Submission:
 
     owner: str  # Kaggle user name
     title: str  # Title of the notebook, 5 to 50 characters
-    parameters: RunSpec | Mapping[str, Any] = field(default_factory=dict)  # Of the notebook
+    parameters: RunSpec | Mapping[str, Any] = field(default_factory=dict)  # For the notebook
     accelerator: str = "tpu"  # "tpu", "gpu" or "none"
     internet: bool = False
     private: bool = True

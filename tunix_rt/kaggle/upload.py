@@ -53,12 +53,12 @@ def kaggle_client() -> Any:  # Authenticated KaggleApi
 
 @contextmanager
 def asking(
-    what: str,  # Such as "take the dataset ada/wheels"
+    what: str,  # Action in words, such as "take the dataset ada/wheels"
 ) -> Iterator[StringIO]:  # Captured output of the client
     """Turn a failure inside Kaggle's client into an error that names the operation.
 
     Args:
-        what: Such as "take the dataset ada/wheels"
+        what: Action in words, such as "take the dataset ada/wheels"
 
     Returns:
         Captured output of the client
@@ -249,7 +249,7 @@ def upload_all(
 def kernel_status(
     api: Any,  # Kaggle's client
     ref: str,  # owner/notebook
-) -> tuple[str, str]:  # Such as "running", and why it failed or ""
+) -> tuple[str, str]:  # Status such as "running", and the reason of a failure or ""
     """Get the status of a notebook.
 
     Args:
@@ -257,7 +257,7 @@ def kernel_status(
         ref: owner/notebook
 
     Returns:
-        Such as "running", and why it failed or ""
+        Status such as "running", and the reason of a failure or ""
     """
     with asking(f"say how {ref} is"):
         answer = api.kernels_status(ref)

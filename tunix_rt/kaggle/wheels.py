@@ -105,12 +105,12 @@ def read_image(
 
 # %% ../../nbs/kaggle/30_wheels.ipynb #64967ed6
 def environment(
-    python: str,  # Such as "3.12"
+    python: str,  # Version of Python, such as "3.12"
 ) -> dict[str, str]:  # Values for evaluating markers
     """Build the marker environment of a Linux machine with that Python.
 
     Args:
-        python: Such as "3.12"
+        python: Version of Python, such as "3.12"
 
     Returns:
         Values for evaluating markers
@@ -129,14 +129,14 @@ def environment(
 
 def needs_of(
     wheel: Wheel,  # Wheel with its requirements
-    python: str,  # Such as "3.12"
+    python: str,  # Version of Python, such as "3.12"
     extras: Iterable[str] = (),  # Requested extras
 ) -> Iterator[Requirement]:  # Applicable requirements
     """List the requirements of a wheel on that Python.
 
     Args:
         wheel: Wheel with its requirements
-        python: Such as "3.12"
+        python: Version of Python, such as "3.12"
         extras: Requested extras
 
     Returns:
@@ -155,7 +155,7 @@ def unmet(
     start: str,  # Name of the wheel to install
     wheels: Iterable[Wheel],  # Wheels in the folder
     image: Image,  # Packages already installed
-    python: str,  # Such as "3.12"
+    python: str,  # Version of Python, such as "3.12"
 ) -> list[str]:  # Such as "optuna needs colorlog, which is nowhere"; empty if all are met
     """Find unmet requirements.
 
@@ -163,7 +163,7 @@ def unmet(
         start: Name of the wheel to install
         wheels: Wheels in the folder
         image: Packages already installed
-        python: Such as "3.12"
+        python: Version of Python, such as "3.12"
 
     Returns:
         Such as "optuna needs colorlog, which is nowhere"; empty if all are met
@@ -192,14 +192,14 @@ def unmet(
 def closure(
     names: Iterable[str],  # Canonical names
     wheels: Iterable[Wheel],  # Wheels to search
-    python: str,  # Such as "3.12"
+    python: str,  # Version of Python, such as "3.12"
 ) -> set[str]:  # Names and all their direct and indirect requirements
     """Compute the closure of requirements.
 
     Args:
         names: Canonical names
         wheels: Wheels to search
-        python: Such as "3.12"
+        python: Version of Python, such as "3.12"
 
     Returns:
         Names and all their direct and indirect requirements
@@ -309,14 +309,14 @@ def _offline() -> list[str]:
 def resolve_wheels(
     wanted: Iterable[str],  # Requirements, or paths of wheels
     *,
-    python: str,  # Such as "3.12"
+    python: str,  # Version of Python, such as "3.12"
     image: Image,  # Packages whose versions must be kept
 ) -> list[Wheel]:  # Everything that would be installed on an empty machine
     """Resolve requirements with pip.
 
     Args:
         wanted: Requirements, or paths of wheels
-        python: Such as "3.12"
+        python: Version of Python, such as "3.12"
         image: Packages whose versions must be kept
 
     Returns:
@@ -342,14 +342,14 @@ def _wheel_of(facts: dict[str, Any]) -> Wheel:
 def resolve_beside(
     wanted: list[str],  # Requirements, or paths of wheels
     *,
-    python: str,  # Such as "3.12"
+    python: str,  # Version of Python, such as "3.12"
     image: Image,  # Packages already installed
 ) -> list[Wheel]:  # Everything that would be installed on an empty machine
     """Resolve requirements for an image, changing as little of it as possible.
 
     Args:
         wanted: Requirements, or paths of wheels
-        python: Such as "3.12"
+        python: Version of Python, such as "3.12"
         image: Packages already installed
 
     Returns:
@@ -386,14 +386,14 @@ class Bundle:
 def with_needs(
     image: Image,  # Versions, or "" if unknown
     needed: list[Wheel],  # Wheels as pip resolved them
-    python: str,  # Such as "3.12"
+    python: str,  # Version of Python, such as "3.12"
 ) -> dict[str, str]:  # Image with the requirements of packages of unknown version
     """Add to an image what its packages of unknown version require.
 
     Args:
         image: Versions, or "" if unknown
         needed: Wheels as pip resolved them
-        python: Such as "3.12"
+        python: Version of Python, such as "3.12"
 
     Returns:
         Image with the requirements of packages of unknown version

@@ -83,7 +83,7 @@ def _of_run(
 def _counted(
     session: Session,  # Open session
     run_id: UUID,  # Run to delete
-) -> list[str]:  # What goes or changes with it, for people
+) -> list[str]:  # Dependents that go or change with it, for people
     counts = {
         "pieces of its log": select(func.count()).where(LogChunk.run_id == run_id),
         "evaluations of it": select(func.count()).where(EvaluationRow.run_id == run_id),
@@ -119,7 +119,7 @@ def delete_run(
     run_id: UUID,  # Id of the run
     *,
     who: str,  # Name of the person or of their token
-    reason: str | None = None,  # Why, for people
+    reason: str | None = None,  # Reason, for people
     dry_run: bool = False,  # Only say what would happen
 ) -> Removal:
     """Delete a run with its folder, unless something depends on it.
@@ -128,7 +128,7 @@ def delete_run(
         store: Database with the run
         run_id: Id of the run
         who: Name of the person or of their token
-        reason: Why, for people
+        reason: Reason, for people
         dry_run: Only say what would happen
     """
     act_id = uuid4()
@@ -163,7 +163,7 @@ def delete_run_folder(
     run: Run,  # Run that has no row
     *,
     who: str,  # Name of the person or of their token
-    reason: str | None = None,  # Why, for people
+    reason: str | None = None,  # Reason, for people
     dry_run: bool = False,  # Only say what would happen
 ) -> Removal:
     """Delete the folder of a run that the database does not know.
@@ -172,7 +172,7 @@ def delete_run_folder(
         store: Database for the record
         run: Run that has no row
         who: Name of the person or of their token
-        reason: Why, for people
+        reason: Reason, for people
         dry_run: Only say what would happen
     """
     folder = run.folder
@@ -239,7 +239,7 @@ def _remove_version(
     version: ModelVersion,  # Version to delete
     act_id: UUID,  # Id of the act
     who: str,  # Name of the person or of their token
-    reason: str | None,  # Why, for people
+    reason: str | None,  # Reason, for people
 ) -> Path | None:  # Folder that nobody needs any more
     lock_name(session, f"content {version.sha256}")
     alone = not _same_files(session, version)
@@ -275,7 +275,7 @@ def delete_version(
     version_id: UUID,  # Id of the version
     *,
     who: str,  # Name of the person or of their token
-    reason: str | None = None,  # Why, for people
+    reason: str | None = None,  # Reason, for people
     dry_run: bool = False,  # Only say what would happen
 ) -> Removal:
     """Delete a version of a model, unless an alias points to it or a waiting run uses it.
@@ -284,7 +284,7 @@ def delete_version(
         store: Database with the version
         version_id: Id of the version
         who: Name of the person or of their token
-        reason: Why, for people
+        reason: Reason, for people
         dry_run: Only say what would happen
     """
     act_id = uuid4()
@@ -309,7 +309,7 @@ def delete_model(
     model_id: UUID,  # Id of the model
     *,
     who: str,  # Name of the person or of their token
-    reason: str | None = None,  # Why, for people
+    reason: str | None = None,  # Reason, for people
     dry_run: bool = False,  # Only say what would happen
 ) -> Removal:
     """Delete a model with all its versions, unless one of them can't be deleted.
@@ -318,7 +318,7 @@ def delete_model(
         store: Database with the model
         model_id: Id of the model
         who: Name of the person or of their token
-        reason: Why, for people
+        reason: Reason, for people
         dry_run: Only say what would happen
     """
     act_id = uuid4()

@@ -81,13 +81,13 @@ def find_place(
 # %% ../../nbs/registry/40_model_refs.ipynb #21c1cc56
 def pin_model(
     model: str,  # Any name of a model; most are handed back as they are
-    store: Store | None = None,  # That knows the versions; None opens the one in the settings
+    store: Store | None = None,  # Database of the versions; None opens the one in the settings
 ) -> tuple[str, dict[str, Any]]:  # A name that cannot move, and what run.json should say about it
     """Settle what a model's name means at this moment.
 
     Args:
         model: Any name of a model; most are handed back as they are
-        store: That knows the versions; None opens the one in the settings
+        store: Database of the versions; None opens the one in the settings
 
     Returns:
         A name that cannot move, and what run.json should say about it
@@ -119,13 +119,13 @@ def pin_model(
 # %% ../../nbs/registry/40_model_refs.ipynb #0f06c41a
 def pin_spec(
     spec: RunSpec,  # Run as it was requested
-    store: Store | None = None,  # That knows the versions; None opens the one in the settings
+    store: Store | None = None,  # Database of the versions; None opens the one in the settings
 ) -> RunSpec:  # The same with a model that cannot move, and what run.json should say about it
     """Settle which version a run is to start from.
 
     Args:
         spec: Run as it was requested
-        store: That knows the versions; None opens the one in the settings
+        store: Database of the versions; None opens the one in the settings
 
     Returns:
         The same with a model that cannot move, and what run.json should say about it
@@ -138,12 +138,12 @@ def pin_spec(
 
 # %% ../../nbs/registry/40_model_refs.ipynb #d756d3a8
 def known_models(
-    store: Store | None = None,  # That knows the versions; None opens the one in the settings
+    store: Store | None = None,  # Database of the versions; None opens the one in the settings
 ) -> list[str]:  # Versions with their aliases, runs that left a model, published shapes
     """List the names of models that are known here.
 
     Args:
-        store: That knows the versions; None opens the one in the settings
+        store: Database of the versions; None opens the one in the settings
 
     Returns:
         Versions with their aliases, runs that left a model, published shapes
@@ -155,12 +155,12 @@ def known_models(
 
 
 def version_names(
-    store: Store | None = None,  # That knows the versions; None opens the one in the settings
+    store: Store | None = None,  # Database of the versions; None opens the one in the settings
 ) -> list[str]:  # name@alias and name@label; nothing where there is no database
     """List the names of all versions.
 
     Args:
-        store: That knows the versions; None opens the one in the settings
+        store: Database of the versions; None opens the one in the settings
 
     Returns:
         name@alias and name@label; nothing where there is no database
@@ -182,13 +182,13 @@ def version_names(
 
 def resolve_model(
     model: str,  # Any name of a model
-    store: Store | None = None,  # That knows the versions; None opens the one in the settings
+    store: Store | None = None,  # Database of the versions; None opens the one in the settings
 ) -> tuple[str, dict[str, Any]]:  # A name that can be loaded, and facts for run.json
     """Resolve a model's name, or refuse it with what comes close.
 
     Args:
         model: Any name of a model
-        store: That knows the versions; None opens the one in the settings
+        store: Database of the versions; None opens the one in the settings
 
     Returns:
         A name that can be loaded, and facts for run.json

@@ -135,7 +135,7 @@ def create_model(
     name: str,  # Letters, digits, ".", "_" and "-"; at most 256
     *,
     description: str | None = None,  # Text for people, at most 10,000 characters
-    task_type: str | None = None,  # Such as "reasoning", at most 64 characters
+    task_type: str | None = None,  # Kind of task, such as "reasoning", at most 64 characters
 ) -> ModelView:  # Model without versions
     """Create a model.
 
@@ -143,7 +143,7 @@ def create_model(
         store: Database to write to
         name: Letters, digits, ".", "_" and "-"; at most 256
         description: Text for people, at most 10,000 characters
-        task_type: Such as "reasoning", at most 64 characters
+        task_type: Kind of task, such as "reasoning", at most 64 characters
 
     Returns:
         Model without versions
@@ -403,7 +403,7 @@ def point_alias(
 def set_alias(
     store: Store,  # Database to write to
     model_id: UUID,  # Id of a model
-    alias: str,  # Such as "champion"
+    alias: str,  # Alias, such as "champion"
     version_id: UUID,  # Id of a version of that model
 ) -> ModelView:  # Model with the alias
     """Point an alias to a version.
@@ -411,7 +411,7 @@ def set_alias(
     Args:
         store: Database to write to
         model_id: Id of a model
-        alias: Such as "champion"
+        alias: Alias, such as "champion"
         version_id: Id of a version of that model
 
     Returns:

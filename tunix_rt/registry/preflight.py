@@ -45,11 +45,11 @@ class Finding:
 
     Attributes:
         field: Parameter that it is about
-        error: What was found and what to do
+        error: Finding, and what to do
     """
 
     field: str  # Parameter that it is about
-    error: TunixError  # What was found and what to do
+    error: TunixError  # Finding, and what to do
 
 
 def _model(spec: RunSpec, name: str, store: Store | None) -> None:
@@ -115,16 +115,16 @@ def _checks(
 
 def find_obstacles(
     spec: RunSpec,  # Run as it was requested
-    store: Store | None = None,  # That knows the versions; None opens the one in the settings
-) -> list[Finding]:  # At most one for each parameter
+    store: Store | None = None,  # Database of the versions; None opens the one in the settings
+) -> list[Finding]:  # Findings, at most one for each parameter
     """Check everything that is known before a run starts.
 
     Args:
         spec: Run as it was requested
-        store: That knows the versions; None opens the one in the settings
+        store: Database of the versions; None opens the one in the settings
 
     Returns:
-        At most one for each parameter
+        Findings, at most one for each parameter
     """
     found: dict[str, Finding] = {}
     for name, check in _checks(spec):
@@ -139,13 +139,13 @@ def find_obstacles(
 
 def require_ready(
     spec: RunSpec,  # Run as it was requested
-    store: Store | None = None,  # That knows the versions; None opens the one in the settings
+    store: Store | None = None,  # Database of the versions; None opens the one in the settings
 ) -> None:
     """Refuse a run that would fail in its first minute.
 
     Args:
         spec: Run as it was requested
-        store: That knows the versions; None opens the one in the settings
+        store: Database of the versions; None opens the one in the settings
     """
     for finding in find_obstacles(spec, store):
         raise finding.error
@@ -360,14 +360,14 @@ class MemoryNeed:
         memory: Bytes of the device; None if unknown
         kind: "cpu", "gpu" or "tpu"
         text: Plan, part by part
-        refused: What the notebook would refuse
+        refused: Reason why the notebook would refuse it
     """
 
     total: int | None = None  # Bytes; None where no plan could be made
     memory: int | None = None  # Bytes of the device; None if unknown
     kind: str = "cpu"  # "cpu", "gpu" or "tpu"
     text: str = ""  # Plan, part by part
-    refused: str = ""  # What the notebook would refuse
+    refused: str = ""  # Reason why the notebook would refuse it
 
     @property
     def fits(self) -> bool | None:
@@ -490,14 +490,14 @@ class Rehearsal:
     """What a dry run found.
 
     Attributes:
-        findings: What keeps it from starting
+        findings: Findings that keep it from starting
         datasets: Those that were read
         need: Memory of one device
         seconds: Estimated duration
     """
 
     spec: RunSpec
-    findings: list[Finding]  # What keeps it from starting
+    findings: list[Finding]  # Findings that keep it from starting
     datasets: list[Dataset] = field(default_factory=list)  # Those that were read
     need: MemoryNeed = MemoryNeed()  # Memory of one device
     seconds: float | None = None  # Estimated duration

@@ -164,7 +164,7 @@ def _existing(
 def _next_label(
     session: Session,  # Writing session that has locked the model's row
     model_id: UUID,  # Id of the model
-) -> str:  # Such as "v3"
+) -> str:  # Label such as "v3"
     labels = session.scalars(select(ModelVersion.version).where(ModelVersion.model_id == model_id))
     aliases = session.scalars(select(ModelAlias.alias).where(ModelAlias.model_id == model_id))
     counted = (re.fullmatch(r"v([1-9]\d{0,8})", name) for name in (*labels, *aliases))

@@ -23,7 +23,7 @@ __all__ = ['read_completions', 'is_well_formed', 'correct', 'format', 'step_vali
 def read_completions(
     trace: Sequence[Trace],  # Trace of each completion, [N]
     completions: Sequence[Any],  # Texts or messages, [N]
-    finish_reason: Sequence[Literal["stop", "length"]],  # Why each ended, [N]
+    finish_reason: Sequence[Literal["stop", "length"]],  # Reason each ended, [N]
     completion_tokens: Sequence[int],  # Tokens of each, [N]
 ) -> list[tuple[Trace, Prediction]]:  # Each trace with what was said, [N]
     """Read working and answer from completions.
@@ -31,7 +31,7 @@ def read_completions(
     Args:
         trace: Trace of each completion, [N]
         completions: Texts or messages, [N]
-        finish_reason: Why each ended, [N]
+        finish_reason: Reason each ended, [N]
         completion_tokens: Tokens of each, [N]
 
     Returns:
@@ -54,14 +54,14 @@ def read_completions(
 
 
 def is_well_formed(
-    trace: Trace,  # What was asked
-    said: Prediction,  # What was said
+    trace: Trace,  # Question with its answer
+    said: Prediction,  # Prediction to score
 ) -> bool:  # True for working and one answer in their tags, ended by the model
     """Say whether a response has the form that is paid for.
 
     Args:
-        trace: What was asked
-        said: What was said
+        trace: Question with its answer
+        said: Prediction to score
 
     Returns:
         True for working and one answer in their tags, ended by the model
@@ -73,7 +73,7 @@ def correct(
     *,
     trace: Sequence[Trace],  # Trace of each completion, [N]
     completions: Sequence[Any],  # Texts or messages, [N]
-    finish_reason: Sequence[Literal["stop", "length"]],  # Why each ended, [N]
+    finish_reason: Sequence[Literal["stop", "length"]],  # Reason each ended, [N]
     completion_tokens: Sequence[int],  # Tokens of each, [N]
     **columns: Any,
 ) -> list[float | None]:  # 1 for a right answer in the right form, else 0; None without a key
@@ -82,7 +82,7 @@ def correct(
     Args:
         trace: Trace of each completion, [N]
         completions: Texts or messages, [N]
-        finish_reason: Why each ended, [N]
+        finish_reason: Reason each ended, [N]
         completion_tokens: Tokens of each, [N]
 
     Returns:
@@ -97,7 +97,7 @@ def format(
     *,
     trace: Sequence[Trace],  # Trace of each completion, [N]
     completions: Sequence[Any],  # Texts or messages, [N]
-    finish_reason: Sequence[Literal["stop", "length"]],  # Why each ended, [N]
+    finish_reason: Sequence[Literal["stop", "length"]],  # Reason each ended, [N]
     completion_tokens: Sequence[int],  # Tokens of each, [N]
     **columns: Any,
 ) -> list[float | None]:  # 1 for the right form, else 0
@@ -106,7 +106,7 @@ def format(
     Args:
         trace: Trace of each completion, [N]
         completions: Texts or messages, [N]
-        finish_reason: Why each ended, [N]
+        finish_reason: Reason each ended, [N]
         completion_tokens: Tokens of each, [N]
 
     Returns:
@@ -124,7 +124,7 @@ def step_validity(
     *,
     trace: Sequence[Trace],  # Trace of each completion, [N]
     completions: Sequence[Any],  # Texts or messages, [N]
-    finish_reason: Sequence[Literal["stop", "length"]],  # Why each ended, [N]
+    finish_reason: Sequence[Literal["stop", "length"]],  # Reason each ended, [N]
     completion_tokens: Sequence[int],  # Tokens of each, [N]
     **columns: Any,
 ) -> list[float | None]:  # Share of true equations; None without any, 0 in the wrong form
@@ -133,7 +133,7 @@ def step_validity(
     Args:
         trace: Trace of each completion, [N]
         completions: Texts or messages, [N]
-        finish_reason: Why each ended, [N]
+        finish_reason: Reason each ended, [N]
         completion_tokens: Tokens of each, [N]
 
     Returns:
@@ -207,7 +207,7 @@ def overlong(
 def repeated_share(
     tokens: Sequence[int],  # Token ids
     n: int,  # Tokens of one n-gram
-) -> float:  # From 0 to nearly 1
+) -> float:  # Share from 0 to nearly 1
     """Measure the share of n-grams that were there before.
 
     Args:
@@ -215,7 +215,7 @@ def repeated_share(
         n: Tokens of one n-gram
 
     Returns:
-        From 0 to nearly 1
+        Share from 0 to nearly 1
     """
     grams = [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

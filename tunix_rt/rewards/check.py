@@ -114,7 +114,7 @@ _sign = re.compile(r"[^\W\d_]+|\S")
 def as_completions(
     texts: Sequence[tuple[str, str]],  # Name in OFFERS and text, [N]
     tokenizer: Tokenizer | None,  # Tokenizer of the model, if there is one
-) -> list[Completion]:  # As the engine would hand them back, [N]
+) -> list[Completion]:  # Completions as from the engine, [N]
     """Make completions of texts.
 
     Args:
@@ -122,7 +122,7 @@ def as_completions(
         tokenizer: Tokenizer of the model, if there is one
 
     Returns:
-        As the engine would hand them back, [N]
+        Completions as from the engine, [N]
     """
     if tokenizer is None:
         ids = [[zlib.crc32(s.encode()) for s in [*_sign.findall(t), ""]] for _, t in texts]
@@ -173,13 +173,13 @@ class RewardCheck:
     Attributes:
         tried: Traces with a response known to be right
         left_out: Traces without
-        offers: What each kind of response earns, the right one first
+        offers: Reward of each kind of response, the right one first
         missed: Ids of traces on which a wrong answer earns as much
     """
 
     tried: int  # Traces with a response known to be right
     left_out: int  # Traces without
-    offers: tuple[Offered, ...]  # What each kind of response earns, the right one first
+    offers: tuple[Offered, ...]  # Reward of each kind of response, the right one first
     missed: tuple[str, ...]  # Ids of traces on which a wrong answer earns as much
 
     @property
@@ -366,7 +366,7 @@ def check_rewards(
     tokenizer: Tokenizer | None = None,  # Tokenizer of the model; words stand in without it
     conversational: bool = False,  # Prompts and completions as messages, not as texts
     limit: int = 32,  # Most traces to try
-) -> RewardCheck:  # What each kind of response earns
+) -> RewardCheck:  # Reward of each kind of response
     """Try rewards on responses whose worth is known.
 
     Args:
@@ -377,7 +377,7 @@ def check_rewards(
         limit: Most traces to try
 
     Returns:
-        What each kind of response earns
+        Reward of each kind of response
     """
     if not traces:
         raise ScoringError("there is no trace to try the rewards on; give the dataset's")

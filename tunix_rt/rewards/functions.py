@@ -265,14 +265,14 @@ def _number(value: Any) -> float:
 
 def read_rewards(
     name: str,  # Name of the reward, for messages
-    reply: Any,  # What it returned
+    reply: Any,  # Its return value
     count: int,  # N, completions that it was given
 ) -> np.ndarray:  # Rewards, NaN for None, float64 [N]
     """Check what a reward returned.
 
     Args:
         name: Name of the reward, for messages
-        reply: What it returned
+        reply: Its return value
         count: N, completions that it was given
 
     Returns:

@@ -78,7 +78,7 @@ class _Breaker:
 def _report(
     reasons: Sequence[ScoringError],  # Reasons of failures
     grades: Sequence[Grade | None],  # Grades of the batch
-    proved: bool,  # Whether the service has ever given a grade
+    proved: bool,  # True if the service has ever given a grade
 ) -> None:
     "Log failures, or raise a refusal of a service that never worked."
     refused = [reason for reason in reasons if isinstance(reason, JudgeRefused)]
@@ -324,8 +324,8 @@ def grade_all(
 # %% ../../nbs/rewards/30_judges.ipynb #fb3908bc
 def _is_payable(
     asked: Trace,  # Trace of the task
-    said: Prediction,  # What was said
-    require_format: bool,  # Whether the tags are needed
+    said: Prediction,  # Prediction to score
+    require_format: bool,  # True if the tags are needed
 ) -> bool:
     if require_format:
         return is_well_formed(asked, said)

@@ -70,7 +70,7 @@ def new_pools(
 
 # %% ../../nbs/rl/40_difficulty.ipynb #0b050717
 def draw_questions(
-    pools: DifficultyPools,  # What is known
+    pools: DifficultyPools,  # Difficulty of the questions, as far as known
     count: int,  # Questions to draw; fewer if there are fewer
     *,
     seed: Sequence[int],  # Seed of the draw: run, step and round
@@ -79,7 +79,7 @@ def draw_questions(
     """Draw the next questions.
 
     Args:
-        pools: What is known
+        pools: Difficulty of the questions, as far as known
         count: Questions to draw; fewer if there are fewer
         seed: Seed of the draw: run, step and round
         without: Questions drawn already in this step

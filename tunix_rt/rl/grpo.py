@@ -141,10 +141,10 @@ class GRPOState:
         step: Compiled update
         parts: Structure of the model, and its first parameters
         questions: Questions to practice on
-        pools: What is known of them
+        pools: Their difficulty, as far as known
         rewards: Reward functions
         shape: Shape of a batch
-        logprobs: From `logprobs_program`
+        logprobs: Program from `logprobs_program`
         reference: Trained parameters of the reference; None without a KL penalty
         held_out: Questions that are only measured on
         asked: Stop request, if there is one
@@ -159,13 +159,13 @@ class GRPOState:
     parts: SplitModel  # Structure of the model, and its first parameters
     tokenizer: Tokenizer
     questions: Questions  # Questions to practice on
-    pools: DifficultyPools  # What is known of them
+    pools: DifficultyPools  # Their difficulty, as far as known
     rewards: RewardSet  # Reward functions
     config: GRPOConfig
     train_config: TrainConfig
     loop_config: GRPOLoopConfig
     shape: PolicyShape  # Shape of a batch
-    logprobs: Callable[..., jax.Array]  # From `logprobs_program`
+    logprobs: Callable[..., jax.Array]  # Program from `logprobs_program`
     reference: Any  # Trained parameters of the reference; None without a KL penalty
     held_out: Sequence[Trace]  # Questions that are only measured on
     progress: MetricsLog
@@ -195,7 +195,7 @@ def minibatches(
     answers: Sequence[Answer],  # Answers of a step
     config: GRPOConfig,  # Number of minibatches, seed
     step: int,  # Number of the step, from 0
-) -> list[list[Answer]]:  # As many as are not empty
+) -> list[list[Answer]]:  # Parts that are not empty
     """Deal answers to minibatches at random.
 
     Args:
@@ -204,7 +204,7 @@ def minibatches(
         step: Number of the step, from 0
 
     Returns:
-        As many as are not empty
+        Parts that are not empty
     """
     if config.num_minibatches == 1:
         return [list(answers)] if answers else []
@@ -216,7 +216,7 @@ def minibatches(
 def pack_minibatches(
     run: GRPOState,  # Shape, loss, reference
     answers: Sequence[Answer],  # Answers of a step
-) -> list[PolicyBatch]:  # With the log-probabilities that the objective needs
+) -> list[PolicyBatch]:  # Batches with the log-probabilities that the objective needs
     """Pack the batches of a step.
 
     Args:
@@ -224,7 +224,7 @@ def pack_minibatches(
         answers: Answers of a step
 
     Returns:
-        With the log-probabilities that the objective needs
+        Batches with the log-probabilities that the objective needs
     """
     config, shards = run.config, row_shards(run.step.mesh)
     packed = []
@@ -454,7 +454,7 @@ def train_config_for(
     config: GRPOConfig,  # Steps and updates
     shape: PolicyShape,  # Shape of a batch
     **numbers: Any,  # Fields of `TrainConfig`: learning_rate, optimizer, dtype, ...
-) -> TrainConfig:  # With a constant rate after warm-up, unless given otherwise
+) -> TrainConfig:  # Config with a constant rate after warm-up, unless given otherwise
     """Build the training config of a run of GRPO.
 
     Args:
@@ -463,7 +463,7 @@ def train_config_for(
         **numbers: Fields of `TrainConfig`: learning_rate, optimizer, dtype, ...
 
     Returns:
-        With a constant rate after warm-up, unless given otherwise
+        Config with a constant rate after warm-up, unless given otherwise
     """
     given: dict[str, Any] = {"warmup_steps": 0, "final_lr_ratio": 1.0, "seed": config.seed}
     return TrainConfig(
@@ -471,14 +471,14 @@ def train_config_for(
         seq_length=shape.seq_length, **(given | numbers),
     )  # fmt: skip
 
-
+# %% ../../nbs/rl/60_grpo.ipynb #0b31a4eb
 def start_grpo(
     model: Gemma,  # Model to train
     tokenizer: Tokenizer,
     questions: Questions,  # Questions to practice on
     rewards: RewardSet,  # Reward functions
     config: GRPOConfig,
-    train_config: TrainConfig,  # From `train_config_for`
+    train_config: TrainConfig,  # Config from `train_config_for`
     shape: PolicyShape,  # Shape of a batch
     *,
     folder: Path,  # Run folder
@@ -489,20 +489,20 @@ def start_grpo(
     attention: str,
     asked: StopRequest,
     scoring: dict[str, Any],
-) -> GRPOState:  # Before the first step
+) -> GRPOState:  # State before the first step
     """Compile the update and put a run together.
 
     Args:
         model: Model to train
         questions: Questions to practice on
         rewards: Reward functions
-        train_config: From `train_config_for`
+        train_config: Config from `train_config_for`
         shape: Shape of a batch
         folder: Run folder
         identity: Fingerprints of model and data
 
     Returns:
-        Before the first step
+        State before the first step
     """
     objective = policy_objective(
         train_config, config.loss, temperature=config.temperature, beta=config.beta,
@@ -538,7 +538,7 @@ def start_grpo(
         clock, asked, folder, scoring=scoring,
     )  # fmt: skip
 
-
+# %% ../../nbs/rl/60_grpo.ipynb #a20d09d6
 def resume_grpo(
     run: GRPOState,  # Run before its first step, changed in place
     continue_from: Path | None = None,  # Another run folder, only read, if this has no checkpoint
@@ -587,7 +587,7 @@ def finish_grpo(
     run.state = found[1]
     return best
 
-
+# %% ../../nbs/rl/60_grpo.ipynb #dcbec80b
 def train_grpo(
     model: Gemma,  # Model to train, changed in place
     tokenizer: Tokenizer,  # Its tokenizer

@@ -110,7 +110,7 @@ FIXED = {
 
 
 def answers_html(
-    table: pd.DataFrame,  # From `completions_table`, or read from a completions file
+    table: pd.DataFrame,  # Table from `completions_table`, or read from a completions file
     *,
     groups: int = 3,  # Groups to show, those whose rewards differ most first
     answers: int = 4,  # Answers of each: the best and the worst
@@ -119,7 +119,7 @@ def answers_html(
     """Show the answers of a step side by side.
 
     Args:
-        table: From `completions_table`, or read from a completions file
+        table: Table from `completions_table`, or read from a completions file
         groups: Groups to show, those whose rewards differ most first
         answers: Answers of each: the best and the worst
         style: True to include the style sheet; False where the page has it already

@@ -33,14 +33,14 @@ class Answer:
         prompt: Tokens of the prompt
         tokens: Tokens of the answer, its end token included
         logprobs: Log-probability of each of them when it was sampled, in nats
-        advantage: How much better it is than the others to the same prompt
+        advantage: Advantage over the others to the same prompt
         counted: False for an answer without a reward, or cut off and masked
     """
 
     prompt: Sequence[int]  # Tokens of the prompt
     tokens: Sequence[int]  # Tokens of the answer, its end token included
     logprobs: Sequence[float]  # Log-probability of each of them when it was sampled, in nats
-    advantage: float  # How much better it is than the others to the same prompt
+    advantage: float  # Advantage over the others to the same prompt
     counted: bool = True  # False for an answer without a reward, or cut off and masked
 
 # %% ../../nbs/rl/30_policy_batch.ipynb #aeee9e30

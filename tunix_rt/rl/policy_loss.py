@@ -29,7 +29,7 @@ class PolicyLoss:
 
     Attributes:
         estimator: Advantage estimator, a key of `ESTIMATORS`
-        ratio: What the ratio is taken over: "token", "sequence_mean" or "sequence_sum"
+        ratio: Unit of the ratio: "token", "sequence_mean" or "sequence_sum"
         normalize: Divisor: "max_length", "tokens" or "own_length"
         epsilon: Clip range below 1
         epsilon_high: Clip range above 1; the cap of the ratio for CISPO
@@ -38,7 +38,7 @@ class PolicyLoss:
     """
 
     estimator: str  # Advantage estimator, a key of `ESTIMATORS`
-    ratio: str  # What the ratio is taken over: "token", "sequence_mean" or "sequence_sum"
+    ratio: str  # Unit of the ratio: "token", "sequence_mean" or "sequence_sum"
     normalize: str  # Divisor: "max_length", "tokens" or "own_length"
     epsilon: float = 0.2  # Clip range below 1
     epsilon_high: float = 0.28  # Clip range above 1; the cap of the ratio for CISPO
@@ -86,7 +86,7 @@ class PolicyBatch(NamedTuple):
         weights: Weight of each token in the loss, 0 where the mask is False, [R, T]
         advantages: Advantage of the token's answer, [R, T]
         sampler_logprobs: Log-probability when it was sampled, in nats, [R, T]
-        old_logprobs: Before the first update of this batch; NaN for "the current one", [R, T]
+        old_logprobs: Those before the first update; NaN for "the current one", [R, T]
         ref_logprobs: Log-probability of the reference; 0 without a KL penalty, [R, T]
     """
 
@@ -97,7 +97,7 @@ class PolicyBatch(NamedTuple):
     weights: Any  # Weight of each token in the loss, 0 where the mask is False, [R, T]
     advantages: Any  # Advantage of the token's answer, [R, T]
     sampler_logprobs: Any  # Log-probability when it was sampled, in nats, [R, T]
-    old_logprobs: Any  # Before the first update of this batch; NaN for "the current one", [R, T]
+    old_logprobs: Any  # Those before the first update; NaN for "the current one", [R, T]
     ref_logprobs: Any  # Log-probability of the reference; 0 without a KL penalty, [R, T]
 
 

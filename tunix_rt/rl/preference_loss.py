@@ -167,17 +167,17 @@ class Scores(NamedTuple):
     """Log-probabilities of both answers of each pair, sums or averages over their tokens.
 
     Attributes:
-        chosen: Under the policy, [B, P]
-        rejected: Under the policy, [B, P]
-        ref_chosen: Under the reference, [B, P]
-        ref_rejected: Under the reference, [B, P]
+        chosen: Log-probability of the chosen answer under the policy, [B, P]
+        rejected: Log-probability of the rejected answer under the policy, [B, P]
+        ref_chosen: The same of the chosen answer under the reference, [B, P]
+        ref_rejected: The same of the rejected answer under the reference, [B, P]
         present: True where there is a pair, [B, P]
     """
 
-    chosen: jax.Array  # Under the policy, [B, P]
-    rejected: jax.Array  # Under the policy, [B, P]
-    ref_chosen: jax.Array  # Under the reference, [B, P]
-    ref_rejected: jax.Array  # Under the reference, [B, P]
+    chosen: jax.Array  # Log-probability of the chosen answer under the policy, [B, P]
+    rejected: jax.Array  # Log-probability of the rejected answer under the policy, [B, P]
+    ref_chosen: jax.Array  # The same of the chosen answer under the reference, [B, P]
+    ref_rejected: jax.Array  # The same of the rejected answer under the reference, [B, P]
     present: jax.Array  # True where there is a pair, [B, P]
 
 

@@ -105,14 +105,14 @@ class PreferencePair:
     Attributes:
         chosen: The better answer
         rejected: The other one
-        chosen_score: What a judge or a reward gave it, if that is known
+        chosen_score: Score from a judge or a reward, if known
         rejected_cut: True if the rejected answer was cut off, and has no end
     """
 
     prompt: Prompt
     chosen: str  # The better answer
     rejected: str  # The other one
-    chosen_score: float | None = None  # What a judge or a reward gave it, if that is known
+    chosen_score: float | None = None  # Score from a judge or a reward, if known
     rejected_score: float | None = None
     rejected_cut: bool = False  # True if the rejected answer was cut off, and has no end
 
@@ -356,20 +356,20 @@ def write_preferences(
 
 # %% ../../nbs/rl/82_preference_pairs.ipynb #eab4ca85
 def pairs_from_groups(
-    table: pd.DataFrame,  # From `completions_table`, or read from completions files
+    table: pd.DataFrame,  # Table from `completions_table`, or read from completions files
     *,
     pairs_per_group: int = 1,  # Most pairs of one group, of different rejected answers
     min_gap: float = 0.0,  # Rewards of a pair differ by more than this
-) -> list[PreferencePair]:  # In the order of steps and questions
+) -> list[PreferencePair]:  # Pairs in the order of steps and questions
     """Pair the best answers of each group with the worst.
 
     Args:
-        table: From `completions_table`, or read from completions files
+        table: Table from `completions_table`, or read from completions files
         pairs_per_group: Most pairs of one group, of different rejected answers
         min_gap: Rewards of a pair differ by more than this
 
     Returns:
-        In the order of steps and questions
+        Pairs in the order of steps and questions
     """
     needed = {"step", "question", "prompt", "completion", "reward", "tokens", "finish_reason"}
     if missing := sorted(needed - set(table.columns)):
@@ -570,7 +570,7 @@ def encode_preferences(
     loss: PreferenceLoss,  # Method, which says whether it takes pairs
     *,
     max_length: int,  # Most tokens of a prompt and an answer
-) -> EncodedPairs:  # What fits, in order
+) -> EncodedPairs:  # Pairs that fit, in order
     """Tokenize preferences, and drop what is too long.
 
     Args:
@@ -580,7 +580,7 @@ def encode_preferences(
         max_length: Most tokens of a prompt and an answer
 
     Returns:
-        What fits, in order
+        Pairs that fit, in order
     """
     if not loss.paired:
         return _encode_rated(tokenizer, rated_answers(items), max_length)
@@ -706,7 +706,7 @@ def questions_in(
     encoded: EncodedPairs,  # Tokenized preferences
     seq_length: int,  # T, as when they were packed
     rows: Sequence[int],  # Indices of rows
-) -> str:  # Such as "row 3: '1 + 1?', 'Name a color.'"
+) -> str:  # Text such as "row 3: '1 + 1?', 'Name a color.'"
     """Name the questions in some rows, for an error message.
 
     Args:
@@ -715,7 +715,7 @@ def questions_in(
         rows: Indices of rows
 
     Returns:
-        Such as "row 3: '1 + 1?', 'Name a color.'"
+        Text such as "row 3: '1 + 1?', 'Name a color.'"
     """
     lengths = [sum(len(part.tokens) for part in unit) for unit in encoded.units]
     assigned = best_fit(lengths, seq_length)
@@ -770,14 +770,14 @@ def row_logprobs(
 
 # %% ../../nbs/rl/82_preference_pairs.ipynb #d79a4574
 def preference_figures(
-    logprobs: np.ndarray,  # From `row_logprobs`, [R, T]
+    logprobs: np.ndarray,  # Log-probabilities from `row_logprobs`, [R, T]
     rows: PairBatch,  # Rows with the log-probabilities of the reference
     config: PreferenceConfig,  # Loss and its numbers
 ) -> dict[str, float]:  # The log's figures over all rows, and "ranking"
     """Compute loss, rewards and ranking of all pairs, as measured on pairs held back.
 
     Args:
-        logprobs: From `row_logprobs`, [R, T]
+        logprobs: Log-probabilities from `row_logprobs`, [R, T]
         rows: Rows with the log-probabilities of the reference
         config: Loss and its numbers
 

@@ -127,18 +127,18 @@ def worked_trace(
 
 def is_right(
     trace: Trace,  # Question with its answer
-    prediction: Prediction,  # What a model said to it
+    prediction: Prediction,  # Prediction for it
 ) -> bool:
     """Check whether a prediction is right, with its working, in the format.
 
     Args:
         trace: Question with its answer
-        prediction: What a model said to it
+        prediction: Prediction for it
     """
     kept = score("format", trace, prediction) == 1
     return kept and score("answer_correctness", trace, prediction) == 1
 
-
+# %% ../../nbs/rl/75_rejection_sampling.ipynb #b26737c6
 def select_right(
     trace: Trace,  # Question with its answer
     predictions: Sequence[Prediction],  # Samples of it
@@ -207,7 +207,7 @@ def harvest(
         traces, len(questions.traces), solved, len(completions), right, right - distinct, spare
     )
 
-
+# %% ../../nbs/rl/75_rejection_sampling.ipynb #949a0577
 def sample_working(
     model: Gemma,  # Model that writes the working
     tokenizer: Tokenizer,  # Its tokenizer

@@ -186,14 +186,14 @@ class Groups:
 
 def step_seed(
     *numbers: int,  # Seed of the run, step, round
-) -> int:  # From 0 to 2^31 - 1
+) -> int:  # Seed from 0 to 2^31 - 1
     """Mix numbers into the seed of one round of sampling.
 
     Args:
         *numbers: Seed of the run, step, round
 
     Returns:
-        From 0 to 2^31 - 1
+        Seed from 0 to 2^31 - 1
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
 
@@ -205,7 +205,7 @@ def sample_groups(
     chosen: np.ndarray,  # Indices of those to answer, [P]
     config: GRPOConfig,  # Answers to each, their length and temperature
     *,
-    seed: int,  # From `step_seed`
+    seed: int,  # Seed from `step_seed`
     dtype: Any = jnp.float32,  # Compute dtype
 ) -> list[Completion]:  # Group by group, with log-probabilities, [P * G]
     """Answer each question several times.
@@ -216,7 +216,7 @@ def sample_groups(
         questions: Questions of the run
         chosen: Indices of those to answer, [P]
         config: Answers to each, their length and temperature
-        seed: From `step_seed`
+        seed: Seed from `step_seed`
         dtype: Compute dtype
 
     Returns:
@@ -231,7 +231,7 @@ def sample_groups(
         batch_size=config.generation_batch_size, dtype=dtype, prompt_length=questions.longest,
     )  # fmt: skip
 
-
+# %% ../../nbs/rl/50_rollouts.ipynb #53395ae1
 def score_groups(
     rewards: RewardSet,  # Reward functions
     questions: Questions,  # Questions of the run
@@ -259,7 +259,7 @@ def score_groups(
     found = group_advantages(scored.total.reshape(len(chosen), each), config.loss.estimator)
     return Groups(chosen, list(completions), scored, found, found.mixed)
 
-
+# %% ../../nbs/rl/50_rollouts.ipynb #af76cb49
 def join_groups(
     rounds: Sequence[Groups],  # Groups of each round
     most: int,  # Largest number of groups to keep
@@ -295,7 +295,7 @@ def join_groups(
         kept,
     )
 
-
+# %% ../../nbs/rl/50_rollouts.ipynb #6111d856
 def refill_count(
     missing: int,  # Groups still to be found
     kept: int,  # Groups kept so far
@@ -322,21 +322,21 @@ def collect_groups(
     model: Gemma,  # Current policy
     tokenizer: Tokenizer,  # Its tokenizer
     questions: Questions,  # Questions of the run
-    pools: DifficultyPools,  # What is known of them; updated
+    pools: DifficultyPools,  # Their difficulty, as far as known; updated
     rewards: RewardSet,  # Reward functions
     config: GRPOConfig,  # Hyperparameters
     step: int,  # Number of the step, from 0
     *,
     dtype: Any = jnp.float32,  # Compute dtype
     **how: Any,  # Options of `score_completions`
-) -> Groups:  # At most `prompts_per_step` of them to be kept
+) -> Groups:  # Groups, at most `prompts_per_step` of them to be kept
     """Sample until enough groups teach something, or the rounds are over.
 
     Args:
         model: Current policy
         tokenizer: Its tokenizer
         questions: Questions of the run
-        pools: What is known of them; updated
+        pools: Their difficulty, as far as known; updated
         rewards: Reward functions
         config: Hyperparameters
         step: Number of the step, from 0
@@ -344,7 +344,7 @@ def collect_groups(
         **how: Options of `score_completions`
 
     Returns:
-        At most `prompts_per_step` of them to be kept
+        Groups, at most `prompts_per_step` of them to be kept
     """
     rounds: list[Groups] = []
     for number in range(1 + config.max_resample):
@@ -369,18 +369,18 @@ def collect_groups(
         rounds.append(part)
     return join_groups(rounds, config.prompts_per_step)
 
-
+# %% ../../nbs/rl/50_rollouts.ipynb #77b15d1a
 def answers_of(
     groups: Groups,  # Groups of a step
     questions: Questions,  # Questions of the run
-    config: GRPOConfig,  # Whether answers that were cut off count
+    config: GRPOConfig,  # Setting for answers that were cut off
 ) -> list[Answer]:  # Answers of the groups that are kept
     """Turn groups into answers to train on.
 
     Args:
         groups: Groups of a step
         questions: Questions of the run
-        config: Whether answers that were cut off count
+        config: Setting for answers that were cut off
 
     Returns:
         Answers of the groups that are kept
@@ -473,14 +473,14 @@ def completions_table(
 
 def write_completions(
     folder: Path,  # Run folder
-    table: pd.DataFrame,  # From `completions_table`
+    table: pd.DataFrame,  # Table from `completions_table`
     step: int,  # Number of the step, from 1
 ) -> Path:  # completions/completions_00010.parquet
     """Write the answers of a step as Parquet, whole or not at all.
 
     Args:
         folder: Run folder
-        table: From `completions_table`
+        table: Table from `completions_table`
         step: Number of the step, from 1
 
     Returns:

@@ -83,13 +83,13 @@ HOSTS = ".hosts"  # Folder in a run folder for the records of the other processe
 
 def process_folder(
     run_dir: str,  # Run folder as it was given; "" for none
-    place: ProcessPlace,  # Which process this is
+    place: ProcessPlace,  # Place of this process
 ) -> str:  # Folder for the record of this process
     """Choose the folder that this process writes its own record to.
 
     Args:
         run_dir: Run folder as it was given; "" for none
-        place: Which process this is
+        place: Place of this process
 
     Returns:
         Folder for the record of this process
@@ -108,13 +108,13 @@ def process_folder(
 
 def check_multihost(
     pipeline: str,  # Verb of the pipeline
-    place: ProcessPlace,  # Which process this is
+    place: ProcessPlace,  # Place of this process
 ) -> None:
     """Refuse a pipeline that every process would run for itself.
 
     Args:
         pipeline: Verb of the pipeline
-        place: Which process this is
+        place: Place of this process
     """
     if place.count > 1 and pipeline not in MULTIHOST:
         raise RunError(

@@ -30,13 +30,13 @@ class Leftover:
     """A file or folder that a process left behind.
 
     Attributes:
-        what: Such as "dataset that was not finished"
+        what: Kind, such as "dataset that was not finished"
         size: Bytes
         run: Run folder whose lock guards it; None if it has its own
     """
 
     path: Path
-    what: str  # Such as "dataset that was not finished"
+    what: str  # Kind, such as "dataset that was not finished"
     size: int  # Bytes
     run: Path | None = None  # Run folder whose lock guards it; None if it has its own
 
@@ -108,7 +108,7 @@ def places() -> dict[Path, str]:  # Folder to what a temporary name in it was to
 
 def _in_place(
     folder: Path,  # One of `places`
-    what: str,  # What its temporary names were to become
+    what: str,  # Name of what it was to become
 ) -> Iterator[Leftover]:
     shared = folder == Path(gettempdir()).resolve()
     for entry in _entries(folder):
@@ -149,14 +149,14 @@ def _in_run(
 # %% ../../nbs/runs/70_leftovers.ipynb #c0d0c672
 def find_leftovers(
     also: Iterable[Path] = (),  # Other folders to look at
-) -> list[Leftover]:  # In the order of the folders; nothing is changed
+) -> list[Leftover]:  # Leftovers in the order of the folders; nothing is changed
     """List what no living process owns.
 
     Args:
         also: Other folders to look at
 
     Returns:
-        In the order of the folders; nothing is changed
+        Leftovers in the order of the folders; nothing is changed
     """
     looked_at = {**places(), **{path.resolve(): "file that was not finished" for path in also}}
     found: list[Leftover] = []
@@ -172,12 +172,12 @@ def find_leftovers(
 
 
 def remove_leftover(
-    leftover: Leftover,  # From `find_leftovers`
+    leftover: Leftover,  # Leftover from `find_leftovers`
 ) -> bool:  # False if somebody took it in between, or it can't be removed
     """Remove one leftover, unless it has an owner by now.
 
     Args:
-        leftover: From `find_leftovers`
+        leftover: Leftover from `find_leftovers`
 
     Returns:
         False if somebody took it in between, or it can't be removed

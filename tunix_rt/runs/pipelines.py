@@ -32,15 +32,15 @@ __all__ = ['PLAIN', 'pipeline_name', 'list_pipelines', 'find_pipeline', 'pipelin
 
 # %% ../../nbs/runs/50_pipelines.ipynb #a717e125
 def pipeline_name(
-    path: Path,  # Such as nbs/pipelines/10_train.ipynb
-) -> str:  # Such as "train"
+    path: Path,  # Path of a notebook, such as nbs/pipelines/10_train.ipynb
+) -> str:  # Name such as "train"
     """Name a notebook by its verb.
 
     Args:
-        path: Such as nbs/pipelines/10_train.ipynb
+        path: Path of a notebook, such as nbs/pipelines/10_train.ipynb
 
     Returns:
-        Such as "train"
+        Name such as "train"
     """
     return re.sub(r"^\d+_", "", path.stem)
 

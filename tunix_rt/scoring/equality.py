@@ -69,7 +69,7 @@ def _rounds_to(value: Any, given: Quantity) -> bool:
         return False
     return bool(abs(scaled - int(target)) <= 0.5)
 
-
+# %% ../../nbs/scoring/28_equality.ipynb #a76f3fa9
 def _same_items(
     expected: Sequence[Value], given: Sequence[Value], ordered: bool, lenient: bool
 ) -> bool:
@@ -117,7 +117,7 @@ def _same_group(expected: Group, given: Group, lenient: bool) -> bool:
         free = not expected.ordered
     return _same_items(left, right, not free, lenient)
 
-
+# %% ../../nbs/scoring/28_equality.ipynb #ee35b4a7
 def _same_interval(expected: Interval, given: Interval, lenient: bool) -> bool:
     return (
         expected.closed == given.closed
@@ -147,7 +147,7 @@ def _as_equation(value: Value) -> Equation | None:
         return read_equation([value.name, value.value.text])
     return None
 
-
+# %% ../../nbs/scoring/28_equality.ipynb #6c099856
 def same_meaning(
     expected: Value,  # Value of the key
     given: Value,  # Value of the answer
@@ -199,7 +199,7 @@ def same_meaning(
         )
     return _same_scalar(expected, given, lenient)
 
-
+# %% ../../nbs/scoring/28_equality.ipynb #ad65520f
 def _same_special(expected: Value, given: Value, lenient: bool) -> bool:
     if isinstance(expected, Special) and isinstance(given, Special):
         return expected == given

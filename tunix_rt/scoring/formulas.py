@@ -17,7 +17,7 @@ from .normalize import fold_greek
 
 # %% auto #0
 __all__ = ['Node', 'DEEPEST', 'LONGEST_FORMULA', 'FUNCTIONS', 'LARGEST', 'DIGITS', 'POINTS', 'READABLE', 'Unreadable', 'Reader',
-           'read_formula', 'work_out_node', 'symbols_of', 'evaluate', 'evaluate_node', 'spell_value', 'near',
+           'read_formula', 'tree_value', 'symbols_of', 'formula_values', 'tree_values', 'spell_value', 'near',
            'same_values', 'has_numeral']
 
 # %% ../../nbs/scoring/17_formulas.ipynb #bedad2c4
@@ -146,7 +146,7 @@ def _function_argument(reader: Reader) -> Node:
         product = ("*", product, _power(reader))
     return product
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #ef53c3c3
 def _atom(reader: Reader) -> Node:
     first = _skip(reader)
     if found := _match(reader, _number):
@@ -211,7 +211,7 @@ def _with_subscript(reader: Reader, name: str) -> Node:
         name += "_" + (found[1] or found[2] or "").strip()
     return ("symbol", name)
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #c4f7ed64
 def _exponent(reader: Reader) -> Node:
     if _take(reader, "-"):
         return ("-", _exponent(reader))
@@ -245,7 +245,7 @@ def _signed(reader: Reader) -> Node:
         return ("±", _signed(reader))
     return _power(reader)
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #c7fe7847
 def _product(reader: Reader) -> Node:
     node = _signed(reader)
     while sign := _skip(reader):
@@ -284,7 +284,7 @@ def _sum(reader: Reader) -> Node:
             break
     return node
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #0651094f
 @lru_cache(maxsize=16384)
 def read_formula(
     text: str,  # Formula from `tidy`
@@ -334,7 +334,7 @@ def _small(value: Any) -> Any:
         raise Unreadable
     return value
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #855bf9a8
 def _exact_root(value: Fraction, degree: int) -> Fraction | None:
     parts = []
     for part in (value.numerator, value.denominator):
@@ -378,7 +378,7 @@ def _raise(base: Any, exponent: Any) -> Any:
             return _raise(_root(Fraction(exponent.denominator), base), Fraction(exponent.numerator))
     return _mp().power(_wide(base), _wide(exponent))
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #3a75cfdf
 def _apply(name: str, value: Any) -> Any:
     mp = _mp()
     if name == "abs":
@@ -413,8 +413,8 @@ def _binomial(n: Any, k: Any) -> Fraction:
         raise Unreadable
     return Fraction(math.comb(int(n), int(k)))
 
-
-def work_out_node(
+# %% ../../nbs/scoring/17_formulas.ipynb #dde2a230
+def tree_value(
     node: Node,  # Tree from `read_formula`
     values: dict[str, Any],  # Value of each symbol; under "±" the sign
 ) -> Any:  # Fraction or mpmath number; infinity is an mpf
@@ -437,13 +437,13 @@ def work_out_node(
         mp = _mp()
         return {"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1)}[name]
     if kind == "log":
-        base, value = (_wide(work_out_node(part, values)) for part in node[1:])
+        base, value = (_wide(tree_value(part, values)) for part in node[1:])
         return _mp().log(value) / _mp().log(base)
     if kind == "function":
-        return _small(_apply(node[1], work_out_node(node[2], values)))
+        return _small(_apply(node[1], tree_value(node[2], values)))
     if kind == "infinity":
         return _mp().inf
-    parts = [work_out_node(part, values) for part in node[1:]]
+    parts = [tree_value(part, values) for part in node[1:]]
     if kind == "-":
         return -parts[0]
     if any(not isinstance(part, Fraction) and _mp().isinf(part) for part in parts):
@@ -467,7 +467,7 @@ def work_out_node(
         return _small(_root(left, right))
     return _binomial(left, right)
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #11ba572f
 def symbols_of(
     node: Node,  # Tree from `read_formula`
 ) -> frozenset[str]:  # Names of its variables; "±" where the sign is open
@@ -498,9 +498,9 @@ def _point(names: frozenset[str], number: int) -> dict[str, Any]:
         point[name] = -value if number >= 2 and seed & 65536 else value
     return point
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #803dcb5c
 @lru_cache(maxsize=16384)
-def evaluate(
+def formula_values(
     text: str,  # Formula from `tidy`
     sign: int = 1,  # Value of an open sign, 1 or -1
 ) -> tuple[Any, ...] | None:  # One value, `POINTS` values with variables; None if unreadable
@@ -516,13 +516,13 @@ def evaluate(
     node = read_formula(text)
     if node is None:
         return None
-    return evaluate_node(node, sign)
+    return tree_values(node, sign)
 
 
-def evaluate_node(
+def tree_values(
     node: Node,  # Tree from `read_formula`
     sign: int = 1,  # Value of an open sign, 1 or -1
-) -> tuple[Any, ...] | None:  # Values as from `evaluate`
+) -> tuple[Any, ...] | None:  # Values as from `formula_values`
     """Evaluate a tree, at several points if it has variables.
 
     Args:
@@ -530,7 +530,7 @@ def evaluate_node(
         sign: Value of an open sign, 1 or -1
 
     Returns:
-        Values as from `evaluate`
+        Values as from `formula_values`
     """
     try:
         names = symbols_of(node) - {"±"}
@@ -539,21 +539,21 @@ def evaluate_node(
     values = []
     for number in range(POINTS if names else 1):
         try:
-            values.append(work_out_node(node, {**_point(names, number), "±": sign}))
+            values.append(tree_value(node, {**_point(names, number), "±": sign}))
         except (Unreadable, ArithmeticError, ValueError, TypeError, KeyError, RecursionError):
             if number < 2:
                 return None
             values.append(None)
     return tuple(values)
 
-
+# %% ../../nbs/scoring/17_formulas.ipynb #5a2fcb27
 def spell_value(
-    value: Any,  # Value from `evaluate`
+    value: Any,  # Value from `formula_values`
 ) -> str:  # Text, equal for values that `near` calls equal
     """Format a value.
 
     Args:
-        value: Value from `evaluate`
+        value: Value from `formula_values`
 
     Returns:
         Text, equal for values that `near` calls equal
@@ -564,14 +564,14 @@ def spell_value(
 
 
 def near(
-    left: Any,  # Value from `evaluate`
-    right: Any,  # Value from `evaluate`
+    left: Any,  # Value from `formula_values`
+    right: Any,  # Value from `formula_values`
 ) -> bool:  # True if equal; to forty digits if one is not exact
     """Compare two values.
 
     Args:
-        left: Value from `evaluate`
-        right: Value from `evaluate`
+        left: Value from `formula_values`
+        right: Value from `formula_values`
 
     Returns:
         True if equal; to forty digits if one is not exact
@@ -591,14 +591,14 @@ def near(
 
 
 def same_values(
-    left: tuple[Any, ...],  # Values from `evaluate`
-    right: tuple[Any, ...],  # Values from `evaluate`
+    left: tuple[Any, ...],  # Values from `formula_values`
+    right: tuple[Any, ...],  # Values from `formula_values`
 ) -> bool:  # True if equal at every point
     """Compare the values of two formulas.
 
     Args:
-        left: Values from `evaluate`
-        right: Values from `evaluate`
+        left: Values from `formula_values`
+        right: Values from `formula_values`
 
     Returns:
         True if equal at every point
@@ -610,12 +610,12 @@ READABLE = 10**15  # Largest numerator or denominator that people write out
 
 
 def has_numeral(
-    values: tuple[Any, ...],  # Values from `evaluate`
+    values: tuple[Any, ...],  # Values from `formula_values`
 ) -> bool:  # True where a numeral of moderate length has the same value
     """Decide whether a simplifier would write this value as a numeral.
 
     Args:
-        values: Values from `evaluate`
+        values: Values from `formula_values`
 
     Returns:
         True where a numeral of moderate length has the same value

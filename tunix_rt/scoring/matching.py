@@ -136,8 +136,7 @@ def _read_tail(text: str) -> Value | None:
         return None if isinstance(value, Words) else Named(name.replace(" ", ""), value)
     return None
 
-
-_numeral_only = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+# %% ../../nbs/scoring/38_matching.ipynb #fa59557b
 _atomic = re.compile(r"\W*[-+$€£]?\d[\d,.]*(?: ?[%°])?\W*|[A-Za-z]+", re.ASCII)
 _squeeze = re.compile(r"[\s$.?!,;:*`\"']+")
 
@@ -161,7 +160,7 @@ def is_copied(
     source = _squeeze.sub("", prompt).casefold()
     return len(squeezed) > 1 and (squeezed in source or (len(source) > 12 and source in squeezed))
 
-
+# %% ../../nbs/scoring/38_matching.ipynb #d8b8f821
 _formula_signs = re.compile(r"\\[a-zA-Z]+")
 _english = re.compile(r"[^\W\d_]{2,}")
 
@@ -177,6 +176,49 @@ def _ask_algebra(expected: str, given: str) -> bool:
         ):
             return False
     return same_formula(expected, given)
+
+# %% ../../nbs/scoring/38_matching.ipynb #63a42490
+def _chosen(expected: str, wanted: str, given: str, found: str) -> bool:
+    wanted, found = tidy(wanted)[0], tidy(found)[0]
+    if key := _choice_key.fullmatch(wanted):
+        letter = key[1] or key[2]
+        return letter in (read_choice(found), read_choice(given))
+    if normalize_text(wanted) in _verdicts:
+        verdict = read_verdict(tidy(given)[0] if "\n" not in given else given)
+        return verdict is not None and verdict == _verdicts[normalize_text(wanted)]
+    return False
+
+
+_decimal_comma = re.compile(r"-?\d{1,3}(?:\.\d{3})+,\d+|-?\d+,(?:\d{1,2}|\d{4,})", re.ASCII)
+
+
+def _with_decimal_comma(wanted: Value, wanted_text: str, found: Value, found_text: str) -> bool:
+    "Compare a number with one written with a decimal comma, which looks like a list."
+    for value, text in ((wanted, found_text), (found, wanted_text)):
+        if isinstance(value, Number) and _decimal_comma.fullmatch(text):
+            written = Fraction(text.replace(".", "").replace(",", "."))
+            return value.quantity.value == written and value.quantity.decimals > 0
+    return False
+
+
+def _same_words(expected: str, given: str) -> bool:
+    pairs = (
+        (expected, given),
+        (tidy(expected)[0], tidy(given)[0]),
+        tuple(map(lower_subscripts, (expected, given))),
+    )
+    return any(same_text(*pair) for pair in pairs)
+
+
+def _says(wanted: Value, given: str) -> bool:
+    final = find_in_prose(given)
+    if final is None:
+        return False
+    value = read_value(tidy(final.text)[0])
+    return same_meaning(wanted, value, lenient=True)
+
+# %% ../../nbs/scoring/38_matching.ipynb #9a609376
+_numeral_only = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 
 
 def answers_match(
@@ -225,46 +267,6 @@ def answers_match(
     if lenient and isinstance(found, Words) and found != REFUSED:
         return _says(wanted, given)
     return lenient and _with_decimal_comma(wanted, tidy(wanted_text)[0], found, tidy(found_text)[0])
-
-
-def _chosen(expected: str, wanted: str, given: str, found: str) -> bool:
-    wanted, found = tidy(wanted)[0], tidy(found)[0]
-    if key := _choice_key.fullmatch(wanted):
-        letter = key[1] or key[2]
-        return letter in (read_choice(found), read_choice(given))
-    if normalize_text(wanted) in _verdicts:
-        verdict = read_verdict(tidy(given)[0] if "\n" not in given else given)
-        return verdict is not None and verdict == _verdicts[normalize_text(wanted)]
-    return False
-
-
-_decimal_comma = re.compile(r"-?\d{1,3}(?:\.\d{3})+,\d+|-?\d+,(?:\d{1,2}|\d{4,})", re.ASCII)
-
-
-def _with_decimal_comma(wanted: Value, wanted_text: str, found: Value, found_text: str) -> bool:
-    "Compare a number with one written with a decimal comma, which looks like a list."
-    for value, text in ((wanted, found_text), (found, wanted_text)):
-        if isinstance(value, Number) and _decimal_comma.fullmatch(text):
-            written = Fraction(text.replace(".", "").replace(",", "."))
-            return value.quantity.value == written and value.quantity.decimals > 0
-    return False
-
-
-def _same_words(expected: str, given: str) -> bool:
-    pairs = (
-        (expected, given),
-        (tidy(expected)[0], tidy(given)[0]),
-        tuple(map(lower_subscripts, (expected, given))),
-    )
-    return any(same_text(*pair) for pair in pairs)
-
-
-def _says(wanted: Value, given: str) -> bool:
-    final = find_in_prose(given)
-    if final is None:
-        return False
-    value = read_value(tidy(final.text)[0])
-    return same_meaning(wanted, value, lenient=True)
 
 # %% ../../nbs/scoring/38_matching.ipynb #82bab1ff
 def _is_unfinished(value: Value) -> bool:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from .final_answer import LONGEST_ANSWER
-from .formulas import evaluate, same_values
+from .formulas import formula_values, same_values
 from .normalize import compact, tidy
 from .numbers import Quantity, is_turning, read_tidy, same_value
 from .units import conversion
@@ -253,7 +253,7 @@ def read_scalar(
             text, unit = found["formula"].strip(), found["unit"]
     if "," in text or not text or _only_letters.fullmatch(text):
         return None
-    values = evaluate(text)
+    values = formula_values(text)
     return None if values is None else Formula(compact(text), values, unit)
 
 
@@ -329,7 +329,7 @@ def read_equation(
         Equation; None if a side cannot be evaluated
     """
     left, right = parts
-    difference = evaluate(f"({left.strip()})-({right.strip()})")
+    difference = formula_values(f"({left.strip()})-({right.strip()})")
     return (
         Equation(compact("=".join(parts)), difference)
         if difference and len(difference) > 1
@@ -506,6 +506,19 @@ def _read_matrix(text: str) -> Matrix | None:
     return Matrix(tuple(tuple(cell for cell in row if cell) for row in cells))
 
 
+def _read_both_signs(text: str) -> Value | None:
+    values = [formula_values(text, sign) for sign in (1, -1)]
+    if not all(values):
+        return None
+    items = tuple(
+        Number(Quantity(value[0]))
+        if value and len(value) == 1 and isinstance(value[0], Fraction)
+        else Formula(f"{compact(text)} {sign}", value or ())
+        for value, sign in zip(values, "+-", strict=True)
+    )
+    return Group("", items, ordered=False)
+
+# %% ../../nbs/scoring/27_meanings.ipynb #25939618
 def _read_list(text: str, trusted: bool) -> Value | None:
     for separator in (_semicolon, _or, _comma if ", " not in text else _wide_comma):
         parts = split_top(text, separator)
@@ -524,20 +537,7 @@ def _read_list(text: str, trusted: bool) -> Value | None:
         return Group("", items, ordered=separator is not _or)
     return None
 
-
-def _read_both_signs(text: str) -> Value | None:
-    values = [evaluate(text, sign) for sign in (1, -1)]
-    if not all(values):
-        return None
-    items = tuple(
-        Number(Quantity(value[0]))
-        if value and len(value) == 1 and isinstance(value[0], Fraction)
-        else Formula(f"{compact(text)} {sign}", value or ())
-        for value, sign in zip(values, "+-", strict=True)
-    )
-    return Group("", items, ordered=False)
-
-
+# %% ../../nbs/scoring/27_meanings.ipynb #de5924f0
 MOST_BRACKETS = 120  # Opening brackets; an answer with more is compared as text
 _structured = re.compile(
     r"[=<>,;()\[\]{}]|\\(?:le|ge|ne|in|approx|cup|begin)(?![A-Za-z])|\b(?:or|and|in)\b|[)\d](?:or|and)[(\d]"
@@ -587,7 +587,7 @@ def read_value(
         return _read_both_signs(text) or Words(text)
     return read_scalar(text) or Words(text)
 
-
+# %% ../../nbs/scoring/27_meanings.ipynb #1254de22
 def _read_named_number(text: str) -> Named | None:
     "Parse `x = 850,000`, whose comma does not split a list."
     name, _, rest = text.partition("=")

@@ -312,7 +312,7 @@ _latex_fraction = re.compile(
 _ORDINAL_ENDS = ("st", "nd", "rd", "th")
 _code_to_sign = {"USD": "$", "EUR": "€", "GBP": "£", "INR": "₹", "JPY": "¥", "RS": "₹"}
 
-
+# %% ../../nbs/scoring/15_numbers.ipynb #4b93c0e9
 def _spell_fraction(found: re.Match[str]) -> str:
     whole, minus, *rest = found.groups()
     top, bottom = rest[0] or rest[1], rest[2] or rest[3]
@@ -337,7 +337,7 @@ def _spelled_quantity(text: str) -> Quantity | None:
     unit = read_unit(" ".join(words[used:]))
     return None if unit is None else Quantity(sign * value * unit[0], unit[1], unit[2])
 
-
+# %% ../../nbs/scoring/15_numbers.ipynb #90533ac2
 @lru_cache(maxsize=32768)
 def read_tidy(
     text: str,  # Text from `tidy`

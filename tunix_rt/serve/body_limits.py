@@ -42,7 +42,7 @@ def limit_of(
 # %% ../../nbs/serve/20_body_limits.ipynb #3721c2ef
 MOST_PARAMETERS = 1000  # In the query of an address
 LONG_QUERY = f"the query has more than {MOST_PARAMETERS:,} parameters; ask for fewer at a time"
-FREE = 64 * 1024  # Bytes of a body that do not count towards the budget
+FREE = 64 * 1024  # Bytes of a body that do not count toward the budget
 FULL = (
     "the server holds as many large request bodies as it may; send this one again in a moment, or "
     "raise TUNIX_RT_BODIES_MAX_BYTES"

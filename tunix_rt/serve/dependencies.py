@@ -158,13 +158,13 @@ def say_next(
 
 # %% ../../nbs/serve/60_dependencies.ipynb #eeee30e0
 def existing_dataset(
-    key: str,  # Such as "golden-v2"
+    key: str,  # Key, such as "golden-v2"
     home: Path | None = None,  # Folder of datasets; that of the settings by default
 ) -> str:  # Same key
     """Check that a dataset exists.
 
     Args:
-        key: Such as "golden-v2"
+        key: Key, such as "golden-v2"
         home: Folder of datasets; that of the settings by default
 
     Returns:

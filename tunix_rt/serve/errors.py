@@ -59,14 +59,14 @@ class HTTPRefusal(TunixError):
 
 def status_of(
     error: TunixError,  # Error of the family
-) -> int:  # Such as 404
+) -> int:  # HTTP status, such as 404
     """Look up the status code of an error.
 
     Args:
         error: Error of the family
 
     Returns:
-        Such as 404
+        HTTP status, such as 404
     """
     if isinstance(error, HTTPRefusal):
         return error.status
@@ -83,7 +83,7 @@ OPENAI_KINDS = {
 
 
 def openai_body(
-    message: str,  # What was found and what to do
+    message: str,  # Finding, and what to do
     status: int,  # Response status code
     *,
     param: str | None = None,  # Field that is wrong
@@ -92,7 +92,7 @@ def openai_body(
     """Put an error into the shape that OpenAI's clients read.
 
     Args:
-        message: What was found and what to do
+        message: Finding, and what to do
         status: Response status code
         param: Field that is wrong
         code: Name of the rule

@@ -123,8 +123,8 @@ class FormField:
         value: Text in the field
         default: Text that stands for the notebook's default
         options: Choices, or suggestions for a text
-        labels: What a choice is shown as
-        error: What is wrong with the value
+        labels: Label of each choice
+        error: Error in the value
     """
 
     name: str
@@ -134,8 +134,8 @@ class FormField:
     help: str
     group: str = ""
     options: list[str] = field(default_factory=list)  # Choices, or suggestions for a text
-    labels: dict[str, str] = field(default_factory=dict)  # What a choice is shown as
-    error: str = ""  # What is wrong with the value
+    labels: dict[str, str] = field(default_factory=dict)  # Label of each choice
+    error: str = ""  # Error in the value
 
 
 def as_text(

@@ -171,13 +171,13 @@ def run_parameters(
 # %% ../../nbs/serve/65_run_requests.ipynb #b6ad6ed3
 def find_existing_run(
     store: Store,  # Database to search
-    run_id: UUID | None,  # That a run is to have
+    run_id: UUID | None,  # Id of the run
 ) -> RunRow | None:  # None when there is none so far
     """Find the run that an earlier attempt at the same request has left.
 
     Args:
         store: Database to search
-        run_id: That a run is to have
+        run_id: Id of the run
 
     Returns:
         None when there is none so far
@@ -202,7 +202,7 @@ def _checked_spec(
 def enqueue_training(
     store: Store,  # Database to write to
     request: RunRequest,  # Request as sent
-    run_id: UUID | None = None,  # That the run is to have; made up by default
+    run_id: UUID | None = None,  # Id of the run; made up by default
     *,
     later: bool = False,  # True to leave a dry run to a worker as well
 ) -> RunRow:  # Waiting, or done if it was a dry run
@@ -211,7 +211,7 @@ def enqueue_training(
     Args:
         store: Database to write to
         request: Request as sent
-        run_id: That the run is to have; made up by default
+        run_id: Id of the run; made up by default
         later: True to leave a dry run to a worker as well
 
     Returns:
@@ -240,7 +240,7 @@ def enqueue_and_wait(
     store: Store,  # Database to write to
     request: RunRequest,  # Request as sent
     stopping: Callable[[], bool],  # True when the server is to stop
-    run_id: UUID | None = None,  # That the run is to have; made up by default
+    run_id: UUID | None = None,  # Id of the run; made up by default
 ) -> RunRow:  # Ended, unless the server stops first
     """Put a run into the queue and work until it has ended.
 
@@ -248,7 +248,7 @@ def enqueue_and_wait(
         store: Database to write to
         request: Request as sent
         stopping: True when the server is to stop
-        run_id: That the run is to have; made up by default
+        run_id: Id of the run; made up by default
 
     Returns:
         Ended, unless the server stops first
@@ -266,14 +266,14 @@ def enqueue_and_wait(
 def enqueue_evaluation(
     store: Store,  # Database to write to
     request: EvaluateModelRequest,  # Request as sent
-    run_id: UUID | None = None,  # That the run is to have; made up by default
+    run_id: UUID | None = None,  # Id of the run; made up by default
 ) -> RunRow:  # Waiting
     """Queue an evaluation of a model.
 
     Args:
         store: Database to write to
         request: Request as sent
-        run_id: That the run is to have; made up by default
+        run_id: Id of the run; made up by default
 
     Returns:
         Waiting
@@ -339,14 +339,14 @@ def practice_parameters(
 def enqueue_practice(
     store: Store,  # Database to write to
     asked: GRPORequest,  # Request as sent
-    run_id: UUID | None = None,  # That the run is to have; made up by default
+    run_id: UUID | None = None,  # Id of the run; made up by default
 ) -> RunRow:  # Waiting
     """Queue a run that learns from rewards.
 
     Args:
         store: Database to write to
         asked: Request as sent
-        run_id: That the run is to have; made up by default
+        run_id: Id of the run; made up by default
 
     Returns:
         Waiting

@@ -21,7 +21,7 @@ __all__ = ['audit_entry', 'record_audit', 'AuditPage', 'list_audit']
 # %% ../../nbs/store/75_audit.ipynb #dd144a15
 def audit_entry(
     actor: str,  # Name of a token, or of who typed a command
-    action: str,  # Such as "delete_dataset"
+    action: str,  # Name of the action, such as "delete_dataset"
     target: str | None = None,  # Id or name of what it was done to
     **rest: Any,  # Other fields: role, status, count, address, request_id, details
 ) -> AuditEntry:  # Row that is not stored yet
@@ -29,7 +29,7 @@ def audit_entry(
 
     Args:
         actor: Name of a token, or of who typed a command
-        action: Such as "delete_dataset"
+        action: Name of the action, such as "delete_dataset"
         target: Id or name of what it was done to
         **rest: Other fields: role, status, count, address, request_id, details
 

@@ -124,8 +124,8 @@ def _candidates(
 def build_from_store(
     store: Store,  # Database to read from
     *,
-    name: str,  # Such as "golden"
-    version: str,  # Such as "v2"
+    name: str,  # Name, such as "golden"
+    version: str,  # Version, such as "v2"
     filters: Mapping[str, Any] | None = None,  # Field of `meta` to a value or a list of values
     selection_strategy: str = "latest",  # Or "random", which needs a seed
     seed: int | None = None,  # Seed of a random selection; recorded in any case
@@ -136,8 +136,8 @@ def build_from_store(
 
     Args:
         store: Database to read from
-        name: Such as "golden"
-        version: Such as "v2"
+        name: Name, such as "golden"
+        version: Version, such as "v2"
         filters: Field of `meta` to a value or a list of values
         selection_strategy: Or "random", which needs a seed
         seed: Seed of a random selection; recorded in any case

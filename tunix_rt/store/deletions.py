@@ -56,7 +56,7 @@ def record_deletion(
     who: str,  # Name of the person or of their token
     name: str | None = None,  # Name for people
     fingerprint: str | None = None,  # SHA-256 of the content
-    reason: str | None = None,  # Why, for people
+    reason: str | None = None,  # Reason, for people
     act_id: UUID | None = None,  # Id of the request that deletes it; made up by default
 ) -> DeletionRow:
     """Record that something is deleted.
@@ -68,7 +68,7 @@ def record_deletion(
         who: Name of the person or of their token
         name: Name for people
         fingerprint: SHA-256 of the content
-        reason: Why, for people
+        reason: Reason, for people
         act_id: Id of the request that deletes it; made up by default
     """
     row = DeletionRow(
@@ -333,7 +333,7 @@ def delete_traces(
     choice: TraceChoice,  # Traces to delete
     *,
     who: str,  # Name of the person or of their token
-    reason: str | None = None,  # Why, for people
+    reason: str | None = None,  # Reason, for people
     expected: int | None = None,  # Refuse if another number matches
     act_id: UUID | None = None,  # Id of the act in the records; made up by default
 ) -> int:  # Number of traces deleted
@@ -343,7 +343,7 @@ def delete_traces(
         store: Database to write to
         choice: Traces to delete
         who: Name of the person or of their token
-        reason: Why, for people
+        reason: Reason, for people
         expected: Refuse if another number matches
         act_id: Id of the act in the records; made up by default
 

@@ -355,14 +355,14 @@ VERSION = re.compile("[0-9a-z_]{1,32}")
 
 def current(
     store: Store,  # Database with the tables
-) -> str | None:  # Such as "0001"; None if there are no tables
+) -> str | None:  # Revision such as "0001"; None if there are no tables
     """Return the version of the tables.
 
     Args:
         store: Database with the tables
 
     Returns:
-        Such as "0001"; None if there are no tables
+        Revision such as "0001"; None if there are no tables
     """
     with reading(store) as session:
         connection = session.connection()

@@ -445,11 +445,11 @@ class Trial(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     job_id: Mapped[UUID] = mapped_column(ForeignKey("tuning_jobs.id", ondelete="CASCADE"))
-    number: Mapped[int]  # From 0
+    number: Mapped[int]  # Number, from 0
     run_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id"), index=True)
     status: Mapped[str] = mapped_column(String(32), default="pending")
-    params: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Of the search space only
-    value: Mapped[float | None]  # Of the metric
+    params: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Those of the search space
+    value: Mapped[float | None]  # Value of the metric
     message: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
@@ -496,7 +496,7 @@ class ModelVersion(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(default=now)
-    model_name: Mapped[str] = column_property(  # Of its family; read along with the row
+    model_name: Mapped[str] = column_property(  # Name of its family; read along with the row
         select(ModelRow.name)
         .where(ModelRow.id == model_id)
         .correlate_except(ModelRow)

@@ -70,7 +70,7 @@ def create_token(
     name: str,  # Name of a person or a program
     role: str,  # "read", "write" or "admin"
     *,
-    by: str,  # Who makes it
+    by: str,  # Name of the user who makes it
 ) -> tuple[ApiToken, str]:  # Stored row, and the token, which is not stored
     """Make a token.
 
@@ -78,7 +78,7 @@ def create_token(
         store: Database to write to
         name: Name of a person or a program
         role: "read", "write" or "admin"
-        by: Who makes it
+        by: Name of the user who makes it
 
     Returns:
         Stored row, and the token, which is not stored
@@ -107,14 +107,14 @@ def create_token(
 
 def list_tokens(
     store: Store,  # Database to read from
-) -> list[ApiToken]:  # By name, revoked ones too
+) -> list[ApiToken]:  # Tokens by name, revoked ones too
     """List the tokens.
 
     Args:
         store: Database to read from
 
     Returns:
-        By name, revoked ones too
+        Tokens by name, revoked ones too
     """
     with store.reading() as session:
         return list(session.scalars(select(ApiToken).order_by(ApiToken.name)))
@@ -124,14 +124,14 @@ def revoke_token(
     store: Store,  # Database to write to
     name: str,  # Name of a token
     *,
-    by: str,  # Who revokes it
+    by: str,  # Name of the user who revokes it
 ) -> ApiToken:  # Row with the time
     """Revoke a token; it stops working within seconds.
 
     Args:
         store: Database to write to
         name: Name of a token
-        by: Who revokes it
+        by: Name of the user who revokes it
 
     Returns:
         Row with the time

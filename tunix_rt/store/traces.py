@@ -539,7 +539,7 @@ def add_score(
     trace_id: UUID,  # Id of a stored trace
     *,
     score: float,  # 0 to 100
-    criteria: str,  # Such as "baseline"
+    criteria: str,  # Criterion, such as "baseline"
     details: Mapping[str, Any],  # Basis of the score
 ) -> Score:  # Stored score
     """Store a score of a trace.
@@ -548,7 +548,7 @@ def add_score(
         store: Database to write to
         trace_id: Id of a stored trace
         score: 0 to 100
-        criteria: Such as "baseline"
+        criteria: Criterion, such as "baseline"
         details: Basis of the score
 
     Returns:

@@ -57,14 +57,14 @@ def _criterion(
 # %% ../../nbs/traces/15_rubric.ipynb #c4d87096
 def read_rubric(
     rubric: Any,  # Text, or list of criteria
-) -> tuple[Criterion, ...]:  # At least one of positive weight
+) -> tuple[Criterion, ...]:  # Criteria, at least one of positive weight
     """Read a rubric in any of its forms.
 
     Args:
         rubric: Text, or list of criteria
 
     Returns:
-        At least one of positive weight
+        Criteria, at least one of positive weight
     """
     items = [rubric] if isinstance(rubric, str) else rubric
     if not isinstance(items, Sequence) or not items:
@@ -123,16 +123,16 @@ def rubric_json(
 # %% ../../nbs/traces/15_rubric.ipynb #c77126a6
 def rubric_score(
     criteria: Sequence[Criterion],  # Criteria, [C]
-    met: Sequence[float],  # How far each is met, from 0 to 1, [C]
-) -> float:  # From 0 to 1
+    met: Sequence[float],  # Share of each that is met, from 0 to 1, [C]
+) -> float:  # Score from 0 to 1
     """Weigh how far each criterion is met.
 
     Args:
         criteria: Criteria, [C]
-        met: How far each is met, from 0 to 1, [C]
+        met: Share of each that is met, from 0 to 1, [C]
 
     Returns:
-        From 0 to 1
+        Score from 0 to 1
     """
     earned = math.fsum(c.weight * share for c, share in zip(criteria, met, strict=True))
     most = math.fsum(c.weight for c in criteria if c.weight > 0)

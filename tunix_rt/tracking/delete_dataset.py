@@ -137,7 +137,7 @@ def delete_dataset(
     key: str,  # Key of a dataset
     *,
     who: str,  # Name of the person or of their token
-    reason: str | None = None,  # Why, for people
+    reason: str | None = None,  # Reason, for people
     dry_run: bool = False,  # Only say what would happen
 ) -> Removal:
     """Delete a dataset, unless something names it.
@@ -146,7 +146,7 @@ def delete_dataset(
         store: Database with the runs
         key: Key of a dataset
         who: Name of the person or of their token
-        reason: Why, for people
+        reason: Reason, for people
         dry_run: Only say what would happen
     """
     folder = _existing(key)

@@ -122,7 +122,7 @@ def _columns(
 def _items(
     judge: Judge,  # Judge that decided
     evaluation: Evaluation,  # Evaluation result
-    opinions: GradeFunction,  # Why
+    opinions: GradeFunction,  # Reason why
 ) -> list[dict[str, Any]]:  # Columns of the items, but for the evaluation they belong to
     return [
         {
@@ -159,7 +159,7 @@ class Scored(NamedTuple):
 def keep_evaluation(
     session: Session,  # Writing session of the caller
     scored: Scored,  # Computed evaluation
-) -> EvaluationRow:  # That of the first owner
+) -> EvaluationRow:  # Evaluation of the first owner
     """Store a computed evaluation for each run that it belongs to.
 
     Args:
@@ -167,7 +167,7 @@ def keep_evaluation(
         scored: Computed evaluation
 
     Returns:
-        That of the first owner
+        Evaluation of the first owner
     """
     common = scored.common
     rows = [
@@ -418,7 +418,7 @@ def try_score(
 def score_completed(
     store: Store,  # Database of the run
     run: Run,  # Completed, and known to the store
-) -> str | None:  # Why it has no score, if it made predictions
+) -> str | None:  # Reason why it has no score, if it made predictions
     """Score a run once, if it made predictions.
 
     Args:
@@ -426,7 +426,7 @@ def score_completed(
         run: Completed, and known to the store
 
     Returns:
-        Why it has no score, if it made predictions
+        Reason why it has no score, if it made predictions
     """
     try:
         latest_evaluation(store, UUID(run.run_id))
@@ -446,7 +446,7 @@ def scores_by_prompt(
     session: Session,  # Open for reading
     evaluations: Iterable[UUID],  # Evaluation ids
     metric: str = "score",  # "score" for the judge's, or the name of a scorer
-) -> dict[UUID, dict[str, float]]:  # By trace fingerprint, where an answer has a score
+) -> dict[UUID, dict[str, float]]:  # Scores by trace fingerprint, where an answer has one
     """Average the scores of single answers by prompt.
 
     Args:
@@ -455,7 +455,7 @@ def scores_by_prompt(
         metric: "score" for the judge's, or the name of a scorer
 
     Returns:
-        By trace fingerprint, where an answer has a score
+        Scores by trace fingerprint, where an answer has one
     """
     judged = metric == "score"
     column = EvaluationItem.score if judged else EvaluationItem.details

@@ -410,7 +410,7 @@ def mend_row(
     store: Store,  # Database to write to
     run_id: UUID,  # Id of a run that ended otherwise
     folder: Path,  # Folder that says that it completed
-    message: str,  # Why its row said otherwise
+    message: str,  # Reason why its row said otherwise
 ) -> bool:  # False if the row is at work again, or says so already
     """Bring the row of a run in line with its folder.
 
@@ -418,7 +418,7 @@ def mend_row(
         store: Database to write to
         run_id: Id of a run that ended otherwise
         folder: Folder that says that it completed
-        message: Why its row said otherwise
+        message: Reason why its row said otherwise
 
     Returns:
         False if the row is at work again, or says so already

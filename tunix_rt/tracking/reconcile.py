@@ -32,7 +32,7 @@ Seen = dict[UUID, int]  # Run to the time of its run.json when it was last read,
 
 def _touched(
     row: RunRow,  # Row of a run
-    seen: Seen,  # What was read before; updated
+    seen: Seen,  # State read before; updated
 ) -> bool:  # True if run.json has changed since
     try:
         moment = (row.path / RECORD).stat().st_mtime_ns if row.path else 0

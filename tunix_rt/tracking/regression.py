@@ -32,7 +32,7 @@ __all__ = ['verdict_on', 'RegressionCheck', 'check_regression', 'in_words', 'gat
 # %% ../../nbs/tracking/60_regression.ipynb #b8825a9c
 def _version(
     evaluation: EvaluationRow,  # Stored evaluation
-    metric: str,  # Such as "format"
+    metric: str,  # Name of the metric, such as "format"
 ) -> str:  # Version of its scorer, or of the judge if it has none
     for each in evaluation.detailed_metrics:
         if each["name"] == metric:

@@ -16,7 +16,7 @@ from ..core.files import canonical_json
 
 # %% auto #0
 __all__ = ['LONGEST', 'DEEPEST', 'OPERATORS', 'Lookup', 'Condition', 'FilterError', 'Word', 'split_words', 'Compare', 'Joined',
-           'read_filter', 'names_in', 'check_names']
+           'read_filter', 'filter_names', 'check_names']
 
 # %% ../../nbs/tracking/70_run_filter.ipynb #0adb0e69
 class FilterError(TunixError):
@@ -246,7 +246,7 @@ class _Reader:
         self.take()
         return tuple(found)
 
-
+# %% ../../nbs/tracking/70_run_filter.ipynb #0ecbe53c
 def read_filter(
     text: str,  # Filter as typed; may be blank
 ) -> Condition | None:  # None for a blank one, which all runs pass
@@ -267,7 +267,7 @@ def read_filter(
     return found
 
 
-def names_in(
+def filter_names(
     condition: Condition,  # Read by `read_filter`
 ) -> list[str]:  # Names that it compares, each once
     """List the names in a filter.
@@ -280,7 +280,7 @@ def names_in(
     """
     if isinstance(condition, Compare):
         return [condition.name]
-    return list(dict.fromkeys(name for part in condition.parts for name in names_in(part)))
+    return list(dict.fromkeys(name for part in condition.parts for name in filter_names(part)))
 
 
 def check_names(

@@ -21,7 +21,7 @@ from .evaluations import scores_by_prompt
 from .leaderboard import Kind, paired, standing_of
 
 # %% auto #0
-__all__ = ['Rank', 'FEWEST', 'Compared', 'KEPT', 'MOST_BOARDS', 'Ranked', 'SetBoard', 'trained_on', 'Pair', 'compare_evaluations',
+__all__ = ['Rank', 'FEWEST', 'Compared', 'KEPT', 'MOST_BOARDS', 'Ranked', 'SetBoard', 'trained_on', 'Pair', 'compare_stored',
            'set_boards']
 
 # %% ../../nbs/tracking/45_set_boards.ipynb #eb16b481
@@ -34,13 +34,13 @@ class Ranked:
     """One run on one board.
 
     Attributes:
-        place: From 1
+        place: Place, from 1
         difference: This one less the best, in shares of 1
         trained_on: Key of a dataset
         name: Name that people gave to the run
     """
 
-    place: int  # From 1
+    place: int  # Place, from 1
     evaluation: EvaluationRow
     difference: Difference | None  # This one less the best, in shares of 1
     standing: Rank
@@ -119,7 +119,7 @@ def _pair(before: Mapping[str, float], after: Mapping[str, float]) -> Pair:
     return Pair(paired(dict(before), dict(after)), won, lost)
 
 
-def compare_evaluations(
+def compare_stored(
     session: Session,  # Reading session
     pairs: Sequence[tuple[UUID, UUID]],  # Ids of evaluations of one kind
 ) -> Compared:  # One for each pair
@@ -168,21 +168,7 @@ def _placed(narrowed: Mapping[str, Any]) -> Any:
     )  # fmt: skip
     return ranked.where(counted.c.number == 1).subquery()
 
-
-def _kind(row: Any) -> Kind:
-    return row.evaluation_fingerprint, row.judge_name, row.judge_version
-
-
-def _standing(
-    row: EvaluationRow, leader: EvaluationRow, difference: Difference | None, total: int
-) -> Rank:
-    if row.item_count < FEWEST:
-        return "too few"
-    if row.id == leader.id:
-        return "best" if total > 1 else "only one"
-    return standing_of(difference)
-
-
+# %% ../../nbs/tracking/45_set_boards.ipynb #7a31dd0f
 def _read(session: Session, narrowed: Mapping[str, Any], limit: int, offset: int) -> list[Any]:
     placed = _placed(narrowed)
     wanted = or_(
@@ -201,7 +187,38 @@ def _read(session: Session, narrowed: Mapping[str, Any], limit: int, offset: int
     )
     return list(session.execute(query.limit(MOST_BOARDS * (limit + 1))))
 
+# %% ../../nbs/tracking/45_set_boards.ipynb #2d022e24
+def _kind(row: Any) -> Kind:
+    return row.evaluation_fingerprint, row.judge_name, row.judge_version
 
+
+def _standing(
+    row: EvaluationRow, leader: EvaluationRow, difference: Difference | None, total: int
+) -> Rank:
+    if row.item_count < FEWEST:
+        return "too few"
+    if row.id == leader.id:
+        return "best" if total > 1 else "only one"
+    return standing_of(difference)
+
+
+def _board(rows: list[Any], apart: Compared, limit: int, offset: int) -> SetBoard:
+    leader, _, total, *_ = rows[0]
+    ranked = []
+    for row, place, _, pipeline, key, request, base, name in rows:
+        found = apart.get((leader.id, row.id))
+        difference = found.difference if found else None
+        word = _standing(row, leader, difference, total)
+        source = trained_on(pipeline, key, request or {}, base)
+        if place > offset:
+            ranked.append(Ranked(place, row, difference, word, source, name, pipeline))
+    more = offset + limit < total
+    return SetBoard(
+        leader.evaluation_set, leader.evaluation_fingerprint, leader.judge_name,
+        leader.judge_version, ranked, total, offset + limit if more else None,
+    )  # fmt: skip
+
+# %% ../../nbs/tracking/45_set_boards.ipynb #b2739946
 def set_boards(
     store: Store,  # Database to read
     *,
@@ -237,22 +254,5 @@ def set_boards(
             boards.setdefault(_kind(found[0]), []).append(found)
         kept = list(boards.values())[:MOST_BOARDS]
         pairs = [(rows[0][0].id, found[0].id) for rows in kept for found in rows[1:]]
-        apart = compare_evaluations(session, pairs)
+        apart = compare_stored(session, pairs)
     return [_board(rows, apart, limit, offset) for rows in kept]
-
-
-def _board(rows: list[Any], apart: Compared, limit: int, offset: int) -> SetBoard:
-    leader, _, total, *_ = rows[0]
-    ranked = []
-    for row, place, _, pipeline, key, request, base, name in rows:
-        found = apart.get((leader.id, row.id))
-        difference = found.difference if found else None
-        word = _standing(row, leader, difference, total)
-        source = trained_on(pipeline, key, request or {}, base)
-        if place > offset:
-            ranked.append(Ranked(place, row, difference, word, source, name, pipeline))
-    more = offset + limit < total
-    return SetBoard(
-        leader.evaluation_set, leader.evaluation_fingerprint, leader.judge_name,
-        leader.judge_version, ranked, total, offset + limit if more else None,
-    )  # fmt: skip

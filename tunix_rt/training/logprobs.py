@@ -180,7 +180,7 @@ def batch_logprobs(
     loss_mask: jax.Array | None = None,  # True for the tokens that matter, [B, T]; None for all
     temperature: float = 1.0,  # Temperature that the tokens were sampled at
     **how: Any,  # Options of `hidden_states`: dtype, remat, attention, key
-) -> TokenLogprobs:  # Of each token given those before it; 0 for the first of a sequence, [B, T]
+) -> TokenLogprobs:  # Given the tokens before; 0 for the first of a sequence, [B, T]
     """Compute the log-probability of each token of packed rows.
 
     Args:
@@ -193,7 +193,7 @@ def batch_logprobs(
         **how: Options of `hidden_states`: dtype, remat, attention, key
 
     Returns:
-        Of each token given those before it; 0 for the first of a sequence, [B, T]
+        Given the tokens before; 0 for the first of a sequence, [B, T]
     """
     hidden = hidden_states(model, tokens, positions, segment_ids, **how)
     inside = (positions > 0) & (segment_ids > 0)

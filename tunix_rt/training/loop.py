@@ -113,7 +113,7 @@ class LoopState:
         step: Training step
         rows: Rows to train on
         train_config: Hyperparameters
-        loop_config: When to stop, save and validate
+        loop_config: Times to stop, save and validate
         progress: Metrics log
         checkpoints: Saved checkpoints
         clock: Durations so far, and the deadline
@@ -133,7 +133,7 @@ class LoopState:
     step: Step  # Training step
     rows: PackedBatch  # Rows to train on
     train_config: TrainConfig  # Hyperparameters
-    loop_config: LoopConfig  # When to stop, save and validate
+    loop_config: LoopConfig  # Times to stop, save and validate
     progress: MetricsLog  # Metrics log
     checkpoints: Checkpoints  # Saved checkpoints
     clock: TimeBudget  # Durations so far, and the deadline

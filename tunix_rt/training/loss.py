@@ -123,21 +123,21 @@ def for_counted(
     counted: jax.Array,  # True for the tokens to visit, [N]
     size: int,  # M, tokens of a slice
     turn: Turn,  # Computes one slice; places beyond N belong to no token
-    carry: Any,  # What the first turn receives
+    carry: Any,  # Value that the first turn receives
     *,
     everyone: tuple[str, ...] = (),  # Mesh axes whose devices take the same number of turns
-) -> Any:  # What the last turn returned
+) -> Any:  # Value that the last turn returned
     """Visit the tokens that count, a slice at a time.
 
     Args:
         counted: True for the tokens to visit, [N]
         size: M, tokens of a slice
         turn: Computes one slice; places beyond N belong to no token
-        carry: What the first turn receives
+        carry: Value that the first turn receives
         everyone: Mesh axes whose devices take the same number of turns
 
     Returns:
-        What the last turn returned
+        Value that the last turn returned
     """
     size, tokens = min(size, len(counted)), len(counted)
     small = max(1, size // FINER)

@@ -77,14 +77,14 @@ class TimeBudget:
 
 def expected(
     clock: TimeBudget,  # Budget with measured durations
-    kind: str,  # Such as "step" or "save"
+    kind: str,  # Kind of work, such as "step" or "save"
     otherwise: float = 0.0,  # Default in seconds, before the first was measured
 ) -> float:  # Seconds
     """Estimate the longest duration of a kind of work from the last ones.
 
     Args:
         clock: Budget with measured durations
-        kind: Such as "step" or "save"
+        kind: Kind of work, such as "step" or "save"
         otherwise: Default in seconds, before the first was measured
 
     Returns:

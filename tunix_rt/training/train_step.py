@@ -37,12 +37,12 @@ Objective = Callable[[Gemma, Any, jax.Array | None], jax.Array | tuple[jax.Array
 
 
 def with_figures(
-    result: jax.Array | tuple[jax.Array, Figures],  # What an objective returned
+    result: jax.Array | tuple[jax.Array, Figures],  # Result of an objective
 ) -> tuple[jax.Array, Figures]:  # Loss, and figures, if there are any
     """Normalize the result of an objective.
 
     Args:
-        result: What an objective returned
+        result: Result of an objective
 
     Returns:
         Loss, and figures, if there are any
@@ -178,12 +178,12 @@ def micro_batches(
 
 # %% ../../nbs/training/40_train_step.ipynb #7e382364
 def used_slices(
-    mask: jax.Array,  # Whether a token counts, [slices, rows of a slice, T]
+    mask: jax.Array,  # True for tokens that count, [slices, rows of a slice, T]
 ) -> jax.Array:  # Scalar, 0 if none does
     """Count the slices up to the last in which a token counts.
 
     Args:
-        mask: Whether a token counts, [slices, rows of a slice, T]
+        mask: True for tokens that count, [slices, rows of a slice, T]
 
     Returns:
         Scalar, 0 if none does
@@ -264,14 +264,14 @@ def merge_figure(
 def finish_figure(
     name: str,  # Name of the figure
     value: jax.Array,  # Merged over all slices: a number, or a sum and its own divisor [2]
-    divisor: jax.Array,  # What the loss is divided by
+    divisor: jax.Array,  # Divisor of the loss
 ) -> jax.Array:  # Scalar for the log
     """Divide a figure, unless it is a maximum.
 
     Args:
         name: Name of the figure
         value: Merged over all slices: a number, or a sum and its own divisor [2]
-        divisor: What the loss is divided by
+        divisor: Divisor of the loss
 
     Returns:
         Scalar for the log

@@ -121,7 +121,7 @@ def spec_of(
 
 # %% ../../nbs/tuning/20_jobs.ipynb #e9fced15
 def _has_dataset(
-    key: str,  # Such as "golden-v2"
+    key: str,  # Key, such as "golden-v2"
 ) -> bool:
     return (dataset_folder(key, resolve(settings().datasets)) / "manifest.json").is_file()
 

@@ -97,7 +97,7 @@ def _launch(
     store: Store,  # Database of the queue
     job: TuningJob,  # Job of the trial
     trial: Trial,  # Without a run so far
-) -> str | None:  # Why not
+) -> str | None:  # Reason why not
     plan, run_id = spec_of(job), run_id_of(trial.id)
     if run_of(store, run_id) is None:
         try:
@@ -204,7 +204,7 @@ def value_in(
 def _end(
     store: Store,  # Database of the trial
     study: Study,  # Study of its job
-    trial: Trial,  # That has come to its end
+    trial: Trial,  # Trial that has come to its end
     status: str,  # "completed", "pruned" or "failed"
     value: float | None = None,  # Metric, if it is completed
     message: str | None = None,  # Message for people

@@ -32,9 +32,6 @@ from tunix_rt.serve.schemas.models import (
     ModelVersionsPublic,
     PromoteRequest,
     VersionVerified,
-    model_shown,
-    version_shown,
-    version_verified,
 )
 from ..schemas.traces import Pagination
 from ..strict_json import StrictRoute
@@ -55,7 +52,7 @@ def create_model_artifact(store: StoreDep, body: ModelRequest) -> ModelPublic:
     made = registry.create_model(
         store, body.name, description=body.description, task_type=body.task_type
     )
-    return model_shown(made)
+    return ModelPublic.model_validate(made)
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #9dc51b41
 @router.get("")
@@ -65,13 +62,13 @@ def list_model_artifacts(
     "List models, most recently changed first; X-Next-Offset has the offset of the next page."
     page = registry.list_models(store, limit=limit, offset=offset)
     say_next(response, page.next_offset)
-    return [model_shown(each) for each in page.models]
+    return [ModelPublic.model_validate(each) for each in page.models]
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #c36d2bf1
 @router.get("/versions/{version_id}")
 def get_model_version(store: StoreDep, version_id: UUID) -> ModelVersionPublic:
     "Show a version."
-    return version_shown(registry.get_version(store, version_id))
+    return ModelVersionPublic.model_validate(registry.get_version(store, version_id))
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #59fe71a3
 @router.get(
@@ -89,15 +86,14 @@ def download_model_version(store: StoreDep, version_id: UUID) -> StreamingRespon
 @router.get("/versions/{version_id}/verify")
 async def verify_model_version(services: ServicesDep, version_id: UUID) -> VersionVerified:
     "Verify the files of a version."
-    return version_verified(
-        await run_in_slow_pool(services, promotion.verify_version, services.store, version_id)
-    )
+    found = await run_in_slow_pool(services, promotion.verify_version, services.store, version_id)
+    return VersionVerified.model_validate(found)
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #8b59d64d
 @router.get("/{model_id}")
 def get_model_artifact(store: StoreDep, model_id: UUID) -> ModelPublic:
     "Show a model."
-    return model_shown(registry.get_model(store, model_id))
+    return ModelPublic.model_validate(registry.get_model(store, model_id))
 
 
 @router.get("/{model_id}/versions")
@@ -107,7 +103,7 @@ def list_model_versions(
     "List the versions of a model, newest first."
     page = registry.list_versions(store, model_id, limit=limit, offset=offset)
     return ModelVersionsPublic(
-        data=[version_shown(each) for each in page.versions],
+        data=[ModelVersionPublic.model_validate(each) for each in page.versions],
         pagination=Pagination(limit=limit, offset=offset, next_offset=page.next_offset),
     )
 
@@ -122,7 +118,8 @@ async def promote_model_version(
         fields = body.model_dump(exclude={"source_run_id"})
         registry.get_model(store, model_id)  # an unknown model is a 404, an unknown run a 400
         with with_status(400, MissingError, DatasetError, PathError, TraceError):
-            return version_shown(promotion.promote(store, model_id, body.source_run_id, **fields))
+            version = promotion.promote(store, model_id, body.source_run_id, **fields)
+        return ModelVersionPublic.model_validate(version)
 
     return await run_in_slow_pool(services, promote, services.store)
 
@@ -135,10 +132,10 @@ def set_model_alias(
     store: StoreDep, model_id: UUID, alias: Alias, body: AliasRequest
 ) -> ModelPublic:
     "Set an alias to a version."
-    return model_shown(registry.set_alias(store, model_id, alias, body.version_id))
+    return ModelPublic.model_validate(registry.set_alias(store, model_id, alias, body.version_id))
 
 # %% ../../../nbs/serve/routers/55_models.ipynb #cc7d67f8
 @router.delete("/{model_id}/aliases/{alias}")
 def remove_model_alias(store: StoreDep, model_id: UUID, alias: Alias) -> ModelPublic:
     "Remove an alias."
-    return model_shown(registry.remove_alias(store, model_id, alias))
+    return ModelPublic.model_validate(registry.remove_alias(store, model_id, alias))

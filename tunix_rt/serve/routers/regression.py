@@ -14,7 +14,6 @@ from tunix_rt.serve.schemas.evaluation import (
     BaselinesPublic,
     CheckRequest,
     RegressionResult,
-    baseline_set,
 )
 from ..schemas.traces import Pagination
 from ..strict_json import StrictRoute
@@ -32,15 +31,10 @@ router = APIRouter(route_class=StrictRoute, tags=["regression"], prefix="/api/re
 @router.post("/baselines", status_code=201)
 def create_baseline(store: StoreDep, body: BaselineRequest) -> BaselineSet:
     "Set a baseline, or move it."
-    return baseline_set(
-        set_baseline(
-            store,
-            body.name,
-            body.run_id,
-            body.metric,
-            lower_is_better=body.lower_is_better,
-        )
+    baseline = set_baseline(
+        store, body.name, body.run_id, body.metric, lower_is_better=body.lower_is_better
     )
+    return BaselineSet.model_validate(baseline)
 
 # %% ../../../nbs/serve/routers/45_regression.ipynb #487564ed
 @router.get("/baselines")
@@ -50,7 +44,7 @@ def list_baselines(
     "List baselines by name."
     page = list_set(store, limit=limit, offset=offset)
     return BaselinesPublic(
-        data=[baseline_set(each) for each in page.baselines],
+        data=[BaselineSet.model_validate(each) for each in page.baselines],
         pagination=Pagination(limit=limit, offset=offset, next_offset=page.next_offset),
     )
 

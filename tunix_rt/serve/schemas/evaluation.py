@@ -14,13 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from .traces import Pagination
 from .types import Answer, ContractRequest, Name, StrictBool, StrictFloat
 from ...store.tables import EvaluationRow
-from ...tracking.baselines import Baseline
 from ...tracking.leaderboard import Standing
 
 # %% auto #0
 __all__ = ['Verdict', 'EvaluateRequest', 'JudgeNamed', 'DetailedMetric', 'Evaluation', 'evaluation', 'DifferenceToBest',
-           'LeaderboardRow', 'leaderboard_row', 'Leaderboard', 'BaselineRequest', 'BaselineSet', 'baseline_set',
-           'BaselinesPublic', 'CheckRequest', 'RegressionResult']
+           'LeaderboardRow', 'leaderboard_row', 'Leaderboard', 'BaselineRequest', 'BaselineSet', 'BaselinesPublic',
+           'CheckRequest', 'RegressionResult']
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #d29e0f22
 class EvaluateRequest(ContractRequest):
@@ -157,17 +156,6 @@ class BaselineSet(Answer):
     value: float
     lower_is_better: bool | None
     created_at: datetime
-
-
-def baseline_set(
-    baseline: Baseline,  # Baseline from the store
-) -> BaselineSet:
-    """Convert a baseline.
-
-    Args:
-        baseline: Baseline from the store
-    """
-    return BaselineSet.model_validate(baseline)
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #bfc2e7b3
 class BaselinesPublic(BaseModel):

@@ -9,10 +9,8 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from ...registry.models import ModelView
-from ...registry.promotion import Verification
 from .traces import Pagination
 from tunix_rt.serve.schemas.types import (
     Answer,
@@ -22,11 +20,10 @@ from tunix_rt.serve.schemas.types import (
     SafeStr,
     StrictFloat,
 )
-from ...store.tables import ModelVersion
 
 # %% auto #0
-__all__ = ['Description', 'Label', 'ModelRequest', 'PromoteRequest', 'AliasRequest', 'ModelVersionPublic', 'version_shown',
-           'ModelPublic', 'model_shown', 'ModelVersionsPublic', 'VersionVerified', 'version_verified']
+__all__ = ['Description', 'Label', 'JSON', 'ModelRequest', 'PromoteRequest', 'AliasRequest', 'ModelVersionPublic', 'ModelPublic',
+           'ModelVersionsPublic', 'VersionVerified']
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #834b2b73
 Description = Annotated[SafeStr, Field(max_length=10_000)]
@@ -57,46 +54,37 @@ class AliasRequest(OwnRequest):
     version_id: UUID
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #9ada40d3
+JSON = dict[str, Any]
+
+
 class ModelVersionPublic(Answer):
     "A promoted run."
 
+    model_config = ConfigDict(from_attributes=True)
+
     id: UUID
-    artifact_id: UUID = Field(description="Of the model")
+    artifact_id: UUID = Field(
+        description="Of the model", validation_alias=AliasChoices("model_id", "artifact_id")
+    )
     model_name: str
     version: str
     description: str | None
     source_run_id: UUID
     parent_version_id: UUID | None
     status: str
-    metrics_json: dict[str, Any]
-    config_json: dict[str, Any]
-    provenance_json: dict[str, Any]
+    metrics_json: JSON = Field(validation_alias=AliasChoices("metrics", "metrics_json"))
+    config_json: JSON = Field(validation_alias=AliasChoices("config", "config_json"))
+    provenance_json: JSON = Field(validation_alias=AliasChoices("provenance", "provenance_json"))
     storage_uri: str
     sha256: str
     size_bytes: int
     created_at: datetime
 
-# %% ../../../nbs/serve/schemas/60_models.ipynb #fbdc59e4
-def version_shown(
-    view: ModelVersion,  # View from the store
-) -> ModelVersionPublic:
-    """Convert a version.
-
-    Args:
-        view: View from the store
-    """
-    other = {
-        "artifact_id": view.model_id,
-        "metrics_json": view.metrics,
-        "config_json": view.config,
-        "provenance_json": view.provenance,
-    }
-    same = set(ModelVersionPublic.model_fields) - set(other) - {"ignored"}
-    return ModelVersionPublic(**other, **{name: getattr(view, name) for name in same})
-
 # %% ../../../nbs/serve/schemas/60_models.ipynb #88d851af
 class ModelPublic(Answer):
     "A model."
+
+    model_config = ConfigDict(from_attributes=True)
 
     id: UUID
     name: str
@@ -106,22 +94,6 @@ class ModelPublic(Answer):
     updated_at: datetime
     latest_version: ModelVersionPublic | None
     aliases: dict[str, str] = Field(description="Such as champion, to the version's label")
-
-# %% ../../../nbs/serve/schemas/60_models.ipynb #1085ecf0
-def model_shown(
-    view: ModelView,  # View from the store
-) -> ModelPublic:
-    """Convert a model.
-
-    Args:
-        view: View from the store
-    """
-    latest = view.latest_version
-    same = set(ModelPublic.model_fields) - {"latest_version", "ignored"}
-    return ModelPublic(
-        latest_version=None if latest is None else version_shown(latest),
-        **{name: getattr(view, name) for name in same},
-    )
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #4daf4a55
 class ModelVersionsPublic(BaseModel):
@@ -134,19 +106,10 @@ class ModelVersionsPublic(BaseModel):
 class VersionVerified(BaseModel):
     "The result of verifying the files of a version."
 
+    model_config = ConfigDict(from_attributes=True)
+
     version_id: UUID
     ok: bool
     missing: list[str]
     added: list[str]
     changed: list[str]
-
-
-def version_verified(
-    found: Verification,  # Verification from the store
-) -> VersionVerified:
-    """Convert a verification.
-
-    Args:
-        found: Verification from the store
-    """
-    return VersionVerified(**{name: getattr(found, name) for name in VersionVerified.model_fields})

@@ -253,17 +253,8 @@ def run_detail(
     Args:
         run: Run from the store
     """
-    return RunDetail(
-        **run_result(run),
-        pipeline=run.pipeline,
-        parameters=run.parameters,
-        request=run.request,
-        metrics=run.metrics,
-        parent_run_id=run.parent_run_id,
-        queued_at=run.queued_at,
-        attempts=run.attempts,
-        max_attempts=run.max_attempts,
-    )
+    more = set(RunDetail.model_fields) - set(RunResult.model_fields)
+    return RunDetail(**run_result(run), **{name: getattr(run, name) for name in more})
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #9ac6e4bb
 class RunSummary(BaseModel):
