@@ -13,11 +13,13 @@ from tunix_rt.data.ungar import high_card_duel
 from tunix_rt.registry.models import create_model
 from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.api_router import PAGES
+from tunix_rt.store.deletions import TraceChoice, remove_traces
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.ratings import add_rating
 from tunix_rt.store.tables import ModelVersion
 from tunix_rt.store.traces import add_score, add_traces
 from tunix_rt.traces.schema import Trace
+from tunix_rt.tracking.baselines import set_baseline
 from tunix_rt.tracking.evaluations import evaluate_run
 from tunix_rt.tuning.jobs import create_job
 
@@ -67,10 +69,14 @@ def furnish(store, root) -> dict[str, str]:
     )  # fmt: skip
     with store.reading() as session:
         version = session.scalars(select(ModelVersion)).one()
+    set_baseline(store, "main", run)
+    gone = TraceChoice(ids=[each.id for each in stored[-2:]])
+    act = remove_traces(store, gone, who=EVIL[:60], reason=EVIL).act_id
     return {
         "trace_id": str(stored[0].id), "run_id": str(run), "model_id": str(model.id),
         "job_id": str(job.id), "dataset_key": "sums-v1", "version_id": str(version.id),
         "pipeline": "train", "name": "dataset", "baseline_name": "main", "alias": "champion",
+        "act_id": str(act), "/traces/delete": "?text=opponent*",
         "/traces/compare": f"?base={stored[0].id}&other={stored[1].id}",
         "/runs/compare": f"?run={run}",
     }  # fmt: skip

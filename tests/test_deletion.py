@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import pytest
-from serving import make_run, register, sum_trace
+from serving import make_run, register, serving, sum_trace
 from sqlalchemy import select
 
 from tunix_rt.core.errors import MissingError
@@ -34,10 +34,11 @@ from tunix_rt.store.deletions import (
 )
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import EvaluationRow, RunRow
+from tunix_rt.store.tokens import create_token
 from tunix_rt.store.traces import add_score, add_traces, count_traces, list_traces
 from tunix_rt.traces.schema import Trace
 from tunix_rt.tracking import delete_dataset as datasets
-from tunix_rt.tracking.baselines import set_baseline
+from tunix_rt.tracking.baselines import list_baselines, set_baseline
 from tunix_rt.tracking.delete_dataset import delete_dataset, verify_dataset
 from tunix_rt.tracking.evaluations import evaluate_run
 from tunix_rt.tracking.reconcile import tidy
@@ -135,6 +136,67 @@ def test_a_backup_made_before_a_deletion_brings_the_trace_back(store, root):
         assert (count_traces(other), len(list_traces(other).traces)) == (count, count)
         assert len(deletions_among(other, ids)) == gone
         other.close()
+
+
+def test_pages_delete_what_was_confirmed_and_say_who(own_page, root):
+    """A trace, a search, a dataset, a baseline, a version and its run, without a script."""
+    page, store, id = own_page, own_page.store, make_run(own_page.store, root, 3)
+    version = promote(store, "adder", id, aliases=["champion"])
+    evaluate_run(store, id)
+    set_baseline(store, "a/b", id, "score")
+    ids = [each.id for each in add_traces(store, traces(*range(4)))]
+    build_dataset(traces(1), name="spare", version="v1")
+
+    stopped = page.get(f"/runs/{id}/delete").text
+    for needed in (f"/models/versions/{version.id}/delete", "/baselines/a%2Fb/delete"):
+        assert f'href="{needed}"' in stopped
+    assert "<button" not in stopped and page.post(f"/runs/{id}/delete").status_code == 422
+    refused = page.post(f"/models/versions/{version.id}/delete", data={"confirm": "adder@v1"})
+    assert refused.status_code == 409 and "adder@champion" in refused.text
+    page.post(f"/models/{version.model_id}/aliases/remove", data={"alias": "champion"})
+    for path, word in (
+        (f"/traces/{ids[0]}", "yes"), ("/traces", "3"), ("/datasets/spare-v1", "spare-v1"),
+        ("/baselines/a%2Fb", "yes"), (f"/models/versions/{version.id}", "adder@v1"),
+        (f"/runs/{id}", "yes"),
+    ):  # fmt: skip
+        address = f"{path}/delete?source=tests" if path == "/traces" else f"{path}/delete"
+        for wrong in ({}, {"confirm": f"{word}9"}):
+            assert page.post(address, data=wrong).status_code == 422, path
+        done = page.post(address, data={"confirm": word, "reason": "<b>spring</b>"})
+        assert done.status_code == 200 and "&lt;b&gt;spring" in done.text, (path, done.text)
+        assert "Back to the list" in done.text and "<b>spring" not in done.text
+        assert page.get(address).status_code in (404, 422) or path == "/traces"
+    assert count_traces(store) == 0 and list_baselines(store).baselines == []
+    log = page.get("/api/audit").json()["data"]
+    assert {each["action"] for each in log} >= {"delete_search_form", "delete_one_run_form"}
+    assert [each["count"] for each in log if each["action"] == "delete_search_form"] == [3]
+    listed = page.get("/deletions").text
+    assert listed.count("pages, testclient") == 6 and "&lt;b&gt;spring" in listed
+
+
+def test_who_may_only_read_sees_no_button_and_deletes_nothing(own_page, root):
+    store = own_page.store
+    (trace,) = add_traces(store, traces(3))
+    id = make_run(store, root, 3)
+    _, secret = create_token(store, "eve", "read", by="test")
+    with serving(store) as client:
+        client.headers |= {"Accept": "text/html", "Authorization": f"Bearer {secret}"}
+        pages = (f"/traces/{trace.id}", "/traces?source=tests", f"/runs/{id}", "/datasets/sums-v1")
+        for path in pages:
+            assert "Delete" not in client.get(path).text.replace("Deletions", ""), path
+            asked = path.replace("?", "/delete?") if "?" in path else f"{path}/delete"
+            for answer in (client.get(asked), client.post(asked, data={"confirm": "yes"})):
+                assert answer.status_code == 403 and "needs write" in answer.text, path
+        assert client.get("/deletions").status_code == 200
+
+
+@pytest.fixture
+def own_page(store, root):
+    "A browser without scripts, on each of the two databases."
+    with serving(store) as client:
+        client.headers["Accept"] = "text/html"
+        client.store = store
+        yield client
 
 
 # Datasets and runs

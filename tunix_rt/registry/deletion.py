@@ -85,15 +85,19 @@ def _counted(
     run_id: UUID,  # Run to delete
 ) -> list[str]:  # Dependents that go or change with it, for people
     counts = {
-        "pieces of its log": select(func.count()).where(LogChunk.run_id == run_id),
-        "evaluations of it": select(func.count()).where(EvaluationRow.run_id == run_id),
-        "runs that it started, which stay": select(func.count()).where(
+        "piece{s} of its log": select(func.count()).where(LogChunk.run_id == run_id),
+        "evaluation{s} of it": select(func.count()).where(EvaluationRow.run_id == run_id),
+        "run{s} that it started, which will stay": select(func.count()).where(
             RunRow.parent_run_id == run_id
         ),
-        "trials of a search, which stay": select(func.count()).where(Trial.run_id == run_id),
+        "trial{s} of a search, which will stay": select(func.count()).where(Trial.run_id == run_id),
     }
     found = {words: session.scalar(query) or 0 for words, query in counts.items()}
-    return [f"{count:,} {words}" for words, count in found.items() if count]
+    return [
+        f"{count:,} {words.format(s='' if count == 1 else 's')}"
+        for words, count in found.items()
+        if count
+    ]
 
 
 def _own_folder(
@@ -260,10 +264,10 @@ def _described(
 ) -> Removal:
     name = f"{version.model_name}@{version.version}"
     shared = _same_files(session, version)
-    along = [f"{shared} other versions have the same files, which stay"] if shared else []
+    along = [f"its files stay, which other versions have too ({shared:,})"] if shared else []
     later = select(func.count()).where(ModelVersion.parent_version_id == version.id)
     if count := session.scalar(later):
-        along.append(f"{count:,} later versions stay, and forget that they began with it")
+        along.append(f"what began with it stays, and forgets that ({count:,})")
     size = 0 if shared else version.size_bytes
     removal = Removal("model_version", str(version.id), name, size=size, along=along)
     removal.dependents = list(_of_version(session, version))

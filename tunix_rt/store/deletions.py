@@ -381,9 +381,9 @@ def describe_traces(
     length += func.length(cast(TraceRow.steps, Text))
     edits, scores, ratings = TraceEdit.trace_id, ScoreRow.trace_id, RatingRow.trace_id
     counts = {
-        "ratings of {}": select(func.count()).where(ratings.in_(chosen)),
-        "scores of {}": select(func.count()).where(scores.in_(chosen)),
-        "earlier versions, which stay and are found again": select(
+        "rating{s} of {it}": select(func.count()).where(ratings.in_(chosen)),
+        "score{s} of {it}": select(func.count()).where(scores.in_(chosen)),
+        "earlier version{s} before {it}, which will be found again": select(
             func.count(func.distinct(TraceEdit.parent_id))
         ).where(edits.in_(chosen), TraceEdit.parent_id.not_in(chosen)),
     }
@@ -392,7 +392,11 @@ def describe_traces(
         size = session.scalar(select(func.sum(length)).where(TraceRow.id.in_(chosen))) or 0
         found = {words: session.scalar(query) or 0 for words, query in counts.items()}
     it = "it" if len(ids) == 1 else "them"
-    along = [f"{count:,} {words.format(it)}" for words, count in found.items() if count]
+    along = [
+        f"{count:,} {words.format(s='' if count == 1 else 's', it=it)}"
+        for words, count in found.items()
+        if count
+    ]
     keeping = datasets_with(ids).items()
     along += [f"the dataset {key} keeps its copies ({count:,})" for key, count in keeping]
     one = str(ids[0]) if len(ids) == 1 else ""

@@ -5,6 +5,7 @@
 # %% ../../../nbs/serve/pages/73_deletion.ipynb #ae8fc4e8
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -131,13 +132,13 @@ def delete_search(
     act = partial(remove_traces, services.store, TraceChoice(search=query))
     count = act(who="", dry_run=True).count
     curl = "curl -X DELETE -G localhost:8000/api/traces"
-    asked = query.model_dump_json(exclude_defaults=True)
+    asked = shlex.quote(f"search={query.model_dump_json(exclude_defaults=True)}")
     return Deletable(
         title="1 trace" if count == 1 else f"{count:,} traces",
         act=partial(act, expected=count),
         back=shown.address(),
         then=shown.address(),
-        command=f"{curl} \\\n  --data-urlencode 'search={asked}' -d expected={count}",
+        command=f"{curl} \\\n  --data-urlencode {asked} -d expected={count}",
         typed=str(count),
     )
 
@@ -200,7 +201,7 @@ def delete_one_baseline(store: StoreDep, baseline_name: Name) -> Deletable:
         act=partial(delete_baseline, store, baseline_name),
         back="/queue/baseline",
         then="/queue/baseline",
-        command=f"tunix-rt delete baseline {baseline_name!r} --yes",
+        command=f"tunix-rt delete baseline {shlex.quote(baseline_name)} --yes",
     )
 
 # %% ../../../nbs/serve/pages/73_deletion.ipynb #8614f641
