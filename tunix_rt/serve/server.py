@@ -25,10 +25,11 @@ from ..store.engine import open_store
 from ..store.tokens import active_tokens
 
 # %% auto #0
-__all__ = ['GRACE', 'SWITCH', 'log', 'prepare_routes', 'Server', 'server_config', 'serve']
+__all__ = ['GRACE', 'BACKLOG', 'SWITCH', 'log', 'prepare_routes', 'Server', 'server_config', 'serve']
 
 # %% ../../nbs/serve/85_server.ipynb #912c610e
 GRACE = 20  # Seconds for open requests to finish
+BACKLOG = 4096  # Connections that the kernel holds until they are accepted
 SWITCH = 0.0005  # Seconds after which a busy thread lets the event loop go on
 log = logging.getLogger("tunix_rt.serve")
 
@@ -99,6 +100,7 @@ def server_config(
         log_level="warning",
         access_log=False,
         server_header=False,
+        backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE,
         timeout_keep_alive=round(max(1, settings.idle_seconds)),
     )
