@@ -20,14 +20,15 @@ from markdown_it.token import Token
 from ...traces.display import FOLD, excerpt, text_html, visible
 
 # %% auto #0
-__all__ = ['LONGEST_FORMULA', 'DRAWING', 'MARKDOWN_LIMIT', 'formula_html', 'parser', 'markdown_html', 'is_markdown', 'Budget',
-           'rich_html']
+__all__ = ['ENDS', 'LONGEST_FORMULA', 'DRAWING', 'MARKDOWN_LIMIT', 'formula_html', 'parser', 'markdown_html', 'is_markdown',
+           'Budget', 'rich_html']
 
 # %% ../../../nbs/serve/pages/12_markdown.ipynb #9edf80c8
 _INLINE = re.compile(
     r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$(?![\s$])([^$\n]*?[^\s$\\])\$(?!\d)", re.DOTALL
 )
 _BLOCK = re.compile(r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])\s*", re.DOTALL)
+ENDS = {"\\(": "\\)", "\\[": "\\]", "$$": "$$"}  # Signs around a formula
 LONGEST_FORMULA = 2_000  # Characters; a longer one is shown as source
 DRAWING = frozenset(
     "accent accentunder align columnalign columnlines columnspacing depth display displaystyle "
@@ -74,9 +75,13 @@ def formula_html(
 
 def _inline_formula(state: StateInline, silent: bool) -> bool:
     "Find a formula within a line; a rule of the parser."
-    if state.src[state.pos] not in "$\\":
+    start, end = (
+        state.src[state.pos : state.pos + 2],
+        min(state.posMax, state.pos + LONGEST_FORMULA),
+    )
+    if start[0] not in "$\\" or state.src.find(ENDS.get(start, "$"), state.pos + 2, end) < 0:
         return False
-    found = _INLINE.match(state.src, state.pos, min(state.posMax, state.pos + LONGEST_FORMULA))
+    found = _INLINE.match(state.src, state.pos, end)
     if found is None:
         return False
     if not silent:
