@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['DIM', 'PLAIN', 'BAR', 'Model', 'System', 'MaxTokens', 'Temperature', 'TopK', 'TopP', 'Seed', 'Dtype', 'COMMANDS',
-           'ResponsePrinter', 'Status', 'ready_model', 'keep_programs', 'Asked', 'read_questions', 'room_for',
+           'ResponsePrinter', 'Status', 'ready_model', 'keep_programs', 'PendingAnswer', 'read_questions', 'room_for',
            'ask_all', 'as_record', 'show_response', 'closing_words', 'ask', 'show_one', 'Conversation', 'answer',
            'conversation_traces', 'save_conversation', 'obey', 'chat', 'next_line']
 
@@ -184,7 +184,7 @@ def keep_programs() -> None:
 
 # %% ../../nbs/cli/42_ask.ipynb #b134bcfa
 @dataclass
-class Asked:
+class PendingAnswer:
     """A question, one of its samples, and the response that is being written.
 
     Attributes:
@@ -263,7 +263,7 @@ def ask_all(
     system: str,  # Instruction; "" for none
     sampling: SamplingParams,  # Settings; with the number of samples
     max_tokens: int,  # Tokens of a response at most; 0 for as many as fit
-) -> list[Asked]:  # One for each sample of each question, in order
+) -> list[PendingAnswer]:  # One for each sample of each question, in order
     """Submit every sample of every question.
 
     Args:
@@ -288,12 +288,12 @@ def ask_all(
         one = replace(sampling, samples=1, max_new_tokens=limit)
         for sample in range(sampling.samples):
             stream = engine.submit(prompt, one, sample=sample, seed=sampling.seed + number)
-            asked.append(Asked(question, sample, stream))
+            asked.append(PendingAnswer(question, sample, stream))
     return asked
 
 # %% ../../nbs/cli/42_ask.ipynb #bee4300e
 def as_record(
-    asked: Asked,  # Question
+    asked: PendingAnswer,  # Question
     said: Completion,  # Response
     model: str,  # Name of the model as typed
 ) -> dict[str, Any]:  # Record for --json
@@ -319,7 +319,7 @@ def as_record(
 
 
 def show_response(
-    asked: Asked,  # Question whose response is written
+    asked: PendingAnswer,  # Question whose response is written
     out: TextIO,  # Stream to write to
     status: Status,  # Line that must not overwrite the response
 ) -> Completion:
@@ -426,8 +426,8 @@ def ask(
 
 
 def show_one(
-    each: Asked,  # Question whose turn it is
-    asked: Sequence[Asked],  # All of them
+    each: PendingAnswer,  # Question whose turn it is
+    asked: Sequence[PendingAnswer],  # All of them
     model: str,  # Name of the model as typed
     as_json: bool,  # True for a line of JSON
     out: TextIO,  # Stream to write to
@@ -527,7 +527,7 @@ def answer(
         prompt, replace(talk.sampling, max_new_tokens=limit), seed=talk.sampling.seed + number
     )
     try:
-        said = show_response(Asked(question, 0, stream), out, status)
+        said = show_response(PendingAnswer(question, 0, stream), out, status)
     except KeyboardInterrupt:
         stream.cancel()
         status.quiet = False

@@ -52,7 +52,10 @@ class Members:
 @lru_cache(256)
 def _members(manifest: Path, _written_at: int, _size: int) -> Members:
     "Read the ids in a manifest."
-    ids = read_json(manifest).get("trace_ids", [])
+    found = read_json(manifest)
+    ids = found.get("trace_ids", []) if isinstance(found, dict) else None
+    if not isinstance(ids, list):
+        raise DatasetError(f"{manifest} holds no list trace_ids; build the dataset again")
     return Members(b"".join(sorted(UUID(str(id)).bytes for id in ids)))
 
 

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..core.errors import TunixError
-from .auth import LOCAL, SAFE, role_needed
+from .auth import SAFE, STRANGER, role_needed
+from .pools import Pools, finish_in_write_pool, pools_of
 from ..store.audit import audit_entry, record_audit
 from ..store.engine import Store
 from ..store.tables import AuditEntry
@@ -73,7 +73,7 @@ def entry_of(
         Row that is not stored yet
     """
     state, client = scope.get("state", {}), scope.get("client")
-    holder = state.get("holder") or LOCAL
+    holder = state.get("holder") or STRANGER
     target, count = state.get("audited") or target_of(scope, body)
     action = str(getattr(scope.get("endpoint"), "__name__", scope["path"]))
     return audit_entry(
@@ -90,8 +90,10 @@ class AuditMiddleware:
         self.app, self.store = app, store
         self.counts: Counter[tuple[str, str, str, str]] = Counter()
         self.timer: asyncio.TimerHandle | None = None
+        self.pools: Pools | None = None  # Of the app, known with its first event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.pools = self.pools or pools_of(scope["app"])
         if scope["type"] == "lifespan":
             await self.app(scope, self._flushing(receive), send)
             return
@@ -130,8 +132,8 @@ class AuditMiddleware:
     async def keep(self, rows: list[AuditEntry]) -> None:
         "Store rows; a database that is away must not undo what was answered."
         try:
-            if rows:
-                await run_in_threadpool(record_audit, self.store(), rows)
+            if rows and self.pools:
+                await finish_in_write_pool(self.pools, record_audit, self.store(), rows)
         except (TunixError, AttributeError) as error:
             log.error("%d rows of the audit log were lost: %s", len(rows), error)
 

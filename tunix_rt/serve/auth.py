@@ -5,29 +5,31 @@
 # %% ../../nbs/serve/25_auth.ipynb #3ab40749
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..core.errors import TunixError
 from ..core.settings import Settings
-from .errors import problem
+from .errors import HTTPRefusal, problem
 from ..store.engine import Store
 from ..store.tokens import Holder, active_tokens, cookie_value, hash_of
 
 # %% auto #0
-__all__ = ['COOKIE', 'MASTER', 'LOCAL', 'Tokens', 'OPEN', 'SAFE', 'ROLES', 'READING', 'ADMIN', 'FRESH', 'log', 'SCHEME',
-           'AccessError', 'is_loopback', 'check_bind', 'host_in', 'is_ours', 'is_own_page', 'secret_of', 'identify',
-           'is_open', 'role_needed', 'why_not', 'TokenBook', 'AuthMiddleware', 'guard']
+__all__ = ['COOKIE', 'MASTER', 'LOCAL', 'STRANGER', 'Tokens', 'OPEN', 'SAFE', 'ROLES', 'READING', 'ADMIN', 'FRESH', 'PATIENCE',
+           'UNREAD', 'log', 'SCHEME', 'AccessError', 'is_loopback', 'check_bind', 'host_in', 'is_ours', 'is_own_page',
+           'secret_of', 'identify', 'is_open', 'role_needed', 'why_not', 'TokenBook', 'AuthMiddleware', 'guard']
 
 # %% ../../nbs/serve/25_auth.ipynb #0e3aefea
 class AccessError(TunixError):
@@ -151,6 +153,7 @@ def _cookie(headers: dict[bytes, bytes]) -> str:
 
 MASTER = Holder("TUNIX_RT_TOKEN", "admin")  # Whoever has the token of the settings
 LOCAL = Holder("local", "admin")  # Whoever reaches a server on loopback that has no token
+STRANGER = Holder("anonymous", "none")  # Whoever has not shown a token, such as at the login page
 Tokens = Mapping[str, Holder]  # Hash of a token or of its cookie -> holder
 
 
@@ -243,7 +246,8 @@ def role_needed(
     """
     if _below(path, ADMIN):
         return "admin"
-    return "read" if method in SAFE or _below(path, READING) else "write"
+    shows = path.startswith("/queue/") and path.endswith("/by-hand")  # a part of a form
+    return "read" if method in SAFE or shows or _below(path, READING) else "write"
 
 
 def _may(holder: Holder, method: str, path: str) -> tuple[int, str] | None:
@@ -300,6 +304,10 @@ def why_not(
 
 # %% ../../nbs/serve/25_auth.ipynb #aaf7c619
 FRESH = 5.0  # Seconds that the named tokens are kept
+PATIENCE = 1.0  # Seconds that a request waits for newer ones
+UNREAD = (
+    "the tokens of this server could not be read yet, so nobody is let in; try again in a moment"
+)
 log = logging.getLogger("tunix_rt.serve")
 
 
@@ -308,18 +316,43 @@ class TokenBook:
 
     def __init__(self, store: Callable[[], Store | None] | None) -> None:
         self.store, self.tokens, self.read_at = store, dict[str, Holder](), float("-inf")
+        self.known = store is None  # False until the database has answered
+        self.reading: asyncio.Task[None] | None = None
+        self.thread: CapacityLimiter | None = None
 
-    async def current(self) -> Tokens:
-        "Give the tokens, and read them again when it is time."
+    async def current(
+        self,
+        patience: float = PATIENCE,  # Seconds to wait for newer ones; 0 for a path that is open
+    ) -> Tokens:
+        """Give the tokens, and read them again when it is time.
+
+        Args:
+            patience: Seconds to wait for newer ones; 0 for a path that is open
+        """
         store = self.store() if self.store else None
-        if store is None or time.monotonic() - self.read_at < FRESH:
+        if store is None:
             return self.tokens
-        self.read_at = time.monotonic()
+        if time.monotonic() - self.read_at >= FRESH:
+            if self.reading is None or self.reading.done():
+                self.reading = asyncio.create_task(self._read(store))
+            await asyncio.wait({self.reading}, timeout=patience)
+        if self.known:
+            return self.tokens
+        if patience:
+            raise HTTPRefusal(503, UNREAD, after=1)
+        return {"": STRANGER}  # some token, which nobody has
+
+    async def _read(self, store: Store) -> None:
+        mine, begun = asyncio.current_task(), time.monotonic()
+        self.thread = self.thread or CapacityLimiter(1)
         try:
-            self.tokens = await run_in_threadpool(active_tokens, store)
+            found = await to_thread.run_sync(active_tokens, store, limiter=self.thread)
         except TunixError as error:
             log.warning("the tokens could not be read: %s", error)
-        return self.tokens
+            self.read_at = begun if self.known else self.read_at
+            return
+        if self.reading is mine:  # no token was made or revoked since it began
+            self.tokens, self.read_at, self.known = found, begun, True
 
     def looked_before(
         self,
@@ -334,7 +367,7 @@ class TokenBook:
 
     def forget(self) -> None:
         "Read the tokens again with the next request."
-        self.read_at = float("-inf")
+        self.read_at, self.reading = float("-inf"), None
 
 # %% ../../nbs/serve/25_auth.ipynb #76f49d27
 class AuthMiddleware:
@@ -347,14 +380,16 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, self._prepared(send))
             return
-        tokens = await self.book.current()
-        http = scope["type"] == "http"
-        refused = why_not(scope, self.settings, tokens) if http else (403, "HTTP only")
-        if refused and refused[0] == 401 and self.book.looked_before(1.0):
-            self.book.forget()  # the token may be newer than what was read
-            refused = why_not(scope, self.settings, await self.book.current())
+        try:
+            refused = await self._why_not(scope)
+        except HTTPRefusal as error:
+            later = {"Retry-After": str(error.after)}
+            await problem(error.status, str(error), scope=scope, headers=later)(
+                scope, receive, send
+            )
+            return
         if refused is None:
             await self.app(scope, receive, send)
             if scope["method"] not in SAFE and _below(scope["path"], ADMIN):
@@ -363,6 +398,25 @@ class AuthMiddleware:
         status, reason = refused
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         await problem(status, reason, scope=scope, headers=headers)(scope, receive, send)
+
+    def _prepared(self, send: Send) -> Send:
+        async def sending(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                with suppress(HTTPRefusal):  # the first request tries again
+                    await self.book.current()
+            await send(message)
+
+        return sending
+
+    async def _why_not(self, scope: Scope) -> tuple[int, str] | None:
+        if scope["type"] != "http":
+            return 403, "HTTP only"
+        patience = 0 if is_open(scope["path"]) else PATIENCE
+        refused = why_not(scope, self.settings, await self.book.current(patience))
+        if refused and refused[0] == 401 and self.book.looked_before(1.0):
+            self.book.forget()  # the token may be newer than what was read
+            refused = why_not(scope, self.settings, await self.book.current())
+        return refused
 
 # %% ../../nbs/serve/25_auth.ipynb #96923140
 SCHEME = {

@@ -250,14 +250,15 @@ def make_room(
     if len(connections) <= newest.most:
         return
     others = [each for each in connections if each is not newest]
-    idle = sorted((each for each in others if is_waiting(each)), key=lambda each: each.since)
-    late = [each for each in others if not is_waiting(each) and each.cycle.more_body]
+    others.sort(key=lambda each: each.since)
+    idle = [each for each in others if is_waiting(each)]
+    busy = [each for each in others if not is_waiting(each)]
+    late = [each for each in busy if each.cycle.more_body]
     late.sort(key=lambda each: each.body_bytes / (newest.since - each.since + 1))
-    for each in (idle or late)[: max(1, newest.most // 10)]:
+    answered = [each for each in busy if each.cycle.response_started]
+    for each in (idle or late or answered or busy[::-1])[: max(1, newest.most // 10)]:
         each.transport.abort()
         connections.discard(each)
-    if not idle and not late:
-        newest.transport.abort()
 
 
 def limited(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
-from anyio import to_thread
 from fastapi import Depends, FastAPI, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -21,7 +20,7 @@ from ..core.errors import MissingError
 from ..core.settings import Settings, resolve, settings
 from ..data.datasets import dataset_folder
 from .metrics import Metrics, RunCountCollector, TimedStore
-from .pools import OPERATION, Pools, pools_of
+from .pools import Pools, pools_of, run_in_long_pool
 from .rediai import RediAI
 from .schemas.types import Key
 from .sse import Watch
@@ -117,7 +116,7 @@ async def run_in_slow_pool(
     Returns:
         Result of the function
     """
-    return await to_thread.run_sync(work, *words, limiter=services.pools.slow[OPERATION.get()])
+    return await run_in_long_pool(services.pools, work, *words)
 
 # %% ../../nbs/serve/60_dependencies.ipynb #88b26a0d
 async def get_services(request: Request) -> Services:

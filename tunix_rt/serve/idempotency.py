@@ -23,14 +23,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..core.errors import StoreError
 from .body_limits import UPLOAD
 from .errors import HTTPRefusal, problem
-from .pools import pools_of, run_in_parse_pool, run_in_write_pool
+from tunix_rt.serve.pools import (
+    finish_in_write_pool,
+    pools_of,
+    run_in_parse_pool,
+    run_in_write_pool,
+)
 from .strict_json import INLINE
 from ..store.engine import Store
 from ..store.tables import IdempotentReply, now
 
 # %% auto #0
-__all__ = ['HEADER', 'KEPT', 'STALE', 'RENEWED', 'BUSY', 'CLAIMED', 'TOGETHER', 'STREAMED', 'SaveReply', 'request_digest',
-           'kept_reply', 'claim_key', 'renew_key', 'settle_key', 'IdempotencyMiddleware', 'reply_saver']
+__all__ = ['HEADER', 'KEPT', 'STALE', 'RENEWED', 'BUSY', 'CLAIMED', 'TOGETHER', 'STREAMED', 'SECRET', 'SaveReply',
+           'request_digest', 'kept_reply', 'claim_key', 'renew_key', 'settle_key', 'IdempotencyMiddleware',
+           'reply_saver']
 
 # %% ../../nbs/serve/40_idempotency.ipynb #44479ed6
 HEADER = b"idempotency-key"
@@ -159,14 +165,15 @@ TOGETHER = (
     "/api/traces/batch",
 )  # Endpoints that store the response in their own transaction
 STREAMED = ("/api/tunix/sft/export",)
+SECRET = ("/api/tokens", "/tokens")  # Endpoints whose response may be in no database
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read(receive: Receive) -> bytes | None:
     parts, more = [], True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            break
+            return None
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
     return b"".join(parts)
@@ -185,7 +192,7 @@ async def _renew(app: Any, store: Store, key: str) -> None:
     while True:
         await asyncio.sleep(RENEWED)
         with suppress(StoreError):
-            await run_in_write_pool(pools_of(app), renew_key, store, key)
+            await finish_in_write_pool(pools_of(app), renew_key, store, key)
 
 
 async def _remembered(
@@ -200,7 +207,7 @@ async def _remembered(
         else:
             parts.append(message.get("body", b""))
             if not message.get("more_body", False):
-                await run_in_write_pool(pools_of(scope["app"]), settle, status, b"".join(parts))
+                await finish_in_write_pool(pools_of(scope["app"]), settle, status, b"".join(parts))
         await send(message)
 
     def settle(status: int, said: bytes) -> None:
@@ -213,7 +220,7 @@ async def _remembered(
     finally:
         renewing.cancel()
         if not settled:
-            await run_in_write_pool(pools_of(scope["app"]), settle, 500, b"")
+            await finish_in_write_pool(pools_of(scope["app"]), settle, 500, b"")
 
 # %% ../../nbs/serve/40_idempotency.ipynb #ebca15a8
 class IdempotencyMiddleware:
@@ -225,8 +232,9 @@ class IdempotencyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope["headers"]).get(HEADER) if scope["type"] == "http" else None
-        streamed = scope.get("path") in STREAMED or scope.get("path", "").startswith("/v1/")
-        if given is None or scope["method"] in ("GET", "HEAD") or streamed:
+        path = scope.get("path", "")
+        passed = path.rstrip("/") in (*STREAMED, *SECRET) or path.startswith("/v1/")
+        if given is None or scope["method"] in ("GET", "HEAD") or passed:
             await self.app(scope, receive, send)
             return
         try:
@@ -246,6 +254,8 @@ class IdempotencyMiddleware:
             if uploading
             else await _read(receive)
         )
+        if body is None:
+            return
         store = self.store()
         if len(body) <= INLINE:
             digest = request_digest(scope, body)

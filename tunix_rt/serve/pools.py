@@ -13,15 +13,21 @@ from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from .errors import HTTPRefusal
+
 # %% auto #0
-__all__ = ['READS', 'WRITES', 'PARSING', 'SLOW', 'OPERATION', 'T', 'Pools', 'pools_of', 'run_in_read_pool', 'run_in_write_pool',
-           'run_in_parse_pool']
+__all__ = ['READS', 'WRITES', 'PARSING', 'SLOW', 'WAITING', 'WAITING_LONG', 'CROWD', 'OPERATION', 'T', 'Pools', 'refuse_crowd',
+           'pools_of', 'run_in_read_pool', 'run_in_write_pool', 'finish_in_write_pool', 'run_in_parse_pool',
+           'run_in_long_pool']
 
 # %% ../../nbs/serve/12_pools.ipynb #148f8192
 READS = 6  # Threads for short reads: the framework's own pool
 WRITES = 6  # Threads for short writes
 PARSING = 2  # Threads that parse large bodies
 SLOW = 4  # Threads for each operation, as a part of the reads or for seconds and minutes
+WAITING = 500  # Requests that may wait for a pool
+WAITING_LONG = 50  # Requests that may wait for an operation of seconds and minutes
+CROWD = "too many requests like this one are waiting already; send it again in a few seconds"
 
 
 @dataclass
@@ -40,6 +46,20 @@ class Pools:
 # %% ../../nbs/serve/12_pools.ipynb #9656f9fb
 OPERATION: ContextVar[str] = ContextVar("operation", default="other")
 T = TypeVar("T")
+
+
+def refuse_crowd(
+    pool: CapacityLimiter,  # Pool that a request is to wait for
+    most: int = WAITING,  # Requests that may wait
+) -> None:
+    """Refuse a request when the queue of its pool is full.
+
+    Args:
+        pool: Pool that a request is to wait for
+        most: Requests that may wait
+    """
+    if pool.statistics().tasks_waiting >= most:
+        raise HTTPRefusal(503, CROWD, after=5)
 
 
 def pools_of(
@@ -72,7 +92,9 @@ async def run_in_read_pool(
     Returns:
         Result of the function
     """
-    async with pools.reads[OPERATION.get()]:
+    own = pools.reads[OPERATION.get()]
+    refuse_crowd(own)
+    async with own:
         return await to_thread.run_sync(work, *words)
 
 
@@ -82,6 +104,25 @@ async def run_in_write_pool(
     *words: Any,  # Arguments of the function
 ) -> T:  # Result of the function
     """Run a function that writes in the pool for writes.
+
+    Args:
+        pools: Pools of the app
+        work: Function that writes, and may wait for a lock
+        *words: Arguments of the function
+
+    Returns:
+        Result of the function
+    """
+    refuse_crowd(pools.writes)
+    return await finish_in_write_pool(pools, work, *words)
+
+
+async def finish_in_write_pool(
+    pools: Pools,  # Pools of the app
+    work: Callable[..., T],  # Function that writes, and may wait for a lock
+    *words: Any,  # Arguments of the function
+) -> T:  # Result of the function
+    """Write what belongs to a request that was let in, however many wait.
 
     Args:
         pools: Pools of the app
@@ -109,4 +150,25 @@ async def run_in_parse_pool(
     Returns:
         Result of the function
     """
+    refuse_crowd(pools.parsing)
     return await to_thread.run_sync(work, *words, limiter=pools.parsing)
+
+
+async def run_in_long_pool(
+    pools: Pools,  # Pools of the app
+    work: Callable[..., T],  # Function that takes seconds or minutes
+    *words: Any,  # Arguments of the function
+) -> T:  # Result of the function
+    """Run a function in the slow pool of its operation.
+
+    Args:
+        pools: Pools of the app
+        work: Function that takes seconds or minutes
+        *words: Arguments of the function
+
+    Returns:
+        Result of the function
+    """
+    own = pools.slow[OPERATION.get()]
+    refuse_crowd(own, WAITING_LONG)
+    return await to_thread.run_sync(work, *words, limiter=own)

@@ -12,6 +12,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import problem
@@ -133,6 +134,8 @@ class RequestLogMiddleware:
         failed = False
         try:
             await self.app(scope, receive, sending)
+        except ClientDisconnect:  # in the middle of a body: nobody is there to be told
+            pass
         except Exception:
             failed = True
             logging.getLogger("tunix_rt.serve").exception("request %s failed", id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import sys
 from socket import socket
 from types import FrameType
@@ -25,10 +26,12 @@ from ..store.engine import open_store
 from ..store.tokens import active_tokens
 
 # %% auto #0
-__all__ = ['GRACE', 'SWITCH', 'log', 'prepare_routes', 'Server', 'server_config', 'serve']
+__all__ = ['GRACE', 'BACKLOG', 'ACCEPTED', 'SWITCH', 'log', 'prepare_routes', 'accept_many', 'Server', 'server_config', 'serve']
 
 # %% ../../nbs/serve/85_server.ipynb #912c610e
 GRACE = 20  # Seconds for open requests to finish
+BACKLOG = 4096  # Connections that the kernel holds until they are accepted
+ACCEPTED = 64  # Connections accepted in one turn of the event loop
 SWITCH = 0.0005  # Seconds after which a busy thread lets the event loop go on
 log = logging.getLogger("tunix_rt.serve")
 
@@ -46,6 +49,28 @@ def prepare_routes(
         route.matches({**nowhere, "app": app})
 
 
+async def accept_many(
+    server: uvicorn.Server,  # Server that has begun to listen
+) -> None:
+    """Accept several connections in one turn of the event loop.
+
+    Args:
+        server: Server that has begun to listen
+    """
+    loop, config = asyncio.get_running_loop(), server.config
+    if not type(loop).__module__.startswith("uvloop"):
+        return  # asyncio's own loop takes all that wait
+
+    def connection() -> asyncio.Protocol:
+        state = {"server_state": server.server_state, "app_state": server.lifespan.state}
+        return config.http_protocol_class(config=config, **state)  # type: ignore[operator]
+
+    for each in [each for known in server.servers for each in known.sockets]:
+        for _ in range(ACCEPTED - 1):
+            again = socket(fileno=os.dup(each.fileno()))
+            server.servers.append(await loop.create_server(connection, sock=again, backlog=BACKLOG))
+
+
 class Server(uvicorn.Server):
     "A server that logs its address, and ends its log streams on shutdown."
 
@@ -60,6 +85,7 @@ class Server(uvicorn.Server):
         for each in (each for server in self.servers for each in server.sockets):
             host, port = each.getsockname()[:2]
             log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+        await accept_many(self)
 
     async def on_tick(self, counter: int) -> bool:
         "Close, once a second, the connections whose clients take too long."
@@ -99,6 +125,7 @@ def server_config(
         log_level="warning",
         access_log=False,
         server_header=False,
+        backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE,
         timeout_keep_alive=round(max(1, settings.idle_seconds)),
     )

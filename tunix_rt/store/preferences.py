@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from heapq import heapify, heappop, heappush
 from typing import Any, Literal
 from uuid import UUID
 
@@ -62,9 +62,28 @@ def _by_prompt(store: Store, query: TraceQuery) -> Iterable[list[_Rated]]:
 
 def _pairs(group: list[_Rated], most: int, min_gap: float) -> list[tuple[_Rated, _Rated]]:
     "Pair the answers to one prompt, the widest gaps first."
-    ways = [(a, b) for a, b in product(group, group) if a.stars - b.stars >= max(min_gap, 1e-9)]
-    ways.sort(key=lambda pair: pair[1].stars - pair[0].stars)
-    return ways[:most]
+    places = range(len(group))
+    good = sorted(places, key=lambda place: -group[place].stars)
+    bad = sorted(places, key=lambda place: group[place].stars)
+    rows = min(most, len(good))
+
+    def way(row: int, at: int) -> tuple[float, int, int, int]:
+        one, two = good[row], bad[at]
+        return group[two].stars - group[one].stars, one, two, row
+
+    waiting, at, found = (
+        [way(row, 0) for row in range(rows)],
+        [0] * rows,
+        list[tuple[_Rated, _Rated]](),
+    )
+    heapify(waiting)
+    while waiting and len(found) < most and -waiting[0][0] >= max(min_gap, 1e-9):
+        _, one, two, row = heappop(waiting)
+        found.append((group[one], group[two]))
+        at[row] += 1
+        if at[row] < len(bad):
+            heappush(waiting, way(row, at[row]))
+    return found
 
 
 def _said(store: Store, id: UUID) -> tuple[str, str] | None:

@@ -22,7 +22,7 @@ from .tables import TraceRow
 from .traces import EVERYTHING, Found, found, label
 
 # %% auto #0
-__all__ = ['EXACT', 'AT_ONCE', 'conditions', 'walk', 'iterate_traces']
+__all__ = ['EXACT', 'VALUES', 'LEVELS', 'AT_ONCE', 'conditions', 'walk', 'iterate_traces']
 
 # %% ../../nbs/store/40_scan.ipynb #1312cf7a
 def _field(
@@ -45,6 +45,8 @@ def _equals(
 
 # %% ../../nbs/store/40_scan.ipynb #6ff7fedc
 EXACT = 2**53  # Size from which databases compare numbers differently
+VALUES = 200  # Values of a filter that the database compares
+LEVELS = 20  # Names in a dotted name that the database follows
 
 
 def _one_filter(
@@ -53,6 +55,8 @@ def _one_filter(
     choices: Sequence[Any],  # Allowed values
 ) -> ColumnElement[bool] | None:  # None if only the exact comparison applies
     path = name.removeprefix("meta.").split(".")
+    if len(choices) > VALUES or len(path) > LEVELS:
+        return None
     texts = [label(choice) for choice in choices if isinstance(choice, str)]
     if path == ["category"]:
         return TraceRow.category.in_(texts)
@@ -84,7 +88,7 @@ def conditions(
         raise DatasetError(f"filters: {reason}; filter by texts, numbers, true and false")
     search = search_in(filters)
     found = [] if search is None else query_conditions(dialect, search)
-    for name, wanted in filters.items():
+    for name, wanted in islice(filters.items(), VALUES):
         if name == "search" and search is not None:
             continue
         choices = wanted if isinstance(wanted, (list, tuple)) else [wanted]

@@ -205,7 +205,7 @@ def _known(dialect: str, query: TraceQuery) -> list[ColumnElement[bool]]:
         wanted.append(_among(dialect, dataset_members(query.dataset).ids()))
     return wanted
 
-
+# %% ../../nbs/store/36_search.ipynb #666fa7c1
 def _narrowed(query: TraceQuery, number: ColumnElement[int]) -> list[ColumnElement[bool]]:
     "The conditions on scores, ratings and versions, on a column with the number of a trace."
     ends = [
@@ -293,7 +293,7 @@ def _scope(dialect: str, query: TraceQuery, sort: str) -> _Scope:
     chosen = chosen.join(marks, marks.c.number == number).where(value.is_not(None))
     return _Scope(chosen.add_columns(value), number, marks.c[value.key])
 
-
+# %% ../../nbs/store/36_search.ipynb #57d5ea24
 def _beyond(scope: _Scope, place: Place, falling: bool) -> ColumnElement[bool]:
     "The condition for hits behind a place in the list."
 
@@ -327,7 +327,7 @@ def _places(
     rows = session.execute(chosen).all()
     return [(None if scope.value is None else float(row[1]), int(row[0])) for row in rows]
 
-
+# %% ../../nbs/store/36_search.ipynb #5dfea5d7
 def _weighed(session: Session, query: TraceQuery) -> list[Place]:
     "List the newest hits, the best match first."
     dialect = session.get_bind().dialect.name
@@ -472,7 +472,7 @@ def snippet_of(
     )
     return next((each for each in made if each is not None), None)
 
-
+# %% ../../nbs/store/36_search.ipynb #ab4b8d7a
 def _hits(session: Session, store: Store, numbers: Sequence[int], query: TraceQuery) -> list[Hit]:
     "Read hits, in the given order."
     marks = TraceMark.__table__
@@ -491,7 +491,7 @@ def _hits(session: Session, store: Store, numbers: Sequence[int], query: TraceQu
         for each, row in zip(found, there, strict=True)
     ]  # fmt: skip
 
-
+# %% ../../nbs/store/36_search.ipynb #8ab22232
 def _parse_place(after: str) -> Place:
     "Read the place where a page begins."
     value, _, number = after.rpartition(":")

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,7 +23,7 @@ from ..store.tables import BaselineRow, EvaluationRow, ModelVersion, RunRow, now
 from .run_predictions import finished_run
 
 # %% auto #0
-__all__ = ['RISES', 'FALLS', 'metrics_of', 'newest_evaluation', 'known_metrics', 'higher_is_better', 'Baseline', 'measure_run',
+__all__ = ['RISES', 'FALLS', 'metrics_of', 'newest_evaluation', 'known_metrics', 'higher_is_better', 'measure_run',
            'set_baseline', 'BaselinePage', 'baseline_named', 'get_baseline', 'list_baselines', 'delete_baseline']
 
 # %% ../../nbs/tracking/50_baselines.ipynb #b428cb41
@@ -123,32 +122,6 @@ def higher_is_better(
     return False if any(word in metric for word in FALLS) else None
 
 # %% ../../nbs/tracking/50_baselines.ipynb #1d147349
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """A value that later runs must reach.
-
-    Attributes:
-        evaluation_id: Id of the evaluation; None if the metric is the run's own
-        lower_is_better: Given direction; None leaves it to the metric
-    """
-
-    id: UUID
-    name: str
-    run_id: UUID
-    evaluation_id: UUID | None  # Id of the evaluation; None if the metric is the run's own
-    metric: str
-    value: float
-    lower_is_better: bool | None  # Given direction; None leaves it to the metric
-    created_at: datetime
-    updated_at: datetime
-
-
-def _baseline(
-    row: BaselineRow,  # Stored row
-) -> Baseline:
-    return Baseline(*(getattr(row, each.name) for each in fields(Baseline)))
-
-
 def measure_run(
     run: RunRow,  # Completed run
     evaluation: EvaluationRow | None,  # Evaluation of the run
@@ -193,7 +166,7 @@ def set_baseline(
     metric: str = "score",  # One of `known_metrics`
     *,
     lower_is_better: bool | None = None,  # None leaves it to the metric
-) -> Baseline:  # Stored baseline
+) -> BaselineRow:  # Stored baseline
     """Set a baseline to the value that a run reached.
 
     Args:
@@ -227,7 +200,7 @@ def set_baseline(
         )
         session.execute(first.on_conflict_do_update(index_elements=["name"], set_=moved))
         row = session.scalars(select(BaselineRow).where(BaselineRow.name == name)).one()
-    return _baseline(row)
+    return row
 
 # %% ../../nbs/tracking/50_baselines.ipynb #8283fb8e
 @dataclass(frozen=True, slots=True)
@@ -238,7 +211,7 @@ class BaselinePage:
         next_offset: None at the end
     """
 
-    baselines: list[Baseline]
+    baselines: list[BaselineRow]
     next_offset: int | None  # None at the end
 
 
@@ -261,7 +234,7 @@ def baseline_named(
 def get_baseline(
     store: Store,  # Database to read from
     name: str,  # Name of the baseline
-) -> Baseline:
+) -> BaselineRow:
     """Read one baseline.
 
     Args:
@@ -269,7 +242,7 @@ def get_baseline(
         name: Name of the baseline
     """
     with store.reading() as session:
-        return _baseline(baseline_named(session, name))
+        return baseline_named(session, name)
 
 
 def list_baselines(
@@ -293,8 +266,7 @@ def list_baselines(
     query = select(BaselineRow).order_by(by_name).offset(offset).limit(limit + 1)
     with store.reading() as session:
         rows = session.scalars(query).all()
-    found = [_baseline(row) for row in rows[:limit]]
-    return BaselinePage(found, offset + limit if len(rows) > limit else None)
+    return BaselinePage(list(rows[:limit]), offset + limit if len(rows) > limit else None)
 
 # %% ../../nbs/tracking/50_baselines.ipynb #e58eb5c5
 def _gated(session: Session, name: str) -> int:

@@ -20,7 +20,7 @@ from .baselines import higher_is_better
 from .leaderboard import Kind, Word, standing_of
 from .metrics_log import is_number
 from .run_table import RunView
-from .set_boards import compare_evaluations
+from .set_boards import compare_stored
 
 # %% auto #0
 __all__ = ['FIRST', 'MOST_CURVES', 'Curve', 'Line', 'parameter_lines', 'figure_lines', 'logged_curves', 'PairedScores',
@@ -33,26 +33,26 @@ class Line:
 
     Attributes:
         values: One for each run; None where it has none
-        best: Where the direction is known and the values differ
+        best: True for the best, if there is one
     """
 
     name: str
     values: tuple[Any, ...]  # One for each run; None where it has none
     differs: bool
-    best: tuple[bool, ...] = ()  # Where the direction is known and the values differ
+    best: tuple[bool, ...] = ()  # True for the best, if there is one
     higher_is_better: bool | None = None
 
 
 def parameter_lines(
     views: Sequence[RunView],  # Runs to compare
-) -> list[Line]:  # In the order of the notebooks
+) -> list[Line]:  # Lines in the order of the notebooks
     """Line up the parameters of runs.
 
     Args:
         views: Runs to compare
 
     Returns:
-        In the order of the notebooks
+        Lines in the order of the notebooks
     """
     names = dict.fromkeys(name for view in views for name in view.parameters)
     found = []
@@ -127,15 +127,15 @@ class PairedScores:
     """One run against the first, on one evaluation set.
 
     Attributes:
-        before: Of the first run
-        difference: In shares of 1; None if they share no question
+        before: Evaluation of the first run
+        difference: Difference in shares of 1; None if they share no question
         won: Fingerprints of questions that only this run has right
     """
 
     run_id: UUID
-    before: EvaluationRow  # Of the first run
+    before: EvaluationRow  # Evaluation of the first run
     after: EvaluationRow
-    difference: Difference | None  # In shares of 1; None if they share no question
+    difference: Difference | None  # Difference in shares of 1; None if they share no question
     standing: Word
     won: tuple[str, ...]  # Fingerprints of questions that only this run has right
     lost: tuple[str, ...]
@@ -144,7 +144,7 @@ class PairedScores:
 def newest_of_each_kind(
     session: Session,  # Reading session
     run_ids: Sequence[UUID],  # Runs
-) -> dict[UUID, dict[Kind, EvaluationRow]]:  # By run, then by set and judge
+) -> dict[UUID, dict[Kind, EvaluationRow]]:  # Evaluations by run, then by set and judge
     """Find the newest evaluation of each run by each judge on each set.
 
     Args:
@@ -152,7 +152,7 @@ def newest_of_each_kind(
         run_ids: Runs
 
     Returns:
-        By run, then by set and judge
+        Evaluations by run, then by set and judge
     """
     this = EvaluationRow
     kind = (this.run_id, this.evaluation_fingerprint, this.judge_name, this.judge_version)
@@ -170,7 +170,7 @@ def newest_of_each_kind(
 def compare_scores(
     store: Store,  # Database to read
     run_ids: Sequence[UUID],  # The first is compared with each of the others
-) -> list[PairedScores]:  # By run, then by set; empty where no two were evaluated alike
+) -> list[PairedScores]:  # Comparisons by run, then by set; empty where no two were evaluated alike
     """Compare the scores of runs question by question.
 
     Args:
@@ -178,7 +178,7 @@ def compare_scores(
         run_ids: The first is compared with each of the others
 
     Returns:
-        By run, then by set; empty where no two were evaluated alike
+        Comparisons by run, then by set; empty where no two were evaluated alike
     """
     if len(run_ids) < 2:
         return []
@@ -191,7 +191,7 @@ def compare_scores(
             for kind, row in kinds[id].items()
             if kind in first
         ]
-        apart = compare_evaluations(session, [(one.id, other.id) for _, one, other in pairs])
+        apart = compare_stored(session, [(one.id, other.id) for _, one, other in pairs])
     found = []
     for run_id, before, after in pairs:
         pair = apart[before.id, after.id]

@@ -26,7 +26,7 @@ from ..runs.pipelines import find_pipeline, with_defaults
 from ..store.engine import Store
 from ..store.tables import ENDED, MODES, STATUSES, EvaluationRow, RunRow, RunSummary, now
 from .metrics_log import is_number, logged_metrics
-from .run_filter import check_names, names_in, read_filter
+from .run_filter import check_names, filter_names, read_filter
 from .run_notes import Notes, make_notes, read_notes, write_notes
 from .run_predictions import run_folder
 
@@ -288,13 +288,13 @@ PATIENCE = 0.12  # Seconds that one request spends on reading summaries
 
 def keep_summaries(
     store: Store,  # Database to write to
-    found: Sequence[dict[str, Any]],  # From `summarize`
+    found: Sequence[dict[str, Any]],  # Summaries from `summarize`
 ) -> bool:  # False if another writer was at work
     """Store summaries, replacing older ones.
 
     Args:
         store: Database to write to
-        found: From `summarize`
+        found: Summaries from `summarize`
 
     Returns:
         False if another writer was at work
@@ -379,7 +379,7 @@ def load_views(
 def load_view(
     store: Store,  # Database to read
     run_id: UUID,  # Id of an existing run
-) -> RunView:  # With the notes that are in its folder now
+) -> RunView:  # Run with the notes that are in its folder now
     """Load one run, and read its folder again.
 
     Args:
@@ -387,7 +387,7 @@ def load_view(
         run_id: Id of an existing run
 
     Returns:
-        With the notes that are in its folder now
+        Run with the notes that are in its folder now
     """
     run = get_queued(store, run_id)
     with store.reading() as session:
@@ -438,7 +438,7 @@ class RunList:
     Attributes:
         matching: Runs that pass the filter
         total: Runs there are
-        names: From `names_of`
+        names: Names from `names_of`
         unread: Runs whose folders have not been read yet
         next_offset: None at the end
     """
@@ -446,7 +446,7 @@ class RunList:
     views: list[RunView]
     matching: int  # Runs that pass the filter
     total: int  # Runs there are
-    names: dict[str, str]  # From `names_of`
+    names: dict[str, str]  # Names from `names_of`
     unread: int  # Runs whose folders have not been read yet
     next_offset: int | None  # None at the end
 
@@ -513,7 +513,7 @@ def list_views(
     conditions, condition = _conditions(asked), read_filter(filter)
     views, unread = load_views(store, *conditions, patience=patience)
     names = names_of(views)
-    given = names_in(condition) if condition else []
+    given = filter_names(condition) if condition else []
     if views:
         check_names([name for name in given if not name.startswith(PREFIXES)], names)
     passing = [view for view in views if condition is None or condition.holds(view.value)]

@@ -28,11 +28,15 @@ from tunix_rt.serve.openai.protocol import (
 from .served_models import ServedModel
 
 # %% auto #0
-__all__ = ['LOWEST', 'Job', 'tokens_left', 'check_ids', 'completion_jobs', 'chat_jobs', 'shared_seed', 'merged_deltas',
-           'token_text', 'top_by_text', 'completion_logprobs', 'chat_logprobs', 'prompt_table', 'Collected', 'collect',
-           'usage_of', 'envelope', 'completion_choice', 'completion_body', 'chat_body', 'event', 'stream_events']
+__all__ = ['MOST_CHOICES', 'LOWEST', 'Job', 'tokens_left', 'check_ids', 'completion_jobs', 'chat_jobs', 'shared_seed',
+           'merged_deltas', 'token_text', 'top_by_text', 'completion_logprobs', 'chat_logprobs', 'prompt_table',
+           'Collected', 'collect', 'usage_of', 'envelope', 'completion_choice', 'completion_body', 'chat_body', 'event',
+           'stream_events']
 
 # %% ../../../nbs/serve/openai/30_responses.ipynb #45ac37cc
+MOST_CHOICES = 2048  # Choices of one request: prompts times n
+
+
 @dataclass
 class Job:
     """One choice that is to be written.
@@ -116,6 +120,12 @@ def completion_jobs(
     """
     jobs: list[Job] = []
     words, bos = engine.tokenizer, engine.tokenizer.bos_token_id
+    if (wanted := len(request.prompts()) * request.n) > MOST_CHOICES:
+        raise OpenAIError(
+            f"{wanted:,} choices were asked for, prompts times n, and one request has "
+            f"{MOST_CHOICES:,} at most; send several",
+            param="prompt",
+        )
     for prompt in request.prompts():
         if isinstance(prompt, str):
             tokens = list(words(prompt).input_ids)

@@ -78,7 +78,7 @@ class Doing:
     command: Callable[[Texts], str] | None = None  # Command that does the same; None takes curl
     action: str = ""  # Path that the form is sent to; "" for /queue/ and its name
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #c82bb4cb
 def text_field(
     name: str,  # Name of the field
     help: str,  # Text below it
@@ -162,7 +162,7 @@ def _search_fields(store: Store) -> list[FormField]:
         ),
     ]
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #9d0b40c8
 def _read_search(texts: Texts) -> dict[str, Any]:
     given = _filled(texts, "name dataset_key base_model_id metric_name metric_mode evaluation_set")
     space = pairs_in(texts.get("search_space", ""))
@@ -214,7 +214,7 @@ def _build_fields(store: Store) -> list[FormField]:
         ),
     ]
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #9ea3ea5e
 def _plain(text: str) -> Any:
     try:
         return parse_json(text)
@@ -267,7 +267,7 @@ def _import_fields(store: Store) -> list[FormField]:
         text_field("encoding", "Encoding of the text; empty to detect it"),
     ]
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #48d859f8
 def _read_import(texts: Texts) -> dict[str, Any]:
     given: dict[str, Any] = _filled(texts, "path source_name format encoding")
     return given | _numbers(texts, "skip_invalid without_working")
@@ -315,7 +315,7 @@ def run_field(
     first = ids[0] if ids else ""
     return FormField(name, "choice", first, first, help, "", ids, words)
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #dd8a067b
 def _baseline_fields(store: Store) -> list[FormField]:
     return [
         text_field("name", "Name of the baseline; an existing one is moved", "main"),
@@ -358,7 +358,7 @@ class PromotionForm(BaseModel):
     tolerance: Annotated[StrictFloat, Field(ge=0, le=100)] = 0.0
     alias: Label | None = None
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #0cfbad1b
 def _promotion_fields(store: Store) -> list[FormField]:
     names = [each.name for each in registry.list_models(store, limit=100).models]
     gates = [each.name for each in list_baselines(store, limit=100).baselines]
@@ -415,7 +415,7 @@ def promote_command(
     places = [shlex.quote(texts.get(name) or name.upper()) for name in ("model", "run_id")]
     return f"tunix-rt promote {' '.join(places)}{_options(texts, named)}"
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #13d7f0aa
 def baseline_command(
     texts: Texts,  # Text of each field
 ) -> str:  # Command line
@@ -434,7 +434,7 @@ def baseline_command(
         f"tunix-rt baseline {' '.join(places)}{_options(texts, {'metric': '--metric'})}{way_text}"
     )
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #0f00800f
 def search_command(
     texts: Texts,  # Text of each field
 ) -> str:  # Command line
@@ -461,70 +461,72 @@ def search_command(
     return f"tunix-rt tune {name}{space} \\\n {_options(texts, named)}"
 
 # %% ../../../nbs/serve/pages/74_doing_forms.ipynb #dcd52cc2
-DOINGS = {
-    "search": Doing(
-        "New search",
-        "Trials of a training with parameters that vary; every trial is a run.",
-        "Start it",
-        "/api/tuning/jobs",
-        "create_tuning_job",
-        TuningRequest,
-        _search_fields,
-        _read_search,
-        _search,
-        search_command,
-    ),
-    "dataset": Doing(
-        "New dataset",
-        "Traces from the store, frozen: a run that names the dataset can be repeated.",
-        "Build it",
-        "/api/datasets/build",
-        "build_dataset",
-        BuildRequest,
-        _build_fields,
-        _read_build,
-        _build,
-    ),
-    "import": Doing(
-        "Import a file",
-        "Traces of a file are stored, all of them or none.",
-        "Import it",
-        "/api/datasets/ingest",
-        "ingest_dataset",
-        IngestRequest,
-        _import_fields,
-        _read_import,
-        _import,
-    ),
-    "baseline": Doing(
-        "Set a baseline",
-        "A figure that later runs are held against, before they are promoted.",
-        "Set it",
-        "/api/regression/baselines",
-        "create_baseline",
-        BaselineRequest,
-        _baseline_fields,
-        _read_baseline,
-        _set_baseline,
-        baseline_command,
-    ),
-    "promote": Doing(
-        "Promote a run",
-        "The model of the run is copied, hashed, and never changed again. A gate keeps out a run "
-        "that is worse than its baseline.",
-        "Promote",
-        "/api/models/{model_id}/versions/promote",
-        "promote_model_version",
-        PromotionForm,
-        _promotion_fields,
-        _read_promotion,
-        _promote,
-        promote_command,
-        "/models/promote",
-    ),
-}
+DOINGS: dict[str, Doing] = {}  # Name in the address to form, in the order of the menu
 
+DOINGS["search"] = Doing(
+    "New search",
+    "Trials of a training with parameters that vary; every trial is a run.",
+    "Start it",
+    "/api/tuning/jobs",
+    "create_tuning_job",
+    TuningRequest,
+    _search_fields,
+    _read_search,
+    _search,
+    search_command,
+)
+DOINGS["dataset"] = Doing(
+    "New dataset",
+    "Traces from the store, frozen: a run that names the dataset can be repeated.",
+    "Build it",
+    "/api/datasets/build",
+    "build_dataset",
+    BuildRequest,
+    _build_fields,
+    _read_build,
+    _build,
+)
+DOINGS["import"] = Doing(
+    "Import a file",
+    "Traces of a file are stored, all of them or none.",
+    "Import it",
+    "/api/datasets/ingest",
+    "ingest_dataset",
+    IngestRequest,
+    _import_fields,
+    _read_import,
+    _import,
+)
 
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #fb74d53c
+DOINGS["baseline"] = Doing(
+    "Set a baseline",
+    "A figure that later runs are held against, before they are promoted.",
+    "Set it",
+    "/api/regression/baselines",
+    "create_baseline",
+    BaselineRequest,
+    _baseline_fields,
+    _read_baseline,
+    _set_baseline,
+    baseline_command,
+)
+DOINGS["promote"] = Doing(
+    "Promote a run",
+    "The model of the run is copied, hashed, and never changed again. A gate keeps out a run "
+    "that is worse than its baseline.",
+    "Promote",
+    "/api/models/{model_id}/versions/promote",
+    "promote_model_version",
+    PromotionForm,
+    _promotion_fields,
+    _read_promotion,
+    _promote,
+    promote_command,
+    "/models/promote",
+)
+
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #7842a1ce
 def _promotion_lines(given: Mapping[str, Any]) -> str:
     named = {"version_label", "description", "gate", "tolerance"}
     rest = "".join(f", {name}={value!r}" for name, value in given.items() if name in named)
@@ -611,7 +613,7 @@ def read_doing(
 def _with_defaults(fields: list[FormField], texts: Texts) -> dict[str, str]:
     return {each.name: each.value for each in fields} | dict(texts)
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #84ecb93e
 def doing_page(
     request: Request,  # Request to respond to
     store: Store,  # Database with suggestions
@@ -653,7 +655,7 @@ def doing_page(
         **by_hand(doing, given, {each.name: each.value for each in fields}),
     )
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #7ca1f71b
 @router.get("/queue/{name}")
 def doing_form_page(request: Request, store: StoreDep, name: str) -> HTMLResponse:
     "Show a form."
@@ -672,7 +674,7 @@ async def _texts(request: Request) -> dict[str, str]:
     form = await request.form(max_files=0, max_fields=100)
     return {name: value for name, value in form.items() if isinstance(value, str)}
 
-
+# %% ../../../nbs/serve/pages/74_doing_forms.ipynb #be5964ce
 @router.post("/queue/{name}/by-hand")
 async def by_hand_part(request: Request, services: ServicesDep, name: str) -> HTMLResponse:
     "Show what does the same by hand, as a part of a page."

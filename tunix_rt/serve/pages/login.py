@@ -12,16 +12,16 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from ..auth import COOKIE
+from ..auth import COOKIE, MASTER
 from ..dependencies import Services, ServicesDep
 from .predictions import sent_to
 from .rendering import show
 from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
-from ...store.tokens import active_tokens, cookie_value, hash_of
+from ...store.tokens import Holder, active_tokens, cookie_value, hash_of
 
 # %% auto #0
-__all__ = ['router', 'WEEKS', 'local_path', 'is_guarded', 'is_known', 'login_page', 'login_form', 'logout_form']
+__all__ = ['router', 'WEEKS', 'local_path', 'is_guarded', 'holder_of', 'login_page', 'login_form', 'logout_form']
 
 # %% ../../../nbs/serve/pages/70_login.ipynb #35123cc5
 def local_path(
@@ -57,20 +57,23 @@ def is_guarded(
     return bool(services.settings.token or active_tokens(services.store))
 
 
-def is_known(
+def holder_of(
     services: Services,  # Services of the app
     secret: str,  # Untrusted token
-) -> bool:
+) -> Holder | None:  # None for an unknown token
     """Check a token against that of the settings and those with names.
 
     Args:
         services: Services of the app
         secret: Untrusted token
+
+    Returns:
+        None for an unknown token
     """
     known = services.settings.token or ""
     if known and hmac.compare_digest(secret.encode(), known.encode()):
-        return True
-    return hash_of(secret) in active_tokens(services.store)
+        return MASTER
+    return active_tokens(services.store).get(hash_of(secret))
 
 
 @router.get("/login")
@@ -90,10 +93,12 @@ def login_form(
 ) -> Response:
     "Sign in."
     secret = token.strip()
-    if not is_known(services, secret):
+    holder = holder_of(services, secret)
+    if holder is None:
         words = "That is not the token of this server. Tokens are case-sensitive."
         facts = {"next": local_path(next), "refused": words}
         return show(request, "login.html", status=403, **facts)
+    request.state.holder = holder  # for the audit log
     answer = sent_to(local_path(next))
     answer.set_cookie(
         COOKIE,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from html import escape
+from html import escape, unescape
 from typing import Any
+from xml.etree.ElementTree import Element, tostring
 
-from latex2mathml.converter import convert
+from latex2mathml.converter import Converter
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
@@ -19,14 +20,34 @@ from markdown_it.token import Token
 from ...traces.display import FOLD, excerpt, text_html, visible
 
 # %% auto #0
-__all__ = ['LONGEST_FORMULA', 'MARKDOWN_LIMIT', 'formula_html', 'parser', 'markdown_html', 'is_markdown', 'Budget', 'rich_html']
+__all__ = ['ENDS', 'LONGEST_FORMULA', 'DRAWING', 'MARKDOWN_LIMIT', 'formula_html', 'parser', 'markdown_html', 'is_markdown',
+           'Budget', 'rich_html']
 
 # %% ../../../nbs/serve/pages/12_markdown.ipynb #9edf80c8
 _INLINE = re.compile(
     r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$(.+?)\$\$|\$(?![\s$])([^$\n]*?[^\s$\\])\$(?!\d)", re.DOTALL
 )
 _BLOCK = re.compile(r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])\s*", re.DOTALL)
+ENDS = {"\\(": "\\)", "\\[": "\\]", "$$": "$$"}  # Signs around a formula
 LONGEST_FORMULA = 2_000  # Characters; a longer one is shown as source
+DRAWING = frozenset(
+    "accent accentunder align columnalign columnlines columnspacing depth display displaystyle "
+    "fence form height largeop linebreak linethickness lspace mathbackground mathcolor mathsize "
+    "mathvariant maxsize minsize movablelimits notation rowlines rowspacing rspace scriptlevel "
+    "separator stretchy symmetric voffset width xmlns".split()
+)  # Attributes that are kept
+
+
+def _harmless(tree: Element) -> Element:
+    "Keep what draws: no links, styles, classes or anything that htmx reads."
+    for each in tree.iter():
+        if each.tag != "math" and not re.fullmatch("m[a-z]{1,15}", each.tag):
+            raise ValueError("not a formula")
+        kept = {name: unescape(value) for name, value in each.attrib.items() if name in DRAWING}
+        each.attrib.clear()
+        each.attrib.update(kept)
+        each.text, each.tail = (text and unescape(text) for text in (each.text, each.tail))
+    return tree
 
 
 @lru_cache(maxsize=4096)
@@ -43,23 +64,24 @@ def formula_html(
     Returns:
         MathML, or the source where it is not understood
     """
-    display = "block" if block else "inline"
     try:
         if len(source) > LONGEST_FORMULA or "\\def" in source or source.count("{") > 200:
             raise ValueError("too long")
-        drawn = str(convert(source, display=display))
-        if "<script" in drawn.lower() or " on" in drawn.lower() or "href" in drawn.lower():
-            raise ValueError("not a formula")
-        return drawn
+        tree = Converter(display="block" if block else "inline").convert_to_element(source)
+        return tostring(_harmless(tree), encoding="utf-8").decode()
     except Exception:  # what the converter does not understand; it has no error of its own
         return f'<code class="formula">{escape(source)}</code>'
 
 
 def _inline_formula(state: StateInline, silent: bool) -> bool:
     "Find a formula within a line; a rule of the parser."
-    if state.src[state.pos] not in "$\\":
+    start, end = (
+        state.src[state.pos : state.pos + 2],
+        min(state.posMax, state.pos + LONGEST_FORMULA),
+    )
+    if start[0] not in "$\\" or state.src.find(ENDS.get(start, "$"), state.pos + 2, end) < 0:
         return False
-    found = _INLINE.match(state.src, state.pos, min(state.posMax, state.pos + LONGEST_FORMULA))
+    found = _INLINE.match(state.src, state.pos, end)
     if found is None:
         return False
     if not silent:
@@ -75,8 +97,12 @@ def _block_formula(state: StateBlock, first: int, last: int, silent: bool) -> bo
     start = state.bMarks[first] + state.tShift[first]
     if state.src[start : start + 2] not in ("$$", "\\["):
         return False
+    end = "$$" if state.src[start] == "$" else "\\]"
     for line in range(first, min(last, first + 60)):
-        found = _BLOCK.fullmatch(state.src[start : state.eMarks[line]])
+        text = state.src[start : state.eMarks[line]]
+        if len(text) > LONGEST_FORMULA:
+            return False
+        found = _BLOCK.fullmatch(text) if text.rstrip().endswith(end) else None
         if found is None:
             continue
         if not silent:

@@ -92,7 +92,7 @@ def _filter_of(name: str, value: str) -> dict[str, Any]:
         return {"min_score": float(low), "max_score": float(high)}
     return {name: value}
 
-
+# %% ../../../nbs/serve/pages/34_trace_list.ipynb #1b2a489a
 def list_facets(
     shown: TraceList,  # List that is shown
     counts: Mapping[str, Mapping[str, int]],  # Facets from the store
@@ -120,7 +120,7 @@ def list_facets(
             facets.append(Facet(title, choices))
     return facets
 
-
+# %% ../../../nbs/serve/pages/34_trace_list.ipynb #9c124c2d
 def list_filters(
     shown: TraceList,  # List that is shown
 ) -> list[tuple[str, str]]:  # Words for each filter, and the address of the list without it
