@@ -14,8 +14,10 @@ SLOW = ["nbdev.test", "jax", "flax.nnx", "optax", "orbax.checkpoint", "transform
 SLOW += ["matplotlib.pyplot", "sqlalchemy.orm", "fastapi", "papermill", "optuna", "math_verify"]
 # What compiles programs or starts runs takes long. The gate runs it once, in pytest, which also
 # compares what it says; `all` runs it here as well.
-LONG = {"guides", "models", "training", "evaluation", "runs/60_execute", "tuning/50_controller"}
-LONG |= {"rewards", "rl", "12_post_training", "14_preferences"}
+LONG = {"guides", "models", "training", "evaluation", "inference", "rewards", "rl"}
+LONG |= {"10_api", "12_post_training", "14_preferences", "16_lm_eval", "runs/60_execute"}
+LONG |= {"cli/15_doctor", "cli/42_ask", "cli/50_tune", "kaggle/60_tunix_export"}
+LONG |= {"tuning/50_controller"}
 
 
 def run(path: Path) -> tuple[Path, bool, float]:

@@ -33,7 +33,7 @@ from tunix_rt.training.train_step import Step, TrainState, make_step
 ROWS, TIME = 16, 16
 CONFIG = dataclasses.replace(preset("tiny"), vocabulary=512, layers=2, width=32, hidden=64)
 QWEN = preset("qwen2.5-0.5b").resized(  # With biases, and a head of its own
-    vocabulary=512, layers=2, width=32, hidden=64, query_heads=4, key_heads=2, head_width=16,
+    vocabulary=512, layers=1, width=32, hidden=64, query_heads=4, key_heads=2, head_width=16,
     query_scale=16.0, tied=False,
 )  # fmt: skip
 IDENTITY = {"model": "tiny", "data": "counting"}

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from compile_fast import COMPILE_FAST
 
-COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 CASES = [
     "splash, key heads split, a cap",
     "splash, one key head for all, a window",

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compile_fast import COMPILE_FAST
 from safetensors.numpy import load_file
 from test_interruption import cut_when, finish
 
@@ -109,7 +110,7 @@ def test_adapters_of_a_hugging_face_gemma_are_read_by_peft(root: Path) -> None:
 
 def test_a_mesh_of_eight_gives_the_losses_of_one_device(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"--xla_force_host_platform_device_count=8 {COMPILE_FAST}"
     subprocess.run(
         [sys.executable, HERE / "grpo_worker.py", str(found)],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

@@ -82,6 +82,7 @@ def test_demo_cut_between_its_parts_ends_with_the_same_predictions(root: Path) -
     assert "right answers" in (cut / "report.html").read_text()
 
 
+@pytest.mark.nightly
 def test_demo_cut_after_practice_does_not_practice_again(root: Path) -> None:
     words = ["demo", *DEMO, "-p", "practice=true", "--run-dir", str(root / "outputs/runs/demo")]
     demo, practiced = (root / "outputs/runs" / name for name in ("demo", "demo-practiced"))

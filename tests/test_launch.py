@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from compile_fast import COMPILE_FAST
 
 from tunix_rt.cli.app import main
 from tunix_rt.core.settings import settings
@@ -27,11 +28,10 @@ from tunix_rt.training.metrics_log import read_log
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DEPLOY = CHECKOUT / "deploy/kubernetes"
-NIGHTLY = pytest.mark.skipif("TUNIX_RT_NIGHTLY" not in os.environ, reason="minutes: nightly")
+NIGHTLY = pytest.mark.nightly
 TRAINED = "-p max_steps=8 -p batch_size=8 -p seq_length=64 -p warmup_steps=2 -p checkpoint_every=4"
 TRAINED += " -p validate_every=4 -p log_every=2 -p vocabulary=400"
 COMMAND = [sys.executable, "-c", "from tunix_rt.cli.app import main; main()"]
-CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_kustomize_builds_the_folder() -> None:
 def environment(root: Path, **more: str) -> dict[str, str]:
     "Variables for a process with one pretended device."
     known = {"JAX_PLATFORMS": "cpu", "TUNIX_RT_ROOT": str(root), "PYTHONPATH": str(CHECKOUT)}
-    return {**os.environ, **known, "XLA_FLAGS": CHEAP, **more}
+    return {**os.environ, **known, "XLA_FLAGS": COMPILE_FAST, **more}
 
 
 def free_port() -> int:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compile_fast import COMPILE_FAST
 
 HERE = Path(__file__).resolve().parent
-COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 TRAINED = [
     "full adamw [1, 4, 2]",
     "full stacked muon [2, 2, 2]",

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compile_fast import COMPILE_FAST
 
-COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 CASES: dict[str, dict[str, Any]] = {
     "full, forgets nothing": {},
     "full, keeps products": {"remat": "dots"},

@@ -6,14 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_lines_in_readme_train_a_model(tmp_path):
+@pytest.mark.parametrize("steps", [20, pytest.param(300, marks=pytest.mark.nightly)])
+def test_the_lines_in_readme_train_a_model(tmp_path, steps):
     [lines] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len([line for line in lines.splitlines() if line.strip()]) <= 10
-    short = lines.replace("max_steps=300", "max_steps=150").replace("held_out=100", "held_out=30")
-    assert short != lines
+    assert "max_steps=300" in lines and "held_out=100" in lines
+    short = lines.replace("max_steps=300", f"max_steps={steps}")
+    short = short.replace("held_out=100", f"held_out={steps // 3}")
     names = {"TUNIX_RT_ROOT", "TUNIX_RT_RUN"}
     environment = {key: value for key, value in os.environ.items() if key not in names}
     done = subprocess.run(
@@ -21,7 +25,8 @@ def test_the_lines_in_readme_train_a_model(tmp_path):
         env=environment | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "validation_loss" in done.stdout and "<answer>" in done.stdout
+    assert "validation_loss" in done.stdout
+    assert "<answer>" in done.stdout or steps < 300, "it has not even learned the form"
     assert "untrained" in done.stdout and "trained" in done.stdout  # heads of the comparison
     runs = [path.name.split("-")[0] for path in (tmp_path / "outputs/runs").iterdir()]
     assert sorted(runs) == ["evaluate", "evaluate", "train"]
