@@ -32,7 +32,7 @@ def real_model() -> Path | None:
 
 
 def llama_server(path: Path) -> Any:
-    "Open a GGUF file with llama.cpp, all in float32 on two threads; the test is skipped without it."
+    "Open a GGUF file with llama.cpp, in float32 on two threads; skip the test without it."
     import pytest
 
     cpp = pytest.importorskip("xllamacpp")
