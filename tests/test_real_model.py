@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from real_model import AWKWARD, PROMPTS, QUESTIONS, REMEDY, real_model
+from real_model import (
+    AWKWARD,
+    PROMPTS,
+    QUESTIONS,
+    REMEDY,
+    llama_server,
+    llama_tokenizes,
+    llama_writes,
+    real_model,
+)
 
 pytestmark = [
     pytest.mark.real,
@@ -218,20 +227,13 @@ def test_what_was_trained_is_the_same_in_transformers_peft_and_gguf(trained: Any
 
 
 def test_llama_cpp_writes_the_same_text(trained: Any):
-    cpp = pytest.importorskip("xllamacpp")
     from tunix_rt.models.tokenizer import encode_prompts
 
+    server = llama_server(trained.run.folder / "gguf" / "model-f32.gguf")
     model, words = trained.model.module, trained.model.tokenizer
     prompts = encode_prompts(words, QUESTIONS)
     wanted = written(model, words, prompts, 32)
-    params = cpp.CommonParams()
-    params.model.path = str(trained.run.folder / "gguf" / "model-f32.gguf")
-    params.n_ctx, params.n_parallel, params.warmup = 512, 1, False
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
-    params.cache_type_k = params.cache_type_v = cpp.ggml_type.GGML_TYPE_F32
-    server = cpp.Server(params)
-    asking = {"n_predict": 32, "temperature": 0, "top_k": 1, "n_probs": 1, "ignore_eos": True}
-    for prompt, tokens in zip(prompts, wanted, strict=True):
-        said = server.handle_completions(asking | {"prompt": prompt})
-        found = [one["id"] for one in said["choices"][0]["logprobs"]["content"]]
+    for tokens, found in zip(wanted, llama_writes(server, prompts, 32), strict=True):
         assert found[: len(tokens)] == tokens
+    texts = [text for text in AWKWARD if "\x00" not in text]
+    assert llama_tokenizes(server, texts) == [words(text).input_ids for text in texts]

@@ -596,7 +596,7 @@ def grpo(
         return in_own_run(grpo, "grpo", dict(locals()))
     rewards = load_rewards(reward_funcs, reward_weights)
     run.record_plugins(rewards.sources)
-    check_export(export, model.module)
+    check_export(export, model.module, model.tokenizer)
     config = GRPOConfig(
         loss_type=loss_type, max_steps=max_steps, prompts_per_step=prompts_per_step,
         num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature,

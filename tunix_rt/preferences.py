@@ -474,7 +474,7 @@ def preference(
     config = PreferenceConfig(
         loss_type, beta, gamma_beta_ratio, desirable_weight, undesirable_weight, sft_weight
     )
-    check_export(export, model.module)
+    check_export(export, model.module, model.tokenizer)
     check_rows(batch_size, model.mesh)
     test_data = named_dataset(evaluation_set) if evaluation_set else None
     sampling = GRPOConfig(

@@ -788,7 +788,7 @@ class Stream:
                 return delta.completion
         raise AssertionError("a stream ends with its completion")
 
-
+# %% ../../nbs/inference/66_async_engine.ipynb #a78fec9b
 class AsyncEngine:
     "Answers requests from any thread with one model, many at a time."
 

@@ -29,7 +29,7 @@ from ..core.files import new_folder, sha256_file, write_json
 from ..core.formatting import front_matter
 from ..core.settings import resolve, settings
 from .config import check_first_bytes, from_hugging_face, read_number
-from .families import FAMILIES
+from .families import FAMILIES, REASONS
 from .hf_layout import check_names, published_name, wanted_tensors
 from tunix_rt.models.tokenizer import (
     SPACE,
@@ -40,13 +40,13 @@ from tunix_rt.models.tokenizer import (
 
 # %% auto #0
 __all__ = ['MAGIC', 'NUMBERS', 'TEXT', 'ARRAY', 'PART', 'SECOND', 'THIRD', 'PLAIN_BLOCKS', 'GGUF_ARCHITECTURES', 'OUTSIDE',
-           'HEAD', 'ROTATION', 'BLOCK', 'PLAIN', 'SHARD', 'CONTROL', 'USER_DEFINED', 'PATTERNS', 'WHOLE', 'ROLES',
-           'SAMPLING', 'FORMAT', 'Header', 'read_value', 'check_start', 'GGUFTensor', 'GGUFFile', 'gguf_package',
-           'read_tensors', 'read_gguf', 'read_parts', 'find_gguf', 'Architecture', 'architecture', 'read_setting',
-           'layer_types', 'config_json', 'plain_json', 'rope_factors', 'long_rope', 'rope_json', 'tensor_name',
-           'map_gguf', 'dequantize', 'unturn', 'read_gguf_tensor', 'check_kinds', 'plan_shards', 'write_weights',
-           'merges', 'spelled', 'sentence_pieces', 'byte_pairs', 'gguf_tokenizer', 'card', 'generation_json',
-           'convert_gguf', 'converted']
+           'HEAD', 'ROTATION', 'CANNOT', 'BLOCK', 'PLAIN', 'SHARD', 'CONTROL', 'USER_DEFINED', 'UNUSED', 'PATTERNS',
+           'WHOLE', 'ROLES', 'SAMPLING', 'FORMAT', 'Header', 'read_value', 'check_start', 'GGUFTensor', 'GGUFFile',
+           'gguf_package', 'read_tensors', 'read_gguf', 'read_parts', 'find_gguf', 'Architecture', 'architecture',
+           'read_setting', 'layer_types', 'config_json', 'plain_json', 'rope_factors', 'long_rope', 'rope_json',
+           'tensor_name', 'map_gguf', 'dequantize', 'unturn', 'read_gguf_tensor', 'check_kinds', 'plan_shards',
+           'write_weights', 'merges', 'spelled', 'sentence_pieces', 'cut_by', 'byte_pairs', 'gguf_tokenizer', 'card',
+           'generation_json', 'convert_gguf', 'converted']
 
 # %% ../../nbs/models/57_gguf.ipynb #346745f6
 MAGIC = b"GGUF"
@@ -389,7 +389,7 @@ class Architecture:
         "True for a Gemma, whose metadata has settings of its own."
         return self.every > 0
 
-
+# %% ../../nbs/models/57_gguf.ipynb #3516632d
 SECOND = {
     "attn_norm": "input_layernorm",
     "post_attention_norm": "post_attention_layernorm",
@@ -420,6 +420,12 @@ OUTSIDE = {"token_embd.weight": ("embedding",), "output_norm.weight": ("norm",)}
 HEAD = "output.weight"  # Missing where the head is the embedding, as in a Gemma
 ROTATION = "rope_freqs.weight"  # Factors of Llama 3's rotary embedding, [H / 2]
 
+# %% ../../nbs/models/57_gguf.ipynb #06d688b7
+CANNOT = {  # Architectures whose blocks this decoder has not
+    "gemma3n": "gemma3n", "gemma4": "gemma4", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
+    "qwen3next": "qwen3_next", "gpt-oss": "gpt_oss", "llama4": "llama4",
+}  # fmt: skip
+
 
 def architecture(
     file: GGUFFile,  # File to convert
@@ -434,10 +440,11 @@ def architecture(
     """
     name = str(file.metadata.get("general.architecture"))
     if name not in GGUF_ARCHITECTURES:
+        reason = f", {REASONS[CANNOT[name]]}" if name in CANNOT else ""
         raise ModelError(
-            f"{file.path} holds a model of architecture {name!r}, and GGUF files of "
-            f"{', '.join(GGUF_ARCHITECTURES)} can be opened; this decoder would compute "
-            f"something else with it"
+            f"{file.path} holds a model of architecture {name!r}{reason}, and this decoder would "
+            f"compute something else with it. Take a model of one of "
+            f"{', '.join(GGUF_ARCHITECTURES)}"
         )
     return GGUF_ARCHITECTURES[name]
 
@@ -533,7 +540,7 @@ def config_json(
     }
     return given | {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
 
-
+# %% ../../nbs/models/57_gguf.ipynb #0a5a0fed
 def plain_json(
     file: GGUFFile,  # File of a Llama or Qwen
     rows: int,  # V, rows of its embedding
@@ -573,7 +580,7 @@ def plain_json(
         **({"rope_scaling": long_rope(file, factors[0], head)} if factors else {}),
     }
 
-
+# %% ../../nbs/models/57_gguf.ipynb #0843a665
 def rope_factors(
     base: float,  # RoPE base
     head: int,  # H, width of a head
@@ -625,7 +632,7 @@ def long_rope(
         "original_max_position_embeddings": 8192,
     }  # fmt: skip
 
-
+# %% ../../nbs/models/57_gguf.ipynb #1e80fb67
 def rope_json(
     file: GGUFFile,  # File to convert
     layout: Architecture,  # Its row of the table
@@ -853,7 +860,7 @@ def write_weights(
     write_json(folder / "model.safetensors.index.json", index)
 
 # %% ../../nbs/models/57_gguf.ipynb #a15c7dfa
-CONTROL, USER_DEFINED = 3, 4  # Types of tokens in GGUF
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # Types of tokens in GGUF
 
 
 def merges(
@@ -932,6 +939,36 @@ PATTERNS = {  # tokenizer.ggml.pre -> how text is cut; "" for GPT-2's pattern wi
 }
 
 
+def cut_by(
+    pre: str,  # Key of PATTERNS
+    vocabulary: dict[str, int],  # Token to its id
+    pairs: list[tuple[str, str]],  # Pairs to merge, the first to be merged first
+) -> tokenizers.Tokenizer:  # Tokenizer without added tokens
+    """Build a byte-level tokenizer that cuts text as its name says.
+
+    Args:
+        pre: Key of PATTERNS
+        vocabulary: Token to its id
+        pairs: Pairs to merge, the first to be merged first
+
+    Returns:
+        Tokenizer without added tokens
+    """
+    words = tokenizers.Tokenizer(backends.BPE(vocabulary, pairs, ignore_merges=pre == "llama-bpe"))
+    if pre == "qwen2":
+        words.normalizer = normalizers.NFC()
+    pattern = PATTERNS[pre]
+    cut = (
+        pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+        if pattern
+        else pre_tokenizers.Digits(individual_digits=True)
+    )
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not pattern)
+    words.pre_tokenizer = pre_tokenizers.Sequence([cut, spell])
+    words.decoder = decoders.ByteLevel()
+    return words
+
+
 def byte_pairs(
     metadata: Mapping[str, Any],  # Metadata of the file
 ) -> tokenizers.Tokenizer:  # Tokenizer without a chat template
@@ -945,21 +982,10 @@ def byte_pairs(
     """
     keys = ("tokens", "token_type", "merges", "pre")
     tokens, types, pairs, pre = (metadata[f"tokenizer.ggml.{key}"] for key in keys)
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    split = [tuple(pair.split(" ", 1)) for pair in pairs]
-    words = tokenizers.Tokenizer(backends.BPE(vocabulary, split, ignore_merges=pre == "llama-bpe"))
-    if pre == "qwen2":
-        words.normalizer = normalizers.NFC()
-    pattern = PATTERNS[pre]
-    cut = (
-        pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
-        if pattern
-        else pre_tokenizers.Digits(individual_digits=True)
-    )
-    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not pattern)
-    words.pre_tokenizer = pre_tokenizers.Sequence([cut, spell])
-    words.decoder = decoders.ByteLevel()
     listed = list(zip(tokens, types, strict=True))
+    vocabulary = {token: row for row, (token, kind) in enumerate(listed) if kind != UNUSED}
+    split = [tuple(pair.split(" ", 1)) for pair in pairs]
+    words = cut_by(pre, vocabulary, split)
     words.add_special_tokens([AddedToken(one, normalized=False, special=True)
                               for one, kind in listed if kind == CONTROL])  # fmt: skip
     words.add_tokens([AddedToken(one, normalized=False)
@@ -1104,7 +1130,7 @@ def convert_gguf(
     return folder
 
 # %% ../../nbs/models/57_gguf.ipynb #4e387659
-FORMAT = 1  # Raised when the same file is converted into another folder
+FORMAT = 2  # Raised when the same file is converted into another folder
 
 
 def converted(

@@ -5,6 +5,7 @@
 # %% ../../nbs/models/68_gguf_export.ipynb #64c9bddd
 from __future__ import annotations
 
+import json
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -13,28 +14,36 @@ from typing import Any
 
 import jax
 import numpy as np
+import tokenizers
 
 from ..core.errors import ModelError
 from ..core.files import hidden_beside
-from .config import GemmaConfig
+from .config import GemmaConfig, RopeScaling
 from .gemma import Gemma
 from tunix_rt.models.gguf import (
     CONTROL,
     GGUF_ARCHITECTURES,
+    HEAD,
     OUTSIDE,
+    PATTERNS,
+    ROTATION,
+    UNUSED,
     USER_DEFINED,
     WHOLE,
     Architecture,
+    cut_by,
     gguf_package,
+    rope_factors,
 )
 from .hf_layout import published_name, wanted_tensors
 from .tokenizer import SPACE, Tokenizer, end_of_turn
 from .weights import as_published, whole_tensors
 
 # %% auto #0
-__all__ = ['GGUF_KINDS', 'NORMAL', 'UNUSED', 'BYTE', 'BYTE_TOKEN', 'gguf_architecture', 'check_gguf', 'add_settings', 'add_rope',
-           'has_bytes', 'vocabulary_lists', 'add_tokenizer', 'stored_kind', 'encode', 'gguf_names', 'as_stored',
-           'write_gguf_tensors', 'save_gguf']
+__all__ = ['GGUF_KINDS', 'LLAMA_ROPE', 'NORMAL', 'BYTE', 'BYTE_TOKEN', 'ROLES', 'gguf_architecture', 'attention_fault',
+           'check_gguf', 'add_settings', 'add_windows', 'add_rope', 'has_bytes', 'vocabulary_lists', 'cutting_rules',
+           'spells_bytes', 'vocabulary_kind', 'merged_pairs', 'add_tokenizer', 'begins_with_bos', 'stored_kind',
+           'encode', 'gguf_names', 'gguf_shapes', 'turn', 'as_stored', 'write_gguf_tensors', 'save_gguf']
 
 # %% ../../nbs/models/68_gguf_export.ipynb #f1572d70
 GGUF_KINDS = {  # Type of the matrices -> name of the file type in GGUF
@@ -64,28 +73,65 @@ def gguf_architecture(
         f"convert it with llama.cpp's convert_hf_to_gguf.py"
     )
 
+# %% ../../nbs/models/68_gguf_export.ipynb #87f8ebd7
+LLAMA_ROPE = RopeScaling(32.0, 1.0, 4.0, 8192)  # Llama 3's rule, whatever its factor
+
+
+def attention_fault(
+    config: GemmaConfig,  # Config of the model
+    layout: Architecture,  # How GGUF stores it
+) -> str | None:  # What llama.cpp would compute in another way; None if nothing
+    """Compare the attention of a model with what llama.cpp makes of its file.
+
+    Args:
+        config: Config of the model
+        layout: How GGUF stores it
+
+    Returns:
+        What llama.cpp would compute in another way; None if nothing
+    """
+    usual = config.head_width
+    if config.layers == layout.unusual:
+        usual = config.width // config.query_heads
+    if config.query_scale != usual:
+        return (
+            f"attention scores are divided by the root of {config.query_scale:g} here, and "
+            f"llama.cpp would use that of {usual} for this shape"
+        )
+    slides = any(map(config.is_sliding, range(config.layers)))
+    if not layout.gemma and slides and config.window < config.positions:
+        return (
+            f"some layers see a window of {config.window:,} tokens here, and llama.cpp lets every "
+            f"layer of a {config.family} see everything"
+        )
+    scaling = config.rope_scaling
+    if scaling and (config.family != "llama" or scaling[1:] != LLAMA_ROPE[1:]):
+        return (
+            f"positions are scaled by {scaling} here, and llama.cpp's files have room for the rule "
+            f"of Llama 3.1 and 3.2 alone"
+        )
+    return None
+
 
 def check_gguf(
     config: GemmaConfig,  # Config of the model
     kind: str = "f16",  # Type of the matrices, a key of GGUF_KINDS
+    tokenizer: Tokenizer | None = None,  # Tokenizer of the model; None if it is checked later
 ) -> None:
     """Refuse a model, or a type of numbers, that llama.cpp would not compute as we do.
 
     Args:
         config: Config of the model
         kind: Type of the matrices, a key of GGUF_KINDS
+        tokenizer: Tokenizer of the model; None if it is checked later
     """
     if kind not in GGUF_KINDS:
         raise ModelError(f"GGUF is written as {', '.join(GGUF_KINDS)}, and not as {kind!r}")
     _, layout = gguf_architecture(config)
-    usual = config.head_width
-    if config.layers == layout.unusual:
-        usual = config.width // config.query_heads
-    if config.query_scale != usual:
-        raise ModelError(
-            f"attention scores are divided by the root of {config.query_scale:g} here, and "
-            f"llama.cpp would use that of {usual} for this shape; export the folder instead"
-        )
+    if fault := attention_fault(config, layout):
+        raise ModelError(f"{fault}; export the folder instead")
+    if tokenizer is not None:
+        vocabulary_kind(tokenizer, layout)
 
 # %% ../../nbs/models/68_gguf_export.ipynb #26e10f29
 def add_settings(
@@ -109,6 +155,26 @@ def add_settings(
     writer.add_key_length(config.head_width)
     writer.add_value_length(config.head_width)
     writer.add_layer_norm_rms_eps(config.epsilon)
+    add_rope(writer, config, layout)
+    if layout.gemma:
+        add_windows(writer, config, layout)
+    else:
+        writer.add_vocab_size(config.vocabulary)
+        writer.add_rope_dimension_count(config.head_width)
+
+
+def add_windows(
+    writer: Any,  # GGUFWriter of the gguf package
+    config: GemmaConfig,  # Config of a Gemma
+    layout: Architecture,  # How GGUF stores it
+) -> None:
+    """Write which layers see only a window, and the caps.
+
+    Args:
+        writer: GGUFWriter of the gguf package
+        config: Config of a Gemma
+        layout: How GGUF stores it
+    """
     writer.add_sliding_window(config.window)
     slides = [config.is_sliding(layer) for layer in range(config.layers)]
     if slides != [bool((layer + 1) % layout.every) for layer in range(config.layers)]:
@@ -117,7 +183,6 @@ def add_settings(
         writer.add_attn_logit_softcapping(config.attention_soft_cap)
     if config.logit_soft_cap is not None:
         writer.add_final_logit_softcapping(config.logit_soft_cap)
-    add_rope(writer, config, layout)
 
 
 def add_rope(
@@ -140,7 +205,7 @@ def add_rope(
         writer.add_float32(f"{writer.arch}.rope.scaling.factor", config.rope_factor)
 
 # %% ../../nbs/models/68_gguf_export.ipynb #e526df47
-NORMAL, UNUSED, BYTE = 1, 5, 6  # Types of tokens in GGUF
+NORMAL, BYTE = 1, 6  # Types of tokens in GGUF, beside those that are read
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -189,11 +254,96 @@ def vocabulary_lists(
     scores = {CONTROL: -1000.0, USER_DEFINED: -1000.0, UNUSED: -10_000.0, BYTE: 0.0}
     return tokens, [scores.get(kind, -float(row)) for row, kind in enumerate(types)], types
 
+# %% ../../nbs/models/68_gguf_export.ipynb #de2d0d08
+def cutting_rules(
+    words: tokenizers.Tokenizer,  # Tokenizer that spells text in bytes
+) -> dict[str, Any]:  # What decides how text is cut, comparable by ==
+    """Describe how a tokenizer cuts text.
+
+    Args:
+        words: Tokenizer that spells text in bytes
+
+    Returns:
+        What decides how text is cut, comparable by ==
+    """
+    whole = json.loads(words.to_str())
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, list):
+            return [plain(each) for each in part]
+        if isinstance(part, dict):
+            return {key: plain(each) for key, each in part.items() if key != "trim_offsets"}
+        return part
+
+    kept = {key: bool(whole["model"].get(key)) for key in ("ignore_merges", "byte_fallback")}
+    return kept | {key: plain(whole[key]) for key in ("normalizer", "pre_tokenizer")}
+
+
+def spells_bytes(
+    tokenizer: Tokenizer,  # Any tokenizer
+) -> bool:  # True if it spells text in bytes, as those of Llama 3, SmolLM2 and Qwen
+    """Decide whether a tokenizer is byte-level.
+
+    Args:
+        tokenizer: Any tokenizer
+
+    Returns:
+        True if it spells text in bytes, as those of Llama 3, SmolLM2 and Qwen
+    """
+    cut = tokenizer.backend_tokenizer.pre_tokenizer
+    return cut is not None and b"ByteLevel" in cut.__getstate__()
+
+
+def vocabulary_kind(
+    tokenizer: Tokenizer,  # Tokenizer of the model
+    layout: Architecture,  # How GGUF stores the model
+) -> tuple[str, str]:  # tokenizer.ggml.model and tokenizer.ggml.pre
+    """Name a tokenizer as llama.cpp does, or refuse one that it does not have.
+
+    Args:
+        tokenizer: Tokenizer of the model
+        layout: How GGUF stores the model
+
+    Returns:
+        tokenizer.ggml.model and tokenizer.ggml.pre
+    """
+    if spells_bytes(tokenizer):
+        rules = cutting_rules(tokenizer.backend_tokenizer)
+        for pre in PATTERNS:
+            if rules == cutting_rules(cut_by(pre, {}, [])):
+                return "gpt2", pre
+    elif layout.gemma or not has_bytes(tokenizer):
+        return "llama", "default"
+    raise ModelError(
+        f"this tokenizer cuts text by other rules than those of Gemma, {', '.join(PATTERNS)}, and "
+        f"GGUF names rules without saying them; export the folder, and convert it with llama.cpp's "
+        f"convert_hf_to_gguf.py"
+    )
+
+
+def merged_pairs(
+    tokenizer: Tokenizer,  # Tokenizer that spells text in bytes
+) -> list[str]:  # Pairs as GGUF lists them, the first to be merged first
+    """List the pairs that a tokenizer merges.
+
+    Args:
+        tokenizer: Tokenizer that spells text in bytes
+
+    Returns:
+        Pairs as GGUF lists them, the first to be merged first
+    """
+    pairs = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    return [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+
 # %% ../../nbs/models/68_gguf_export.ipynb #3651c31e
+ROLES = ("bos", "eos", "unk", "pad")
+
+
 def add_tokenizer(
     writer: Any,  # GGUFWriter of the gguf package
     tokenizer: Tokenizer,  # Tokenizer of the model
     rows: int,  # V, rows of the embedding
+    layout: Architecture,  # How GGUF stores the model
 ) -> None:
     """Write the vocabulary, the control tokens and the chat template.
 
@@ -201,26 +351,45 @@ def add_tokenizer(
         writer: GGUFWriter of the gguf package
         tokenizer: Tokenizer of the model
         rows: V, rows of the embedding
+        layout: How GGUF stores the model
     """
+    kind, pre = vocabulary_kind(tokenizer, layout)
     tokens, scores, types = vocabulary_lists(tokenizer, rows)
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_model(kind)
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
-    writer.add_token_scores(scores)
     writer.add_token_types(types)
-    writer.add_bos_token_id(tokenizer.bos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
+    if kind == "gpt2":
+        writer.add_token_merges(merged_pairs(tokenizer))
+    else:
+        writer.add_token_scores(scores)
+        writer.add_add_space_prefix(False)
+    for role in ROLES:
+        row = getattr(tokenizer, f"{role}_token_id")
+        if row is not None and row < rows:
+            getattr(writer, f"add_{role}_token_id")(row)
     writer.add_eot_token_id(end_of_turn(tokenizer))
-    if tokenizer.unk_token_id is not None:
-        writer.add_unk_token_id(tokenizer.unk_token_id)
-    if tokenizer.pad_token_id is not None:
-        writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_add_bos_token(True)
+    writer.add_add_bos_token(kind == "llama" or begins_with_bos(tokenizer))
     writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(False)
     writer.add_chat_template(tokenizer.chat_template)
-    if not has_bytes(tokenizer):
+    if kind == "llama" and not has_bytes(tokenizer):
         writer.add_string(WHOLE, tokenizer.backend_tokenizer.to_str())
+
+
+def begins_with_bos(
+    tokenizer: Tokenizer,  # Any tokenizer
+) -> bool:  # True if the tokenizer writes its token for the beginning
+    """Try whether a tokenizer marks the beginning of a text.
+
+    Args:
+        tokenizer: Any tokenizer
+
+    Returns:
+        True if the tokenizer writes its token for the beginning
+    """
+    return tokenizer.bos_token_id is not None and (
+        tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    )
 
 # %% ../../nbs/models/68_gguf_export.ipynb #87278a05
 def stored_kind(
@@ -270,7 +439,7 @@ def encode(
         return np.ascontiguousarray(value).view(np.uint8)
     return package.quants.quantize(value, package.GGMLQuantizationType[kind])
 
-
+# %% ../../nbs/models/68_gguf_export.ipynb #7ef1586e
 def gguf_names(
     config: GemmaConfig,  # Config of the model
     layout: Architecture,  # How GGUF stores it
@@ -285,12 +454,50 @@ def gguf_names(
         Published name to name in GGUF
     """
     named = {published_name(path): name for name, path in OUTSIDE.items()}
+    named |= {published_name(("head",)): HEAD, ROTATION: ROTATION}
     for layer in range(config.layers):
         for name, ours in layout.blocks.items():
-            named[published_name(("layers", layer, ours))] = f"blk.{layer}.{name}.weight"
+            for kind, end in {"weight": "", "bias": "_bias"}.items():
+                published = published_name(("layers", layer, ours + end))
+                named[published] = f"blk.{layer}.{name}.{kind}"
     return named
 
+
+def gguf_shapes(
+    config: GemmaConfig,  # Config of the model
+) -> dict[str, tuple[int, ...]]:  # Published name to shape, in the order of `as_stored`
+    """List the tensors of a file.
+
+    Args:
+        config: Config of the model
+
+    Returns:
+        Published name to shape, in the order of `as_stored`
+    """
+    wanted = wanted_tensors(config)
+    last = [published_name((name,)) for name in ("norm", "head")]
+    order = [*(name for name in wanted if name not in last), *filter(wanted.get, last)]
+    factors = {ROTATION: (config.head_width // 2,)} if config.rope_scaling else {}
+    return {name: wanted[name] for name in order} | factors
+
 # %% ../../nbs/models/68_gguf_export.ipynb #85a89b14
+def turn(
+    value: np.ndarray,  # Rows of rotated heads as they are published, [N * H, ...]
+    heads: int,  # N
+) -> np.ndarray:  # Rows as llama.cpp stores them
+    """Interleave the two halves of each head, which a rotation turns against each other.
+
+    Args:
+        value: Rows of rotated heads as they are published, [N * H, ...]
+        heads: N
+
+    Returns:
+        Rows as llama.cpp stores them
+    """
+    halves = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2)
+    return halves.reshape(value.shape)
+
+
 def as_stored(
     model: Gemma,  # Model, with or without adapters
     layout: Architecture,  # How GGUF stores it
@@ -304,11 +511,18 @@ def as_stored(
     Returns:
         Published name, and tensor in float32
     """
+    config = model.config
+    heads = {"q_proj.weight": config.query_heads, "k_proj.weight": config.key_heads}
     for name, value in whole_tensors(model):
         array = as_published(name, value, np.float32)
+        turned = heads.get(".".join(name.split(".")[-2:])) if layout.turned else None
+        array = turn(array, turned) if turned else array
         yield name, array + np.float32(layout.offset) if array.ndim == 1 else array
+    if config.rope_scaling:
+        factors = rope_factors(config.rope_base, config.head_width, config.rope_scaling.factor)
+        yield ROTATION, factors.astype(np.float32)
 
-
+# %% ../../nbs/models/68_gguf_export.ipynb #9a6d236c
 def write_gguf_tensors(
     writer: Any,  # GGUFWriter with all metadata
     model: Gemma,  # Model, with or without adapters
@@ -324,19 +538,17 @@ def write_gguf_tensors(
         kind: Type of the matrices, a key of GGUF_KINDS
     """
     package, names = gguf_package(writer.path), gguf_names(model.config, layout)
-    wanted = wanted_tensors(model.config)
-    last = published_name(("norm",))
-    order = [*(name for name in wanted if name != last), last]  # that of `whole_tensors`
-    kinds = {name: stored_kind(wanted[name], kind) for name in order}
-    for name in order:
+    shapes = gguf_shapes(model.config)
+    kinds = {name: stored_kind(shape, kind) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
         type_ = package.GGMLQuantizationType[kinds[name]]
-        row = package.quants.quant_shape_to_byte_shape(wanted[name], type_)
+        row = package.quants.quant_shape_to_byte_shape(shape, type_)
         size = int(np.prod(row))
         writer.add_tensor_info(names[name], row, np.dtype("u1"), size, raw_dtype=type_)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file):
         step()
     writer.write_ti_data_to_file()
-    for expected, (name, value) in zip(order, as_stored(model, layout), strict=True):
+    for expected, (name, value) in zip(shapes, as_stored(model, layout), strict=True):
         assert name == expected, f"{name} came where {expected} was announced"
         writer.write_tensor_data(encode(name, value, kinds[name], package))
     writer.close()
@@ -359,7 +571,7 @@ def save_gguf(
         kind: Type of the matrices, a key of GGUF_KINDS
         name: Name that programs show; that of the file by default
     """
-    check_gguf(model.config, kind)
+    check_gguf(model.config, kind, tokenizer)
     arch, layout = gguf_architecture(model.config)
     if jax.process_index() != 0:
         deque(as_stored(model, layout), maxlen=0)
@@ -372,6 +584,6 @@ def save_gguf(
         writer.add_file_type(package.LlamaFileType[GGUF_KINDS[kind]])
         writer.add_quantization_version(package.GGML_QUANT_VERSION)
         add_settings(writer, model.config, layout)
-        add_tokenizer(writer, tokenizer, model.config.vocabulary)
+        add_tokenizer(writer, tokenizer, model.config.vocabulary, layout)
         write_gguf_tensors(writer, model, layout, kind)
         beside.replace(path)

@@ -59,12 +59,14 @@ def export_folders(
 def check_export(
     export: str,  # Keys of EXPORTS, separated by commas
     model: Gemma,  # Model as it will be trained
+    tokenizer: Tokenizer | None = None,  # Its tokenizer; None if it is checked when it is written
 ) -> None:
     """Refuse an export that cannot be written.
 
     Args:
         export: Keys of EXPORTS, separated by commas
         model: Model as it will be trained
+        tokenizer: Its tokenizer; None if it is checked when it is written
     """
     folders = export_folders(export)
     if "adapter" in folders.values() and model.lora is None:
@@ -73,7 +75,7 @@ def check_export(
             f"or choose merged"
         )
     if "gguf" in folders:
-        check_gguf(model.config, folders["gguf"])
+        check_gguf(model.config, folders["gguf"], tokenizer)
         gguf_package(Path(f"export={export}"))
 
 # %% ../../nbs/training/75_export.ipynb #466398ef

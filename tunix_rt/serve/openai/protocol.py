@@ -74,7 +74,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # Values that ask for nothing
     "guided_regex": (),
 }
 
-
+# %% ../../../nbs/serve/openai/10_protocol.ipynb #c92a2c38
 class StreamOptions(BaseModel):
     "Options of a stream."
 
@@ -140,7 +140,7 @@ class GenerationRequest(BaseModel):
             logprobs=logprobs,
         )
 
-
+# %% ../../../nbs/serve/openai/10_protocol.ipynb #a81d41ac
 Prompt = str | list[int]
 
 
@@ -170,7 +170,7 @@ class CompletionRequest(GenerationRequest):
             return [[int(each) for each in self.prompt if isinstance(each, int)]]
         return [each for each in self.prompt if not isinstance(each, int)]
 
-
+# %% ../../../nbs/serve/openai/10_protocol.ipynb #85f3185c
 class ContentPart(BaseModel):
     "One part of a message."
 
