@@ -1,8 +1,7 @@
 """A worker that submits runs instead of executing them, against commands that answer as Slurm's do.
 
-The commands are one shell script on the path, which starts a job as a process, and `tunix-rt` is
-one that keeps a real record of a run without training. The queue, the worker and every call are
-real.
+The commands are one shell script on the path, which starts a job as a process, and `tunix-rt` is a
+script that keeps a real record of a run without training. The queue and the worker are real.
 """
 
 from __future__ import annotations
@@ -44,9 +43,8 @@ sbatch)
     cat > "$JOBS/$job.script"
     sed -n 's/^#SBATCH --job-name=//p' "$JOBS/$job.script" > "$JOBS/$job.name"
     output=$(sed -n 's/^#SBATCH --output=//p' "$JOBS/$job.script")
-    SLURM_JOB_ID=$job setsid sh -c \
-        "trap : TERM; bash '$JOBS/$job.script' >> '$output' 2>&1; echo \$? > '$JOBS/$job.code'" \
-        > /dev/null 2>&1 &
+    act="trap : TERM; bash '$JOBS/$job.script' >> '$output' 2>&1; echo \$? > '$JOBS/$job.code'"
+    SLURM_JOB_ID=$job setsid sh -c "$act" > /dev/null 2>&1 &
     echo $! > "$JOBS/$job.pid"
     echo "$job";;
 squeue)
