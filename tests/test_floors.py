@@ -14,7 +14,7 @@ FLOORS = (
     {"registry"},
     {"api"},
     {"post_training"},
-    {"preferences", "lm_eval"},
+    {"preferences", "lm_eval", "batch"},
     {"tuning"},
     {"serve"},
     {"client", "cli"},
