@@ -1060,14 +1060,14 @@ FEW = 20  # Records tried, because the first may be bad
 
 def detect_format(
     path: Path,  # Local file that is not a file of traces
-) -> str | None:  # Name in SHAPES of the first shape that fits one of the first records
+) -> str | None:  # Name in FORMATS_IN of the first format that fits one of the first records
     """Detect the shape of a file.
 
     Args:
         path: Local file that is not a file of traces
 
     Returns:
-        Name in SHAPES of the first shape that fits one of the first records
+        Name in FORMATS_IN of the first format that fits one of the first records
     """
     if is_table(path):
         return "csv"
@@ -1122,7 +1122,7 @@ def _read_record(
 
 def read_format(
     path: Path,  # Local file
-    shape: str,  # Name in SHAPES
+    shape: str,  # Name in FORMATS_IN
     *,
     harvest: ImportReport,  # Report, updated while reading
     skip_invalid: bool = False,  # True to skip bad lines instead of refusing the file
@@ -1135,7 +1135,7 @@ def read_format(
 
     Args:
         path: Local file
-        shape: Name in SHAPES
+        shape: Name in FORMATS_IN
         harvest: Report, updated while reading
         skip_invalid: True to skip bad lines instead of refusing the file
         evaluation: Traces whose prompts are dropped

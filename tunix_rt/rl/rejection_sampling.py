@@ -22,8 +22,8 @@ from ..traces.render import check_renderable, split_steps
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['PREFERENCES', 'RejectionConfig', 'Harvest', 'worked_trace', 'is_right', 'select_right', 'harvest', 'sample_working',
-           'best_round', 'another_round']
+__all__ = ['PREFERENCES', 'RejectionConfig', 'WorkedExamples', 'worked_trace', 'is_right', 'select_right', 'keep_right',
+           'sample_working', 'best_round', 'another_round']
 
 # %% ../../nbs/rl/75_rejection_sampling.ipynb #991f09c3
 PREFERENCES = ("valid", "shortest", "any")
@@ -65,7 +65,7 @@ class RejectionConfig:
 
 
 @dataclass(frozen=True)
-class Harvest:
+class WorkedExamples:
     """The worked examples of a round, and where the other answers went.
 
     Attributes:
@@ -171,12 +171,12 @@ def select_right(
     return found[: config.keep_per_question], len(right), len(distinct)
 
 
-def harvest(
+def keep_right(
     questions: Questions,  # Questions that were asked
     completions: Sequence[Completion],  # Samples, ordered by question, [N * samples]
     config: RejectionConfig,  # Preference and limit
     source: str,  # Name of the model that wrote them
-) -> Harvest:  # Worked examples, in the order of the questions
+) -> WorkedExamples:  # Worked examples, in the order of the questions
     """Keep what came out right.
 
     Args:
@@ -203,7 +203,7 @@ def harvest(
         traces += found
         right, distinct, solved = right + some, distinct + unlike, solved + (some > 0)
     spare = distinct - len(traces)
-    return Harvest(
+    return WorkedExamples(
         traces, len(questions.traces), solved, len(completions), right, right - distinct, spare
     )
 
@@ -216,7 +216,7 @@ def sample_working(
     *,
     source: str,  # Name of the model, noted in each trace
     dtype: Any = jnp.float32,  # Compute dtype
-) -> Harvest:  # Worked examples
+) -> WorkedExamples:  # Worked examples
     """Make worked examples for questions, by sampling and keeping what is right.
 
     Args:
@@ -238,7 +238,7 @@ def sample_working(
         model, tokenizer, questions.prompts, sampling, batch_size=config.batch_size, dtype=dtype,
         prompt_length=questions.longest,
     )  # fmt: skip
-    return harvest(questions, completions, config, source)
+    return keep_right(questions, completions, config, source)
 
 # %% ../../nbs/rl/75_rejection_sampling.ipynb #e4dfb2e4
 def best_round(
