@@ -20,7 +20,7 @@ FOLDERS = {
     "rewards": "what a completion is worth, as a number",
     "rl": "learning from rewards and preferences: advantages, losses, rollouts, the loop",
     "evaluation": "predictions, intervals, paired comparisons, judges, the report",
-    "pipelines": "the notebooks that are executed: train, grpo, evaluate, demo, Kaggle submission",
+    "pipelines": "the notebooks that are executed: train, evaluate, grpo, demo, a Kaggle run",
     "runs": "a run is an executed notebook: its folder, its parameters, its process",
     "store": "the database: SQLite or Postgres, migrations, backups",
     "jobs": "the queue, leases and logs, and the worker that takes runs from it",

@@ -1,6 +1,7 @@
 "The floors of the house: a package imports only from those below its own, and nothing in a circle."
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "tunix_rt"
@@ -80,3 +81,25 @@ def reached(name: str) -> set[str]:
 
 def test_no_module_imports_itself_through_others():
     assert [name for name in IMPORTS if name in reached(name)] == []
+
+
+def numbers() -> dict[str, dict[str, int]]:
+    "The number of each module's notebook, by package."
+    found: dict[str, dict[str, int]] = {}
+    for path in (PACKAGE.parent / "nbs").rglob("[0-9]*.ipynb"):
+        name = re.search(r"#\| default_exp (\S+?)[\"\\]", path.read_text(encoding="utf-8"))
+        if name:
+            found.setdefault(str(path.parent), {})[name[1]] = int(path.name[:2])
+    return found
+
+
+def test_notebooks_are_numbered_in_reading_order_dependencies_first():
+    for folder, known in numbers().items():
+        assert len(set(known.values())) == len(known), f"two notebooks of {folder} share a number"
+        late = [
+            (name, other)
+            for name in known
+            for other in IMPORTS.get(name, set()) & known.keys()
+            if known[other] >= known[name]
+        ]
+        assert late == [], folder

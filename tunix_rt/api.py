@@ -708,7 +708,7 @@ def save_model(
     model: Model,  # Trained model; the run becomes its source
     train_config: TrainConfig,  # Hyperparameters, for the card
     *,
-    export: str,  # "merged", "adapter" or "both"
+    export: str,  # "merged", "adapter", "both" or "gguf"; also "both,gguf"
     **card: Any,  # Options of `model_card`: dataset, sha256, figures, read, where
 ) -> list[Path]:  # Model folders written
     """Write a trained model with its card; from then on it is the model of its run.
@@ -717,7 +717,7 @@ def save_model(
         folder: Run folder
         model: Trained model; the run becomes its source
         train_config: Hyperparameters, for the card
-        export: "merged", "adapter" or "both"
+        export: "merged", "adapter", "both" or "gguf"; also "both,gguf"
         **card: Options of `model_card`: dataset, sha256, figures, read, where
 
     Returns:
@@ -835,7 +835,7 @@ def sft(
     checkpoint_every: int = 50,  # Steps between two checkpoints
     validate_every: int = 100,  # Steps between two validations
     log_every: int = 10,  # Steps between two lines of metrics.jsonl
-    export: str = "merged",  # "merged" for a whole model, "adapter", or "both"
+    export: str = "merged",  # "merged", "adapter", "both" or "gguf"; also "both,gguf"
     continue_from: str = "",  # Earlier run folder to continue from, only read; "" for none
     seed: int = 0,  # Seed of the order of the data
     quiet: bool = False,  # True to print nothing
@@ -868,7 +868,7 @@ def sft(
         checkpoint_every: Steps between two checkpoints
         validate_every: Steps between two validations
         log_every: Steps between two lines of metrics.jsonl
-        export: "merged" for a whole model, "adapter", or "both"
+        export: "merged", "adapter", "both" or "gguf"; also "both,gguf"
         continue_from: Earlier run folder to continue from, only read; "" for none
         seed: Seed of the order of the data
         quiet: True to print nothing

@@ -533,7 +533,7 @@ def grpo(
     checkpoint_every: int = 10,  # Steps between two checkpoints
     completions_every: int = 10,  # Steps between two files of completions
     min_mixed: float = 0.1,  # Share of mixed groups under which it stops; 0 for never
-    export: str = "merged",  # "merged" for a whole model, "adapter", or "both"
+    export: str = "merged",  # "merged", "adapter", "both" or "gguf"; also "both,gguf"
     continue_from: str = "",  # Earlier run folder to continue from, only read; "" for none
     conversational: bool = False,  # True to hand rewards messages, as TRL does for chat data
     seed: int = 0,  # Seed of the questions and every draw
@@ -581,7 +581,7 @@ def grpo(
         checkpoint_every: Steps between two checkpoints
         completions_every: Steps between two files of completions
         min_mixed: Share of mixed groups under which it stops; 0 for never
-        export: "merged" for a whole model, "adapter", or "both"
+        export: "merged", "adapter", "both" or "gguf"; also "both,gguf"
         continue_from: Earlier run folder to continue from, only read; "" for none
         conversational: True to hand rewards messages, as TRL does for chat data
         seed: Seed of the questions and every draw

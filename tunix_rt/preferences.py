@@ -412,7 +412,7 @@ def preference(
     checkpoint_every: int = 50,  # Steps between two checkpoints
     validate_every: int = 25,  # Steps between two validations
     log_every: int = 5,  # Steps between two lines of metrics.jsonl
-    export: str = "merged",  # "merged" for a whole model, "adapter", or "both"
+    export: str = "merged",  # "merged", "adapter", "both" or "gguf"; also "both,gguf"
     continue_from: str = "",  # Earlier run folder to continue from, only read; "" for none
     seed: int = 0,  # Seed of the order of the pairs and of own answers
     quiet: bool = False,  # True to print nothing
@@ -459,7 +459,7 @@ def preference(
         checkpoint_every: Steps between two checkpoints
         validate_every: Steps between two validations
         log_every: Steps between two lines of metrics.jsonl
-        export: "merged" for a whole model, "adapter", or "both"
+        export: "merged", "adapter", "both" or "gguf"; also "both,gguf"
         continue_from: Earlier run folder to continue from, only read; "" for none
         seed: Seed of the order of the pairs and of own answers
         quiet: True to print nothing
