@@ -329,9 +329,7 @@ def delete_baseline(
         removal = Removal("baseline", name, name)
         removal.along.append(f"{row.metric} {row.value:g} of run {row.run_id}, which stays")
         if count := _gated(session, name):
-            removal.along.append(
-                f"versions that passed it as their gate stay ({count:,})"
-            )
+            removal.along.append(f"versions that passed it as their gate stay ({count:,})")
         if dry_run:
             return removal
         record_deletion(
