@@ -8,8 +8,11 @@ from serving import make_run, serving, sum_trace
 
 from tunix_rt.jobs.queue import enqueue, get_queued, list_queued
 from tunix_rt.registry import preflight
+from tunix_rt.rl.preference_pairs import messages_of, read_preferences
 from tunix_rt.runs.pipelines import find_pipeline, read_parameters
 from tunix_rt.serve.http_parameters import OVER_HTTP, WITHHELD
+from tunix_rt.store.traces import add_traces
+from tunix_rt.traces.schema import Trace
 from tunix_rt.tracking.baselines import list_baselines
 from tunix_rt.tracking.evaluations import evaluate_run
 from tunix_rt.tuning.jobs import list_jobs
@@ -178,3 +181,34 @@ def test_the_api_is_described_without_another_server(pages):
     assert not [each for each in addresses if each.startswith(("http", "//"))]
     scripts = [each for each in addresses if each.startswith("/static/")]
     assert all(pages.get(each).status_code == 200 for each in scripts)
+
+
+def test_ratings_become_pairs_that_a_training_is_queued_on(pages, own_store, root):
+    right, wrong = sum_trace(3), sum_trace(3) | {"final_answer": "7"}
+    ids = [each.id for each in add_traces(own_store, map(Trace.model_validate, (right, wrong)))]
+    assert "None can be made" in pages.get("/traces/pairs").text
+    for id, stars in zip(ids, (5, 1), strict=True):
+        pages.post(f"/traces/{id}/rate", data={"stars": str(stars)})
+    text = pages.get("/traces/pairs?source=tests").text
+    assert "<strong>1</strong> pair can be made" in text and 'value="rated-v1"' in text
+    asked = {"name": "rated-v1", "search": '{"source": "tests"}'}
+    sent = pages.post("/traces/pairs", data=asked, follow_redirects=False)
+    form = fields_of(pages.get(sent.headers["location"]).text)
+    assert (form["pairs"], form["validation_pairs"]) == ("rated-v1", "0")
+    assert pages.post("/traces/pairs", data=asked).status_code == 422  # there already
+    for name in ("../x", "a/b", ".x", ""):
+        assert pages.post("/traces/pairs", data=asked | {"name": name}).status_code == 422, name
+    queued = form | {"_pipeline": "preference", "_do": "queue"}
+    answer = pages.post("/queue/new", data=queued, follow_redirects=False)
+    assert answer.status_code == 303, answer.text
+    run = get_queued(own_store, UUID(answer.headers["location"].rpartition("/")[2]))
+    kept = read_preferences(root / run.parameters["pairs"]).items
+    assert [messages_of(pair.prompt)[-1].content for pair in kept] == [right["prompt"]]
+    again = fields_of(pages.get(f"/queue/new?from={run.id}").text)
+    assert pages.post("/queue/check", data=again | queued | {"pairs": again["pairs"]}).is_success
+    again |= {"_pipeline": "preference", "_do": "queue"}
+    assert pages.post("/queue/new", data=again, follow_redirects=False).status_code == 303
+    rated = pages.post("/api/traces/preferences", json={"name": "labels", "kind": "rated"})
+    assert rated.json() == {"name": "labels", "kind": "rated", "count": 2}
+    listed = pages.get("/api/traces/preferences", headers={"Accept": "application/json"})
+    assert listed.json() == {"data": ["labels", "rated-v1"]}

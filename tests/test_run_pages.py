@@ -113,6 +113,21 @@ def test_names_tags_and_notes_survive(own, two, root, tmp_path):
         assert load_view(other, good).notes == view.notes
 
 
+def test_a_program_names_and_tags_a_run(own, two):
+    path = f"/api/tunix/runs/{two[0]}/notes"
+    with serving(own) as client:
+        told = client.patch(path, json={"tags": ["best", "best", " "], "note": "It falls."})
+        assert told.json() == {
+            "run_id": str(two[0]), "name": None, "tags": ["best"], "note": "It falls.",
+        }  # fmt: skip
+        assert client.patch(path, json={"name": "first"}).json()["tags"] == ["best"]
+        assert client.patch(path, json={"note": None}).json()["note"] is None
+        assert client.get(path).json()["name"] == "first"
+        for wrong in ({"tag": ["a"]}, {"tags": "best"}, {"name": "a\u202eb"}, {"name": "n" * 129}):
+            assert client.patch(path, json=wrong).status_code in (400, 422), wrong
+        assert client.patch(f"/api/tunix/runs/{uuid4()}/notes", json={}).status_code == 404
+
+
 def test_a_waiting_run_takes_its_tags_along(own, root):
     run = enqueue(own, "demo", {})
     annotate(own, run.id, tags=["later"])

@@ -58,6 +58,8 @@ from tunix_rt.serve.schemas.runs import (
     ExportRequest,
     GRPORequest,
     ManifestRequest,
+    NotesPublic,
+    NotesRequest,
     RunDetail,
     RunResult,
     RunStatus,
@@ -66,6 +68,9 @@ from tunix_rt.serve.schemas.runs import (
     TunixStatus,
 )
 from tunix_rt.serve.schemas.trace_search import (
+    PreferencesKept,
+    PreferencesListed,
+    PreferencesRequest,
     RatingPublic,
     RatingRequest,
     TraceContext,
@@ -92,6 +97,8 @@ __all__ = [
     "IngestRequest",
     "ManifestRequest",
     "ModelRequest",
+    "NotesRequest",
+    "PreferencesRequest",
     "PromoteRequest",
     "RatingRequest",
     "TokenRequest",
@@ -99,6 +106,8 @@ __all__ = [
     "TuningRequest",
     "search_traces",
     "export_preferences",
+    "keep_rated_preferences",
+    "list_kept_preferences",
     "rate_trace",
     "list_ratings",
     "remove_rating",
@@ -130,6 +139,8 @@ __all__ = [
     "get_tunix_run",
     "get_tunix_run_status",
     "cancel_tunix_run",
+    "get_run_notes",
+    "annotate_run",
     "list_artifacts",
     "download_artifact",
     "get_run_metrics",
@@ -297,6 +308,32 @@ def export_preferences(
             "versions": versions,
         },
     )
+
+
+def keep_rated_preferences(
+    client: Client,
+    body: PreferencesRequest,
+    key: str | None = None,
+) -> PreferencesKept:
+    """Keep rated traces as preferences, for the preference pipeline.
+
+    Args:
+        client: Server to call
+        body: Content of the request; needs name
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(client, PreferencesKept, "POST", "/api/traces/preferences", body=body, key=key)
+
+
+def list_kept_preferences(
+    client: Client,
+) -> PreferencesListed:
+    """List the preferences that were kept.
+
+    Args:
+        client: Server to call
+    """
+    return request(client, PreferencesListed, "GET", "/api/traces/preferences")
 
 
 def rate_trace(
@@ -820,6 +857,43 @@ def cancel_tunix_run(
     """
     return request(
         client, Cancelled, "POST", f"/api/tunix/runs/{quote_segment(run_id)}/cancel", key=key
+    )
+
+
+def get_run_notes(
+    client: Client,
+    run_id: UUID,
+) -> NotesPublic:
+    """Show the name, the tags and the note of a run.
+
+    Args:
+        client: Server to call
+        run_id: Id of a run
+    """
+    return request(client, NotesPublic, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/notes")
+
+
+def annotate_run(
+    client: Client,
+    run_id: UUID,
+    body: NotesRequest,
+    key: str | None = None,
+) -> NotesPublic:
+    """Change the name, the tags or the note of a run; what is left out stays.
+
+    Args:
+        client: Server to call
+        run_id: Id of a run
+        body: Content of the request
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        NotesPublic,
+        "PATCH",
+        f"/api/tunix/runs/{quote_segment(run_id)}/notes",
+        body=body,
+        key=key,
     )
 
 

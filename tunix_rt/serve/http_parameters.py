@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from ..core.errors import MissingError, PathError, RunError
+from ..core.errors import DatasetError, MissingError, PathError, RunError
 from ..core.plugins import entry_points, is_installed, split_specs
 from ..core.settings import inside, resolve, settings, split_url
 from ..data.datasets import dataset_folder
@@ -17,6 +18,7 @@ from ..rewards.functions import is_named
 from ..runs.lookup import find_run
 from ..runs.pipelines import check_parameters, find_pipeline, list_pipelines
 from ..scoring.scorers import SCORERS
+from ..store.preferences import SUFFIX, preferences_file
 
 # %% auto #0
 __all__ = ['CHECKS', 'WITHHELD', 'OVER_HTTP', 'model_source', 'checked_rewards', 'checked_scorers', 'own_dataset', 'own_run',
@@ -140,16 +142,21 @@ def own_run(
 
 
 def own_pairs(
-    name: str,  # Untrusted name of a run, or of a file in the imports folder
-) -> str:  # Path of either
+    name: str,  # Untrusted name of kept preferences, of a file in the imports folder, or of a run
+) -> str:  # Path of it
     """Find a file of pairs, or a run that left some.
 
     Args:
-        name: Untrusted name of a run, or of a file in the imports folder
+        name: Untrusted name of kept preferences, of a file in the imports folder, or of a run
 
     Returns:
-        Path of either
+        Path of it
     """
+    root, last = resolve(settings().root), name.rpartition("/")[2]
+    with suppress(DatasetError, PathError):
+        kept = preferences_file(last.removesuffix(SUFFIX))
+        if kept.is_file() and (last == name or resolve(name) == kept):
+            return str(kept.relative_to(root) if kept.is_relative_to(root) else kept)
     try:
         file = inside(resolve(settings().imports), name)
     except PathError:

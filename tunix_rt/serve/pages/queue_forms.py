@@ -37,6 +37,7 @@ from .predictions import sent_to
 from .rendering import Filter, show
 from ..strict_json import StrictRoute
 from ...store.engine import Store
+from ...store.preferences import list_preferences
 from ...store.tables import RunRow
 
 # %% auto #0
@@ -60,7 +61,7 @@ def suggestions(
     """
     models, keys = known_models(store)[:200], dataset_keys()
     sets = dict.fromkeys(("dataset", "evaluation_set", "shots_dataset"), keys)
-    return {**sets, "model": models, "teacher": models, "base": models}
+    return {**sets, "model": models, "teacher": models, "base": models, "pairs": list_preferences()}
 
 
 def values_of(

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from functools import partial
+from itertools import count, islice
 from typing import Annotated, Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Form, Query, Request
@@ -36,6 +39,12 @@ from ..schemas.types import Name, SafeStr
 from ..strict_json import StrictRoute
 from ...store.datasets import build_from_store
 from ...store.engine import Store
+from tunix_rt.store.preferences import (
+    Kind,
+    keep_preferences,
+    list_preferences,
+    preference_records,
+)
 from ...store.ratings import Rating, add_rating, current_ratings, list_ratings
 from tunix_rt.store.search import (
     Sort,
@@ -59,9 +68,9 @@ from ...traces.display import text_html
 from ...traces.schema import check_trace
 
 # %% auto #0
-__all__ = ['router', 'AT_ONCE', 'ListDep', 'Given', 'Whole', 'STEPS_AT_ONCE', 'EDITABLE', 'asked_list', 'traces_page',
-           'compare_page', 'searched', 'build_page', 'build_form', 'trace_page', 'rate_form', 'score_form', 'edit_page',
-           'edit_form']
+__all__ = ['router', 'AT_ONCE', 'ListDep', 'Given', 'Whole', 'MOST_PAIRS', 'STEPS_AT_ONCE', 'EDITABLE', 'asked_list',
+           'traces_page', 'compare_page', 'searched', 'build_page', 'build_form', 'pairs_page', 'pairs_form',
+           'trace_page', 'rate_form', 'score_form', 'edit_page', 'edit_form']
 
 # %% ../../../nbs/serve/pages/35_traces.ipynb #ce2de98d
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
@@ -190,7 +199,7 @@ def build_page(
         filters=filters,
         spelled=json.dumps(filters, ensure_ascii=False),
         commands=_commands(filters, page.total),
-        preferences=TraceList(query).address("/api/traces/preferences.jsonl", ids=None),
+        preferences=TraceList(query).address("/traces/pairs", ids=None),
     )
 
 
@@ -226,6 +235,57 @@ async def build_form(
 
     made = await run_in_slow_pool(services, build, services.store)
     return sent_to(f"/datasets/{made}")
+
+# %% ../../../nbs/serve/pages/35_traces.ipynb #80a0dda8
+MOST_PAIRS = 1000  # Pairs that the page counts
+
+
+@router.get("/traces/pairs")
+def pairs_page(
+    request: Request,
+    services: ServicesDep,
+    shown: ListDep,
+    kind: Kind = "pairs",
+    ids: Annotated[list[UUID] | None, Query(max_length=1000)] = None,
+) -> HTMLResponse:
+    "Show the form that keeps preferences."
+    services.indexer.catch_up()
+    query = searched(shown, "ids" if ids else "all", ids or [])
+    records = preference_records(services.store, query, kind=kind)
+    found = list(islice(records, MOST_PAIRS + 1))
+    kept = list_preferences()
+    names = (f"rated-v{number}" for number in count(1))
+    return show(
+        request, "trace_pairs.html", shown=shown, kind=kind, found=found[:3],
+        count=min(len(found), MOST_PAIRS), exact=len(found) <= MOST_PAIRS,
+        spelled=query.model_dump_json(exclude_defaults=True), kept=kept,
+        name=next(name for name in names if name not in kept),
+        export=TraceList(query).address("/api/traces/preferences.jsonl", kind=kind),
+    )  # fmt: skip
+
+
+@router.post("/traces/pairs")
+async def pairs_form(
+    services: ServicesDep,
+    name: Annotated[Name, Form(max_length=64)],
+    search: Annotated[SafeStr, Form(max_length=500_000)] = "{}",
+    kind: Annotated[Kind, Form()] = "pairs",
+    pairs_per_prompt: Annotated[int, Form(ge=1, le=100)] = 1,
+    min_gap: Annotated[float, Form(ge=0, le=4, allow_inf_nan=False)] = 1.0,
+) -> RedirectResponse:
+    "Keep preferences, and go on to the form that trains on them."
+    asked = parse_json(search, "the search")
+    if not isinstance(asked, dict):
+        raise DatasetError("the search is not an object; open the form again")
+    query = search_in({"search": asked})
+    options: dict[str, Any] = {"kind": kind, "pairs_per_prompt": pairs_per_prompt}
+    options["min_gap"] = min_gap
+    keep = partial(keep_preferences, services.store, name, query, **options)
+    _, made = await run_in_slow_pool(services, keep)
+    filled = {"pipeline": "preference", "pairs": name, "validation_pairs": min(16, made // 4)}
+    if kind == "rated":
+        filled["loss_type"] = "kto"
+    return sent_to(f"/queue/new?{urlencode(filled)}")
 
 # %% ../../../nbs/serve/pages/35_traces.ipynb #d044a0ac
 STEPS_AT_ONCE = 40  # Steps shown at once; more fold

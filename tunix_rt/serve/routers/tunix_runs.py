@@ -23,6 +23,8 @@ from tunix_rt.serve.schemas.runs import (
     Artifacts,
     Cancelled,
     Mode,
+    NotesPublic,
+    NotesRequest,
     RunDetail,
     RunsPublic,
     RunStatus,
@@ -35,10 +37,12 @@ from ..schemas.types import FilePath, SafeStr
 from ..sse import follow
 from ..strict_json import StrictRoute
 from ...store.engine import Store
+from ...tracking.run_table import RunView, annotate, load_view
 
 # %% auto #0
 __all__ = ['router', 'Filter', 'EVENTS', 'Seq', 'list_tunix_runs', 'get_tunix_run', 'get_tunix_run_status', 'cancel_tunix_run',
-           'stream_tunix_run_logs', 'list_artifacts', 'download_artifact', 'get_run_metrics', 'show_run_metrics']
+           'get_run_notes', 'annotate_run', 'stream_tunix_run_logs', 'list_artifacts', 'download_artifact',
+           'get_run_metrics', 'show_run_metrics']
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #47583096
 router = APIRouter(route_class=StrictRoute, tags=["tunix_runs"], prefix="/api/tunix/runs")
@@ -88,6 +92,22 @@ def cancel_tunix_run(store: StoreDep, run_id: UUID) -> Cancelled:
     waiting = run.status == "cancel_requested"
     message = "the worker was asked to stop" if waiting else "the run is cancelled"
     return Cancelled(message=message, status=run.status)
+
+# %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #e4c1e22f
+def _notes(view: RunView) -> NotesPublic:
+    return NotesPublic(run_id=view.id, **view.notes.model_dump(mode="json"))
+
+
+@router.get("/{run_id}/notes")
+def get_run_notes(store: StoreDep, run_id: UUID) -> NotesPublic:
+    "Show the name, the tags and the note of a run."
+    return _notes(load_view(store, run_id))
+
+
+@router.patch("/{run_id}/notes")
+def annotate_run(store: StoreDep, run_id: UUID, body: NotesRequest) -> NotesPublic:
+    "Change the name, the tags or the note of a run; what is left out stays."
+    return _notes(annotate(store, run_id, **body.model_dump(exclude_unset=True)))
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #88c63406
 EVENTS: dict[int | str, dict[str, Any]] = {

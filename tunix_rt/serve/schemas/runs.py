@@ -32,7 +32,7 @@ from ...store.tables import RunRow
 __all__ = ['Output', 'ParameterName', 'PipelineName', 'Loss', 'Status', 'Mode', 'TrainingSettings', 'TrainingFields',
            'ManifestRequest', 'TrainingManifest', 'RunRequest', 'EvaluateModelRequest', 'GRPORequest', 'TunixStatus',
            'ExportRequest', 'RunResult', 'RunDetail', 'run_result', 'run_detail', 'RunSummary', 'RunsPublic',
-           'RunStatus', 'Cancelled', 'Artifact', 'Artifacts']
+           'RunStatus', 'Cancelled', 'NotesRequest', 'NotesPublic', 'Artifact', 'Artifacts']
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #978f7346
 class TrainingSettings(ContractRequest):
@@ -299,6 +299,25 @@ class Cancelled(BaseModel):
 
     message: str
     status: Status
+
+# %% ../../../nbs/serve/schemas/40_runs.ipynb #559056b9
+class NotesRequest(BaseModel):
+    "Name, tags or note of a run, to change."
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[SafeStr, Field(max_length=128)] | None = None
+    tags: Annotated[list[Annotated[SafeStr, Field(max_length=64)]], Field(max_length=32)] = []
+    note: Annotated[SafeStr, Field(max_length=20_000)] | None = None
+
+
+class NotesPublic(BaseModel):
+    "Name, tags and note of a run."
+
+    run_id: UUID
+    name: str | None
+    tags: list[str]
+    note: str | None
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #62e5e887
 class Artifact(BaseModel):

@@ -12,14 +12,16 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from .traces import StoredTrace
-from .types import SafeStr, StrictInt
+from .types import SafeStr, StrictFloat, StrictInt
+from ...store.preferences import Kind
 from ...store.ratings import Rating
-from ...store.search import Hit, HitPage
+from ...store.search import Hit, HitPage, TraceQuery
 from ...traces.display import excerpt
 
 # %% auto #0
 __all__ = ['THUMBS', 'FoundText', 'TraceHit', 'HitPagination', 'TraceHits', 'trace_hit', 'trace_hits', 'RatingRequest',
-           'RatingPublic', 'TraceRatings', 'rating_public', 'TraceContext']
+           'RatingPublic', 'TraceRatings', 'rating_public', 'TraceContext', 'PreferencesRequest', 'PreferencesKept',
+           'PreferencesListed']
 
 # %% ../../../nbs/serve/schemas/25_trace_search.ipynb #7fe3b45a
 class FoundText(BaseModel):
@@ -180,3 +182,33 @@ class TraceContext(BaseModel):
     edits: list[UUID] = Field(description="Traces that were edited from it, newest first")
     datasets: list[str] = Field(description="Keys of the datasets that hold it")
     score: float | None = Field(description="Newest baseline score, 0 to 100")
+
+# %% ../../../nbs/serve/schemas/25_trace_search.ipynb #a770498d
+class PreferencesRequest(BaseModel):
+    "Preferences to make from rated traces, and to keep."
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[SafeStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    search: TraceQuery = Field(TraceQuery(), description="Rated traces to take")
+    kind: Kind = Field("pairs", description="Pairs, or single answers with a label")
+    pairs_per_prompt: Annotated[StrictInt, Field(ge=1, le=100)] = Field(
+        1, description="Most pairs of the answers to one prompt"
+    )
+    min_gap: Annotated[StrictFloat, Field(ge=0, le=4)] = Field(
+        1.0, description="Stars between two answers"
+    )
+
+
+class PreferencesKept(BaseModel):
+    "Preferences that were kept."
+
+    name: str = Field(description="Value for the parameter pairs of the preference pipeline")
+    kind: Kind
+    count: int = Field(description="Number of pairs, or of rated answers")
+
+
+class PreferencesListed(BaseModel):
+    "Names of the preferences that were kept."
+
+    data: list[str]
