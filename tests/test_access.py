@@ -1,10 +1,17 @@
 "Tokens with names and roles, what they may do, and the log of what was done."
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
 import pytest
 from serving import TOKEN, serving, sum_trace
 
+from tunix_rt.core.errors import StoreError
 from tunix_rt.serve.auth import COOKIE, role_needed
 from tunix_rt.store.audit import list_audit
+from tunix_rt.store.tables import IdempotentReply
 from tunix_rt.store.tokens import create_token, revoke_token
 
 
@@ -28,6 +35,7 @@ DOINGS = [
     ("GET", "/api/traces", None, "read"),
     ("GET", "/queue/new", None, "read"),
     ("POST", "/api/tunix/sft/export", {"dataset_key": "sums-v1"}, "read"),
+    ("POST", "/queue/dataset/by-hand", None, "read"),
     ("POST", "/api/traces", sum_trace(1), "write"),
     ("POST", "/api/tunix/run", {"dataset_key": "sums-v1", "model_id": "tiny"}, "write"),
     ("DELETE", "/api/models/x/aliases/y", None, "write"),
@@ -140,3 +148,77 @@ def test_the_log_is_read_by_administrators(holders):
     assert (entry["actor"], entry["status"], told["next_before"]) == ("writer", 201, None)
     page = client.get("/audit?actor=writer", headers=bearer(TOKEN)).text
     assert "create model artifact" in page and "writer" in page
+
+
+def test_nobody_is_let_in_before_the_tokens_are_known(store, root, monkeypatch):
+    "A database that is away at the start looks like one without tokens, and is none."
+    _, secret = create_token(store, "ada", "admin", by="tests")
+
+    def away(store):
+        raise StoreError("the database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tunix_rt.serve.auth.active_tokens", away)
+        with serving(store) as client:
+            assert client.get("/api/datasets").status_code == 503
+            asked = {"name": "mallory", "role": "admin"}
+            assert client.post("/api/tokens", json=asked).status_code == 503
+            assert client.get("/api/health").status_code == 200
+            patch.undo()
+            assert client.get("/api/datasets").status_code == 401
+            assert client.get("/api/datasets", headers=bearer(secret)).status_code == 200
+            patch.setattr("tunix_rt.serve.auth.active_tokens", away)
+            patch.setattr("tunix_rt.serve.auth.FRESH", 0)
+            assert client.get("/api/datasets").status_code == 401
+            assert client.get("/api/datasets", headers=bearer(secret)).status_code == 200
+
+
+def test_a_health_check_waits_for_no_token(store, root, monkeypatch):
+    create_token(store, "ada", "admin", by="tests")
+    with serving(store) as client, monkeypatch.context() as patch:
+        patch.setattr("tunix_rt.serve.auth.FRESH", 0)
+        patch.setattr("tunix_rt.serve.auth.active_tokens", lambda store: time.sleep(2))
+        begun = time.monotonic()
+        assert client.get("/api/health").status_code == 200
+        assert time.monotonic() - begun < 1
+
+
+def test_a_new_token_is_in_no_stored_answer(store, holders):
+    client, _ = holders
+    key = {**bearer(TOKEN), "Idempotency-Key": "k1"}
+    for path, body in (("/api/tokens", "json"), ("/tokens", "data")):
+        asked = {body: {"name": f"keyed-{body}", "role": "read"}}
+        assert "trt_" in client.post(path, headers=key, **asked).text
+    with store.reading() as session:
+        assert session.query(IdempotentReply).all() == []
+
+
+def test_who_signed_in_is_in_the_log(store, holders):
+    client, made = holders
+    client.post("/login", data={"token": made["write"]})
+    (entry,) = list_audit(store, action="login_form").entries
+    assert (entry.actor, entry.role) == ("writer", "write")
+
+
+def test_a_log_that_waits_for_the_lock_keeps_no_reader_out(store, root):
+    "Eight requests write a file and no row, but for the audit log, while somebody holds the lock."
+    if store.dialect != "sqlite":
+        pytest.skip("Postgres has no such lock")
+    with serving(store) as client:
+
+        def build(_):
+            asked = {"dataset_name": f"b{uuid4().hex[:8]}", "dataset_version": "v1"}
+            return client.post("/api/datasets/build", json=asked).status_code
+
+        client.post("/api/traces", json=sum_trace(1))
+        store.turn.acquire()
+        release = threading.Timer(3, store.turn.release)
+        release.start()
+        with ThreadPoolExecutor(8) as pool:
+            builds = [pool.submit(build, n) for n in range(8)]
+            time.sleep(1.5)
+            begun = time.monotonic()
+            assert client.get("/api/traces").status_code == 200
+            assert time.monotonic() - begun < 1
+            assert {each.result() for each in builds} == {201}
+        release.join()

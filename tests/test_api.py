@@ -17,7 +17,7 @@ from tunix_rt.jobs.logs import append_log
 from tunix_rt.jobs.queue import get_queued
 from tunix_rt.jobs.worker import work
 from tunix_rt.serve.app import create_app
-from tunix_rt.serve.sse import Watch, follow
+from tunix_rt.serve.sse import Watch, follow, read_events
 from tunix_rt.store.tables import IdempotentReply, RunRow
 from tunix_rt.store.traces import count_traces
 
@@ -596,8 +596,15 @@ def test_a_key_whose_trace_was_not_kept_is_free(api, store, monkeypatch):
     assert count_traces(store) == 1
 
 
-def test_many_listeners_hold_no_connection(store, root):
-    "Forty streams at once on a pool of ten, while traces are posted."
+def test_many_listeners_hold_no_connection(store, root, monkeypatch):
+    "Forty streams at once on a pool of ten, while traces are posted; each chunk is read once."
+    reads = []
+
+    def counted(*asked):
+        reads.append(asked)
+        return read_events(*asked)
+
+    monkeypatch.setattr("tunix_rt.serve.sse.read_events", counted)
     run = RunRow(pipeline="train", status="running")
     with store.writing() as session:
         session.add(run)
@@ -621,6 +628,7 @@ def test_many_listeners_hold_no_connection(store, root):
     held, told = asyncio.run(crowd())
     assert held <= 1 and time.monotonic() - begun < 20
     assert all("news" in each[0] and "completed" in each[-1] for each in told)
+    assert len(reads) < 8
 
 
 def test_a_neighbor_in_trouble_does_not_stop_us(store, root):

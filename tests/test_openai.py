@@ -158,7 +158,7 @@ def test_refusals(client, served):
         with pytest.raises(error) as caught:
             create(**{"model": "small", "messages": CHAT} | changed)
         assert caught.value.body["message"] and caught.value.body["type"]
-    for prompt in ([], [[]], [2, 10**9], [-1], "", "why " * 3000):
+    for prompt in ([], [[]], [2, 10**9], [-1], "", "why " * 3000, ["a"] * 3000):
         if prompt == "":  # the beginning of a text is a prompt of one token
             client.completions.create(model="small", prompt=prompt, max_tokens=1)
             continue

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import socket
 import threading
@@ -308,6 +309,51 @@ def test_a_browser_is_told_not_to_run_what_strangers_sent(api, store, root):
     for each in (answer, report):
         assert each.headers["x-content-type-options"] == "nosniff"
         assert "default-src 'none'" in each.headers["content-security-policy"]
+
+
+DRAWN = (
+    r"$\text{<form/hx-post=/tokens/hx-trigger=load>}$",
+    r"$\style{position:fixed}{x}$ $\class{bar}{x}$ $\href{/logout}{x}$",
+    r"\(\mathrm{<img/src=x>} \unicode{x3c}b\)",
+)
+
+
+def test_a_formula_puts_no_element_into_a_page(api):
+    "Its converter does not escape, and htmx would send what a form in it says, without a click."
+    for formula in DRAWN:
+        id = api.post("/api/traces", json=sum_trace(1) | {"final_answer": formula}).json()["id"]
+        page = api.get(f"/traces/{id}").text
+        shown = page[page.index('<div class="markdown"') :]
+        math = shown[shown.index("<math") : shown.rindex("</math>")]
+        assert not re.search("<(?!/?m[a-z]+[ >])|style=|class=|href=|hx-[a-z]+ *= *[\"']", math), (
+            math
+        )
+
+
+def test_more_values_than_a_statement_has_room_for(api):
+    api.post("/api/traces", json=sum_trace(1, level=2999))
+    for number, filters in enumerate((
+        {"level": list(range(2100, 3000))},
+        {f"f{n}": None for n in range(900)},
+        {"source": [*(f"s{n}" for n in range(900)), "tests"]},
+        {".".join("a" * 120): None},
+    )):  # fmt: skip
+        asked = {"dataset_name": f"many-{number}", "dataset_version": "v1", "filters": filters}
+        answer = api.post("/api/datasets/build", json=asked)
+        assert answer.status_code == 201 and answer.json()["trace_count"] == 1, answer.text
+    asked["filters"] = {"level": list(range(3000))}
+    answer = api.post("/api/datasets/build", json=asked)
+    assert answer.status_code == 422 and "room for 1,000" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("damaged", ["null", "[]", '{"trace_ids": 5}'])
+def test_a_damaged_manifest_hides_no_search(api, root, damaged):
+    api.post("/api/traces", json=sum_trace(1))
+    (root / "data" / "datasets" / "broken-v1").mkdir()
+    (root / "data" / "datasets" / "broken-v1" / "manifest.json").write_text(damaged)
+    assert api.get("/api/traces/search").json()["total"] == 1
+    assert api.get("/api/traces/search?dataset=broken-v1").status_code == 422
+    assert api.get("/traces").status_code == 200
 
 
 def test_a_database_that_is_away_is_503_and_comes_back(store, root, monkeypatch):

@@ -26,9 +26,9 @@ from ..core.errors import DatasetError
 from ..core.files import lines_of
 
 # %% auto #0
-__all__ = ['MAGIC', 'Line', 'LARGEST', 'DELIMITERS', 'Read', 'file_kind', 'decompressed', 'marked_encoding', 'find_encoding',
-           'known_encoding', 'text_lines', 'json_elements', 'parquet_lines', 'json_lines', 'find_delimiter', 'Twice',
-           'unite', 'table_records', 'is_table', 'read_records']
+__all__ = ['MAGIC', 'GROWTH', 'ANY_SIZE', 'Line', 'LARGEST', 'DELIMITERS', 'Read', 'file_kind', 'decompressed', 'marked_encoding',
+           'find_encoding', 'known_encoding', 'text_lines', 'json_elements', 'parquet_lines', 'json_lines',
+           'find_delimiter', 'Twice', 'unite', 'table_records', 'is_table', 'read_records']
 
 # %% ../../nbs/data/48_record_files.ipynb #53e279c5
 MAGIC = {
@@ -71,6 +71,10 @@ def _installed(
         ) from None
 
 # %% ../../nbs/data/48_record_files.ipynb #13f365ed
+GROWTH = 100  # Times its size that a compressed file may unpack to
+ANY_SIZE = 16 * 2**20  # Bytes that any compressed file may unpack to
+
+
 class _ZstdFile(io.RawIOBase):
     "The content of a file compressed with Zstandard, as a forward stream."
 
@@ -85,7 +89,7 @@ class _ZstdFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self.content:
             if not self.compressed:
-                self.compressed = self.file.read(131_072)
+                self.compressed = self.file.read(1024)
             if not self.compressed:
                 if self.frame is not None:
                     raise EOFError("the last frame is not finished")
@@ -99,6 +103,28 @@ class _ZstdFile(io.RawIOBase):
         count = min(len(buffer), len(self.content))
         buffer[:count], self.content = self.content[:count], self.content[count:]
         return count
+
+
+class _Unpacked(io.RawIOBase):
+    "The content of a compressed file, up to what a text may grow to."
+
+    def __init__(self, file: Any, path: Path):
+        self.file, self.name = file, path.name
+        self.left = max(ANY_SIZE, GROWTH * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.file.read(len(buffer))
+        self.left -= len(found)
+        if self.left < 0:
+            raise DatasetError(
+                f"{self.name} unpacks to more than {GROWTH} times its size, as no text of traces "
+                f"does; if it is right nevertheless, unpack it first"
+            )
+        buffer[: len(found)] = found
+        return len(found)
 
 
 @contextmanager
@@ -124,7 +150,7 @@ def decompressed(
         file: Any = raw
         if kind == "zstd":
             zstandard = _installed("zstandard", path, "compressed with Zstandard")
-            file = io.BufferedReader(_ZstdFile(raw, zstandard), 131_072)
+            file = _ZstdFile(raw, zstandard)
             damage += (zstandard.ZstdError,)
         elif kind == "gzip":
             file = gzip.open(raw)
@@ -132,6 +158,8 @@ def decompressed(
             file = bz2.open(raw)
         elif kind == "xz":
             file = lzma.open(raw)
+        if file is not raw:
+            file = io.BufferedReader(_Unpacked(file, path), 131_072)
         try:
             yield file
         except damage as error:

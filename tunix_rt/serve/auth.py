@@ -404,6 +404,7 @@ class AuthMiddleware:
             if message["type"] == "lifespan.startup.complete":
                 with suppress(HTTPRefusal):  # the first request tries again
                     await self.book.current()
+                self.book.forget()  # one that was made meanwhile works with the first request
             await send(message)
 
         return sending

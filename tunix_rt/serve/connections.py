@@ -16,8 +16,8 @@ from ..core.settings import Settings
 
 # %% auto #0
 __all__ = ['MOST_HEADER_BYTES', 'OVERHEAD', 'MOST_PIPELINED', 'SLOWEST', 'SMALLEST', 'UNREAD', 'TOO_LARGE', 'TOO_MANY',
-           'TOO_SLOW', 'TOO_SMALL', 'RESERVED', 'Refused', 'closing_response', 'LimitedProtocol', 'is_waiting',
-           'overdue', 'sweep', 'most_connections', 'make_room', 'limited']
+           'TOO_SLOW', 'TOO_SMALL', 'RESERVED', 'SETTLED', 'Refused', 'closing_response', 'LimitedProtocol',
+           'is_waiting', 'overdue', 'sweep', 'most_connections', 'least_missed', 'make_room', 'limited']
 
 # %% ../../nbs/serve/82_connections.ipynb #94b0151d
 MOST_HEADER_BYTES = 64 * 1024  # Address, headers and trailers of a request
@@ -210,6 +210,7 @@ def sweep(
 
 # %% ../../nbs/serve/82_connections.ipynb #a3552d98
 RESERVED = 128  # File descriptors for everything else
+SETTLED = 1.0  # Seconds after which a connection may be closed for another
 
 
 def most_connections(
@@ -237,11 +238,31 @@ def most_connections(
     return max(8, min(wanted, (soft - RESERVED) // 2))
 
 
+def least_missed(
+    connections: list[Any],  # Open connections, the oldest first
+    now: float,  # Time of the event loop, in seconds
+) -> list[Any]:  # Those to close first; empty if all of them wait for the server
+    """Choose idle connections, else slow bodies, else responses in progress.
+
+    Args:
+        connections: Open connections, the oldest first
+        now: Time of the event loop, in seconds
+
+    Returns:
+        Those to close first; empty if all of them wait for the server
+    """
+    busy = [each for each in connections if not is_waiting(each)]
+    late = [each for each in busy if each.cycle.more_body]
+    late.sort(key=lambda each: each.body_bytes / (now - each.since + 1))
+    idle = [each for each in connections if is_waiting(each)]
+    return idle or late or [each for each in busy if each.cycle.response_started]
+
+
 def make_room(
     connections: set[Any],  # Open connections of a server
     newest: LimitedProtocol,  # One of them, which has just been accepted
 ) -> None:
-    """Close idle connections when there are too many.
+    """Close some connections when there are too many.
 
     Args:
         connections: Open connections of a server
@@ -249,14 +270,10 @@ def make_room(
     """
     if len(connections) <= newest.most:
         return
-    others = [each for each in connections if each is not newest]
-    others.sort(key=lambda each: each.since)
-    idle = [each for each in others if is_waiting(each)]
-    busy = [each for each in others if not is_waiting(each)]
-    late = [each for each in busy if each.cycle.more_body]
-    late.sort(key=lambda each: each.body_bytes / (newest.since - each.since + 1))
-    answered = [each for each in busy if each.cycle.response_started]
-    for each in (idle or late or answered or busy[::-1])[: max(1, newest.most // 10)]:
+    now, others = newest.since, sorted(connections - {newest}, key=lambda each: each.since)
+    settled = [each for each in others if now - each.since > SETTLED]
+    chosen = least_missed(settled, now) or least_missed(others, now) or others[::-1]
+    for each in chosen[: max(1, newest.most // 10)]:
         each.transport.abort()
         connections.discard(each)
 

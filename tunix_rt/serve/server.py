@@ -31,7 +31,7 @@ __all__ = ['GRACE', 'BACKLOG', 'ACCEPTED', 'SWITCH', 'log', 'prepare_routes', 'a
 # %% ../../nbs/serve/85_server.ipynb #912c610e
 GRACE = 20  # Seconds for open requests to finish
 BACKLOG = 4096  # Connections that the kernel holds until they are accepted
-ACCEPTED = 64  # Connections accepted in one turn of the event loop
+ACCEPTED = 32  # Connections accepted in one turn of the event loop
 SWITCH = 0.0005  # Seconds after which a busy thread lets the event loop go on
 log = logging.getLogger("tunix_rt.serve")
 

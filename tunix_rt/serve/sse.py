@@ -10,14 +10,14 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+from anyio import CapacityLimiter, to_thread
 from sqlalchemy import select
-from starlette.concurrency import run_in_threadpool
 
 from ..core.errors import StoreError, TunixError
 from ..jobs.logs import LogLine, read_log
@@ -25,7 +25,8 @@ from ..store.engine import Store
 from ..store.tables import ENDED, RunRow
 
 # %% auto #0
-__all__ = ['States', 'log', 'UNSEEN', 'BEAT', 'AT_ONCE', 'event', 'log_event', 'run_states', 'Watch', 'follow']
+__all__ = ['States', 'Events', 'T', 'THREADS', 'PACE', 'AT_ONCE', 'log', 'UNSEEN', 'BEAT', 'event', 'log_event', 'run_states',
+           'read_events', 'Watch', 'follow']
 
 # %% ../../nbs/serve/50_sse.ipynb #0cc27fb7
 def event(
@@ -76,6 +77,31 @@ def run_states(
     with store.reading() as session:
         return {row.id: (row.status, row.last_seq) for row in session.execute(query)}
 
+# %% ../../nbs/serve/50_sse.ipynb #1b0ba6a1
+Events = list[tuple[int, str]]  # Seq and formatted event of each chunk
+T = TypeVar("T")
+THREADS = 2  # Threads that read for listeners
+PACE = 0.0002  # Seconds of the event loop for each chunk that is sent
+AT_ONCE = 50  # Maximum chunks of one read; each has up to 16,384 characters
+
+
+def read_events(
+    store: Store,  # Database to read from
+    run_id: UUID,  # Id of a run
+    seq: int,  # Last chunk that a listener has
+) -> Events:  # In order
+    """Read the next chunks of a log, as they are sent.
+
+    Args:
+        store: Database to read from
+        run_id: Id of a run
+        seq: Last chunk that a listener has
+
+    Returns:
+        In order
+    """
+    return [(line.seq, log_event(line)) for line in read_log(store, run_id, seq, AT_ONCE)]
+
 # %% ../../nbs/serve/50_sse.ipynb #e88f18e4
 log = logging.getLogger("tunix_rt.serve")
 UNSEEN = "the state of the runs could not be read; the server log says why. Reconnect."
@@ -87,6 +113,7 @@ class Watch:
 
     Attributes:
         every: Seconds between two queries
+        free_at: Time of the event loop at which the next chunk may be sent
     """
 
     store: Store
@@ -97,6 +124,29 @@ class Watch:
     stopping: bool = False
     pulse: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+    reads: dict[tuple[UUID, int], asyncio.Task[Events]] = field(default_factory=dict, repr=False)
+    threads: CapacityLimiter | None = field(default=None, repr=False)
+    free_at: float = 0.0  # Time of the event loop at which the next chunk may be sent
+
+    async def call(self, work: Callable[..., T], *words: Any) -> T:
+        "Run a function in the threads for listeners."
+        self.threads = self.threads or CapacityLimiter(THREADS)
+        return await to_thread.run_sync(work, *words, limiter=self.threads)
+
+    async def pace(self) -> None:
+        "Wait for a turn to send, so that a crowd of listeners leaves the event loop time."
+        now = asyncio.get_running_loop().time()
+        self.free_at = max(self.free_at, now) + PACE
+        if self.free_at - now > 20 * PACE:
+            await asyncio.sleep(self.free_at - now)
+
+    async def events_after(self, run_id: UUID, seq: int) -> Events:
+        "Read what follows in a log, once for all listeners that are at the same place."
+        key = run_id, seq
+        if key not in self.reads:
+            self.reads[key] = asyncio.create_task(self.call(read_events, self.store, *key))
+            self.reads[key].add_done_callback(lambda _: self.reads.pop(key))
+        return await asyncio.shield(self.reads[key])
 
     def stop(self) -> None:
         "End all streams."
@@ -136,7 +186,7 @@ class Watch:
     async def _look(self) -> None:
         while self.listeners and not self.stopping:
             try:
-                found = await run_in_threadpool(run_states, self.store, list(self.listeners))
+                found = await self.call(run_states, self.store, list(self.listeners))
             except TunixError as error:
                 return self._give_up(error)
             except Exception:  # any failure: no listener may wait for a task that has ended
@@ -149,7 +199,6 @@ class Watch:
 
 # %% ../../nbs/serve/50_sse.ipynb #14c2c544
 BEAT = 1.0  # Seconds between two heartbeats
-AT_ONCE = 50  # Maximum chunks of one read; each has up to 16,384 characters
 
 # %% ../../nbs/serve/50_sse.ipynb #b52c18af
 async def follow(
@@ -176,14 +225,14 @@ async def follow(
                 return
             if last > seq:
                 try:
-                    lines = await run_in_threadpool(read_log, watch.store, run_id, seq, AT_ONCE)
+                    events = await watch.events_after(run_id, seq)
                 except TunixError as error:
                     yield event("error", {"error": str(error)})
                     return
-                for line in lines:
-                    yield log_event(line)
-                    seq = line.seq
-                seq = seq if lines else last
+                for _, text in events:
+                    await watch.pace()
+                    yield text
+                seq = events[-1][0] if events else last
             elif status in ENDED:
                 yield event("status", {"status": status})
                 return

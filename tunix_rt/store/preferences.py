@@ -5,16 +5,21 @@
 # %% ../../nbs/store/55_preferences.ipynb #bcdab59e
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import select
 
-from ..core.errors import TraceError
+from ..core.errors import DatasetError, TraceError
+from ..core.files import canonical_json, replacing
+from ..core.settings import resolve, settings
 from ..data.selection import prompt_digest
 from .engine import Store
 from .scan import AT_ONCE
@@ -24,7 +29,7 @@ from .traces import get_traces
 from ..traces.render import render_response
 
 # %% auto #0
-__all__ = ['Kind', 'preference_records']
+__all__ = ['Kind', 'SUFFIX', 'preference_records', 'preferences_file', 'list_preferences', 'keep_preferences']
 
 # %% ../../nbs/store/55_preferences.ipynb #6afc1607
 Kind = Literal["pairs", "rated"]
@@ -129,3 +134,69 @@ def preference_records(
                     "chosen_score": good.stars, "rejected_score": bad.stars,
                     "chosen_id": str(good.id), "rejected_id": str(bad.id),
                 }  # fmt: skip
+
+# %% ../../nbs/store/55_preferences.ipynb #f0c2e499
+SUFFIX = ".pairs.jsonl"
+
+
+def preferences_file(
+    name: str,  # 1 to 64 letters, digits, dots, dashes and underscores
+) -> Path:  # File in the folder of datasets; need not exist
+    """Find the place of preferences with a name.
+
+    Args:
+        name: 1 to 64 letters, digits, dots, dashes and underscores
+
+    Returns:
+        File in the folder of datasets; need not exist
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise DatasetError(
+            f"{name[:80]!r} is no name for preferences; take 1 to 64 letters, digits, dots, dashes "
+            f"and underscores, such as rated-v1"
+        )
+    return resolve(settings().datasets) / f"{name.removesuffix(SUFFIX)}{SUFFIX}"
+
+
+def list_preferences() -> list[str]:  # Names, sorted
+    """List the preferences that were kept.
+
+    Returns:
+        Names, sorted
+    """
+    files = resolve(settings().datasets).glob(f"[!.]*{SUFFIX}")
+    return sorted(file.name.removesuffix(SUFFIX) for file in files if file.is_file())
+
+
+def keep_preferences(
+    store: Store,  # Database to read from
+    name: str,  # Name that is not taken yet
+    query: TraceQuery | None = None,  # Rated traces to take; None for all
+    **options: Any,  # Options of `preference_records`
+) -> tuple[Path, int]:  # File, and the number of records in it
+    """Write preferences to a file.
+
+    Args:
+        store: Database to read from
+        name: Name that is not taken yet
+        query: Rated traces to take; None for all
+        **options: Options of `preference_records`
+
+    Returns:
+        File, and the number of records in it
+    """
+    path, count = preferences_file(name), 0
+    if path.exists():
+        raise DatasetError(
+            f"there are preferences {name!r} already, and they don't change; give another name"
+        )
+    with replacing(path) as file:
+        for record in preference_records(store, query, **options):
+            file.write(canonical_json(record) + "\n")
+            count += 1
+        if not count:
+            raise DatasetError(
+                "no pair can be made: two answers to the same prompt are needed, with different "
+                "ratings"
+            )
+    return path, count

@@ -22,7 +22,7 @@ from .tables import TraceRow
 from .traces import EVERYTHING, Found, found, label
 
 # %% auto #0
-__all__ = ['EXACT', 'VALUES', 'LEVELS', 'AT_ONCE', 'conditions', 'walk', 'iterate_traces']
+__all__ = ['EXACT', 'VALUES', 'LEVELS', 'MOST', 'AT_ONCE', 'conditions', 'walk', 'iterate_traces']
 
 # %% ../../nbs/store/40_scan.ipynb #1312cf7a
 def _field(
@@ -47,6 +47,7 @@ def _equals(
 EXACT = 2**53  # Size from which databases compare numbers differently
 VALUES = 200  # Values of a filter that the database compares
 LEVELS = 20  # Names in a dotted name that the database follows
+MOST = 1000  # Values of all filters together
 
 
 def _one_filter(
@@ -86,6 +87,13 @@ def conditions(
     """
     if reason := json_fault(dict(filters)):
         raise DatasetError(f"filters: {reason}; filter by texts, numbers, true and false")
+    if (
+        many := sum(len(each) if isinstance(each, list) else 1 for each in filters.values())
+    ) > MOST:
+        raise DatasetError(
+            f"the filters have {many:,} values, and there is room for {MOST:,}; give fewer, or "
+            f"choose traces by their ids: search.ids takes 10,000"
+        )
     search = search_in(filters)
     found = [] if search is None else query_conditions(dialect, search)
     for name, wanted in islice(filters.items(), VALUES):

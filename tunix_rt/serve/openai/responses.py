@@ -24,14 +24,15 @@ from tunix_rt.serve.openai.protocol import (
     CompletionRequest,
     GenerationRequest,
     OpenAIError,
+    Prompt,
 )
 from .served_models import ServedModel
 
 # %% auto #0
-__all__ = ['MOST_CHOICES', 'LOWEST', 'Job', 'tokens_left', 'check_ids', 'completion_jobs', 'chat_jobs', 'shared_seed',
-           'merged_deltas', 'token_text', 'top_by_text', 'completion_logprobs', 'chat_logprobs', 'prompt_table',
-           'Collected', 'collect', 'usage_of', 'envelope', 'completion_choice', 'completion_body', 'chat_body', 'event',
-           'stream_events']
+__all__ = ['MOST_CHOICES', 'LOWEST', 'Job', 'tokens_left', 'check_ids', 'read_prompt', 'completion_jobs', 'chat_jobs',
+           'shared_seed', 'merged_deltas', 'token_text', 'top_by_text', 'completion_logprobs', 'chat_logprobs',
+           'prompt_table', 'Collected', 'collect', 'usage_of', 'envelope', 'completion_choice', 'completion_body',
+           'chat_choice', 'chat_body', 'chat_piece', 'chat_pieces', 'text_pieces', 'event', 'stream_events']
 
 # %% ../../../nbs/serve/openai/30_responses.ipynb #45ac37cc
 MOST_CHOICES = 2048  # Choices of one request: prompts times n
@@ -55,7 +56,7 @@ class Job:
     options: dict[str, Any]  # Options of `make_request`
     echoed: str = ""  # Prompt as text, where it is echoed
 
-
+# %% ../../../nbs/serve/openai/30_responses.ipynb #78bda596
 def tokens_left(
     engine: AsyncEngine,  # Engine with the limit of its model
     prompt: Sequence[int],  # Token ids
@@ -104,6 +105,29 @@ def check_ids(
         )
     return tokens
 
+# %% ../../../nbs/serve/openai/30_responses.ipynb #9a5dbb32
+def read_prompt(
+    engine: AsyncEngine,  # Engine with the tokenizer
+    prompt: Prompt,  # Text, or token ids
+) -> tuple[str, list[int]]:  # Text, and token ids with the one that begins a text
+    """Read a prompt in either form.
+
+    Args:
+        engine: Engine with the tokenizer
+        prompt: Text, or token ids
+
+    Returns:
+        Text, and token ids with the one that begins a text
+    """
+    words, bos = engine.tokenizer, engine.tokenizer.bos_token_id
+    if not isinstance(prompt, str):
+        tokens = check_ids(prompt, engine.plan.model.config.vocabulary)
+        return str(words.decode(prompt)), tokens
+    tokens = list(words(prompt).input_ids)
+    if bos is not None and tokens[:1] != [bos]:  # every text began so in training
+        tokens = [bos, *tokens]
+    return prompt, tokens
+
 
 def completion_jobs(
     engine: AsyncEngine,  # Engine that will write
@@ -118,41 +142,29 @@ def completion_jobs(
     Returns:
         In the order of the choices
     """
-    jobs: list[Job] = []
-    words, bos = engine.tokenizer, engine.tokenizer.bos_token_id
     if (wanted := len(request.prompts()) * request.n) > MOST_CHOICES:
         raise OpenAIError(
             f"{wanted:,} choices were asked for, prompts times n, and one request has "
             f"{MOST_CHOICES:,} at most; send several",
             param="prompt",
         )
+    jobs: list[Job] = []
+    wants = request.logprobs is not None
     for prompt in request.prompts():
-        if isinstance(prompt, str):
-            tokens = list(words(prompt).input_ids)
-            if bos is not None and tokens[:1] != [bos]:  # every text began so in training
-                tokens = [bos, *tokens]
-        else:
-            tokens = check_ids(prompt, engine.plan.model.config.vocabulary)
+        text, tokens = read_prompt(engine, prompt)
         limit = tokens_left(engine, tokens, request.max_tokens)
-        wants = request.logprobs is not None
-        text = prompt if isinstance(prompt, str) else str(words.decode(prompt))
+        common = {
+            "seed": request.seed, "ignore_eos": request.ignore_eos, "only_read": limit == 0,
+            "top_logprobs": max(request.logprobs or 0, request.prompt_logprobs or 0),
+            "prompt_logprobs": request.prompt_logprobs is not None or (request.echo and wants),
+        }  # fmt: skip
+        sampling, echoed = request.sampling(limit, wants), text if request.echo else ""
         for sample in range(request.n):
-            jobs.append(
-                Job(
-                    len(jobs), tokens, request.sampling(limit, wants),
-                    {
-                        "sample": sample, "seed": request.seed, "ignore_eos": request.ignore_eos,
-                        "top_logprobs": max(request.logprobs or 0, request.prompt_logprobs or 0),
-                        "prompt_logprobs": request.prompt_logprobs is not None
-                        or (request.echo and wants),
-                        "only_read": limit == 0,
-                    },
-                    text if request.echo else "",
-                )
-            )  # fmt: skip
+            options = common | {"sample": sample}
+            jobs.append(Job(len(jobs), tokens, sampling, options, echoed))
     return shared_seed(jobs)
 
-
+# %% ../../../nbs/serve/openai/30_responses.ipynb #bfe69ed4
 def chat_jobs(
     engine: AsyncEngine,  # Engine that will write
     request: ChatRequest,  # Checked request
@@ -312,7 +324,7 @@ def completion_logprobs(
         "text_offset": offsets,
     }
 
-
+# %% ../../../nbs/serve/openai/30_responses.ipynb #0a644314
 def chat_logprobs(
     engine: AsyncEngine,  # Engine with the tokenizer
     entries: Sequence[TokenLogprob],  # One for each token
@@ -433,7 +445,7 @@ async def collect(
             found[job.index].add(delta)
     return found
 
-
+# %% ../../../nbs/serve/openai/30_responses.ipynb #09096e16
 def usage_of(
     jobs: Sequence[Job],  # Choices
     found: Sequence[Collected],  # What each of them wrote
@@ -475,7 +487,7 @@ def envelope(
         "model": served.name, "system_fingerprint": served.version[:16] or None,
     }  # fmt: skip
 
-
+# %% ../../../nbs/serve/openai/30_responses.ipynb #5331923c
 def completion_choice(
     engine: AsyncEngine,  # Engine with the tokenizer
     request: CompletionRequest,  # Request
@@ -531,6 +543,33 @@ async def completion_body(
     body = envelope(served, "text_completion")
     return body | {"choices": choices, "usage": usage_of(jobs, found)}
 
+# %% ../../../nbs/serve/openai/30_responses.ipynb #fcae8e90
+def chat_choice(
+    engine: AsyncEngine,  # Engine with the tokenizer
+    request: ChatRequest,  # Request
+    job: Job,  # Choice
+    got: Collected,  # What it wrote
+) -> dict[str, Any]:  # Entry of `choices`
+    """Make a choice of a chat completion.
+
+    Args:
+        engine: Engine with the tokenizer
+        request: Request
+        job: Choice
+        got: What it wrote
+
+    Returns:
+        Entry of `choices`
+    """
+    message: dict[str, Any] = {"role": "assistant", "content": got.text, "refusal": None}
+    if request.separate_reasoning:
+        message["reasoning_content"], message["content"] = split_reasoning(got.text)
+    told = chat_logprobs(engine, got.logprobs) if request.logprobs else None
+    return {
+        "index": job.index, "message": message, "logprobs": told,
+        "finish_reason": got.finish_reason,
+    }  # fmt: skip
+
 
 async def chat_body(
     served: ServedModel,  # Model that answers
@@ -545,18 +584,9 @@ async def chat_body(
         jobs: Choices
     """
     found = await collect(served.engine, jobs)
-    choices = []
-    for job, got in zip(jobs, found, strict=True):
-        message: dict[str, Any] = {"role": "assistant", "content": got.text, "refusal": None}
-        if request.separate_reasoning:
-            message["reasoning_content"], message["content"] = split_reasoning(got.text)
-        told = chat_logprobs(served.engine, got.logprobs) if request.logprobs else None
-        choices.append(
-            {
-                "index": job.index, "message": message, "logprobs": told,
-                "finish_reason": got.finish_reason,
-            }
-        )  # fmt: skip
+    choices = [
+        chat_choice(served.engine, request, job, got) for job, got in zip(jobs, found, strict=True)
+    ]
     body = envelope(served, "chat.completion")
     body |= {"choices": choices, "usage": usage_of(jobs, found)}
     if request.prompt_logprobs is not None and found[0].prompt is not None:
@@ -564,6 +594,98 @@ async def chat_body(
     return body
 
 # %% ../../../nbs/serve/openai/30_responses.ipynb #429d9634
+def chat_piece(
+    job: Job,  # Choice
+    delta: dict[str, Any],  # What it adds to its message
+    **more: Any,  # Log-probabilities or the finish reason
+) -> dict[str, Any]:  # Entry of `choices`
+    """Make a chunk of a chat completion.
+
+    Args:
+        job: Choice
+        delta: What it adds to its message
+        **more: Log-probabilities or the finish reason
+
+    Returns:
+        Entry of `choices`
+    """
+    base = {"index": job.index, "delta": delta, "logprobs": None, "finish_reason": None}
+    return base | more
+
+
+def chat_pieces(
+    engine: AsyncEngine,  # Engine with the tokenizer
+    request: ChatRequest,  # Request
+    job: Job,  # Choice
+    delta: Delta,  # What it wrote since
+    parser: ReasoningParser,  # How far its reasoning is
+) -> list[dict[str, Any]]:  # Entries of `choices`, each for a chunk of its own
+    """Divide a delta into reasoning, answer and end.
+
+    Args:
+        engine: Engine with the tokenizer
+        request: Request
+        job: Choice
+        delta: What it wrote since
+        parser: How far its reasoning is
+
+    Returns:
+        Entries of `choices`, each for a chunk of its own
+    """
+    last, pieces = delta.completion, []
+    told = chat_logprobs(engine, delta.logprobs) if request.logprobs and delta.logprobs else None
+    if request.separate_reasoning:
+        names = {"reasoning": "reasoning_content", "content": "content"}
+        parts = [{names[kind]: text} for kind, text in parser.add(delta.text, last is not None)]
+    else:
+        parts = [{"content": delta.text}] if delta.text else []
+    if told and not parts:
+        parts = [{"content": ""}]
+    for place, part in enumerate(parts):
+        pieces.append(chat_piece(job, part, logprobs=None if place else told))
+    if last is not None:
+        pieces.append(chat_piece(job, {}, finish_reason=last.finish_reason))
+    return pieces
+
+# %% ../../../nbs/serve/openai/30_responses.ipynb #73add1ae
+def text_pieces(
+    engine: AsyncEngine,  # Engine with the tokenizer
+    request: GenerationRequest,  # Request
+    job: Job,  # Choice
+    delta: Delta,  # What it wrote since
+    before: Collected,  # What it had written before
+) -> list[dict[str, Any]]:  # Entries of `choices`, none if there is nothing to say
+    """Make the chunk of a completion.
+
+    Args:
+        engine: Engine with the tokenizer
+        request: Request
+        job: Choice
+        delta: What it wrote since
+        before: What it had written before
+
+    Returns:
+        Entries of `choices`, none if there is nothing to say
+    """
+    assert isinstance(request, CompletionRequest)
+    first = job.echoed and not (before.tokens or before.text or before.prompt)
+    text = (job.echoed if first else "") + delta.text
+    entries: list[TokenLogprob | None] = list(delta.logprobs)
+    tokens, as_id = delta.tokens, request.return_tokens_as_token_ids
+    if request.echo and delta.prompt_logprobs:
+        entries, tokens = [*delta.prompt_logprobs, *entries], [*job.prompt, *tokens]
+    if delta.end is not None:
+        entries, tokens = [*entries, delta.end], [*tokens, delta.end.token]
+    told = None
+    if request.logprobs is not None and tokens:
+        place = len(job.echoed) + len(before.text) if not first else 0
+        told = completion_logprobs(engine, entries, tokens, place, as_id=as_id)
+    reason = None if delta.completion is None else delta.completion.finish_reason
+    if not (text or told or reason):
+        return []
+    return [{"index": job.index, "text": text, "logprobs": told, "finish_reason": reason}]
+
+# %% ../../../nbs/serve/openai/30_responses.ipynb #7638cec3
 def event(
     body: dict[str, Any],  # What to send
 ) -> str:  # One server-sent event
@@ -600,16 +722,16 @@ async def stream_events(
     try:
         if chat:
             for job in jobs:
-                first = _chat_piece(job, {"role": "assistant", "content": ""})
+                first = chat_piece(job, {"role": "assistant", "content": ""})
                 yield event(start | {"choices": [first]})
         deltas = merged_deltas(served.engine, jobs)
         async with aclosing(deltas):
             async for job, delta in deltas:
                 got = found[job.index]
                 pieces = (
-                    _chat_pieces(served.engine, request, job, delta, parsers[job.index])
+                    chat_pieces(served.engine, request, job, delta, parsers[job.index])
                     if isinstance(request, ChatRequest)
-                    else _text_pieces(served.engine, request, job, delta, got)
+                    else text_pieces(served.engine, request, job, delta, got)
                 )
                 got.add(delta)
                 for piece in pieces:
@@ -621,49 +743,3 @@ async def stream_events(
         yield event(openai_body(str(error), error.status, param=error.param, code=error.code))
     except Exception as error:  # the status was sent long ago
         yield event(openai_body(f"the model failed: {error}", 500))
-
-
-def _chat_piece(job: Job, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
-    base = {"index": job.index, "delta": delta, "logprobs": None, "finish_reason": None}
-    return base | more
-
-
-def _chat_pieces(
-    engine: AsyncEngine, request: ChatRequest, job: Job, delta: Delta, parser: ReasoningParser
-) -> list[dict[str, Any]]:
-    last, pieces = delta.completion, []
-    told = chat_logprobs(engine, delta.logprobs) if request.logprobs and delta.logprobs else None
-    if request.separate_reasoning:
-        names = {"reasoning": "reasoning_content", "content": "content"}
-        parts = [{names[kind]: text} for kind, text in parser.add(delta.text, last is not None)]
-    else:
-        parts = [{"content": delta.text}] if delta.text else []
-    if told and not parts:
-        parts = [{"content": ""}]
-    for place, part in enumerate(parts):
-        pieces.append(_chat_piece(job, part, logprobs=None if place else told))
-    if last is not None:
-        pieces.append(_chat_piece(job, {}, finish_reason=last.finish_reason))
-    return pieces
-
-
-def _text_pieces(
-    engine: AsyncEngine, request: GenerationRequest, job: Job, delta: Delta, before: Collected
-) -> list[dict[str, Any]]:
-    assert isinstance(request, CompletionRequest)
-    first = job.echoed and not (before.tokens or before.text or before.prompt)
-    text = (job.echoed if first else "") + delta.text
-    entries: list[TokenLogprob | None] = list(delta.logprobs)
-    tokens, as_id = delta.tokens, request.return_tokens_as_token_ids
-    if request.echo and delta.prompt_logprobs:
-        entries, tokens = [*delta.prompt_logprobs, *entries], [*job.prompt, *tokens]
-    if delta.end is not None:
-        entries, tokens = [*entries, delta.end], [*tokens, delta.end.token]
-    told = None
-    if request.logprobs is not None and tokens:
-        place = len(job.echoed) + len(before.text) if not first else 0
-        told = completion_logprobs(engine, entries, tokens, place, as_id=as_id)
-    reason = None if delta.completion is None else delta.completion.finish_reason
-    if not (text or told or reason):
-        return []
-    return [{"index": job.index, "text": text, "logprobs": told, "finish_reason": reason}]

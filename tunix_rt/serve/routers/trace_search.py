@@ -19,6 +19,9 @@ from ..dependencies import LimitQuery, ServicesDep, StoreDep
 from .ungar import LINES
 from tunix_rt.serve.schemas.trace_search import (
     THUMBS,
+    PreferencesKept,
+    PreferencesListed,
+    PreferencesRequest,
     RatingPublic,
     RatingRequest,
     TraceContext,
@@ -30,7 +33,12 @@ from tunix_rt.serve.schemas.trace_search import (
 from ..schemas.traces import StoredTrace, stored_trace
 from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
-from ...store.preferences import Kind, preference_records
+from tunix_rt.store.preferences import (
+    Kind,
+    keep_preferences,
+    list_preferences,
+    preference_records,
+)
 from ...store.ratings import add_rating, current_ratings
 from ...store.ratings import list_ratings as read_ratings
 from ...store.ratings import remove_rating as take_back
@@ -41,8 +49,9 @@ from ...store.versions import add_version, versions_of
 from ...traces.schema import Trace
 
 # %% auto #0
-__all__ = ['router', 'Filter', 'SEARCHED', 'QueryDep', 'asked_query', 'search_traces', 'export_preferences', 'rate_trace',
-           'list_ratings', 'remove_rating', 'create_version', 'get_trace_context']
+__all__ = ['router', 'Filter', 'SEARCHED', 'QueryDep', 'asked_query', 'search_traces', 'export_preferences',
+           'keep_rated_preferences', 'list_kept_preferences', 'rate_trace', 'list_ratings', 'remove_rating',
+           'create_version', 'get_trace_context']
 
 # %% ../../../nbs/serve/routers/22_trace_search.ipynb #a5dc833e
 router = APIRouter(route_class=StrictRoute, tags=["traces"])
@@ -111,6 +120,21 @@ def export_preferences(
             yield canonical_json(record) + "\n"
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+# %% ../../../nbs/serve/routers/22_trace_search.ipynb #33939cef
+@router.post("/api/traces/preferences", status_code=201)
+def keep_rated_preferences(services: ServicesDep, body: PreferencesRequest) -> PreferencesKept:
+    "Keep rated traces as preferences, for the preference pipeline."
+    services.indexer.catch_up()
+    options = body.model_dump(include={"kind", "pairs_per_prompt", "min_gap"})
+    _, count = keep_preferences(services.store, body.name, body.search, **options)
+    return PreferencesKept(name=body.name, kind=body.kind, count=count)
+
+
+@router.get("/api/traces/preferences")
+def list_kept_preferences() -> PreferencesListed:
+    "List the preferences that were kept."
+    return PreferencesListed(data=list_preferences())
 
 # %% ../../../nbs/serve/routers/22_trace_search.ipynb #5e55384d
 @router.post("/api/traces/{trace_id}/ratings", status_code=201)
