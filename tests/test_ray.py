@@ -1,6 +1,7 @@
 """Runs on a Ray cluster of two nodes: two processes, a node that is killed, a stop, and jobs.
 
-Both are on this machine. Nightly, with the extra `ray` beside the rest: pip install "tunix_rt[ray]".
+Both are on this machine. Nightly, with the extra `ray` beside the rest:
+pip install "tunix_rt[ray]".
 """
 
 from __future__ import annotations

@@ -446,7 +446,7 @@ def accuracies(
         Shares of right answers
     """
     pair = {"before": before, "after": after}
-    return {name: one.scores["answer_correctness"].mean for name, one in pair.items()}
+    return {name: one.scores["answer_correctness"].mean or 0.0 for name, one in pair.items()}
 
 
 def report_change(

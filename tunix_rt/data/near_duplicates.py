@@ -362,8 +362,9 @@ def preference(
     if keep == "last":
         return 0.0, -row
     value = meta_value(trace, keep) if keep != "first" else None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return -float(value) if number else float("inf"), row
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return float("inf"), row
+    return -float(value), row
 
 # %% ../../nbs/data/37_near_duplicates.ipynb #4f99dfa5
 BLOCK = 1024  # Traces whose signatures are computed together

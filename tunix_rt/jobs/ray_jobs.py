@@ -134,8 +134,8 @@ class RayJobs:
 
     def state(self, job: str) -> str:
         "Look up the state of a job."
-        gone: Any = ""
-        info = ask_ray(self.client.get_job_info, job, unknown=gone)
+        gone: Any = None
+        info: Any = ask_ray(self.client.get_job_info, job, unknown=gone)
         return "" if not info or info.status.is_terminal() else str(info.status)
 
     def stop(self, job: str, state: str) -> None:

@@ -63,7 +63,7 @@ async def accept_many(
 
     def connection() -> asyncio.Protocol:
         state = {"server_state": server.server_state, "app_state": server.lifespan.state}
-        return config.http_protocol_class(config=config, **state)  # type: ignore[operator]
+        return config.http_protocol_class(config=config, **state)  # type: ignore[operator, call-arg]
 
     for each in [each for known in server.servers for each in known.sockets]:
         for _ in range(ACCEPTED - 1):
