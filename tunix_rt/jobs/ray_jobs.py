@@ -134,7 +134,7 @@ class RayJobs:
 
     def state(self, job: str) -> str:
         "Look up the state of a job."
-        gone: Any = None
+        gone: Any = ""  # None would refuse a job that Ray does not know
         info: Any = ask_ray(self.client.get_job_info, job, unknown=gone)
         return "" if not info or info.status.is_terminal() else str(info.status)
 
