@@ -283,7 +283,7 @@ def test_llama_cpp_opens_what_we_write(case: str, tmp_path: Path):
         # Its server does not report a token that is a part of a letter.
         whole = [token for token in one.tokens if "\ufffd" not in words.decode([token])]
         assert row[: len(whole)] == whole
-    if case != "gemma 3":  # the rules of our small tokenizer are nothing that llama.cpp has
+    if case != "gemma 3":  # llama.cpp has no such rules as those of our small tokenizer
         texts = [
             *map(normalized, AWKWARD),
             TEXTS[0],
