@@ -727,7 +727,7 @@ def sft(
         warmup_steps=warmup_steps, final_lr_ratio=final_lr_ratio, weight_decay=weight_decay,
         grad_clip=grad_clip, dtype=dtype, remat=remat, seed=seed,
     )  # fmt: skip
-    check_export(export, model.module)
+    check_export(export, model.module, model.tokenizer)
     batches = train_data if isinstance(train_data, SFTBatches) else _batches(
         model, train_data, evaluation_set, validation_traces, seq_length=seq_length,
         reasoning=reasoning,
