@@ -26,7 +26,7 @@ test: .venv/dev.stamp
 
 real: .venv/dev.stamp .venv/real.stamp
 	TUNIX_RT_REAL=1 JAX_PLATFORMS=cpu PATH="$(CURDIR)/$(BIN):$$PATH" \
-	$(BIN)/python -m pytest tests/test_real_model.py -v -rs -s --durations=0
+	$(BIN)/python -m pytest tests/test_real_model.py tests/test_gguf.py -m real -v -rs -s --durations=0
 
 # A run in a bucket, with an S3 server of its own. s3fs pins its fsspec, so it lies aside.
 cloud: .venv/dev.stamp .venv/cloud.stamp

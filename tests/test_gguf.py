@@ -279,12 +279,15 @@ def test_llama_cpp_opens_what_we_write(case: str, tmp_path: Path):
     server = llama_server(tmp_path / "model.gguf")
     prompts = [words(text).input_ids for text in ("What is 47 plus 86?", "7 + 6 = 13, write")]
     said = generate(model, words, prompts, SamplingParams(max_new_tokens=16))
-    found = llama_writes(server, prompts, 16)
-    assert [row[: len(one.tokens)] for row, one in zip(found, said, strict=True)] == [
-        one.tokens for one in said
-    ]
-    if case != "gemma 3":  # the rules of our small tokenizer are nothing that llama.cpp has
-        texts = [*map(normalized, AWKWARD), TEXTS[0]]  # it does not normalize for a Qwen
+    for row, one in zip(llama_writes(server, prompts, 16), said, strict=True):
+        # Its server does not report a token that is a part of a letter.
+        whole = [token for token in one.tokens if "\ufffd" not in words.decode([token])]
+        assert row[: len(whole)] == whole
+    if case != "gemma 3":  # llama.cpp has no such rules as those of our small tokenizer
+        texts = [
+            *map(normalized, AWKWARD),
+            TEXTS[0],
+        ]  # composed, as the tokenizer of a Qwen makes them
         assert llama_tokenizes(server, texts) == [words(text).input_ids for text in texts]
 
 
