@@ -1,7 +1,6 @@
 """Runs on a Ray cluster of two nodes: two processes, a node that is killed, a stop, and jobs.
 
-Both are on this machine. Nightly, with the extra `ray` beside the rest:
-pip install "tunix_rt[ray]".
+Both are on this machine. Nightly, with the extra `ray`: pip install "tunix_rt[ray]".
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ def test_two_hosts_write_the_losses_of_one(nodes: TwoNodes, place: Path) -> None
 def test_a_node_dies_and_the_run_is_finished_with_the_same_numbers(
     nodes: TwoNodes, place: Path, elastic: bool
 ) -> None:
-    run = place / f"outputs/runs/ray-killed-{elastic}"
+    run = place / "outputs/runs" / ("ray-fewer" if elastic else "ray-replaced")
     options = ("--hosts", "2", "--min-hosts", "1" if elastic else "0")
     launched = nodes.launch(run, *options)
     wait_for(lambda: (run / "checkpoints/4").is_dir() or launched.poll() is not None, 600)
