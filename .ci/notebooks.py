@@ -15,7 +15,7 @@ SLOW += ["matplotlib.pyplot", "sqlalchemy.orm", "fastapi", "papermill", "optuna"
 # What compiles programs or starts runs takes long. The gate runs it once, in pytest, which also
 # compares what it says; `all` runs it here as well.
 LONG = {"guides", "models", "training", "evaluation", "runs/60_execute", "tuning/50_controller"}
-LONG |= {"rewards", "rl", "12_post_training", "14_preferences"}
+LONG |= {"rewards", "rl", "batch", "12_post_training", "14_preferences"}
 
 
 def run(path: Path) -> tuple[Path, bool, float]:
