@@ -27,6 +27,7 @@ FOLDERS = {
     "tracking": "evaluations of runs, the leaderboard, baselines and regression gates",
     "registry": "models and their versions, and how a run becomes one",
     "tuning": "searching hyperparameters, every trial a run",
+    "batch": "any number of rows in parts, here or on a Ray cluster",
     "serve": "the HTTP API and its pages",
     "client": "the same API from Python",
     "kaggle": "wheels, metadata and sessions for a Kaggle notebook",

@@ -17,7 +17,7 @@ SLOW += ["matplotlib.pyplot", "sqlalchemy.orm", "fastapi", "papermill", "optuna"
 LONG = {"guides", "models", "training", "evaluation", "inference", "rewards", "rl"}
 LONG |= {"10_api", "12_post_training", "14_preferences", "16_lm_eval", "runs/60_execute"}
 LONG |= {"cli/15_doctor", "cli/42_ask", "cli/50_tune", "kaggle/60_tunix_export"}
-LONG |= {"tuning/50_controller"}
+LONG |= {"tuning/50_controller", "batch"}
 
 
 def run(path: Path) -> tuple[Path, bool, float]:

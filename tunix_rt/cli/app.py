@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from .batch import batch
 from typer.core import TyperGroup
 
 import tunix_rt
@@ -187,6 +188,7 @@ def build_app() -> typer.Typer:  # Command line
     for title, commands in SECTIONS.items():
         for command in commands:
             app.command(rich_help_panel=title)(command)
+    app.add_typer(batch, name="batch", rich_help_panel="Traces and datasets")
     app.add_typer(deletion.delete, name="delete", rich_help_panel="Keeping")
     app.add_typer(store.db, name="db", rich_help_panel="Keeping")
     app.add_typer(access.token, name="token", rich_help_panel="Who may, and who did")
