@@ -435,7 +435,7 @@ def _key_figures(
 def accuracies(
     before: Evaluation,  # Scores before training
     after: Evaluation,  # Scores after it
-) -> dict[str, float]:  # Shares of right answers
+) -> dict[str, float | None]:  # Shares of right answers; None without a score
     """Take the figures that say whether training helped.
 
     Args:
@@ -443,7 +443,7 @@ def accuracies(
         after: Scores after it
 
     Returns:
-        Shares of right answers
+        Shares of right answers; None without a score
     """
     pair = {"before": before, "after": after}
     return {name: one.scores["answer_correctness"].mean or 0.0 for name, one in pair.items()}

@@ -31,13 +31,10 @@ def opened() -> Iterator[Store]:  # Open store
     Returns:
         Open store
     """
-    from tunix_rt.store.engine import open_store
+    from tunix_rt.store.engine import using_store
 
-    store = open_store()
-    try:
+    with using_store() as store:
         yield store
-    finally:
-        store.close()
 
 # %% ../../nbs/cli/35_database.ipynb #d23cbb2f
 def _in_store(

@@ -34,8 +34,8 @@ from ..store.engine import Store
 from ..store.tables import ENDED, MODES, STATUSES, RunRow, now
 
 # %% auto #0
-__all__ = ['Rehearse', 'with_current_names', 'get_queued', 'rehearse_datasets', 'moment', 'enqueue', 'RunPage', 'list_queued',
-           'Tally', 'tally_runs', 'end_row', 'completed_folder', 'accept_completed', 'request_cancel']
+__all__ = ['Rehearse', 'with_current_names', 'find_queued', 'get_queued', 'rehearse_datasets', 'moment', 'enqueue', 'RunPage',
+           'list_queued', 'Tally', 'tally_runs', 'end_row', 'completed_folder', 'accept_completed', 'request_cancel']
 
 # %% ../../nbs/jobs/10_queue.ipynb #a4aaa197
 def with_current_names(
@@ -53,6 +53,26 @@ def with_current_names(
     return row
 
 
+def find_queued(
+    store: Store,  # Database to read
+    run_id: UUID | None,  # Id of the run
+) -> RunRow | None:  # Run in its current state; None if there is none, or no id
+    """Read one run, if it is there.
+
+    Args:
+        store: Database to read
+        run_id: Id of the run
+
+    Returns:
+        Run in its current state; None if there is none, or no id
+    """
+    if run_id is None:
+        return None
+    with store.reading() as session:
+        row = session.get(RunRow, run_id)
+    return None if row is None else with_current_names(row)
+
+
 def get_queued(
     store: Store,  # Database to read
     run_id: UUID,  # Id of the run
@@ -66,11 +86,10 @@ def get_queued(
     Returns:
         Run in its current state
     """
-    with store.reading() as session:
-        row = session.get(RunRow, run_id)
+    row = find_queued(store, run_id)
     if row is None:
         raise MissingError(f"there is no run {run_id}; list the runs to see which there are")
-    return with_current_names(row)
+    return row
 
 # %% ../../nbs/jobs/10_queue.ipynb #714a663e
 def _checked(

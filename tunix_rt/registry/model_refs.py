@@ -5,8 +5,7 @@
 # %% ../../nbs/registry/40_model_refs.ipynb #5b7219f0
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,18 +23,10 @@ if TYPE_CHECKING:
 __all__ = ['find_place', 'pin_model', 'pin_spec', 'known_models', 'version_names', 'resolve_model']
 
 # %% ../../nbs/registry/40_model_refs.ipynb #ed31215a
-@contextmanager
-def _known(store: Store | None) -> Iterator[Store]:
-    from tunix_rt.store.engine import open_store
+def _known(store: Store | None) -> AbstractContextManager[Store]:
+    from tunix_rt.store.engine import using_store
 
-    if store is not None:
-        yield store
-        return
-    opened = open_store()
-    try:
-        yield opened
-    finally:
-        opened.close()
+    return using_store(store)
 
 # %% ../../nbs/registry/40_model_refs.ipynb #897d1e4f
 def _short(folder: Path) -> str:

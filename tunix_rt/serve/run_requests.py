@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from ..core.errors import MissingError, RunError
+from ..core.errors import RunError
 from ..core.settings import resolve, settings
 from tunix_rt.data.datasets import (
     CHARACTERS_PER_TOKEN,
@@ -20,7 +20,7 @@ from tunix_rt.data.datasets import (
     estimate_steps,
     read_manifest,
 )
-from ..jobs.queue import enqueue, get_queued
+from ..jobs.queue import enqueue, find_queued, get_queued
 from ..jobs.worker import work
 from ..registry.model_refs import pin_spec
 from ..registry.preflight import rehearse, require_ready
@@ -48,9 +48,9 @@ from ..store.tables import RunRow
 from ..tracking.evaluations import evaluate_parameters, score_completed
 
 # %% auto #0
-__all__ = ['FEWEST', 'SAME', 'PATH_PARAMETERS', 'training_sizes', 'training_parameters', 'run_parameters', 'find_existing_run',
-           'enqueue_training', 'enqueue_and_wait', 'enqueue_evaluation', 'practice_parameters', 'enqueue_practice',
-           'search_settings', 'training_manifest']
+__all__ = ['FEWEST', 'SAME', 'PATH_PARAMETERS', 'training_sizes', 'training_parameters', 'run_parameters', 'enqueue_training',
+           'enqueue_and_wait', 'enqueue_evaluation', 'practice_parameters', 'enqueue_practice', 'search_settings',
+           'training_manifest']
 
 # %% ../../nbs/serve/65_run_requests.ipynb #653b55e9
 FEWEST = 20  # Updates that a training by defaults should have
@@ -169,25 +169,6 @@ def run_parameters(
     return given | own
 
 # %% ../../nbs/serve/65_run_requests.ipynb #b6ad6ed3
-def find_existing_run(
-    store: Store,  # Database to search
-    run_id: UUID | None,  # Id of the run
-) -> RunRow | None:  # None when there is none so far
-    """Find the run that an earlier attempt at the same request has left.
-
-    Args:
-        store: Database to search
-        run_id: Id of the run
-
-    Returns:
-        None when there is none so far
-    """
-    try:
-        return None if run_id is None else get_queued(store, run_id)
-    except MissingError:
-        return None
-
-
 def _checked_spec(
     store: Store,  # Database that knows the versions
     pipeline: str,  # Verb
@@ -217,7 +198,7 @@ def enqueue_training(
     Returns:
         Waiting, or done if it was a dry run
     """
-    if found := find_existing_run(store, run_id):
+    if found := find_queued(store, run_id):
         return found
     given, dry = run_parameters(request), request.dry_run
     if dry:
@@ -278,7 +259,7 @@ def enqueue_evaluation(
     Returns:
         Waiting
     """
-    if found := find_existing_run(store, run_id):
+    if found := find_queued(store, run_id):
         return found
     if request.run_id is not None:
         given = evaluate_parameters(store, request.run_id, request.evaluation_set)
@@ -351,7 +332,7 @@ def enqueue_practice(
     Returns:
         Waiting
     """
-    if found := find_existing_run(store, run_id):
+    if found := find_queued(store, run_id):
         return found
     given = practice_parameters(store, asked)
     if asked.run_id is not None:

@@ -45,7 +45,8 @@ from . import migrations
 
 # %% auto #0
 __all__ = ['DEFAULT', 'PATIENCE', 'PRAGMAS', 'WRITING', 'RESTED', 'GONE', 'VERSION', 'database_url', 'Store', 'writing',
-           'inserting', 'reading', 'current', 'migrate_in', 'upgrade', 'downgrade', 'ready', 'connect', 'open_store']
+           'inserting', 'reading', 'current', 'migrate_in', 'upgrade', 'downgrade', 'ready', 'connect', 'open_store',
+           'using_store']
 
 # %% ../../nbs/store/20_engine.ipynb #4e6f9916
 DEFAULT = "outputs/tunix_rt.db"
@@ -515,3 +516,25 @@ def open_store(
         store.close()
         raise
     return store
+
+# %% ../../nbs/store/20_engine.ipynb #2d69e92d
+@contextmanager
+def using_store(
+    store: Store | None = None,  # Open store; None opens that of the settings
+) -> Iterator[Store]:  # Open store, closed afterwards only if it was opened here
+    """Use an open store, or open one for as long as the block lasts.
+
+    Args:
+        store: Open store; None opens that of the settings
+
+    Returns:
+        Open store, closed afterwards only if it was opened here
+    """
+    if store is not None:
+        yield store
+        return
+    opened = open_store()
+    try:
+        yield opened
+    finally:
+        opened.close()

@@ -18,11 +18,11 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, Validation
 from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 
-from ..core.errors import MissingError, PathError, RunError
+from ..core.errors import PathError, RunError
 from ..core.files import new_folder, parse_json
 from ..core.settings import inside, resolve, settings
 from ..jobs.logs import TAIL, chunks
-from ..jobs.queue import accept_completed, get_queued
+from ..jobs.queue import accept_completed, find_queued, get_queued
 from ..runs.folder import LEFT, NOTES, ODD, RECORD, plain_files, read_run
 from ..runs.provenance import UNFIT
 from ..store.engine import Store
@@ -396,16 +396,6 @@ def _add_to_message(
             row.message = f"{row.message}; {text}"
 
 
-def _known(
-    store: Store,  # Database to search
-    run_id: UUID,  # Id from the record
-) -> RunRow | None:
-    try:
-        return get_queued(store, run_id)
-    except MissingError:
-        return None
-
-
 def mend_row(
     store: Store,  # Database to write to
     run_id: UUID,  # Id of a run that ended otherwise
@@ -452,7 +442,7 @@ def import_run(
     if len(text) > LARGEST_RECORD:
         raise RunError(f"{RECORD} in {source.name} has over {LARGEST_RECORD:,} bytes; refused")
     record = read_record(text, source.name)
-    known, runs = _known(store, record.run_id), resolve(settings().runs)
+    known, runs = find_queued(store, record.run_id), resolve(settings().runs)
     if known is not None and not known.ended:
         raise RunError(f"the run {record.run_id} is {known.status} here; wait until it has ended")
     if isinstance(source, FolderSource) and source.folder.parent == runs:
