@@ -131,29 +131,5 @@ def test_every_page_can_be_used_by_everybody(root):
         page.click("text=Menu")
         page.locator(".menu a", has_text="Leaderboard").click()
         page.wait_for_url("**/leaderboard")
-
-        page.set_viewport_size({"width": 1280, "height": 900})
-        page.goto("/traces")
-        page.fill("input[name=text]", "opponent*")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("mark")
-        page.locator("input[name=ids]").nth(1).check()
-        page.locator("input[name=ids]").nth(2).check()
-        assert page.inner_text("[data-selected]") == "2 selected"
-        page.locator(".rows .title").nth(1).click()
-        page.locator(".pick", has_text="4").click()
-        page.fill(".rate input[name=author]", "ann")
-        page.click("text=Save the rating")
-        page.wait_for_selector(".ratings >> text=ann")
-        page.locator("h1").click()
-        page.keyboard.press("j")
-        page.wait_for_url("**/traces/*opponent*")
-        assert page.input_value(".rate input[name=author]") == "ann"  # remembered
-        page.goto("/traces?text=opponent*&rated=true")
-        page.locator("[data-tick-all]").check()
-        page.click("text=Build a dataset from the selected")
-        page.fill("input[name=dataset_name]", "rated games")
-        page.click("button:has-text('Build')")
-        page.wait_for_selector("h1:has-text('rated_games-v1')")
         assert page.wrong == [each for each in page.wrong if "404 (Not Found)" in each]
         assert page.evaluate("document.documentElement.dataset.hit ?? 0") == 0
