@@ -150,6 +150,7 @@ def test_refusals(client, served):
         (openai.BadRequestError, {"messages": []}),
         (openai.BadRequestError, {"temperature": -1}),
         (openai.BadRequestError, {"n": 0}),
+        (openai.BadRequestError, {"extra_body": {"top_k": 10**18}}),
         (openai.BadRequestError, {"max_tokens": 100_000}),
         (openai.BadRequestError, {"logit_bias": {"5": 1}}),
         (openai.BadRequestError, {"messages": [*CHAT, *CHAT]}),

@@ -891,7 +891,7 @@ def sft(
         final_lr_ratio=final_lr_ratio, weight_decay=weight_decay, grad_clip=grad_clip,
         dtype=dtype, remat=remat, seed=seed,
     )  # fmt: skip
-    check_export(export, model.module)
+    check_export(export, model.module, model.tokenizer)
     batches = _batches(
         model, train_data, evaluation_set, validation_traces, seq_length=seq_length,
         reasoning=reasoning,

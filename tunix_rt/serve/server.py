@@ -10,8 +10,10 @@ import gc
 import logging
 import os
 import sys
+from functools import partial
 from socket import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -61,9 +63,9 @@ async def accept_many(
     if not type(loop).__module__.startswith("uvloop"):
         return  # asyncio's own loop takes all that wait
 
-    def connection() -> asyncio.Protocol:
-        state = {"server_state": server.server_state, "app_state": server.lifespan.state}
-        return config.http_protocol_class(config=config, **state)  # type: ignore[operator, call-arg]
+    kind: Any = config.http_protocol_class
+    state = {"server_state": server.server_state, "app_state": server.lifespan.state}
+    connection = partial(kind, config=config, **state)
 
     for each in [each for known in server.servers for each in known.sockets]:
         for _ in range(ACCEPTED - 1):
