@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from .job import run_job
 
 from tunix_rt.batch.parts import (
     Part,
@@ -19,7 +20,6 @@ from tunix_rt.batch.parts import (
     Work,
     part_files,
     plan_source,
-    run_job,
     source_file,
 )
 from ..core.files import lines_of

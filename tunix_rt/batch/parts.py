@@ -5,12 +5,10 @@
 # %% ../../nbs/batch/10_parts.ipynb #b78f7fb9
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b, sha256
@@ -19,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..core.errors import DatasetError, TunixError
 from tunix_rt.core.files import (
@@ -33,15 +30,13 @@ from tunix_rt.core.files import (
     sync_folder,
     write_json,
 )
-from ..core.remote import fetch, push
 from ..core.settings import resolve
 from ..data.datasets import dataset_folder
 from ..traces.schema import Trace, parse_trace
 
 # %% auto #0
 __all__ = ['Row', 'Work', 'SUFFIX', 'Executor', 'Part', 'source_file', 'plan_source', 'read_part', 'Stage', 'row_seed',
-           'PartResult', 'Worker', 'part_files', 'keep_part', 'part_done', 'begin', 'rows_of', 'finish', 'Resources',
-           'run_here', 'choose_executor', 'run_job']
+           'PartResult', 'Worker', 'part_files', 'keep_part', 'part_done', 'begin', 'rows_of', 'finish', 'Resources']
 
 # %% ../../nbs/batch/10_parts.ipynb #f4b827b7
 class Part(NamedTuple):
@@ -303,21 +298,6 @@ def part_done(
     return False
 
 # %% ../../nbs/batch/10_parts.ipynb #dcd580c8
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    "Keep a second driver out of a folder."
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(
-                f"{output} is being written by another process; wait for it, or name another "
-                f"--output"
-            ) from None
-        yield
-
-
 def begin(
     output: Path,  # Folder of the job
     job: dict[str, Any],  # What it is
@@ -392,7 +372,7 @@ def finish(
     write_json(output / "manifest.json", manifest)
     return manifest
 
-# %% ../../nbs/batch/10_parts.ipynb #325a1786
+# %% ../../nbs/batch/10_parts.ipynb #f05aa57d
 @dataclass(frozen=True)
 class Resources:
     """What a worker of a cluster gets.
@@ -411,81 +391,3 @@ class Resources:
 
 
 Executor = Callable[[Stage, Sequence[Part]], Iterator[PartResult]]
-
-
-def run_here(
-    stage: Stage,  # What is done with each row
-    parts: Sequence[Part],  # Parts to compute
-) -> Iterator[PartResult]:
-    """Compute parts in this process.
-
-    Args:
-        stage: What is done with each row
-        parts: Parts to compute
-    """
-    worker = Worker(stage)
-    return map(worker, parts)
-
-
-def choose_executor(
-    on: str,  # "local", "ray", or the address of a Ray cluster, ray://host:10001
-    resources: Resources,  # What a worker gets
-) -> Executor:
-    """Choose who computes the parts of a job.
-
-    Args:
-        on: "local", "ray", or the address of a Ray cluster, ray://host:10001
-        resources: What a worker gets
-    """
-    if on == "local":
-        return run_here
-    if on == "ray" or on.startswith("ray://"):
-        from tunix_rt.batch.ray_data import on_ray
-
-        return on_ray("" if on == "ray" else on, resources)
-    raise DatasetError(f"--on is {on!r}; choose local, ray, or ray://HOST:10001")
-
-
-def run_job(
-    stage: Stage,  # What is done with each row
-    sources: Sequence[str],  # Datasets, folders of earlier jobs, or files of traces
-    output: str | Path,  # Folder to write, or to go on with
-    *,
-    on: str = "local",  # "local", "ray", or ray://host:10001
-    part_size: int = 0,  # Rows of a part; 0 for that of the stage
-    resources: Resources = Resources(),  # noqa: B008 - it is frozen
-    quiet: bool = False,  # True to show no progress bar
-) -> dict[str, Any]:  # Manifest
-    """Run a job, or the rest of one.
-
-    Args:
-        stage: What is done with each row
-        sources: Datasets, folders of earlier jobs, or files of traces
-        output: Folder to write, or to go on with
-        on: "local", "ray", or ray://host:10001
-        part_size: Rows of a part; 0 for that of the stage
-        quiet: True to show no progress bar
-
-    Returns:
-        Manifest
-    """
-    folder = fetch(resolve(output), missing_ok=True)
-    size, parts = part_size or stage.part_size, list[Part]()
-    held = [{"source": each, "sha256": plan_source(each, size, parts)} for each in sources]
-    if not parts:
-        raise DatasetError(f"there is no trace in {', '.join(sources)}")
-    job = {"stage": stage.name, "options": stage.options(), "part_size": size, "sources": held}
-    with _alone(folder):
-        begin(folder, job)
-        if (folder / "manifest.json").is_file():
-            return dict(read_json(folder / "manifest.json"))
-        todo = [part for part in parts if not part_done(folder, part)]
-        rows, left = sum(part.rows for part in parts), sum(part.rows for part in todo)
-        bar = tqdm(total=rows, initial=rows - left, disable=quiet, unit="row", mininterval=1)
-        with bar:
-            for result in choose_executor(on, resources)(stage, todo) if todo else ():
-                keep_part(folder, result)
-                bar.update(result.rows)
-        manifest = finish(folder, job, parts)
-        push(folder)
-    return manifest
