@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from .batch import batch
 from typer.core import TyperGroup
 
 import tunix_rt
 from . import access, data, deletion, registry, server, tune
 from . import database as store
 from .ask import ask, chat
+from .batch import batch
 from .compare import compare
 from .doctor import DATABASE_PACKAGES
 from .kaggle import app as kaggle

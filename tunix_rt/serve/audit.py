@@ -15,7 +15,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..core.errors import TunixError
-from .auth import SAFE, STRANGER, role_needed
+from .auth import LOCAL, SAFE, STRANGER, role_needed
 from .pools import Pools, finish_in_write_pool, pools_of
 from ..store.audit import audit_entry, record_audit
 from ..store.engine import Store
@@ -73,7 +73,7 @@ def entry_of(
         Row that is not stored yet
     """
     state, client = scope.get("state", {}), scope.get("client")
-    holder = state.get("holder") or STRANGER
+    holder = state.get("holder", LOCAL) or STRANGER
     target, count = state.get("audited") or target_of(scope, body)
     action = str(getattr(scope.get("endpoint"), "__name__", scope["path"]))
     return audit_entry(
