@@ -278,10 +278,11 @@ def test_llama_cpp_opens_what_we_write(case: str, tmp_path: Path):
     save_gguf(tmp_path / "model.gguf", model, words, kind="f32")
     server = llama_server(tmp_path / "model.gguf")
     prompts = [words(text).input_ids for text in ("What is 47 plus 86?", "7 + 6 = 13, write")]
-    said = generate(model, words, prompts, SamplingParams(max_new_tokens=16))
+    said = generate(model, words, prompts, SamplingParams(max_new_tokens=8))
     for prompt, one in zip(prompts, said, strict=True):
         (found,) = llama_writes(server, [prompt], len(one.tokens))
-        # Its server reports no token that is a part of a letter; what it reports is in order.
+        # Its server reports no token that is a part of a letter; what it reports is in order. Later
+        # tokens of a random model hang on the last digits of its scores.
         ours = iter(one.tokens)
         assert len(found) >= len(one.tokens) // 4
         assert all(token in ours for token in found), (found, one.tokens)
