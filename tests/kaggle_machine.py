@@ -142,6 +142,7 @@ class Machine:
             "PATH": f"{self.python.parent}:/usr/bin:/bin:/usr/sbin:/sbin",
             "HOME": str(self.disk / "root"),
             "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
             **COMPILED,
             "JAX_COMPILATION_CACHE_DIR": os.environ.get(
                 "JAX_COMPILATION_CACHE_DIR", str(self.disk / "root/compiled")

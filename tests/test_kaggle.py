@@ -31,6 +31,9 @@ TOY = {
     "max_steps": 40, "checkpoint_every": 2, "batch_size": 2, "seq_length": 128, "eval_limit": 2,
     "max_new_tokens": 8,
 }  # fmt: skip
+MADE = {
+    "model", "hackathon", "predictions.jsonl", "evaluation.json", "report.html", "image.txt",
+}  # fmt: skip
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -87,6 +90,34 @@ def cut(machine: Machine, notebook: Path) -> Path:
     return train.with_name(train.name.removesuffix("-train"))
 
 
+def finish(process: subprocess.Popen[bytes]) -> str:
+    "Wait for a session, which must come to a good end with what the bundle brought."
+    said = process.communicate(timeout=900)[0].decode()
+    assert process.returncode == 0, said[-3000:]
+    assert f"installed tunix_rt-{tunix_rt.__version__}-py3-none-any.whl beside jax" in said
+    assert "PyTorch is not installed here" in said
+    return said
+
+
+def test_a_session_trains_a_model_with_nothing_but_its_bundle(
+    tmp_path: Path, image: Path, wheels: Path
+) -> None:
+    from tunix_rt.kaggle.submission import render
+    from tunix_rt.runs.folder import read_run
+
+    machine = dress(tmp_path / "machine", image)
+    machine.attach(wheels, "tunix-rt-wheels")
+    few = TOY | {"max_steps": 2, "eval_limit": 1, "max_new_tokens": 4}
+    finish(machine.start(render(few, tmp_path)))
+    (train,) = machine.runs.glob("*-train")
+    run = train.with_name(train.name.removesuffix("-train"))
+    done = read_run(run)
+    assert done.status == "completed" and done.results["steps"] == 2
+    assert MADE <= {path.name for path in run.glob("[!.]*")}
+    judges_can_restore(run)
+
+
+@pytest.mark.nightly
 def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
     tmp_path: Path, image: Path, wheels: Path, notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,11 +134,7 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
 
     machine.attach(tmp_path / "saved", "my-session")
     machine.new_session()
-    process = machine.start(notebook)
-    said = process.communicate(timeout=900)[0].decode()
-    assert process.returncode == 0, said[-3000:]
-    assert f"installed tunix_rt-{tunix_rt.__version__}-py3-none-any.whl beside jax" in said
-    assert f"going on with {run.name}" in said and "PyTorch is not installed here" in said
+    assert f"going on with {run.name}" in finish(machine.start(notebook))
     assert compare_with_transformers(run / "model", "Is 7 odd?").startswith("transformers computes")
 
     done, trained = read_run(run), read_run(Path(f"{run}-train"))
@@ -115,15 +142,7 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
     assert len(trained.facts["resumed_at"]) == 1
     found = re.search(r"resumed from step (\d+)", trained.log.read_text())
     assert found is not None and 0 < int(found[1]) < 40
-    made = {path.name for path in run.glob("[!.]*")}
-    assert {
-        "model",
-        "hackathon",
-        "predictions.jsonl",
-        "evaluation.json",
-        "report.html",
-        "image.txt",
-    } <= made
+    assert MADE <= {path.name for path in run.glob("[!.]*")}
     assert done.results["steps"] == 40 and done.results["before"] is not None
 
     for name in (*COMPILED, "JAX_COMPILATION_CACHE_DIR"):
@@ -138,7 +157,7 @@ def test_a_session_cut_and_resumed_ends_as_if_it_had_not_been(
     judges_can_restore(run)
 
 
-@pytest.mark.skipif("TUNIX_RT_NIGHTLY" not in os.environ, reason="takes minutes; done every night")
+@pytest.mark.nightly
 def test_a_bundle_for_an_image_that_nobody_has_seen_installs_into_the_barest(
     tmp_path: Path, notebook: Path
 ) -> None:
