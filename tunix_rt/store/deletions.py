@@ -377,7 +377,7 @@ def describe_traces(
         Preview of their deletion
     """
     chosen = select(TraceRow.id).where(*choice.conditions(store.dialect))
-    length = sum(func.length(each) for each in (TraceRow.prompt, TraceRow.final_answer))
+    length = func.length(TraceRow.prompt) + func.length(TraceRow.final_answer)
     length += func.length(cast(TraceRow.steps, Text))
     edits, scores, ratings = TraceEdit.trace_id, ScoreRow.trace_id, RatingRow.trace_id
     counts = {

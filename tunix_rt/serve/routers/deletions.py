@@ -159,8 +159,9 @@ def delete_traces_by_filter(
             f"delete them",
         )
     with with_status(409):
-        asked = {"who": who, "reason": reason, "expected": expected}
-        return _shown(remove_traces(services.store, choice, **asked))
+        return _shown(
+            remove_traces(services.store, choice, who=who, reason=reason, expected=expected)
+        )
 
 # %% ../../../nbs/serve/routers/60_deletions.ipynb #910c3ea9
 @router.delete("/api/datasets/{dataset_key}", dependencies=[Checked])
