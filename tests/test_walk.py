@@ -135,7 +135,7 @@ def compare(page, run: str, earlier: str) -> None:
     page.click("button:has-text('Compare 2 runs')")
     page.locator(".overlay .plot").first.scroll_into_view_if_needed()
     page.wait_for_selector(".overlay canvas")
-    assert "behind" in page.inner_text("main")  # an untrained model against one that knows all
+    assert "ahead" in page.inner_text("main")  # the earlier one knows all, and this one nothing
     look_at(page, "compare")
     page.locator(".bar a", has_text="Leaderboard").first.click()
     assert page.locator("tbody tr").count() == 2

@@ -193,7 +193,7 @@ def lineage_of(
         ),
         "Base model" if trained else "Model": _base(store, view),
         "Belongs to": _runs(store, RunRow.id == row.parent_run_id) if row.parent_run_id else [],
-        "This run": [Link(view.title, None, row.status.replace("_", " "))],
+        "This run": [Link(view.title, None, row.status.replace("_", " ") if view.ended else "")],
         "Evaluations": _evaluations(store, view.id),
         "Model versions": _versions(store, view.id),
         "Started from it": _runs(store, RunSummary.base_run_id == view.id),

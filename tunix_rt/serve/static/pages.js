@@ -110,6 +110,11 @@ function watch(charts) {
   show();
   if ("live" in charts.dataset) setInterval(show, 2000);
   addEventListener("resize", fit);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    for (const chart of drawn.values()) chart.destroy();
+    drawn.clear(); // they are drawn again, in the colours of the other scheme
+    show();
+  });
 }
 
 document.querySelectorAll("[data-log]").forEach((log) => {
