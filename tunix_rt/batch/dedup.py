@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from .job import run_job
 
+from .job import run_job
 from tunix_rt.batch.parts import (
     Part,
     Resources,

@@ -43,14 +43,13 @@ class Part(NamedTuple):
     """Consecutive rows of a source.
 
     Attributes:
-        index: Position among the parts of a job
         source: Dataset, folder or file
         offset: First byte of its first row
         first: Index of its first row in the job
         rows: Number of rows
     """
 
-    index: int  # Position among the parts of a job
+    index: int  # type: ignore[assignment]  # Position among the parts of a job
     source: str  # Dataset, folder or file
     offset: int  # First byte of its first row
     first: int  # Index of its first row in the job
@@ -181,7 +180,7 @@ class PartResult(NamedTuple):
         error: Why it could not be done
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     content: bytes  # Its file
     rows: int
     counts: dict[str, int]

@@ -81,7 +81,7 @@ def _worked(stage: SampleStage, config: Any, model: Any, traces: list[Trace]) ->
     asked = [place for place, prompt in enumerate(prompts) if len(prompt) <= room]
     some, tokens = [traces[place] for place in asked], [prompts[place] for place in asked]
     answers = _answers(stage, model, some, tokens) if some else []
-    rows = []
+    rows: list[dict[str, Any]] = []
     for place, trace in enumerate(traces):
         if place not in asked:
             why = f"{len(prompts[place])} tokens, and there is room for {room}"
@@ -92,9 +92,8 @@ def _worked(stage: SampleStage, config: Any, model: Any, traces: list[Trace]) ->
         counts = {"sampled": len(said), "right": right, "solved": int(right > 0)}
         output = [each.model_dump(mode="json", include=SAID) for each in said]
         records = [record_of(each) for each in worked]
-        rows.append(
-            {"id": str(trace.id), "traces": records, "predictions": output, "counts": counts}
-        )
+        row: dict[str, Any] = {"id": str(trace.id), "traces": records, "predictions": output}
+        rows.append(row | {"counts": counts})
     return rows
 
 
@@ -231,7 +230,9 @@ class JudgeStage:
             grades = judge.ask([(trace, [as_said(trace)]) for trace in traces])
             found = [grades.get((trace.fingerprint, 0)) for trace in traces]
             return [
-                scored_row(trace, {judge.name: grade and grade.score}, {judge.name: self.least})
+                scored_row(
+                    trace, {judge.name: grade.score if grade else None}, {judge.name: self.least}
+                )
                 for trace, grade in zip(traces, found, strict=True)
             ]
 

@@ -129,7 +129,6 @@ def sample(
     Example: tunix-rt batch sample questions-v1 --model adder@champion --output outputs/worked
     """
     from tunix_rt.batch.job import run_job
-
     from tunix_rt.batch.stages import SampleStage
     from tunix_rt.registry.model_refs import resolve_model
 
@@ -162,7 +161,6 @@ def score(
     Example: tunix-rt batch score outputs/worked --output outputs/scored --at-least step_validity=1
     """
     from tunix_rt.batch.job import run_job
-
     from tunix_rt.batch.stages import ScoreStage
 
     limits = numbers(at_least, "--at-least")
@@ -189,7 +187,6 @@ def judge(
     Example: tunix-rt batch judge outputs/scored --output outputs/judged --least 0.7
     """
     from tunix_rt.batch.job import run_job
-
     from tunix_rt.batch.stages import JudgeStage
 
     where = placement(on, part_size, concurrency, num_cpus, num_gpus, resource)
@@ -245,7 +242,6 @@ def decontaminate(
     Example: tunix-rt batch decontaminate mine-v1 --evaluation-set golden-v2 --output outputs/clean
     """
     from tunix_rt.batch.job import run_job
-
     from tunix_rt.batch.stages import DecontaminateStage
 
     if not evaluation_set:
