@@ -60,8 +60,11 @@ def test_a_deleted_trace_is_gone_at_once_and_frozen_datasets_say_so(api, store):
 
     preview = api.delete(f"/api/traces/{id}?dry_run=true")
     assert preview.json()["deleted"] is False and count_traces(store) == 5
+    acts = api.get("/api/audit").json()["data"]
+    assert id not in [each["target"] for each in acts]  # a dry run is no deletion
     done = api.delete(f"/api/traces/{id}", params={"reason": "a name in it"})
     assert done.status_code == 200 and done.json()["deleted"] is True
+    assert id in [each["target"] for each in api.get("/api/audit").json()["data"]]
 
     listed = [each["id"] for each in api.get("/api/traces").json()["data"]]
     assert id not in listed and len(listed) == 4 == count_traces(store)

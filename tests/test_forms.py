@@ -166,6 +166,11 @@ def test_other_things_are_done_by_forms(pages, own_store, root):
     assert outside.status_code == 422 and "outside" in outside.text
 
 
+def test_odd_addresses_of_pages_are_refused(pages):
+    assert pages.get("/queue/new?from=x").status_code == 400
+    assert pages.get(f"/audit?before={10**30}").status_code == 422
+
+
 def test_a_form_of_another_site_does_nothing(pages, own_store):
     sent = {"_pipeline": "train", "dataset": "sums-v1"}
     answer = pages.post("/queue/new", data=sent, headers={"Origin": "https://evil.example"})

@@ -3900,6 +3900,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tunix_rt.serve.audit._Recorder._record': ( 'serve/audit.html#_recorder._record',
                                                                                   'tunix_rt/serve/audit.py'),
                                       'tunix_rt.serve.audit._Recorder.send': ('serve/audit.html#_recorder.send', 'tunix_rt/serve/audit.py'),
+                                      'tunix_rt.serve.audit._said_in': ('serve/audit.html#_said_in', 'tunix_rt/serve/audit.py'),
                                       'tunix_rt.serve.audit.entry_of': ('serve/audit.html#entry_of', 'tunix_rt/serve/audit.py'),
                                       'tunix_rt.serve.audit.target_of': ('serve/audit.html#target_of', 'tunix_rt/serve/audit.py')},
             'tunix_rt.serve.auth': { 'tunix_rt.serve.auth.AccessError': ('serve/auth.html#accesserror', 'tunix_rt/serve/auth.py'),

@@ -31,6 +31,17 @@ LARGEST = 64 * 1024  # Bytes of an answer that is searched for what was made
 log = logging.getLogger("tunix_rt.serve")
 
 
+def _said_in(body: bytes) -> dict[str, Any]:
+    "Read an answer; one that is no object, or too large, says nothing."
+    if len(body) > LARGEST:
+        return {}
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
 def target_of(
     scope: Scope,  # Scope of the request, after routing
     body: bytes,  # Answer, or its beginning
@@ -44,13 +55,7 @@ def target_of(
     Returns:
         Target, and the number of things that were made
     """
-    told: Any = None
-    if len(body) <= LARGEST:
-        try:
-            told = json.loads(body)
-        except ValueError:
-            pass
-    told = told if isinstance(told, dict) else {}
+    told = _said_in(body)
     count = told.get("created_count") or told.get("ingested_count") or 1
     named = [str(value) for value in scope.get("path_params", {}).values()]
     made = [str(told[name]) for name in MADE if told.get(name)]
@@ -167,6 +172,8 @@ class _Recorder:
         await self.out(message)
 
     async def _record(self, status: int) -> None:
+        if _said_in(self.body).get("deleted") is False:  # a dry run
+            return
         entry = entry_of(self.scope, status, self.body)
         if entry.action in OFTEN:
             self.audit.add_up(entry, entry.count)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from ...core.errors import TunixError
@@ -77,7 +77,7 @@ def audit_page(
     actor: Filter = None,
     action: Filter = None,
     target: Filter = None,
-    before: int | None = None,
+    before: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
 ) -> HTMLResponse:
     "Show who did what, newest first."
     asked = {"actor": actor, "action": action, "target": target}

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from ...core.errors import TunixError
+from ...core.errors import RunError, TunixError
 from ...jobs.queue import enqueue, get_queued
 from ...registry.model_refs import known_models, pin_spec
 from ...registry.preflight import examine, find_obstacles, rehearse
@@ -201,7 +201,12 @@ def check_facts(
 
 
 def _source(store: Store, text: str) -> RunRow | None:
-    return get_queued(store, UUID(text)) if text else None
+    if not text:
+        return None
+    try:
+        return get_queued(store, UUID(text))
+    except ValueError:
+        raise RunError(f"from is {text[:40]!r}; it has to be the id of a run") from None
 
 
 @router.get("/queue/new")
