@@ -71,7 +71,7 @@ def known(store, root):
     }
     create_token(store, "spare", "read", by="tests")
     others = {"dataset_key": "sums-v1", "filename": "run.json", "alias": "champion"}
-    others |= {"pipeline": "train", "name": "spare"}
+    others |= {"pipeline": "train", "name": "spare", "baseline_name": "b"}
     return {name: str(id) for name, id in ids.items()} | others
 
 
@@ -108,6 +108,7 @@ GOOD = {
             "tunix/runs/{run_id}",
             "models/versions/{version_id}",
             "models/{model_id}",
+            "regression/baselines/{baseline_name}",
         )
     },
 }
