@@ -95,6 +95,8 @@ GOOD = {
         "body": {"run_id": "run_id", "name": "b", "metric": "score"}
     },
     "POST /api/regression/check": {"body": {"run_id": "run_id", "baseline_name": "b"}},
+    "POST /api/traces/preferences": {"body": {"name": "kept", "kind": "rated"}},
+    "PATCH /api/tunix/runs/{run_id}/notes": {"body": {"note": "seen"}},
     "POST /api/tuning/jobs": {"body": SEARCH},
     "POST /api/models/{model_id}/versions/promote": {"body": {"source_run_id": "run_id"}},
     "POST /api/tokens": {"body": {"name": "made", "role": "read"}},
