@@ -18,7 +18,7 @@ from ..core.errors import ModelError
 from .attention import rotary_angles, rotate
 from .attention_backends import attend
 from .config import GemmaConfig
-from .linear import GATES, linear, scaled_linear, table_scores
+from .linear import GATES, linear, scaled_linear
 from .sharding import ROWS, constrain, look_up
 
 # %% auto #0
@@ -729,4 +729,5 @@ def logits(
         Logits in float32, [..., V]
     """
     table = head_table(model).astype(hidden.dtype)
-    return soft_cap(table_scores(hidden, table), model.config.logit_soft_cap)
+    scores = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    return soft_cap(scores, model.config.logit_soft_cap)

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from .devices import platform
 
 # %% auto #0
-__all__ = ['LARGE', 'SLOPE', 'GATES', 'transposed_product', 'linear', 'kernel_gradient', 'scaled_linear', 'table_first',
-           'table_scores', 'table_product', 'gated_gelu', 'gated_silu']
+__all__ = ['SLOPE', 'GATES', 'transposed_product', 'linear', 'kernel_gradient', 'scaled_linear', 'gated_gelu', 'gated_silu']
 
 # %% ../../nbs/models/25_linear.ipynb #aa67e194
 def transposed_product(
@@ -123,63 +122,6 @@ def _scaled_backward(saved, received):
 
 
 scaled_linear.defvjp(_scaled_forward, _scaled_backward)
-
-# %% ../../nbs/models/25_linear.ipynb #03605f38
-LARGE = 16_384  # Rows from which a processor multiplies a table from the left
-
-
-def table_first(
-    table: jax.Array,  # Table of tokens, [V, D]
-) -> bool:  # True on a processor with a large vocabulary
-    """Decide on which side of a product the table is.
-
-    Args:
-        table: Table of tokens, [V, D]
-
-    Returns:
-        True on a processor with a large vocabulary
-    """
-    return platform() == "cpu" and table.shape[0] >= LARGE
-
-
-def table_scores(
-    x: jax.Array,  # Hidden states, [..., D]
-    table: jax.Array,  # Table of tokens in the dtype of `x`, [V, D]
-) -> jax.Array:  # Score of every token in float32, [..., V]
-    """Multiply hidden states by every row of a table.
-
-    Args:
-        x: Hidden states, [..., D]
-        table: Table of tokens in the dtype of `x`, [V, D]
-
-    Returns:
-        Score of every token in float32, [..., V]
-    """
-    if not table_first(table):
-        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
-    as_written = jax.lax.optimization_barrier
-    columns = as_written(x.reshape(-1, x.shape[-1]).T)
-    found = as_written(jnp.matmul(table, columns, preferred_element_type=jnp.float32))
-    return found.T.reshape(*x.shape[:-1], table.shape[0])
-
-
-def table_product(
-    slope: jax.Array,  # Gradient of the scores, [M, V]
-    table: jax.Array,  # Table of tokens, [V, D]
-) -> jax.Array:  # Gradient of the hidden states, [M, D]
-    """Multiply the gradient of scores by the table.
-
-    Args:
-        slope: Gradient of the scores, [M, V]
-        table: Table of tokens, [V, D]
-
-    Returns:
-        Gradient of the hidden states, [M, D]
-    """
-    if not table_first(table):
-        return slope @ table
-    columns = jax.lax.optimization_barrier(slope.T)
-    return jax.lax.dot_general(columns, table, (((0,), (0,)), ((), ())))
 
 # %% ../../nbs/models/25_linear.ipynb #5d270175
 SLOPE = math.sqrt(2 / math.pi)  # Slope of the tanh in the GELU approximation

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from ..core.errors import TrainingError
-from ..models.linear import table_product, table_scores
 from tunix_rt.models.sharding import (
     ROWS,
     active_mesh,
@@ -69,7 +68,7 @@ def slice_softmax(
     Returns:
         Probabilities and log-probabilities in float32
     """
-    scores = table_scores(hidden, table)
+    scores = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
     scores = scores if cap is None else cap * jnp.tanh(scores / cap)
     scaled = scores if temperature == 1 else scores / temperature
     top = _across(jax.lax.pmax, scaled.max(axis=-1, keepdims=True), sides)
@@ -233,7 +232,7 @@ def _in_turn(
         loss -= (weights * scored.logprobs).sum()
         slope = slice_slope(scored, weights, **how).astype(states.dtype)
         if wanted.hidden:
-            mine = scatter_rows(table_product(slope, table), sides)
+            mine = scatter_rows(slope @ table, sides)
             for_hidden = jax.lax.dynamic_update_slice_in_dim(for_hidden, mine, first, axis=0)
         if wanted.table:
             for_table += jnp.matmul(slope.T, states, preferred_element_type=jnp.float32)
