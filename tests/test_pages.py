@@ -186,6 +186,8 @@ def browser_at(url: str):
         page.wrong = []
         page.on("console", lambda said: said.type == "error" and page.wrong.append(said.text))
         page.on("pageerror", lambda error: page.wrong.append(str(error)))
+        failed = page.wrong  # a server's failure, with its address
+        page.on("response", lambda it: it.status >= 500 and failed.append(f"{it.status} {it.url}"))
         page.on(
             "request",
             lambda asked: asked.url.startswith((url, "data:")) or page.wrong.append(asked.url),

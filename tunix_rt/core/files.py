@@ -5,6 +5,7 @@
 # %% ../../nbs/core/30_files.ipynb #58b00573
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import json
@@ -12,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +27,8 @@ from .errors import PathError, TunixError
 # %% auto #0
 __all__ = ['ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'own', 'taking_over', 'remove_abandoned', 'hidden_beside',
            'scratch_folder', 'replacing', 'new_folder', 'JSONRefused', 'json_fault', 'parse_json', 'canonical_json',
-           'write_json', 'read_json', 'lines_of', 'read_lines', 'append_json', 'read_log', 'sha256_text', 'sha256_file']
+           'write_json', 'read_json', 'lines_of', 'read_lines', 'append_json', 'read_log', 'sha256_text', 'sha256_file',
+           'parse_statements', 'parse_expression']
 
 # %% ../../nbs/core/30_files.ipynb #bae68586
 def sync_folder(
@@ -545,3 +548,36 @@ def sha256_file(
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+# %% ../../nbs/core/30_files.ipynb #ca09b83a
+_SYNTAX = threading.Lock()
+
+
+def parse_statements(
+    source: str,  # Python
+) -> list[ast.stmt]:  # Statements; SyntaxError if there is something else
+    """Parse Python, one thread at a time.
+
+    Args:
+        source: Python
+
+    Returns:
+        Statements; SyntaxError if there is something else
+    """
+    with _SYNTAX:
+        return ast.parse(source).body
+
+
+def parse_expression(
+    source: str,  # One expression of Python
+) -> ast.expr:  # Expression; SyntaxError if it is none
+    """Parse an expression, one thread at a time.
+
+    Args:
+        source: One expression of Python
+
+    Returns:
+        Expression; SyntaxError if it is none
+    """
+    with _SYNTAX:
+        return ast.parse(source, mode="eval").body

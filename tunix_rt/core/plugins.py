@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from .errors import DatasetError, RunError, ScoringError, TunixError
-from .files import sha256_file, sha256_text
+from .files import parse_expression, sha256_file, sha256_text
 
 # %% auto #0
 __all__ = ['KINDS', 'PluginKind', 'entry_points', 'entry_point', 'Spec', 'split_spec', 'resolve_spec', 'split_specs',
@@ -209,7 +209,7 @@ def parse_arguments(
         Values by name
     """
     try:
-        node = ast.parse(f"f{call}", mode="eval").body
+        node = parse_expression(f"f{call}")
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ValueError
         if node.args or any(k.arg is None for k in node.keywords):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..core.errors import DatasetError
+from ..core.files import parse_expression
 
 # %% auto #0
 __all__ = ['PLACES', 'OPERATORS', 'EQUATION', 'Working', 'digits_from_right', 'from_digits', 'add_in_columns',
@@ -188,7 +189,7 @@ def evaluate_expression(
             return node.value
         raise DatasetError(f"{expression!r} is not whole numbers joined by + - *")
 
-    return value(ast.parse(expression, mode="eval").body)
+    return value(parse_expression(expression))
 
 
 def equations(

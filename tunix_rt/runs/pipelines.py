@@ -21,7 +21,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import tunix_rt
 from ..core.errors import RunError, TunixError
-from ..core.files import canonical_json, parse_json
+from tunix_rt.core.files import (
+    canonical_json,
+    parse_expression,
+    parse_json,
+    parse_statements,
+)
 from ..core.plugins import entry_points, load_plugin, plugin_source, split_spec
 from ..core.settings import resolve
 from .old_names import new_name
@@ -197,7 +202,7 @@ def read_parameters(
     tagged = [text for tags, text in _cells(notebook) if "parameters" in tags]
     source = tagged[0] if tagged else ""
     try:
-        lines, notes = ast.parse(source).body, _notes(source)
+        lines, notes = parse_statements(source), _notes(source)
     except SyntaxError as error:
         raise RunError(f"the parameters cell of {notebook} is not Python: {error}") from None
     found = [_parameter(line, notes) for line in lines]
@@ -260,7 +265,7 @@ def parameter_type(
         Type that pydantic can check
     """
     try:
-        return _type(ast.parse(parameter.kind, mode="eval").body, plain)
+        return _type(parse_expression(parameter.kind), plain)
     except (ValueError, SyntaxError):
         raise RunError(
             f"the parameter {parameter.name} is annotated {parameter.kind!r}, which a command line "
@@ -306,7 +311,7 @@ def _literal(text: str) -> Any:
     except TunixError:
         pass
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(parse_expression(text.lstrip(" \t")))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
