@@ -254,8 +254,12 @@ def check_form(
 async def check_part(request: Request, services: ServicesDep) -> HTMLResponse:
     "Show what a form would queue, as a part of its page."
     texts = await _texts(request)
-    filled, found = await run_in_slow_pool(services, check_form, services.store, texts)
-    return show(request, "queue_check.html", **check_facts(filled, found))
+
+    def check() -> HTMLResponse:
+        filled, found = check_form(services.store, texts)
+        return show(request, "queue_check.html", **check_facts(filled, found))
+
+    return await run_in_slow_pool(services, check)
 
 
 def queue_form(
