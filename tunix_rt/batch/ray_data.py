@@ -11,9 +11,10 @@ from typing import Any
 
 from .parts import Executor, Part, PartResult, Resources, Stage, Worker
 from ..core.errors import RunError
+from ..core.settings import settings
 
 # %% auto #0
-__all__ = ['BLOCKS', 'PartActor', 'connect', 'pool_size', 'on_ray']
+__all__ = ['BLOCKS', 'FOLDERS', 'PartActor', 'connect', 'pool_size', 'shared_folders', 'on_ray']
 
 # %% ../../nbs/batch/11_ray_data.ipynb #2f7ab4e8
 class PartActor:
@@ -100,6 +101,19 @@ def pool_size(
         )
     return max(1, min(resources.concurrency or parts, parts, *fits.values()))
 
+# %% ../../nbs/batch/11_ray_data.ipynb #eb6a319e
+FOLDERS = ("root", "datasets", "runs", "models")  # Settings that an actor has from the driver
+
+
+def shared_folders() -> dict[str, str]:  # Environment variables, such as TUNIX_RT_ROOT
+    """List the folders of this process, for workers that see them under the same paths.
+
+    Returns:
+        Environment variables, such as TUNIX_RT_ROOT
+    """
+    here = settings()
+    return {f"TUNIX_RT_{name.upper()}": str(getattr(here, name)) for name in FOLDERS}
+
 # %% ../../nbs/batch/11_ray_data.ipynb #fc7b55b2
 def on_ray(
     address: str,  # Address of a cluster; "" for the one of this machine, or a new one
@@ -124,6 +138,7 @@ def on_ray(
             PartActor, fn_constructor_args=(stage,), compute=pool, batch_size=1,
             num_cpus=resources.num_cpus, num_gpus=resources.num_gpus or None,
             resources=dict(resources.resources) or None,
+            runtime_env={"env_vars": shared_folders()},
         )  # fmt: skip
         for row in results.iter_rows():
             yield PartResult(**{**row, "counts": dict(row["counts"])})
