@@ -12,7 +12,7 @@ from typing import Literal
 from ..traces.render import ANSWER, REASONING
 
 # %% auto #0
-__all__ = ['Status', 'Response', 'Block', 'Blocks', 'find_blocks', 'read_response']
+__all__ = ['Status', 'Response', 'TaggedBlock', 'Blocks', 'find_blocks', 'read_response']
 
 # %% ../../nbs/scoring/10_answers.ipynb #dab1ae1f
 Status = Literal["ok", "truncated", "malformed", "missing"]
@@ -31,7 +31,7 @@ _tag = re.compile("|".join(re.escape(tag) for tag in REASONING + ANSWER), re.IGN
 
 
 @dataclass(frozen=True)
-class Block:
+class TaggedBlock:
     "A well-formed block: its opening tag, its content, and its offset in the text."
 
     opening: str
@@ -48,7 +48,7 @@ class Blocks:
         odd_case: True if a tag was not written in lower case
     """
 
-    found: list[Block]
+    found: list[TaggedBlock]
     outside: str
     left_open: bool
     rest: str = ""  # Content of an answer block that is never closed
@@ -77,7 +77,7 @@ def find_blocks(
         elif opened and closing[opened.group().lower()] == name:
             content = text[opened.end() : tag.start()].strip()
             if content:
-                found.append(Block(opened.group().lower(), content, opened.start()))
+                found.append(TaggedBlock(opened.group().lower(), content, opened.start()))
                 gaps.append(text[end : opened.start()])
                 end = tag.end()
             opened = None
