@@ -21,7 +21,7 @@ from ...traces.display import FOLD, excerpt, text_html, visible
 
 # %% auto #0
 __all__ = ['ENDS', 'LONGEST_FORMULA', 'DRAWING', 'MARKDOWN_LIMIT', 'formula_html', 'parser', 'markdown_html', 'is_markdown',
-           'Budget', 'rich_html']
+           'RenderBudget', 'rich_html']
 
 # %% ../../../nbs/serve/pages/12_markdown.ipynb #9edf80c8
 _INLINE = re.compile(
@@ -195,7 +195,7 @@ def is_markdown(
     return bool(_SIGNS.search(head) or _FORMULA.search(head))
 
 
-class Budget:
+class RenderBudget:
     "Characters that one page may still render."
 
     def __init__(self, characters: int = 40_000) -> None:
@@ -211,7 +211,7 @@ class Budget:
 
 def rich_html(
     text: str,  # Untrusted text
-    budget: Budget,  # What the page may still render
+    budget: RenderBudget,  # What the page may still render
     *,
     fold: int = 4 * FOLD,  # Maximum characters shown at once
 ) -> str:  # HTML

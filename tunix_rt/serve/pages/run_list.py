@@ -35,7 +35,7 @@ from ...tracking.run_table import RunList, RunView, list_views, load_views
 
 # %% auto #0
 __all__ = ['COLUMNS', 'MOST_COLUMNS', 'TITLES', 'NOTHING', 'router', 'AT_ONCE', 'PIPELINES', 'SHOWN_NAMES', 'Text', 'Columns',
-           'clipped', 'tags_html', 'filter_on', 'score_html', 'cell_html', 'query_with', 'Column', 'title_of',
+           'clipped', 'tags_html', 'filter_on', 'score_html', 'cell_html', 'query_with', 'TableColumn', 'title_of',
            'columns_of', 'chosen_columns', 'runs_page', 'unread_part']
 
 # %% ../../../nbs/serve/pages/48_run_list.ipynb #e6cbc47d
@@ -193,7 +193,7 @@ def query_with(
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of the table.
 
     Attributes:
@@ -228,7 +228,7 @@ def columns_of(
     names: Sequence[str],  # Chosen columns
     order: str,  # Order of the list
     views: Sequence[RunView],  # Runs on the page
-) -> list[Column]:  # In the order in which they were chosen
+) -> list[TableColumn]:  # In the order in which they were chosen
     """Describe the columns of the table.
 
     Args:
@@ -247,7 +247,7 @@ def columns_of(
         falling = order == f"-{name}"
         turned = "descending" if falling else "ascending" if order == name else "none"
         to = query_with(request, sort=name if falling else f"-{name}", offset=None)
-        found.append(Column(name, title_of(name), number, turned, to))
+        found.append(TableColumn(name, title_of(name), number, turned, to))
     return found
 
 

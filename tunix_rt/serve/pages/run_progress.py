@@ -23,7 +23,7 @@ from ...tracking.metrics_log import LoggedMetrics, is_number, logged_metrics
 
 # %% auto #0
 __all__ = ['RECENT', 'COUNTED', 'lease_words', 'logged_by', 'records_of', 'printed_by', 'Bar', 'last_bar', 'phase_of',
-           'time_left', 'Progress', 'progress_of']
+           'time_left', 'RunProgress', 'progress_of']
 
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #6f856de4
 def lease_words(
@@ -215,7 +215,7 @@ def time_left(
 
 # %% ../../../nbs/serve/pages/20_run_progress.ipynb #b11a1eb6
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """The progress of a run.
 
     Attributes:
@@ -250,7 +250,7 @@ def progress_of(
     run: RunRow,  # Any
     records: list[dict[str, Any]],  # Records of its metrics.jsonl
     printed: str = "",  # End of its log
-) -> Progress:
+) -> RunProgress:
     """Compute the progress of a run.
 
     Args:
@@ -262,7 +262,7 @@ def progress_of(
     losses = [each["loss"] for each in records if isinstance(each.get("loss"), int | float)]
     total, bar = _steps(run), last_bar(printed)
     phase = phase_of(run, bar, printed=bool(printed), written=bool(records))
-    return Progress(
+    return RunProgress(
         run=run,
         step=steps[-1] if steps else None,
         steps=total,

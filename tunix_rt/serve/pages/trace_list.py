@@ -16,7 +16,7 @@ from ...store.search_query import Snippet
 from ...traces.display import Html, excerpt, visible
 
 # %% auto #0
-__all__ = ['SORTS', 'TITLES', 'RATINGS', 'TraceList', 'Choice', 'Facet', 'list_facets', 'list_filters', 'snippet_html']
+__all__ = ['SORTS', 'TITLES', 'RATINGS', 'TraceList', 'FacetValue', 'Facet', 'list_facets', 'list_filters', 'snippet_html']
 
 # %% ../../../nbs/serve/pages/34_trace_list.ipynb #4e9f3e71
 SORTS = {
@@ -49,7 +49,7 @@ class TraceList:
         return f"{path}?{said}" if said else path
 
 # %% ../../../nbs/serve/pages/34_trace_list.ipynb #42670cd0
-class Choice(NamedTuple):
+class FacetValue(NamedTuple):
     "One value of a facet."
 
     words: str
@@ -62,7 +62,7 @@ class Facet(NamedTuple):
     "The values of one field among the hits."
 
     title: str
-    choices: list[Choice]
+    choices: list[FacetValue]
 
 
 TITLES = {
@@ -115,7 +115,7 @@ def list_facets(
             changed: dict[str, Any] = dict.fromkeys(wanted) if chosen else wanted
             href = shown.address(**changed)
             words = {"up": "Thumbs up", "down": "Thumbs down"}.get(value, value)
-            choices.append(Choice(excerpt(words, 60), count, href, chosen))
+            choices.append(FacetValue(excerpt(words, 60), count, href, chosen))
         if len(choices) > 1 or any(each.chosen for each in choices):
             facets.append(Facet(title, choices))
     return facets

@@ -24,7 +24,7 @@ from ...data.membership import datasets_with
 from ..authors import author_of
 from ..dependencies import ServicesDep, StoreDep, run_in_slow_pool
 from ..errors import HTTPRefusal
-from .markdown import Budget, rich_html
+from .markdown import RenderBudget, rich_html
 from .predictions import sent_to
 from .rendering import blank_is_none, show
 from tunix_rt.serve.pages.trace_list import (
@@ -291,14 +291,14 @@ async def pairs_form(
 STEPS_AT_ONCE = 40  # Steps shown at once; more fold
 
 
-def _text(text: str, budget: Budget, plain: bool) -> str:
+def _text(text: str, budget: RenderBudget, plain: bool) -> str:
     "One part of a trace as HTML."
     return text_html(text, fold=4000) if plain else rich_html(text, budget)
 
 
 def _parts(found: Found, plain: bool) -> dict[str, Any]:
     "The parts of a trace as HTML."
-    trace, budget = found.trace, Budget()
+    trace, budget = found.trace, RenderBudget()
     prompt, answer = (_text(part, budget, plain) for part in (trace.prompt, trace.final_answer))
     steps = [(step, _text(step.content, budget, plain)) for step in trace.steps]
     meta = [
