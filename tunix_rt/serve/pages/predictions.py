@@ -36,12 +36,12 @@ from ...traces.display import Html, text_html
 from ...tracking.evaluations import evaluate_run, latest_evaluation
 
 # %% auto #0
-__all__ = ['Scores', 'ONLY', 'router', 'AT_ONCE', 'RIVALS', 'Answer', 'predictions_of', 'answers_of', 'rivals_of', 'answers_page',
-           'sent_to', 'cancel_form', 'evaluate_model_form', 'evaluate_form']
+__all__ = ['Scores', 'ONLY', 'router', 'AT_ONCE', 'RIVALS', 'ScoredPrediction', 'predictions_of', 'scored_predictions',
+           'rivals_of', 'answers_page', 'sent_to', 'cancel_form', 'evaluate_model_form', 'evaluate_form']
 
 # %% ../../../nbs/serve/pages/33_predictions.ipynb #0dea1ddc
 @dataclass(frozen=True)
-class Answer:
+class ScoredPrediction:
     """A prediction with its score, and what another model said to the same question.
 
     Attributes:
@@ -124,7 +124,7 @@ def _evaluation(store: Store, run_id: UUID, judge: str | None = None) -> Evaluat
 ONLY = ("wrong", "right", "differs")
 
 
-def answers_of(
+def scored_predictions(
     predictions: Sequence[Prediction],  # Predictions of a run
     scores: Scores,  # Scores by fingerprint and sample
     *,
@@ -133,7 +133,7 @@ def answers_of(
     text: str | None = None,  # Text to search for
     beside: Sequence[Prediction] = (),  # Predictions of another model
     beside_scores: Scores | None = None,  # Their scores
-) -> list[Answer]:  # Predictions in file order
+) -> list[ScoredPrediction]:  # Predictions in file order
     """Join predictions with their scores, and filter them.
 
     Args:
@@ -151,12 +151,12 @@ def answers_of(
     if only not in (None, *ONLY):
         raise RunError(f"there is no choice {only!r}; choose one of {', '.join(ONLY)}")
     others = {(each.fingerprint, each.sample): each for each in beside}
-    wanted, found, theirs = (text or "").casefold(), list[Answer](), beside_scores or {}
+    wanted, found, theirs = (text or "").casefold(), list[ScoredPrediction](), beside_scores or {}
     for number, each in enumerate(predictions, start=1):
         key = (each.fingerprint, each.sample)
         if category not in (None, each.category) or (wanted and wanted not in _words(each)):
             continue
-        made = Answer(number, each, scores.get(key), others.get(key), theirs.get(key))
+        made = ScoredPrediction(number, each, scores.get(key), others.get(key), theirs.get(key))
         kept = {"wrong": made.right is False, "right": made.right is True, "differs": made.differs}
         if only is None or kept[only]:
             found.append(made)
@@ -241,7 +241,7 @@ def answers_page(
     predictions = predictions_of(store, (evaluation and evaluation.predictions_run_id) or run_id)
     scores, rivals = _scores(store, evaluation), rivals_of(store, evaluation)
     others, other_scores = _beside(store, evaluation, beside)
-    chosen = answers_of(
+    chosen = scored_predictions(
         predictions, scores, only=only, category=category, text=q, beside=others,
         beside_scores=other_scores,
     )  # fmt: skip
