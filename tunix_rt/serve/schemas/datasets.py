@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .traces import Pagination
 from tunix_rt.serve.schemas.types import (
-    Answer,
     ContractRequest,
     Name,
+    ResponseModel,
     SafeStr,
     StrictBool,
     StrictFloat,
@@ -78,7 +78,7 @@ class BuildRequest(ContractRequest):
         return self
 
 
-class DatasetBuilt(Answer):
+class DatasetBuilt(ResponseModel):
     "A built dataset."
 
     dataset_key: str
@@ -129,7 +129,7 @@ class BadLine(BaseModel):
     reason: str
 
 
-class IngestedFile(Answer):
+class IngestedFile(ResponseModel):
     "The result of ingesting a file."
 
     ingested_count: int
@@ -186,7 +186,7 @@ class DuelPreview(BaseModel):
     my_card: str
 
 
-class DuelsPlayed(Answer):
+class DuelsPlayed(ResponseModel):
     "The generated games."
 
     trace_ids: list[UUID]

@@ -12,7 +12,13 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from .traces import Pagination
-from .types import Answer, ContractRequest, Name, StrictBool, StrictFloat
+from tunix_rt.serve.schemas.types import (
+    ContractRequest,
+    Name,
+    ResponseModel,
+    StrictBool,
+    StrictFloat,
+)
 from ...store.tables import EvaluationRow
 from ...tracking.leaderboard import Standing
 
@@ -47,7 +53,7 @@ class DetailedMetric(BaseModel):
 Verdict = Literal["pass", "fail", "uncertain"]
 
 
-class Evaluation(Answer):
+class Evaluation(ResponseModel):
     "A judge's evaluation of a run."
 
     evaluation_id: UUID
@@ -144,7 +150,7 @@ class BaselineRequest(ContractRequest):
     )
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #c0865461
-class BaselineSet(Answer):
+class BaselineSet(ResponseModel):
     "A baseline."
 
     model_config = ConfigDict(from_attributes=True)
@@ -175,7 +181,7 @@ class CheckRequest(ContractRequest):
     )
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #f42da09b
-class RegressionResult(Answer):
+class RegressionResult(ResponseModel):
     "The result of a regression check."
 
     model_config = ConfigDict(from_attributes=True)

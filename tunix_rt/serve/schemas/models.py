@@ -13,10 +13,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from .traces import Pagination
 from tunix_rt.serve.schemas.types import (
-    Answer,
     ContractRequest,
     Name,
     OwnRequest,
+    ResponseModel,
     SafeStr,
     StrictFloat,
 )
@@ -57,7 +57,7 @@ class AliasRequest(OwnRequest):
 JSON = dict[str, Any]
 
 
-class ModelVersionPublic(Answer):
+class ModelVersionPublic(ResponseModel):
     "A promoted run."
 
     model_config = ConfigDict(from_attributes=True)
@@ -81,7 +81,7 @@ class ModelVersionPublic(Answer):
     created_at: datetime
 
 # %% ../../../nbs/serve/schemas/60_models.ipynb #88d851af
-class ModelPublic(Answer):
+class ModelPublic(ResponseModel):
     "A model."
 
     model_config = ConfigDict(from_attributes=True)

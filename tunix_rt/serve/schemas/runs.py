@@ -16,11 +16,11 @@ from ..errors import from_root
 from .parameters import with_parameters
 from .traces import Pagination
 from tunix_rt.serve.schemas.types import (
-    Answer,
     ContractRequest,
     Key,
     Name,
     OwnRequest,
+    ResponseModel,
     SafeStr,
     StrictBool,
     StrictFloat,
@@ -62,7 +62,7 @@ class ManifestRequest(TrainingFields):
     output_dir: Output
 
 
-class TrainingManifest(Answer):
+class TrainingManifest(ResponseModel):
     "A training manifest."
 
     manifest_yaml: str
@@ -181,7 +181,7 @@ Status = Literal[
 Mode = Literal["dry-run", "local"]
 
 # %% ../../../nbs/serve/schemas/40_runs.ipynb #7f859fa1
-class RunResult(Answer):
+class RunResult(ResponseModel):
     "A run, as returned to the client that requested it."
 
     run_id: UUID

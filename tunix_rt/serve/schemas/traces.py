@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .types import Answer, ContractRequest
+from .types import ContractRequest, ResponseModel
 from ...store.traces import Found, Stored
 from ...traces.schema import Trace
 
@@ -32,7 +32,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 # %% ../../../nbs/serve/schemas/20_traces.ipynb #f4521cc4
-class StoredTrace(Answer):
+class StoredTrace(ResponseModel):
     "A stored trace."
 
     model_config = ConfigDict(from_attributes=True)
@@ -42,7 +42,7 @@ class StoredTrace(Answer):
     trace_version: str
 
 
-class TracesStored(Answer):
+class TracesStored(ResponseModel):
     "A stored batch, in the order of the request."
 
     created_count: int
@@ -138,7 +138,7 @@ class ScoreDetails(BaseModel):
     scored_at: datetime
 
 
-class TraceScore(Answer):
+class TraceScore(ResponseModel):
     "The score of a trace."
 
     trace_id: UUID

@@ -12,10 +12,10 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tunix_rt.serve.schemas.types import (
-    Answer,
     ContractRequest,
     Key,
     Name,
+    ResponseModel,
     SafeStr,
     StrictFloat,
     StrictInt,
@@ -89,7 +89,7 @@ class TuningRequest(ContractRequest):
     prune: bool = False
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #09c0abe0
-class TuningJobPublic(Answer):
+class TuningJobPublic(ResponseModel):
     "A search."
 
     model_config = ConfigDict(from_attributes=True)

@@ -28,7 +28,7 @@ from ...core.settings import LONGEST_NAME
 
 # %% auto #0
 __all__ = ['UNSEEN', 'SafeStr', 'Name', 'FilePath', 'Key', 'StrictInt', 'StrictFloat', 'StrictBool', 'IGNORED', 'note_ignored',
-           'ContractRequest', 'Answer', 'did_you_mean', 'OwnRequest']
+           'ContractRequest', 'ResponseModel', 'did_you_mean', 'OwnRequest']
 
 # %% ../../../nbs/serve/schemas/05_types.ipynb #0c4f6384
 def _storable(text: str) -> str:
@@ -100,7 +100,7 @@ class ContractRequest(BaseModel):
         return data
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     "An answer to a request in a shape of the contract."
 
     ignored: list[str] = Field(
