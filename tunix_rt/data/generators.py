@@ -26,12 +26,13 @@ from .puzzles import ordering, parity, repetition, reversal
 from ..traces.schema import Step, Trace, normalized_prompt
 
 # %% auto #0
-__all__ = ['FAMILIES', 'PRESETS', 'LIMITS', 'GeneratorFunction', 'Family', 'GeneratorSpec', 'shares', 'SeenProblems',
-           'fresh_problems', 'as_trace', 'checked_options', 'draw_recipe', 'recipe_name', 'find_recipe', 'generate']
+__all__ = ['PROBLEM_FAMILIES', 'PRESETS', 'LIMITS', 'GeneratorFunction', 'ProblemFamily', 'GeneratorSpec', 'shares',
+           'SeenProblems', 'fresh_problems', 'as_trace', 'checked_options', 'draw_recipe', 'recipe_name', 'find_recipe',
+           'generate']
 
 # %% ../../nbs/data/25_generators.ipynb #8db616a7
 @dataclass(frozen=True)
-class Family:
+class ProblemFamily:
     """A generator of problems, and the category of its scores.
 
     Attributes:
@@ -42,15 +43,15 @@ class Family:
     category: str
 
 
-FAMILIES: dict[str, Family] = {
-    "addition": Family(addition, "addition"),
-    "subtraction": Family(subtraction, "subtraction"),
-    "multiplication": Family(multiplication, "multiplication"),
-    "word_problem": Family(word_problem, "word_problem"),
-    "reversal": Family(reversal, "reversal"),
-    "repetition": Family(repetition, "repetition"),
-    "ordering": Family(ordering, "logic"),
-    "parity": Family(parity, "logic"),
+PROBLEM_FAMILIES: dict[str, ProblemFamily] = {
+    "addition": ProblemFamily(addition, "addition"),
+    "subtraction": ProblemFamily(subtraction, "subtraction"),
+    "multiplication": ProblemFamily(multiplication, "multiplication"),
+    "word_problem": ProblemFamily(word_problem, "word_problem"),
+    "reversal": ProblemFamily(reversal, "reversal"),
+    "repetition": ProblemFamily(repetition, "repetition"),
+    "ordering": ProblemFamily(ordering, "logic"),
+    "parity": ProblemFamily(parity, "logic"),
 }
 
 # %% ../../nbs/data/25_generators.ipynb #f8401a9e
@@ -140,11 +141,11 @@ def shares(
     Returns:
         Family to its number of problems; they add up to `count`
     """
-    unknown = sorted(set(mix) - set(FAMILIES))
+    unknown = sorted(set(mix) - set(PROBLEM_FAMILIES))
     if unknown or not mix or min(mix.values()) < 0 or not sum(mix.values()) > 0:
         raise DatasetError(
             f"the mix {dict(mix)} must give shares above zero to known families; "
-            f"they are {', '.join(FAMILIES)}"
+            f"they are {', '.join(PROBLEM_FAMILIES)}"
         )
     exact = {name: count * share / sum(mix.values()) for name, share in mix.items()}
     whole = {name: int(part) for name, part in exact.items()}
@@ -194,7 +195,7 @@ def fresh_problems(
     found: list[Problem] = []
     misses = 0
     while len(found) < count:
-        problem = FAMILIES[name].make(draw, **options)
+        problem = PROBLEM_FAMILIES[name].make(draw, **options)
         if seen.add(problem):
             found.append(check(problem))
             misses = 0
@@ -231,7 +232,7 @@ def as_trace(
     meta = {
         "source": "generator",
         "family": family,
-        "category": FAMILIES[family].category,
+        "category": PROBLEM_FAMILIES[family].category,
         "group": "reasoning" if family == "word_problem" else "synthetic",
         "difficulty": problem.difficulty,
         "recipe": recipe,
@@ -256,7 +257,7 @@ def checked_options(
     Returns:
         Same options, checked
     """
-    defaults = dict(list(inspect.signature(FAMILIES[family].make).parameters.items())[1:])
+    defaults = dict(list(inspect.signature(PROBLEM_FAMILIES[family].make).parameters.items())[1:])
     for option, value in options.items():
         if option in LIMITS and option in defaults:
             fewest, most = LIMITS[option]
@@ -292,10 +293,11 @@ def draw_recipe(
     Returns:
         Train and held-out traces, each shuffled
     """
-    unknown = sorted(set(recipe.options) - set(FAMILIES))
+    unknown = sorted(set(recipe.options) - set(PROBLEM_FAMILIES))
     if unknown:
         raise DatasetError(
-            f"options name the family {unknown[0]!r}; the families are {', '.join(FAMILIES)}"
+            f"options name the family {unknown[0]!r}; "
+            f"the families are {', '.join(PROBLEM_FAMILIES)}"
         )
     streams = {family: Random(f"{name}/{seed}/{family}") for family in recipe.mix}
     parts: list[list[Trace]] = []
