@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..core.errors import TunixError
 from ..core.files import replacing
-from ..serve.errors import Problem
+from ..serve.errors import ProblemDetails
 
 # %% auto #0
 __all__ = ['AGAIN', 'Answer', 'APIError', 'Unreachable', 'Client', 'connect', 'max_attempts', 'wait_before', 'send', 'request',
@@ -30,7 +30,7 @@ __all__ = ['AGAIN', 'Answer', 'APIError', 'Unreachable', 'Client', 'connect', 'm
 class APIError(TunixError):
     "The server has refused; `status` and `problem` say how and why."
 
-    def __init__(self, status: int, problem: Problem) -> None:
+    def __init__(self, status: int, problem: ProblemDetails) -> None:
         self.status, self.problem = status, problem
         super().__init__(f"{status}: {problem.detail}")
 
@@ -112,9 +112,9 @@ def wait_before(
 # %% ../../nbs/client/10_transport.ipynb #378dc267
 def _refused(answer: httpx.Response) -> APIError:
     try:
-        problem = Problem.model_validate_json(answer.read())
+        problem = ProblemDetails.model_validate_json(answer.read())
     except ValidationError:
-        problem = Problem(detail=answer.text[:500] or answer.reason_phrase)
+        problem = ProblemDetails(detail=answer.text[:500] or answer.reason_phrase)
     return APIError(answer.status_code, problem)
 
 

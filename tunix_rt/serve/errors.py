@@ -34,7 +34,7 @@ from ..registry.models import NameTaken
 
 # %% auto #0
 __all__ = ['STATUS', 'OPENAI_KINDS', 'log', 'COMMON', 'RESPONSES', 'HTTPRefusal', 'status_of', 'openai_body', 'with_status',
-           'FieldError', 'Problem', 'from_root', 'problem', 'field_errors', 'sentence', 'add_exception_handlers']
+           'FieldError', 'ProblemDetails', 'from_root', 'problem', 'field_errors', 'sentence', 'add_exception_handlers']
 
 # %% ../../nbs/serve/10_errors.ipynb #b813a0e4
 STATUS: tuple[tuple[type[TunixError], int], ...] = (
@@ -131,7 +131,7 @@ class FieldError(BaseModel):
     type: str = Field(description="The name of the rule")
 
 
-class Problem(BaseModel):
+class ProblemDetails(BaseModel):
     "The body of an error response."
 
     detail: str = Field(description="What was found and what to do, for a person")
@@ -181,7 +181,7 @@ def problem(
     """
     id = scope.get("state", {}).get("request_id")
     found = None if errors is None else list(errors)
-    body = Problem(detail=from_root(detail), errors=found, request_id=id).model_dump(
+    body = ProblemDetails(detail=from_root(detail), errors=found, request_id=id).model_dump(
         exclude_none=True
     )
     if scope.get("path", "").startswith("/v1/"):
@@ -279,5 +279,5 @@ COMMON = {
     503: "The database does not answer just now",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": meaning} for status, meaning in COMMON.items()
+    status: {"model": ProblemDetails, "description": meaning} for status, meaning in COMMON.items()
 }
