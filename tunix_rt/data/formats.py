@@ -36,7 +36,7 @@ from .overlap import EvaluationPrompts
 from .record_files import Twice, is_table, read_records
 from tunix_rt.data.responses import (
     NoWorking,
-    Response,
+    ResponseParts,
     boxed,
     final_answer,
     line_steps,
@@ -333,7 +333,7 @@ def made(
 
 def respond(
     prompt: str,  # Text of the question
-    response: Response,  # Parsed response
+    response: ResponseParts,  # Parsed response
     fields: Fields,  # Source record
 ) -> Trace:  # Trace with the text around the answer in `meta.response`
     """Make a trace from a question and a response.
@@ -356,7 +356,7 @@ def respond(
 def respond_to(
     text: str,  # Reasoning and answer, or an answer alone
     fields: Fields,  # Source record
-) -> Response:  # Parsed response; without steps if `bare` allows it
+) -> ResponseParts:  # Parsed response; without steps if `bare` allows it
     """Parse a text that may have nothing but an answer.
 
     Args:
@@ -603,7 +603,7 @@ def exchange(
 def response_of(
     turn: Turn,  # Turn of an assistant
     fields: Fields,  # Source record
-) -> Response:  # Parsed response
+) -> ResponseParts:  # Parsed response
     """Separate an assistant's thought from its answer.
 
     Args:
@@ -702,7 +702,7 @@ ATTEMPTS = (
 )
 
 
-def _attempt(fields: Fields) -> Response | None:
+def _attempt(fields: Fields) -> ResponseParts | None:
     "Parse the first attempt at a question that was not graded wrong."
     complete = [
         names for names in ATTEMPTS if all(not _absent(fields.peek(name)) for name in names[:2])
@@ -771,7 +771,7 @@ def _working(fields: Fields) -> tuple[list[str], str] | None:
 # %% ../../nbs/data/55_formats.ipynb #36f100de
 def worked(
     record: Mapping[str, Any],  # Record with reasoning and answer, in two fields or in one
-) -> Response:  # Steps and answer
+) -> ResponseParts:  # Steps and answer
     """Find reasoning and answer among the fields of a record.
 
     Args:

@@ -13,11 +13,11 @@ from .annotations import annotated_steps
 from ..traces.render import split_steps
 
 # %% auto #0
-__all__ = ['Response', 'boxes', 'boxed', 'unify_newlines', 'steps_of', 'reasoning_steps', 'line_steps', 'split_thought',
+__all__ = ['ResponseParts', 'boxes', 'boxed', 'unify_newlines', 'steps_of', 'reasoning_steps', 'line_steps', 'split_thought',
            'final_answer', 'NoWorking', 'parse_response']
 
 # %% ../../nbs/data/53_responses.ipynb #b9ae8f5b
-class Response(NamedTuple):
+class ResponseParts(NamedTuple):
     """The parts of a response.
 
     Attributes:
@@ -214,7 +214,7 @@ _SENTENCE = re.compile(r"(?P<work>.*\S)\s*The answer is:(?P<answer>[^\n]+)$", re
 
 def final_answer(
     text: str,  # Text after the reasoning
-) -> Response:  # Response without steps
+) -> ResponseParts:  # Response without steps
     """Find the comparable answer in the text of an answer.
 
     Args:
@@ -233,14 +233,14 @@ def final_answer(
     around = re.sub(r"\\(?:boxed|fbox)\b", "", (rest + inner).replace(answer, "", 1))
     different = len({re.sub(r"\s", "", each) for each in boxes(inner)}) > 1
     remarks = ("different boxes: the last one is taken as the answer",) if different else ()
-    return Response([], answer, whole if re.search(r"[^\W_]", around) else "", remarks)
+    return ResponseParts([], answer, whole if re.search(r"[^\W_]", around) else "", remarks)
 
 # %% ../../nbs/data/53_responses.ipynb #d3cf57cc
 _OPENED = re.compile(r"<\s*answer\s*>", re.I)
 _REASONING = re.compile(r"^\s*<\s*reasoning\s*>|<\s*/\s*reasoning\s*>\s*$", re.I)
 
 
-def _tagged_response(text: str, annotations: str) -> Response:
+def _tagged_response(text: str, annotations: str) -> ResponseParts:
     "Parse a text with an answer tag."
     start = list(_OPENED.finditer(text))[-1]
     found = _TAGGED.match(text, start.start())
@@ -263,7 +263,7 @@ class NoWorking(TraceError):
 def parse_response(
     text: str,  # Reasoning and answer, marked in one of the known ways
     annotations: str = "strip",  # Treatment of calculator annotations
-) -> Response:  # Steps and answer
+) -> ResponseParts:  # Steps and answer
     """Separate the reasoning in a text from the answer.
 
     Args:
