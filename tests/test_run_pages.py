@@ -14,7 +14,7 @@ from tunix_rt.jobs.logs import append_log
 from tunix_rt.jobs.queue import enqueue
 from tunix_rt.runs.folder import NOTES
 from tunix_rt.store.engine import open_store
-from tunix_rt.store.tables import EvaluationRow, RunRow, RunSummary, now
+from tunix_rt.store.tables import EvaluationRow, RunRow, RunSummaryRow, now
 from tunix_rt.tracking.evaluations import evaluate_run
 from tunix_rt.tracking.import_run import import_run
 from tunix_rt.tracking.run_table import annotate, list_views, load_view
@@ -278,7 +278,7 @@ def test_a_thousand_runs_stay_quick(own, root):
     while unread:
         unread = list_views(own, patience=2).unread
     with own.reading() as session:
-        assert session.query(RunSummary).count() == 1000
+        assert session.query(RunSummaryRow).count() == 1000
     began = time.process_time()
     found = list_views(own, filter="learning_rate < 1e-3 and seed >= 900", order="-seed")
     spent = time.process_time() - began

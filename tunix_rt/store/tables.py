@@ -39,7 +39,7 @@ from ..core.settings import resolve
 # %% auto #0
 __all__ = ['FIRST_YEAR', 'LAST_YEAR', 'Counting', 'STATUSES', 'ENDED', 'MODES', 'ROLES', 'DELETABLE', 'now', 'Moment', 'Base',
            'TraceRow', 'copied', 'TraceTally', 'ScoreRow', 'RatingRow', 'TraceMark', 'TraceEdit', 'RunRow', 'LogChunk',
-           'RunSummary', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
+           'RunSummaryRow', 'EvaluationRow', 'EvaluationItem', 'BaselineRow', 'TuningJob', 'Trial', 'ModelRow',
            'ModelVersion', 'ModelAlias', 'IdempotentReply', 'ApiToken', 'AuditEntry', 'DeletionRow']
 
 # %% ../../nbs/store/10_tables.ipynb #322249a4
@@ -318,7 +318,7 @@ class LogChunk(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 # %% ../../nbs/store/10_tables.ipynb #90d02133
-class RunSummary(Base):
+class RunSummaryRow(Base):
     "What lists show of a run: figures of its log, its name, tags and note."
 
     __tablename__ = "run_summaries"

@@ -24,7 +24,7 @@ from ..runs.folder import RECORD, Run, read_run
 from ..runs.old_names import with_new_names
 from ..runs.pipelines import find_pipeline, with_defaults
 from ..store.engine import Store
-from ..store.tables import ENDED, MODES, STATUSES, EvaluationRow, RunRow, RunSummary, now
+from ..store.tables import ENDED, MODES, STATUSES, EvaluationRow, RunRow, RunSummaryRow, now
 from .metrics_log import is_number, logged_metrics
 from .run_filter import check_names, filter_names, read_filter
 from .run_notes import Notes, make_notes, read_notes, write_notes
@@ -101,14 +101,14 @@ def folder_of(
 
 def summarize(
     run: Any,  # Row of a run
-) -> dict[str, Any]:  # Columns of `RunSummary`, but for the notes of a run without a folder
+) -> dict[str, Any]:  # Columns of `RunSummaryRow`, but for the notes of a run without a folder
     """Read what lists show from the folder of a run.
 
     Args:
         run: Row of a run
 
     Returns:
-        Columns of `RunSummary`, but for the notes of a run without a folder
+        Columns of `RunSummaryRow`, but for the notes of a run without a folder
     """
     found: dict[str, Any] = {"run_id": run.id, "stamp": stamp_of(run), "figures": {}}
     found |= {"parameters": {}, "author": None, "base_run_id": None}
@@ -226,16 +226,16 @@ def _query(conditions: Sequence[Any]) -> Select[Any]:
     number = func.row_number().over(partition_by=this.run_id, order_by=order)
     kept = (this.run_id, this.score, this.low, this.high, this.evaluation_set, this.judge_name)
     scored = select(*kept, this.metrics.label("measured"), number.label("number")).subquery()
-    summary = [column for column in RunSummary.__table__.columns if column.name != "parameters"]
+    summary = [column for column in RunSummaryRow.__table__.columns if column.name != "parameters"]
     return (
         select(
             *(getattr(RunRow, name) for name in _COLUMNS),
             *(column.label(f"kept_{column.name}") for column in summary),
-            RunSummary.parameters.label("kept_parameters"),
+            RunSummaryRow.parameters.label("kept_parameters"),
             *(scored.c[name] for name in ("score", "low", "high", "evaluation_set")),
             *(scored.c[name] for name in ("judge_name", "measured")),
         )
-        .outerjoin(RunSummary, RunSummary.run_id == RunRow.id)
+        .outerjoin(RunSummaryRow, RunSummaryRow.run_id == RunRow.id)
         .outerjoin(scored, (scored.c.run_id == RunRow.id) & (scored.c.number == 1))
         .where(*conditions)
         .order_by(RunRow.queued_at.desc(), RunRow.id.desc())
@@ -307,7 +307,7 @@ def keep_summaries(
     with store.writing() as session:
         for one in found:
             fresh = {"tags": [], "notes_kept": False, **one}
-            wanted = dialect.insert(RunSummary).values(**fresh)
+            wanted = dialect.insert(RunSummaryRow).values(**fresh)
             changed = {name: value for name, value in one.items() if name != "run_id"}
             session.execute(wanted.on_conflict_do_update(index_elements=["run_id"], set_=changed))
     return True
@@ -414,10 +414,10 @@ def read_new(
     Returns:
         Number of runs read
     """
-    summary = RunSummary.run_id.is_(None)
+    summary = RunSummaryRow.run_id.is_(None)
     missing = (
         select(RunRow.id)
-        .outerjoin(RunSummary, RunSummary.run_id == RunRow.id)
+        .outerjoin(RunSummaryRow, RunSummaryRow.run_id == RunRow.id)
         .where(summary, RunRow.status.in_(ENDED))
         .order_by(RunRow.queued_at.desc())
         .limit(limit)
@@ -553,6 +553,6 @@ def annotate(
     dialect = sqlite if store.dialect == "sqlite" else postgresql
     fresh = {"run_id": run_id, "stamp": "", "figures": {}, "parameters": {}, **said}
     with store.writing() as session:
-        wanted = dialect.insert(RunSummary).values(**fresh)
+        wanted = dialect.insert(RunSummaryRow).values(**fresh)
         session.execute(wanted.on_conflict_do_update(index_elements=["run_id"], set_=said))
     return load_view(store, run_id)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, aliased
 from ..evaluation.judges import ALIASES
 from ..evaluation.statistics import Difference
 from ..store.engine import Store
-from ..store.tables import EvaluationRow, RunRow, RunSummary
+from ..store.tables import EvaluationRow, RunRow, RunSummaryRow
 from .evaluations import scores_by_prompt
 from .leaderboard import Kind, paired, standing_of
 
@@ -175,13 +175,19 @@ def _read(session: Session, narrowed: Mapping[str, Any], limit: int, offset: int
         placed.c.place == 1, and_(placed.c.place > offset, placed.c.place <= offset + limit)
     )
     base = aliased(RunRow)
-    run = (RunRow.pipeline, RunRow.dataset_key, RunRow.request, base.dataset_key, RunSummary.name)
+    run = (
+        RunRow.pipeline,
+        RunRow.dataset_key,
+        RunRow.request,
+        base.dataset_key,
+        RunSummaryRow.name,
+    )
     query = (
         select(EvaluationRow, placed.c.place, placed.c.total, *run)
         .join(placed, placed.c.id == EvaluationRow.id)
         .join(RunRow, RunRow.id == EvaluationRow.run_id)
-        .outerjoin(RunSummary, RunSummary.run_id == EvaluationRow.run_id)
-        .outerjoin(base, base.id == RunSummary.base_run_id)
+        .outerjoin(RunSummaryRow, RunSummaryRow.run_id == EvaluationRow.run_id)
+        .outerjoin(base, base.id == RunSummaryRow.base_run_id)
         .where(wanted)
         .order_by(placed.c.newest.desc(), *(placed.c[name] for name in _KIND), placed.c.place)
     )

@@ -30,7 +30,7 @@ from ..schemas.runs import EvaluateModelRequest
 from ..schemas.types import Key, Name
 from ..strict_json import StrictRoute
 from ...store.engine import Store
-from ...store.tables import EvaluationItem, EvaluationRow, RunSummary
+from ...store.tables import EvaluationItem, EvaluationRow, RunSummaryRow
 from ...traces.diff import compare_html
 from ...traces.display import Html, text_html
 from ...tracking.evaluations import evaluate_run, latest_evaluation
@@ -188,10 +188,10 @@ def rivals_of(
     if evaluation is None:
         return {}
     this = EvaluationRow
-    named = func.coalesce(RunSummary.name, this.model_id)
+    named = func.coalesce(RunSummaryRow.name, this.model_id)
     query = (
         select(this.run_id, named)
-        .outerjoin(RunSummary, RunSummary.run_id == this.run_id)
+        .outerjoin(RunSummaryRow, RunSummaryRow.run_id == this.run_id)
         .where(
             this.evaluation_fingerprint == evaluation.evaluation_fingerprint,
             this.run_id != evaluation.run_id,

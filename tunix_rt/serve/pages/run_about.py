@@ -22,7 +22,7 @@ from ..dependencies import StoreDep
 from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
 from ...store.engine import Store
-from ...store.tables import EvaluationRow, ModelVersion, RunRow, RunSummary
+from ...store.tables import EvaluationRow, ModelVersion, RunRow, RunSummaryRow
 from ...tracking.run_compare import newest_of_each_kind
 from ...tracking.run_table import RunView, annotate
 
@@ -129,8 +129,8 @@ def _title(row: Any) -> str:
 
 def _runs(store: Store, *conditions: Any) -> list[Link]:
     query = (
-        select(RunRow.id, RunRow.pipeline, RunRow.status, RunSummary.name)
-        .outerjoin(RunSummary, RunSummary.run_id == RunRow.id)
+        select(RunRow.id, RunRow.pipeline, RunRow.status, RunSummaryRow.name)
+        .outerjoin(RunSummaryRow, RunSummaryRow.run_id == RunRow.id)
         .where(*conditions)
         .order_by(RunRow.queued_at.desc())
         .limit(MOST)
@@ -196,7 +196,7 @@ def lineage_of(
         "This run": [Link(view.title, None, row.status.replace("_", " ") if view.ended else "")],
         "Evaluations": _evaluations(store, view.id),
         "Model versions": _versions(store, view.id),
-        "Started from it": _runs(store, RunSummary.base_run_id == view.id),
+        "Started from it": _runs(store, RunSummaryRow.base_run_id == view.id),
     }
     return {heading: links for heading, links in found.items() if links}
 
