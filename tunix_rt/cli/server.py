@@ -25,7 +25,7 @@ from ..runs.folder import RECORD
 from ..runs.run_spec import RunSpec, make_spec
 
 if TYPE_CHECKING:
-    from tunix_rt.jobs.submit import Scheduler
+    from tunix_rt.jobs.submit import ClusterScheduler
     from tunix_rt.store.tables import RunRow
 
 # %% auto #0
@@ -153,7 +153,7 @@ def submitting(
 
 def open_scheduler(
     typed: str,  # "slurm", "ray" or "ray://host:port"
-) -> Scheduler:
+) -> ClusterScheduler:
     """Open the scheduler that a worker submits to.
 
     Args:

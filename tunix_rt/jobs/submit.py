@@ -22,11 +22,11 @@ from ..runs.lock import release
 from ..runs.run_spec import RunSpec, make_spec
 
 # %% auto #0
-__all__ = ['LEAVING', 'Answer', 'OPTIONS', 'PRINTED', 'Scheduler', 'SchedulerAway', 'ask_patiently', 'launch_options',
+__all__ = ['LEAVING', 'Answer', 'OPTIONS', 'PRINTED', 'ClusterScheduler', 'SchedulerAway', 'ask_patiently', 'launch_options',
            'prepare_folder', 'SubmittedRuns', 'JobWatch', 'follow', 'outcome_of']
 
 # %% ../../nbs/jobs/60_submit.ipynb #b92b8c98
-class Scheduler(Protocol):
+class ClusterScheduler(Protocol):
     "What a submitting worker needs of a scheduler."
 
     name: str  # For people, such as "Slurm"
@@ -148,7 +148,7 @@ class SubmittedRuns:
         poll_seconds: Seconds between two looks at a job
     """
 
-    scheduler: Scheduler  # Where they are executed
+    scheduler: ClusterScheduler  # Where they are executed
     options: Mapping[str, Any] = field(default_factory=dict)  # Fields of LaunchSpec
     poll_seconds: float = 5.0  # Seconds between two looks at a job
 
@@ -211,7 +211,7 @@ class JobWatch:
         poll_seconds: Seconds between two looks
     """
 
-    scheduler: Scheduler  # Where it is executed
+    scheduler: ClusterScheduler  # Where it is executed
     spec: LaunchSpec  # The run, described for the scheduler
     run: Run  # Folder that the job writes to
     on_output: Callable[[str, str], None]  # Receives the stream's name and text
