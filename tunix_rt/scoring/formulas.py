@@ -16,8 +16,8 @@ from zlib import crc32
 from .normalize import fold_greek
 
 # %% auto #0
-__all__ = ['Node', 'DEEPEST', 'LONGEST_FORMULA', 'FUNCTIONS', 'LARGEST', 'DIGITS', 'POINTS', 'READABLE', 'Unreadable', 'Reader',
-           'read_formula', 'tree_value', 'symbols_of', 'formula_values', 'tree_values', 'spell_value', 'near',
+__all__ = ['Node', 'DEEPEST', 'LONGEST_FORMULA', 'FUNCTIONS', 'LARGEST', 'DIGITS', 'POINTS', 'READABLE', 'UnreadableFormula',
+           'Reader', 'read_formula', 'tree_value', 'symbols_of', 'formula_values', 'tree_values', 'spell_value', 'near',
            'same_values', 'has_numeral']
 
 # %% ../../nbs/scoring/17_formulas.ipynb #bedad2c4
@@ -26,7 +26,7 @@ DEEPEST = 40  # Nested groups
 LONGEST_FORMULA = 400  # Characters; a longer text is not read as a formula
 
 
-class Unreadable(Exception):
+class UnreadableFormula(Exception):
     "The text is not mathematics that can be evaluated with certainty."
 
 
@@ -85,10 +85,10 @@ def _match(reader: Reader, pattern: re.Pattern[str]) -> re.Match[str] | None:
 def _group(reader: Reader, closing: str) -> Node:
     reader.depth += 1
     if reader.depth > DEEPEST:
-        raise Unreadable
+        raise UnreadableFormula
     inner = _sum(reader)
     if not _take(reader, closing):
-        raise Unreadable
+        raise UnreadableFormula
     reader.depth -= 1
     return inner
 
@@ -107,7 +107,7 @@ def _argument(reader: Reader) -> Node:
         return ("symbol", first)
     if first == "\\":
         return _atom(reader)
-    raise Unreadable
+    raise UnreadableFormula
 
 # %% ../../nbs/scoring/17_formulas.ipynb #ef6c661f
 def _function(reader: Reader, name: str) -> Node:
@@ -128,7 +128,7 @@ def _function(reader: Reader, name: str) -> Node:
     if _take(reader, "^"):
         power = _exponent(reader)
         if name != "log" and power == ("-", ("number", Fraction(1))):
-            raise Unreadable
+            raise UnreadableFormula
     inner = _function_argument(reader)
     node: Node = ("log", base, inner) if base else ("function", name, inner)
     return ("^", node, power) if power else node
@@ -168,7 +168,7 @@ def _atom(reader: Reader) -> Node:
         return _command_node(reader, found[1])
     if first.isalpha():
         return _letter(reader)
-    raise Unreadable
+    raise UnreadableFormula
 
 
 def _mixed(reader: Reader, whole: Node) -> Node:
@@ -190,17 +190,17 @@ def _command_node(reader: Reader, name: str) -> Node:
         return ("function", "exp", _function_argument(reader))
     if name in _SYMBOLS:
         return _with_subscript(reader, name)
-    raise Unreadable
+    raise UnreadableFormula
 
 
 def _letter(reader: Reader) -> Node:
     found = _letters.match(reader.text, reader.at)
     if found is None or len(found[0]) > 3 or (len(found[0]) > 1 and not found[0].isascii()):
-        raise Unreadable
+        raise UnreadableFormula
     letter = found[0][0]
     reader.at += 1
     if letter in "fghFGHPW" and reader.text.startswith("(", reader.at):
-        raise Unreadable
+        raise UnreadableFormula
     return _with_subscript(reader, letter)
 
 
@@ -237,7 +237,7 @@ def _power(reader: Reader) -> Node:
 def _signed(reader: Reader) -> Node:
     if _take(reader, "-"):
         if _skip(reader) in ("-", "+"):
-            raise Unreadable
+            raise UnreadableFormula
         return ("-", _signed(reader))
     if _take(reader, "+"):
         return _power(reader)
@@ -274,7 +274,7 @@ def _sum(reader: Reader) -> Node:
         if sign in "+-":
             reader.at += 1
             if _skip(reader) in ("+", "-"):
-                raise Unreadable
+                raise UnreadableFormula
             node = ("+", node, _product(reader) if sign == "+" else ("-", _product(reader)))
         elif _take(reader, r"\pm"):
             node = ("+", node, ("±", _product(reader)))
@@ -302,7 +302,7 @@ def read_formula(
     reader = Reader(fold_greek(text))
     try:
         node = _sum(reader)
-    except (Unreadable, IndexError, RecursionError):
+    except (UnreadableFormula, IndexError, RecursionError):
         return None
     _skip(reader)
     return node if reader.at == len(reader.text) else None
@@ -329,9 +329,9 @@ def _wide(value: Any) -> Any:
 def _small(value: Any) -> Any:
     if isinstance(value, Fraction):
         if max(value.numerator.bit_length(), value.denominator.bit_length()) > LARGEST:
-            raise Unreadable
+            raise UnreadableFormula
     elif not _mp().isfinite(value) or abs(value) > _mp().mpf(10) ** 5000:
-        raise Unreadable
+        raise UnreadableFormula
     return value
 
 # %% ../../nbs/scoring/17_formulas.ipynb #855bf9a8
@@ -350,7 +350,7 @@ def _exact_root(value: Fraction, degree: int) -> Fraction | None:
 
 def _root(degree: Any, value: Any) -> Any:
     if not isinstance(degree, Fraction) or degree.denominator != 1 or not 2 <= degree <= 50:
-        raise Unreadable
+        raise UnreadableFormula
     n = int(degree)
     if isinstance(value, Fraction):
         negative = value < 0
@@ -368,11 +368,11 @@ def _root(degree: Any, value: Any) -> Any:
 def _raise(base: Any, exponent: Any) -> Any:
     if isinstance(base, Fraction) and isinstance(exponent, Fraction):
         if base == 0 and exponent <= 0:
-            raise Unreadable
+            raise UnreadableFormula
         if exponent.denominator == 1:
             size = max(base.numerator.bit_length(), base.denominator.bit_length())
             if abs(exponent) * size > LARGEST:
-                raise Unreadable
+                raise UnreadableFormula
             return base ** int(exponent)
         if exponent.denominator <= 50 and abs(exponent.numerator) <= 50 and base > 0:
             return _raise(_root(Fraction(exponent.denominator), base), Fraction(exponent.numerator))
@@ -403,14 +403,14 @@ def _apply(name: str, value: Any) -> Any:
 
 def _factorial(value: Any) -> Fraction:
     if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 3000:
-        raise Unreadable
+        raise UnreadableFormula
     return Fraction(math.factorial(int(value)))
 
 
 def _binomial(n: Any, k: Any) -> Fraction:
     numbers = [value for value in (n, k) if isinstance(value, Fraction) and value.denominator == 1]
     if len(numbers) < 2 or not 0 <= k <= n <= 3000:
-        raise Unreadable
+        raise UnreadableFormula
     return Fraction(math.comb(int(n), int(k)))
 
 # %% ../../nbs/scoring/17_formulas.ipynb #dde2a230
@@ -447,7 +447,7 @@ def tree_value(
     if kind == "-":
         return -parts[0]
     if any(not isinstance(part, Fraction) and _mp().isinf(part) for part in parts):
-        raise Unreadable
+        raise UnreadableFormula
     if kind == "±":
         return values["±"] * parts[0]
     if kind == "!":
@@ -540,7 +540,14 @@ def tree_values(
     for number in range(POINTS if names else 1):
         try:
             values.append(tree_value(node, {**_point(names, number), "±": sign}))
-        except (Unreadable, ArithmeticError, ValueError, TypeError, KeyError, RecursionError):
+        except (
+            UnreadableFormula,
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+        ):
             if number < 2:
                 return None
             values.append(None)

@@ -16,8 +16,8 @@ from .numbers import LONGEST, SCALES, is_turning, spelled_by_decimals
 from .units import conversion
 
 # %% auto #0
-__all__ = ['SIGNS', 'MOST_TOKENS', 'CARRIES_ON', 'REMAINDERS', 'Unreadable', 'work_out', 'worth', 'spell_line', 'ArithmeticSpan',
-           'find_spans', 'read_sides', 'holds', 'make_explicit', 'StepCheck', 'check_steps']
+__all__ = ['SIGNS', 'MOST_TOKENS', 'CARRIES_ON', 'REMAINDERS', 'UnreadableStep', 'work_out', 'worth', 'spell_line',
+           'ArithmeticSpan', 'find_spans', 'read_sides', 'holds', 'make_explicit', 'StepCheck', 'check_steps']
 
 # %% ../../nbs/scoring/20_steps.ipynb #2dddc758
 SIGNS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
@@ -28,7 +28,7 @@ SIGNS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
 }
 
 
-class Unreadable(Exception):
+class UnreadableStep(Exception):
     "The text is not arithmetic that can be evaluated with certainty."
 
 
@@ -39,10 +39,10 @@ def _factor(tokens: list[str]) -> Fraction:
     if token == "(":
         value = _sum(tokens)
         if not tokens or tokens.pop() != ")":
-            raise Unreadable
+            raise UnreadableStep
         return value
     if not token[-1:].isdigit():
-        raise Unreadable
+        raise UnreadableStep
     percent = bool(tokens) and tokens[-1] == "%" and bool(tokens.pop())
     return Fraction(token.replace(",", "")) / (100 if percent else 1)
 
@@ -67,7 +67,7 @@ MOST_TOKENS = 50  # Tokens on one side of an equation; a longer side is not read
 def work_out(
     tokens: list[str],  # Numbers, + - * / % and parentheses, in order
 ) -> Fraction:  # Exact value
-    """Evaluate an arithmetic expression, or raise `Unreadable`.
+    """Evaluate an arithmetic expression, or raise `UnreadableStep`.
 
     Args:
         tokens: Numbers, + - * / % and parentheses, in order
@@ -76,14 +76,14 @@ def work_out(
         Exact value
     """
     if len(tokens) > MOST_TOKENS or any(len(token) > LONGEST for token in tokens):
-        raise Unreadable
+        raise UnreadableStep
     rest = tokens[::-1]
     try:
         value = _sum(rest)
     except ZeroDivisionError:
-        raise Unreadable from None
+        raise UnreadableStep from None
     if rest:
-        raise Unreadable
+        raise UnreadableStep
     return value
 
 
@@ -100,7 +100,7 @@ def worth(
     """
     try:
         return work_out(tokens)
-    except Unreadable:
+    except UnreadableStep:
         return None
 
 # %% ../../nbs/scoring/20_steps.ipynb #d87d0fcf
