@@ -17,7 +17,7 @@ from tunix_rt.jobs.logs import append_log
 from tunix_rt.jobs.queue import get_queued
 from tunix_rt.jobs.worker import work
 from tunix_rt.serve.app import create_app
-from tunix_rt.serve.sse import Watch, follow, read_events
+from tunix_rt.serve.sse import RunPoller, follow, read_events
 from tunix_rt.store.tables import IdempotentReply, RunRow
 from tunix_rt.store.traces import count_traces
 
@@ -613,7 +613,7 @@ def test_many_listeners_hold_no_connection(store, root, monkeypatch):
         return [told async for told in follow(watch, run.id)]
 
     async def crowd():
-        watch = Watch(store, every=0.02)
+        watch = RunPoller(store, every=0.02)
         listeners = [asyncio.create_task(listen(watch)) for _ in range(40)]
         await asyncio.sleep(0.3)
         held = store.engine.pool.checkedout()
@@ -643,7 +643,7 @@ def test_who_listens_hears_of_trouble_of_any_kind(store, root, monkeypatch):
         raise RuntimeError("of a driver")
 
     async def listen():
-        watch = Watch(store, every=0.02)
+        watch = RunPoller(store, every=0.02)
         heard = [text async for text in follow(watch, uuid4())]
         await watch.close()
         return heard

@@ -23,7 +23,7 @@ from .metrics import Metrics, RunCountCollector, TimedStore
 from .pools import Pools, pools_of, run_in_long_pool
 from .rediai import RediAI
 from .schemas.types import Key
-from .sse import Watch
+from .sse import RunPoller
 from .trace_writer import TraceWriter
 from ..store.engine import Store, open_store
 from ..store.search_index import SearchIndexer
@@ -43,7 +43,7 @@ class Services:
     measures: Metrics
     store: TimedStore
     arrivals: TraceWriter
-    watch: Watch
+    watch: RunPoller
     rediai: RediAI
     indexer: SearchIndexer
     loop: asyncio.AbstractEventLoop
@@ -75,7 +75,7 @@ async def lifespan_services(
     assert opened is not None
     measured = TimedStore(opened.engine, opened.turn, measures=measures)
     measures.registry.register(RunCountCollector(measured))
-    arrivals, watch = TraceWriter(measured), Watch(measured)
+    arrivals, watch = TraceWriter(measured), RunPoller(measured)
     app.state.services = Services(
         settings,
         measures,

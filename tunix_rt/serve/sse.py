@@ -26,7 +26,7 @@ from ..store.tables import ENDED, RunRow
 
 # %% auto #0
 __all__ = ['States', 'Events', 'T', 'THREADS', 'PACE', 'AT_ONCE', 'log', 'UNSEEN', 'BEAT', 'event', 'log_event', 'run_states',
-           'read_events', 'Watch', 'follow']
+           'read_events', 'RunPoller', 'follow']
 
 # %% ../../nbs/serve/50_sse.ipynb #0cc27fb7
 def event(
@@ -108,7 +108,7 @@ UNSEEN = "the state of the runs could not be read; the server log says why. Reco
 
 
 @dataclass
-class Watch:
+class RunPoller:
     """A task that polls the state of the runs with listeners.
 
     Attributes:
@@ -202,14 +202,14 @@ BEAT = 1.0  # Seconds between two heartbeats
 
 # %% ../../nbs/serve/50_sse.ipynb #b52c18af
 async def follow(
-    watch: Watch,  # Watch of the app
+    watch: RunPoller,  # Poller of the app
     run_id: UUID,  # Id of an existing run
     since_seq: int = 0,  # Last chunk that the listener has
 ) -> AsyncIterator[str]:  # Formatted events
     """Stream a run's log until the run has ended.
 
     Args:
-        watch: Watch of the app
+        watch: Poller of the app
         run_id: Id of an existing run
         since_seq: Last chunk that the listener has
 
