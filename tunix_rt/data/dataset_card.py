@@ -15,7 +15,7 @@ from .selection import TraceIndex, statistics
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['SIZES', 'dataset_manifest', 'card_data', 'dataset_card']
+__all__ = ['SIZES', 'dataset_manifest', 'dataset_card_data', 'dataset_card']
 
 # %% ../../nbs/data/40_dataset_card.ipynb #8326d8b2
 def dataset_manifest(
@@ -72,7 +72,7 @@ def dataset_manifest(
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def card_data(
+def dataset_card_data(
     manifest: Mapping[str, Any],  # Manifest of the dataset
 ) -> dict[str, Any]:  # Field name to value
     """List the fields that the Hugging Face hub reads in a dataset card.
@@ -128,7 +128,7 @@ def dataset_card(
             f". Near-duplicates left out: {dedup['dropped']:,} (Jaccard similarity of the "
             f"{dedup['column']} from {dedup['threshold']} on; `near_duplicates.jsonl`)"
         )
-    return f"""{front_matter(card_data(manifest))}
+    return f"""{front_matter(dataset_card_data(manifest))}
 
 # {manifest["dataset_key"]}
 

@@ -21,7 +21,7 @@ from ..models.lora import LoraConfig
 from .config import TrainConfig
 
 # %% auto #0
-__all__ = ['HUB_NAME', 'LICENSE', 'MERGED', 'BESIDE', 'ASK', 'PURPOSE', 'card_facts', 'base_facts', 'card_data', 'table',
+__all__ = ['HUB_NAME', 'LICENSE', 'MERGED', 'BESIDE', 'ASK', 'PURPOSE', 'card_facts', 'base_facts', 'model_card_data', 'table',
            'shape_table', 'usage', 'model_card']
 
 # %% ../../nbs/training/70_model_card.ipynb #29c74354
@@ -85,7 +85,7 @@ def base_facts(
     return facts | {key: card[key] for key in LICENSE if card.get(key)}
 
 
-def card_data(
+def model_card_data(
     config: GemmaConfig,  # The shape
     *,
     dataset: str,  # Key of the dataset
@@ -255,6 +255,6 @@ def model_card(
         ),
         "What it is for": PURPOSE,
     }
-    start = front_matter(card_data(config, dataset=dataset, base=base, adapter=adapter))
+    start = front_matter(model_card_data(config, dataset=dataset, base=base, adapter=adapter))
     words = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"{start}\n\n# A model that shows its work\n\n{words}\n"
