@@ -27,7 +27,7 @@ from ..traces.schema import Step, Trace
 # %% auto #0
 __all__ = ['RIGHT', 'WRONG', 'CUT', 'BARE', 'PROMPT', 'EMPTY', 'OFFERS', 'STAND_IN', 'TOLD', 'MUST', 'CHECK_STYLE',
            'right_response', 'other_answer', 'offers_for', 'as_completions', 'Offered', 'RewardCheck', 'check_text',
-           'check_rows', 'check_html', 'check_rewards']
+           'reward_table', 'check_html', 'check_rewards']
 
 # %% ../../nbs/rewards/40_check.ipynb #c7d38f82
 RIGHT, WRONG = "the right response", "another trace's answer"
@@ -268,7 +268,7 @@ CHECK_STYLE = """
 }"""
 
 
-def check_rows(
+def reward_table(
     check: RewardCheck,  # Check to show
 ) -> list[list[str]]:  # Texts of the table, its head first
     """Lay out a check as a table.
@@ -306,7 +306,7 @@ def check_html(
     Returns:
         HTML for JupyterLab, and a table in text for a terminal
     """
-    rows, text = check_rows(check), check_text(check)
+    rows, text = reward_table(check), check_text(check)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     plain = [
         "  ".join(

@@ -16,7 +16,7 @@ from ..core.files import canonical_json
 
 # %% auto #0
 __all__ = ['LONGEST', 'DEEPEST', 'OPERATORS', 'Lookup', 'Condition', 'FilterError', 'Word', 'split_words', 'Compare', 'Joined',
-           'read_filter', 'filter_names', 'check_names']
+           'read_filter', 'filter_names', 'check_known_names']
 
 # %% ../../nbs/tracking/70_run_filter.ipynb #0adb0e69
 class FilterError(TunixError):
@@ -283,7 +283,7 @@ def filter_names(
     return list(dict.fromkeys(name for part in condition.parts for name in filter_names(part)))
 
 
-def check_names(
+def check_known_names(
     names: Iterable[str],  # Names in a filter, a sort order or a list of columns
     known: Mapping[str, Any] | set[str],  # Names that some run has
 ) -> None:

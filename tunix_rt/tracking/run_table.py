@@ -26,7 +26,7 @@ from ..runs.pipelines import find_pipeline, with_defaults
 from ..store.engine import Store
 from ..store.tables import ENDED, MODES, STATUSES, EvaluationRow, RunRow, RunSummaryRow, now
 from .metrics_log import is_number, logged_metrics
-from .run_filter import check_names, filter_names, read_filter
+from .run_filter import check_known_names, filter_names, read_filter
 from .run_notes import Notes, make_notes, read_notes, write_notes
 from .run_predictions import run_folder
 
@@ -515,7 +515,7 @@ def list_views(
     names = names_of(views)
     given = filter_names(condition) if condition else []
     if views:
-        check_names([name for name in given if not name.startswith(PREFIXES)], names)
+        check_known_names([name for name in given if not name.startswith(PREFIXES)], names)
     passing = [view for view in views if condition is None or condition.holds(view.value)]
     ranked = sorted_views(passing, order)
     more = offset + limit < len(ranked)
