@@ -27,11 +27,11 @@ from tunix_rt.scoring.meanings import (
     unname,
 )
 from tunix_rt.scoring.normalize import (
-    compact,
+    comparison_key,
     lower_subscripts,
+    normalize_answer,
     normalize_text,
     same_text,
-    tidy,
 )
 
 # %% auto #0
@@ -114,7 +114,7 @@ def _read(text: str, trusted: bool, lenient: bool) -> tuple[str, Value, str]:
     final = find_final(text, lenient=lenient or trusted)
     if final.kind == "refused":
         return "", REFUSED, "refused"
-    inner, math = tidy(final.text)
+    inner, math = normalize_answer(final.text)
     value = read_value(inner, math=math or "$" in final.text, trusted=trusted)
     if (
         isinstance(value, Words)
@@ -179,12 +179,12 @@ def _ask_algebra(expected: str, given: str) -> bool:
 
 # %% ../../nbs/scoring/38_matching.ipynb #63a42490
 def _chosen(expected: str, wanted: str, given: str, found: str) -> bool:
-    wanted, found = tidy(wanted)[0], tidy(found)[0]
+    wanted, found = normalize_answer(wanted)[0], normalize_answer(found)[0]
     if key := _choice_key.fullmatch(wanted):
         letter = key[1] or key[2]
         return letter in (read_choice(found), read_choice(given))
     if normalize_text(wanted) in _verdicts:
-        verdict = read_verdict(tidy(given)[0] if "\n" not in given else given)
+        verdict = read_verdict(normalize_answer(given)[0] if "\n" not in given else given)
         return verdict is not None and verdict == _verdicts[normalize_text(wanted)]
     return False
 
@@ -204,7 +204,7 @@ def _with_decimal_comma(wanted: Value, wanted_text: str, found: Value, found_tex
 def _same_words(expected: str, given: str) -> bool:
     pairs = (
         (expected, given),
-        (tidy(expected)[0], tidy(given)[0]),
+        (normalize_answer(expected)[0], normalize_answer(given)[0]),
         tuple(map(lower_subscripts, (expected, given))),
     )
     return any(same_text(*pair) for pair in pairs)
@@ -214,7 +214,7 @@ def _says(wanted: Value, given: str) -> bool:
     final = find_in_prose(given)
     if final is None:
         return False
-    value = read_value(tidy(final.text)[0])
+    value = read_value(normalize_answer(final.text)[0])
     return same_meaning(wanted, value, lenient=True)
 
 # %% ../../nbs/scoring/38_matching.ipynb #9a609376
@@ -248,11 +248,14 @@ def answers_match(
         return expected == given or Fraction(expected) == Fraction(given)
     if not given or len(given) > LONGEST_ANSWER:
         return bool(given) and expected == given
-    if (plain := compact(expected)) and plain == compact(given):
+    if (plain := comparison_key(expected)) and plain == comparison_key(given):
         return True
     wanted_text, wanted, _ = _read(expected, True, True)
     found_text, found, kind = _read(given, False, lenient)
-    if (plain := compact(found_text)) and plain in (compact(wanted_text), compact(expected)):
+    if (plain := comparison_key(found_text)) and plain in (
+        comparison_key(wanted_text),
+        comparison_key(expected),
+    ):
         return True
     if _chosen(expected, wanted_text, given, found_text):
         return True
@@ -266,7 +269,9 @@ def answers_match(
         return lenient and isinstance(found, Words) and _ask_algebra(wanted.text, found.text)
     if lenient and isinstance(found, Words) and found != REFUSED:
         return _says(wanted, given)
-    return lenient and _with_decimal_comma(wanted, tidy(wanted_text)[0], found, tidy(found_text)[0])
+    return lenient and _with_decimal_comma(
+        wanted, normalize_answer(wanted_text)[0], found, normalize_answer(found_text)[0]
+    )
 
 # %% ../../nbs/scoring/38_matching.ipynb #82bab1ff
 def _is_unfinished(value: Value) -> bool:
@@ -278,7 +283,7 @@ def _is_unfinished(value: Value) -> bool:
 
 def _agree(one: str, other: str) -> bool:
     "Decide whether two answers are equal, neither of them being the key."
-    if compact(one) == compact(other):
+    if comparison_key(one) == comparison_key(other):
         return True
     (text, value, _), (text_2, value_2, _) = (_read(each, False, False) for each in (one, other))
     signs = [_sign(each, found) for each, found in ((one, text), (other, text_2))]
@@ -296,7 +301,7 @@ def _agree(one: str, other: str) -> bool:
 
 def _sign(answer: str, found: str) -> str | None:
     "Parse a verdict or a choice, and nothing else."
-    for text in (tidy(found)[0], answer):
+    for text in (normalize_answer(found)[0], answer):
         if (verdict := read_verdict(text)) is not None:
             return "yes" if verdict else "no"
         if (choice := read_choice(text)) is not None:

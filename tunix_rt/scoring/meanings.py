@@ -14,7 +14,7 @@ from typing import Any
 
 from .final_answer import LONGEST_ANSWER
 from .formulas import formula_values, same_values
-from .normalize import compact, tidy
+from .normalize import comparison_key, normalize_answer
 from .numbers import Quantity, is_turning, read_tidy, same_value
 from .units import conversion
 
@@ -254,7 +254,7 @@ def read_scalar(
     if "," in text or not text or _only_letters.fullmatch(text):
         return None
     values = formula_values(text)
-    return None if values is None else Formula(compact(text), values, unit)
+    return None if values is None else Formula(comparison_key(text), values, unit)
 
 
 _only_letters = re.compile(r"[A-Za-z][A-Za-z ]+")
@@ -331,7 +331,7 @@ def read_equation(
     left, right = parts
     difference = formula_values(f"({left.strip()})-({right.strip()})")
     return (
-        Equation(compact("=".join(parts)), difference)
+        Equation(comparison_key("=".join(parts)), difference)
         if difference and len(difference) > 1
         else None
     )
@@ -513,7 +513,7 @@ def _read_both_signs(text: str) -> Value | None:
     items = tuple(
         Number(Quantity(value[0]))
         if value and len(value) == 1 and isinstance(value[0], Fraction)
-        else Formula(f"{compact(text)} {sign}", value or ())
+        else Formula(f"{comparison_key(text)} {sign}", value or ())
         for value, sign in zip(values, "+-", strict=True)
     )
     return Group("", items, ordered=False)

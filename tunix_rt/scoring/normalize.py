@@ -11,7 +11,7 @@ from functools import lru_cache
 
 # %% auto #0
 __all__ = ['GREEK', 'fold_fractions', 'fold_characters', 'lower_subscripts', 'fold_greek', 'clean_latex', 'close_of', 'peel',
-           'drop_dollars', 'tidy', 'normalize_text', 'looks_like_code', 'same_text', 'compact']
+           'drop_dollars', 'normalize_answer', 'normalize_text', 'looks_like_code', 'same_text', 'comparison_key']
 
 # %% ../../nbs/scoring/12_normalize.ipynb #e666dede
 _SIGNS = {
@@ -334,7 +334,7 @@ _delimiter = re.compile(r"\\[()\[\]]")
 
 
 @lru_cache(maxsize=32768)
-def tidy(
+def normalize_answer(
     text: str,  # Answer
 ) -> tuple[str, bool]:  # Normalized answer, and True if it is certainly mathematics
     """Normalize an answer for parsing.
@@ -425,7 +425,7 @@ _around = re.compile(r"\s*([,;:])\s*")
 
 
 @lru_cache(maxsize=32768)
-def compact(
+def comparison_key(
     text: str,  # Answer
 ) -> str:  # Comparison key, not for display
     """Drop the spaces and signs that do not change a formula.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from .normalize import tidy
+from .normalize import normalize_answer
 from .units import CURRENCIES, conversion, same_unit
 
 # %% auto #0
@@ -399,7 +399,7 @@ def read_quantity(
     """
     if len(text) > 4 * LONGEST:
         return None
-    return read_tidy(tidy(text)[0])
+    return read_tidy(normalize_answer(text)[0])
 
 # %% ../../nbs/scoring/15_numbers.ipynb #6cfca042
 def spelled_by_decimals(
