@@ -31,8 +31,9 @@ from .served_models import ServedModel
 # %% auto #0
 __all__ = ['MOST_CHOICES', 'LOWEST', 'Job', 'tokens_left', 'check_ids', 'read_prompt', 'completion_jobs', 'chat_jobs',
            'shared_seed', 'merged_deltas', 'token_text', 'top_by_text', 'completion_logprobs', 'chat_logprobs',
-           'prompt_table', 'Collected', 'collect', 'usage_of', 'envelope', 'completion_choice', 'completion_body',
-           'chat_choice', 'chat_body', 'chat_piece', 'chat_pieces', 'text_pieces', 'event', 'stream_events']
+           'prompt_table', 'Collected', 'collect_choices', 'usage_of', 'envelope', 'completion_choice',
+           'completion_body', 'chat_choice', 'chat_body', 'chat_piece', 'chat_pieces', 'text_pieces', 'chunk_event',
+           'stream_events']
 
 # %% ../../../nbs/serve/openai/30_responses.ipynb #45ac37cc
 MOST_CHOICES = 2048  # Choices of one request: prompts times n
@@ -425,7 +426,7 @@ class Collected:
             self.written = delta.completion.completion_tokens
 
 
-async def collect(
+async def collect_choices(
     engine: AsyncEngine,  # Engine that writes
     jobs: Sequence[Job],  # Choices
 ) -> list[Collected]:  # One for each
@@ -535,7 +536,7 @@ async def completion_body(
         request: Request
         jobs: Choices
     """
-    found = await collect(served.engine, jobs)
+    found = await collect_choices(served.engine, jobs)
     choices = [
         completion_choice(served.engine, request, job, got)
         for job, got in zip(jobs, found, strict=True)
@@ -583,7 +584,7 @@ async def chat_body(
         request: Request
         jobs: Choices
     """
-    found = await collect(served.engine, jobs)
+    found = await collect_choices(served.engine, jobs)
     choices = [
         chat_choice(served.engine, request, job, got) for job, got in zip(jobs, found, strict=True)
     ]
@@ -686,7 +687,7 @@ def text_pieces(
     return [{"index": job.index, "text": text, "logprobs": told, "finish_reason": reason}]
 
 # %% ../../../nbs/serve/openai/30_responses.ipynb #7638cec3
-def event(
+def chunk_event(
     body: dict[str, Any],  # What to send
 ) -> str:  # One server-sent event
     """Format an event.
@@ -723,7 +724,7 @@ async def stream_events(
         if chat:
             for job in jobs:
                 first = chat_piece(job, {"role": "assistant", "content": ""})
-                yield event(start | {"choices": [first]})
+                yield chunk_event(start | {"choices": [first]})
         deltas = merged_deltas(served.engine, jobs)
         async with aclosing(deltas):
             async for job, delta in deltas:
@@ -735,11 +736,11 @@ async def stream_events(
                 )
                 got.add(delta)
                 for piece in pieces:
-                    yield event(start | {"choices": [piece]})
+                    yield chunk_event(start | {"choices": [piece]})
         if request.stream_options and request.stream_options.include_usage:
-            yield event(start | {"choices": [], "usage": usage_of(jobs, found)})
+            yield chunk_event(start | {"choices": [], "usage": usage_of(jobs, found)})
         yield "data: [DONE]\n\n"
     except OpenAIError as error:
-        yield event(openai_body(str(error), error.status, param=error.param, code=error.code))
+        yield chunk_event(openai_body(str(error), error.status, param=error.param, code=error.code))
     except Exception as error:  # the status was sent long ago
-        yield event(openai_body(f"the model failed: {error}", 500))
+        yield chunk_event(openai_body(f"the model failed: {error}", 500))

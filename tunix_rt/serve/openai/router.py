@@ -38,7 +38,7 @@ from ..pools import OPERATION, pools_of, run_in_parse_pool
 
 # %% auto #0
 __all__ = ['log', 'Handler', 'router', 'T', 'GONE', 'OpenAIRoute', 'pool_of', 'unless_gone', 'respond', 'create_chat_completion',
-           'create_completion', 'model_card', 'list_served_models', 'get_served_model']
+           'create_completion', 'describe_model', 'list_served_models', 'get_served_model']
 
 # %% ../../../nbs/serve/openai/40_router.ipynb #86db01a7
 log = logging.getLogger("tunix_rt.serve")
@@ -165,7 +165,7 @@ async def create_completion(request: Request) -> Response:
     return await respond(request, served, asked, jobs)
 
 
-def model_card(
+def describe_model(
     pool: ModelPool,  # Models of the server
     name: str,  # Name that clients use
 ) -> dict[str, Any]:
@@ -186,7 +186,7 @@ async def list_served_models(request: Request) -> dict[str, Any]:
     "List the models."
     pool = pool_of(request)
     names = await asyncio.to_thread(pool.names)
-    return {"object": "list", "data": [model_card(pool, name) for name in names]}
+    return {"object": "list", "data": [describe_model(pool, name) for name in names]}
 
 
 @router.get("/v1/models/{name:path}")
@@ -197,4 +197,4 @@ async def get_served_model(request: Request, name: str) -> dict[str, Any]:
         raise OpenAIError(
             f"the model {name[:200]!r} is not served here", status=404, code="model_not_found"
         )
-    return model_card(pool, name)
+    return describe_model(pool, name)
