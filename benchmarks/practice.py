@@ -24,7 +24,7 @@ from typing import Any
 import tunix_rt as rt
 import tunix_rt.training.loop as training_loop
 from tunix_rt.data.datasets import Dataset
-from tunix_rt.evaluation.compare import in_words
+from tunix_rt.evaluation.compare import describe_comparison
 from tunix_rt.post_training import measure
 from tunix_rt.rl.rejection_sampling import RejectionConfig, sample_working
 from tunix_rt.rl.rollouts import encode_questions
@@ -141,7 +141,7 @@ def main() -> None:
                 "before": found.main.before, "after": found.main.after, "low": found.main.low,
                 "difference": found.main.difference, "high": found.main.high,
                 "pass_at_8_before": before.pass_at[8].mean, "pass_at_8": after.pass_at[8].mean,
-                "words": in_words(found),
+                "words": describe_comparison(found),
             })  # fmt: skip
             print(json.dumps(rows[-1], indent=1), flush=True)
     write(rows, given.minutes)

@@ -26,7 +26,7 @@ from .core.files import read_log, sha256_text
 from .core.settings import resolve
 from .data.datasets import Dataset
 from .data.overlap import check_no_overlap
-from .evaluation.compare import Comparison, compare_evaluations, in_words
+from .evaluation.compare import Comparison, compare_evaluations, describe_comparison
 from .evaluation.evaluate import Evaluation, evaluate, load_evaluation, write_evaluation
 from .evaluation.predict import predict
 from .evaluation.report import write_report
@@ -410,7 +410,7 @@ def _finish(
         )  # fmt: skip
         results |= accuracies(before, after)
         results |= {f"pass@{k}": figure.mean for k, figure in after.pass_at.items()}
-        verdict = f"{in_words(comparison)} {verdict}"
+        verdict = f"{describe_comparison(comparison)} {verdict}"
     return GRPOResult(model, run, metrics, results, files, verdict, comparison)
 
 # %% ../nbs/12_post_training.ipynb #bbef382a

@@ -27,7 +27,7 @@ from .core.files import read_log, sha256_text
 from .core.settings import resolve
 from .data.datasets import Dataset
 from .data.overlap import EvaluationPrompts
-from .evaluation.compare import Comparison, in_words
+from .evaluation.compare import Comparison, describe_comparison
 from .evaluation.evaluate import Evaluation
 from .models.attention_backends import choose_attention
 from .models.config import parameter_count
@@ -623,7 +623,7 @@ def _finish(
             **session.asked,
         )  # fmt: skip
         results |= accuracies(before, after)
-        verdict = f"{in_words(comparison)} {verdict}"
+        verdict = f"{describe_comparison(comparison)} {verdict}"
     return PreferenceResult(model, run, metrics, results, files, verdict, comparison, held_out)
 
 # %% ../nbs/14_preferences.ipynb #679e4e45

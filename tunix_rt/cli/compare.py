@@ -64,7 +64,7 @@ def compare(
 
     Example: tunix-rt compare outputs/runs/small outputs/runs/large
     """
-    from tunix_rt.evaluation.compare import compare_evaluations, in_words
+    from tunix_rt.evaluation.compare import compare_evaluations, describe_comparison
 
     found = compare_evaluations(evaluation_of(before), evaluation_of(after), scorer=scorer)
-    typer.echo(f"{in_words(found)}\n\n{found!r}")
+    typer.echo(f"{describe_comparison(found)}\n\n{found!r}")

@@ -16,7 +16,7 @@ from .statistics import Difference, paired_difference
 from ..traces.display import Html
 
 # %% auto #0
-__all__ = ['Comparison', 'comparison_html', 'compare_evaluations', 'in_words']
+__all__ = ['Comparison', 'comparison_html', 'compare_evaluations', 'describe_comparison']
 
 # %% ../../nbs/evaluation/50_compare.ipynb #cda97125
 class Comparison(BaseModel):
@@ -142,7 +142,7 @@ def compare_evaluations(
     )
 
 # %% ../../nbs/evaluation/50_compare.ipynb #3e5b4c2f
-def in_words(
+def describe_comparison(
     comparison: Comparison,  # Comparison to describe
 ) -> str:  # Two sentences of plain text
     """Describe the result of a comparison.

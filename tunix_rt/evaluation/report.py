@@ -22,7 +22,7 @@ from tunix_rt.evaluation.charts import (
     interval,
     percent,
 )
-from .compare import Comparison, comparison_html, in_words
+from .compare import Comparison, comparison_html, describe_comparison
 from .evaluate import Evaluation, not_compared_text
 from tunix_rt.evaluation.transcripts import (
     TRANSCRIPT_STYLE,
@@ -346,7 +346,7 @@ def report_html(
         HTML for JupyterLab, with the findings as text for a terminal
     """
     main, colors = leading_scorer(evaluations), colors_for(list(evaluations))
-    found = [in_words(comparison) for comparison in comparisons]
+    found = [describe_comparison(comparison) for comparison in comparisons]
     scores, categories = _tables(evaluations, main)
     differences = "".join(
         f"<h3>{escape(visible(f'{c.before} → {c.after}'))}</h3>"

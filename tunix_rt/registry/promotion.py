@@ -43,7 +43,7 @@ from ..store.deletions import lock_name
 from ..store.engine import Store
 from ..store.tables import EvaluationRow, ModelAlias, ModelVersion, RunRow, now
 from ..tracking.baselines import metrics_of
-from ..tracking.regression import check_regression, in_words
+from ..tracking.regression import check_regression, describe_check
 from ..tracking.run_predictions import finished_run, run_folder
 
 # %% auto #0
@@ -213,7 +213,7 @@ def promote(
     if gate is not None:
         check = check_regression(store, source_run_id, gate, tolerance=tolerance)
         if check.verdict == "fail":
-            raise RunError(f"run {source_run_id} was not promoted. {in_words(check)}")
+            raise RunError(f"run {source_run_id} was not promoted. {describe_check(check)}")
         passed = {"baseline": gate, "verdict": check.verdict, **check.details}
     home = resolve(settings().models)
     content = store_content(source, home)

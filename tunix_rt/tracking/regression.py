@@ -27,7 +27,7 @@ from .leaderboard import paired
 from .run_predictions import finished_run
 
 # %% auto #0
-__all__ = ['verdict_on', 'RegressionCheck', 'check_regression', 'in_words', 'gate']
+__all__ = ['verdict_on', 'RegressionCheck', 'check_regression', 'describe_check', 'gate']
 
 # %% ../../nbs/tracking/60_regression.ipynb #b8825a9c
 def _version(
@@ -190,7 +190,7 @@ def check_regression(
     )
 
 # %% ../../nbs/tracking/60_regression.ipynb #f8ed78cb
-def in_words(
+def describe_check(
     check: RegressionCheck,  # Check to describe
 ) -> str:  # One line of text
     """Describe a check in one line.
@@ -238,4 +238,4 @@ def gate(
     """
     check = check_regression(store, run_id, baseline_name, tolerance=tolerance)
     shut = check.verdict == "fail" or (strict and check.verdict == "uncertain")
-    return int(shut), in_words(check)
+    return int(shut), describe_check(check)
