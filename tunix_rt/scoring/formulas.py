@@ -287,12 +287,12 @@ def _sum(reader: Reader) -> Node:
 # %% ../../nbs/scoring/17_formulas.ipynb #0651094f
 @lru_cache(maxsize=16384)
 def read_formula(
-    text: str,  # Formula from `tidy`
+    text: str,  # Formula from `normalize_answer`
 ) -> Node | None:  # Tree; None if it cannot be parsed with certainty
     """Parse a formula.
 
     Args:
-        text: Formula from `tidy`
+        text: Formula from `normalize_answer`
 
     Returns:
         Tree; None if it cannot be parsed with certainty
@@ -501,13 +501,13 @@ def _point(names: frozenset[str], number: int) -> dict[str, Any]:
 # %% ../../nbs/scoring/17_formulas.ipynb #803dcb5c
 @lru_cache(maxsize=16384)
 def formula_values(
-    text: str,  # Formula from `tidy`
+    text: str,  # Formula from `normalize_answer`
     sign: int = 1,  # Value of an open sign, 1 or -1
 ) -> tuple[Any, ...] | None:  # One value, `POINTS` values with variables; None if unreadable
     """Evaluate a formula, at several points if it has variables.
 
     Args:
-        text: Formula from `tidy`
+        text: Formula from `normalize_answer`
         sign: Value of an open sign, 1 or -1
 
     Returns:

@@ -89,12 +89,12 @@ def read_choice(
 
 
 def read_verdict(
-    text: str,  # Answer from `tidy`
+    text: str,  # Answer from `normalize_answer`
 ) -> bool | None:  # True for yes; None for no verdict, or two
     """Parse a yes or a no.
 
     Args:
-        text: Answer from `tidy`
+        text: Answer from `normalize_answer`
 
     Returns:
         True for yes; None for no verdict, or two

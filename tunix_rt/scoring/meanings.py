@@ -139,12 +139,12 @@ _based = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?")
 
 
 def read_special(
-    text: str,  # Answer from `tidy`
+    text: str,  # Answer from `normalize_answer`
 ) -> Special | None:  # Parts; None for anything else
     """Parse digits that are not arithmetic.
 
     Args:
-        text: Answer from `tidy`
+        text: Answer from `normalize_answer`
 
     Returns:
         Parts; None for anything else
@@ -546,7 +546,7 @@ _structured = re.compile(
 
 @lru_cache(maxsize=32768)
 def read_value(
-    text: str,  # Answer from `tidy`
+    text: str,  # Answer from `normalize_answer`
     *,
     math: bool = False,  # True if it is certainly mathematics
     trusted: bool = False,  # True for the answer key, whose equations need no check
@@ -554,7 +554,7 @@ def read_value(
     """Parse an answer into a typed value.
 
     Args:
-        text: Answer from `tidy`
+        text: Answer from `normalize_answer`
         math: True if it is certainly mathematics
         trusted: True for the answer key, whose equations need no check
 

@@ -340,12 +340,12 @@ def _spelled_quantity(text: str) -> Quantity | None:
 # %% ../../nbs/scoring/15_numbers.ipynb #90533ac2
 @lru_cache(maxsize=32768)
 def read_tidy(
-    text: str,  # Text from `tidy`
+    text: str,  # Text from `normalize_answer`
 ) -> Quantity | None:  # None for anything but one quantity
     """Parse a tidied text that is one number with an optional sign, currency and unit.
 
     Args:
-        text: Text from `tidy`
+        text: Text from `normalize_answer`
 
     Returns:
         None for anything but one quantity
