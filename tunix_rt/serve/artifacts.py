@@ -22,7 +22,7 @@ from .schemas.types import UNSEEN
 from ..store.tables import RunRow
 
 # %% auto #0
-__all__ = ['run_files', 'list_files', 'open_file', 'SnapshotResponse']
+__all__ = ['run_files', 'find_artifacts', 'open_file', 'SnapshotResponse']
 
 # %% ../../nbs/serve/70_artifacts.ipynb #3331ffd7
 def run_files(
@@ -63,7 +63,7 @@ def _printable(
     return UNSEEN.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
-def list_files(
+def find_artifacts(
     folder: Path,  # Folder of a run
 ) -> list[Artifact]:  # Artifacts by name
     """List the files of a run.

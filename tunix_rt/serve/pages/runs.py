@@ -21,7 +21,7 @@ from ...evaluation.report import curves_of
 from ...evaluation.statistics import Figure
 from ...jobs.logs import LogLine, read_log
 from ...jobs.queue import get_queued, list_queued
-from ..artifacts import list_files, open_file, run_files
+from ..artifacts import find_artifacts, open_file, run_files
 from ..dependencies import StoreDep
 from .leaderboard import dataset_keys
 from .notebooks import SANDBOX, notebook_html, terminal_text
@@ -103,7 +103,7 @@ def _files(run: RunRow) -> list[Any]:
         folder = run_files(run)
     except PathError:
         return []  # on another machine; the rest of the page can be shown
-    return [] if folder is None else list_files(folder)
+    return [] if folder is None else find_artifacts(folder)
 
 
 def state_facts(
@@ -174,7 +174,7 @@ def newest_completions(
     Returns:
         File of answers with the highest step; None if there is none
     """
-    names = [file.name for file in list_files(folder) if file.name.startswith(COMPLETIONS)]
+    names = [file.name for file in find_artifacts(folder) if file.name.startswith(COMPLETIONS)]
     written = sorted(name for name in names if name.endswith(".parquet"))
     return open_file(folder, written[-1]) if written else None
 

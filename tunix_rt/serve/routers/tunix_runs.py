@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from ...core.errors import MissingError
 from ...core.files import read_log
 from ...jobs.queue import get_queued, list_queued, request_cancel
-from ..artifacts import SnapshotResponse, list_files, open_file, run_files
+from ..artifacts import SnapshotResponse, find_artifacts, open_file, run_files
 from ..dependencies import LimitQuery, OffsetQuery, ServicesDep, StoreDep
 from tunix_rt.serve.schemas.runs import (
     Artifacts,
@@ -141,7 +141,7 @@ def _folder(store: Store, run_id: UUID) -> Path:
 def list_artifacts(store: StoreDep, run_id: UUID) -> Artifacts:
     "List the files of a run."
     folder = run_files(get_queued(store, run_id))
-    return Artifacts(artifacts=[] if folder is None else list_files(folder))
+    return Artifacts(artifacts=[] if folder is None else find_artifacts(folder))
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #41f771ae
 @router.get(
