@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ..core.files import DEEPEST, JSONRefused
 
 # %% auto #0
-__all__ = ['list_items']
+__all__ = ['split_items']
 
 # %% ../../nbs/serve/17_json_items.ipynb #51568b22
 _SPACE = re.compile(rb"[ \t\n\r]*")
@@ -41,7 +41,7 @@ def _item_end(
     return None
 
 
-def list_items(
+def split_items(
     body: bytes,  # JSON list of objects, in UTF-8
     longest: int,  # Bytes that an item may have
     most: int,  # Items that the list may have

@@ -20,7 +20,7 @@ from ...core.settings import settings
 from ..dependencies import LimitQuery, OffsetQuery, ServicesDep, StoreDep
 from ..errors import HTTPRefusal
 from ..idempotency import reply_saver
-from ..json_items import list_items
+from ..json_items import split_items
 from ..pools import run_in_write_pool
 from tunix_rt.serve.schemas.traces import (
     EXAMPLE,
@@ -246,7 +246,7 @@ def parse_batch(
     try:
         if len(body) <= WHOLE:
             return ParsedBatch(_MANY.validate_python(RawJSON(body)))
-        items = list_items(body, 2 * settings().trace_max_bytes, BATCH)
+        items = split_items(body, 2 * settings().trace_max_bytes, BATCH)
         return ParsedBatch(_parse_item(item, position) for position, item in enumerate(items))
     except JSONRefused as error:
         return HTTPRefusal(422, f"the body: {error}. Nothing was kept.")
