@@ -17,7 +17,8 @@ from ..core.settings import Settings
 # %% auto #0
 __all__ = ['MOST_HEADER_BYTES', 'OVERHEAD', 'MOST_PIPELINED', 'SLOWEST', 'SMALLEST', 'UNREAD', 'TOO_LARGE', 'TOO_MANY',
            'TOO_SLOW', 'TOO_SMALL', 'RESERVED', 'SETTLED', 'Refused', 'closing_response', 'LimitedProtocol',
-           'is_waiting', 'overdue', 'sweep', 'most_connections', 'least_missed', 'make_room', 'limited']
+           'is_waiting', 'overdue', 'close_late', 'most_connections', 'least_missed', 'close_excess',
+           'limited_protocol']
 
 # %% ../../nbs/serve/82_connections.ipynb #94b0151d
 MOST_HEADER_BYTES = 64 * 1024  # Address, headers and trailers of a request
@@ -78,7 +79,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         "Begin to wait for a request."
         super().connection_made(transport)
-        make_room(self.connections, self)
+        close_excess(self.connections, self)
 
     def data_received(self, data: bytes) -> None:
         "Parse a piece of input, unless it is one too many."
@@ -185,7 +186,7 @@ def overdue(
     return False
 
 
-def sweep(
+def close_late(
     connections: Iterable[Any],  # Open connections of a server
     now: float,  # Time of the event loop, in seconds
 ) -> int:  # Connections closed
@@ -258,7 +259,7 @@ def least_missed(
     return idle or late or [each for each in busy if each.cycle.response_started]
 
 
-def make_room(
+def close_excess(
     connections: set[Any],  # Open connections of a server
     newest: LimitedProtocol,  # One of them, which has just been accepted
 ) -> None:
@@ -278,7 +279,7 @@ def make_room(
         connections.discard(each)
 
 
-def limited(
+def limited_protocol(
     settings: Settings,  # Settings with the limits
 ) -> type[LimitedProtocol]:  # Class for uvicorn's option `http`
     """Make the class of a server's connections.

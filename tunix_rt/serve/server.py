@@ -23,7 +23,7 @@ from ..core.settings import Settings
 from ..core.settings import settings as current_settings
 from .app import create_app
 from .auth import check_bind
-from .connections import limited, sweep
+from .connections import close_late, limited_protocol
 from ..store.engine import open_store
 from ..store.tokens import active_tokens
 
@@ -92,7 +92,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         "Close, once a second, the connections whose clients take too long."
         if counter % 10 == 0:
-            sweep(list(self.server_state.connections), asyncio.get_running_loop().time())
+            close_late(list(self.server_state.connections), asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -122,7 +122,7 @@ def server_config(
         app,
         host=host,
         port=port,
-        http=limited(settings),
+        http=limited_protocol(settings),
         ws="none",
         log_level="warning",
         access_log=False,
