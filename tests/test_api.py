@@ -17,7 +17,7 @@ from tunix_rt.jobs.logs import append_log
 from tunix_rt.jobs.queue import get_queued
 from tunix_rt.jobs.worker import work
 from tunix_rt.serve.app import create_app
-from tunix_rt.serve.sse import RunPoller, follow, read_events
+from tunix_rt.serve.sse import RunPoller, read_events, stream_log
 from tunix_rt.store.tables import IdempotentReply, RunRow
 from tunix_rt.store.traces import count_traces
 
@@ -610,7 +610,7 @@ def test_many_listeners_hold_no_connection(store, root, monkeypatch):
         session.add(run)
 
     async def listen(watch):
-        return [told async for told in follow(watch, run.id)]
+        return [told async for told in stream_log(watch, run.id)]
 
     async def crowd():
         watch = RunPoller(store, every=0.02)
@@ -644,7 +644,7 @@ def test_who_listens_hears_of_trouble_of_any_kind(store, root, monkeypatch):
 
     async def listen():
         watch = RunPoller(store, every=0.02)
-        heard = [text async for text in follow(watch, uuid4())]
+        heard = [text async for text in stream_log(watch, uuid4())]
         await watch.close()
         return heard
 

@@ -26,7 +26,7 @@ from ..store.tables import ENDED, RunRow
 
 # %% auto #0
 __all__ = ['States', 'Events', 'T', 'THREADS', 'PACE', 'AT_ONCE', 'log', 'UNSEEN', 'BEAT', 'event', 'log_event', 'run_states',
-           'read_events', 'RunPoller', 'follow']
+           'read_events', 'RunPoller', 'stream_log']
 
 # %% ../../nbs/serve/50_sse.ipynb #0cc27fb7
 def event(
@@ -201,7 +201,7 @@ class RunPoller:
 BEAT = 1.0  # Seconds between two heartbeats
 
 # %% ../../nbs/serve/50_sse.ipynb #b52c18af
-async def follow(
+async def stream_log(
     watch: RunPoller,  # Poller of the app
     run_id: UUID,  # Id of an existing run
     since_seq: int = 0,  # Last chunk that the listener has

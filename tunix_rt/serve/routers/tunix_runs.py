@@ -33,7 +33,7 @@ from tunix_rt.serve.schemas.runs import (
 )
 from ..schemas.traces import Pagination
 from ..schemas.types import FilePath, SafeStr
-from ..sse import follow
+from ..sse import stream_log
 from ..strict_json import StrictRoute
 from ...store.engine import Store
 from ...tracking.run_table import RunView, annotate, load_view
@@ -126,7 +126,7 @@ async def stream_tunix_run_logs(
     await services.watch.call(get_queued, services.store, run_id)
     start = since_seq if last_event_id is None else last_event_id
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    events = follow(services.watch, run_id, start)
+    events = stream_log(services.watch, run_id, start)
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 # %% ../../../nbs/serve/routers/35_tunix_runs.ipynb #92d19a50
