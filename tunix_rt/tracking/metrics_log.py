@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeGuard
 
 # %% auto #0
 __all__ = ['MOST_FIGURES', 'LONGEST_NAME', 'LOSS', 'Record', 'MOST_RECORDS', 'MOST_NUMBERS', 'MOST_KINDS', 'RECENT', 'CHUNK',
-           'LONGEST_LINE', 'EDGE', 'MOST_FILES', 'is_number', 'numbers_in', 'LoggedMetrics', 'MetricsReader',
+           'LONGEST_LINE', 'EDGE', 'MOST_FILES', 'is_number', 'parse_metrics', 'LoggedMetrics', 'MetricsReader',
            'logged_metrics']
 
 # %% ../../nbs/tracking/78_metrics_log.ipynb #2b7b5bc3
@@ -51,7 +51,7 @@ def _refuse(name: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
-def numbers_in(
+def parse_metrics(
     line: bytes,  # Line of metrics.jsonl
 ) -> Record | None:  # Its numbers; None if it is no JSON object
     """Read one line.
@@ -166,7 +166,7 @@ class _Kept:
         "Take a line."
         if not line.strip():
             return
-        if (record := numbers_in(line)) is None:
+        if (record := parse_metrics(line)) is None:
             self.bad += 1
             return
         self.count += 1
