@@ -41,7 +41,7 @@ from tunix_rt.tracking import delete_dataset as datasets
 from tunix_rt.tracking.baselines import list_baselines, set_baseline
 from tunix_rt.tracking.delete_dataset import delete_dataset, verify_dataset
 from tunix_rt.tracking.evaluations import evaluate_run
-from tunix_rt.tracking.reconcile import tidy
+from tunix_rt.tracking.reconcile import clean_up
 
 
 def traces(*numbers, **meta):
@@ -383,7 +383,7 @@ def test_a_killed_deletion_is_undone_or_finished_by_the_next_start(
     id = make_run(store, root, 3)
     folder = get_queued(store, id).path
     killed_at(point, database_url, lambda own: deletion.delete_run(own, id, who="a"))
-    assert tidy(store) == (point != "record")
+    assert clean_up(store) == (point != "record")
     assert folder.is_dir() is there and not list(folder.parent.glob(".*"))
     if there:
         assert json.loads((folder / "run.json").read_text())["run_id"] == str(id)

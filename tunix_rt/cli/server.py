@@ -108,7 +108,7 @@ def worker(
     from tunix_rt.jobs.worker import work
     from tunix_rt.registry.preflight import rehearse
     from tunix_rt.tracking.evaluations import score_completed
-    from tunix_rt.tracking.reconcile import tidy
+    from tunix_rt.tracking.reconcile import clean_up
     from tunix_rt.tuning.controller import advance_jobs, advancing
 
     log_to_stderr()
@@ -122,7 +122,7 @@ def worker(
             with advancing(store):
                 work(store, **options)
             return
-        tidy(store)
+        clean_up(store)
         advance_jobs(store)
         done = work(store, once=True, **options)
         advance_jobs(store)

@@ -21,8 +21,8 @@ from .folder import RECORD
 from .lock import held, keeping_out
 
 # %% auto #0
-__all__ = ['TEMPORARY', 'UNLOCKED', 'DAY', 'PARTS', 'BEGINNING', 'Leftover', 'size_of', 'places', 'find_leftovers',
-           'remove_leftover', 'sweep']
+__all__ = ['TEMPORARY', 'UNLOCKED', 'DAY', 'PARTS', 'BEGINNING', 'Leftover', 'size_of', 'output_folders', 'find_leftovers',
+           'remove_leftover', 'remove_leftovers']
 
 # %% ../../nbs/runs/70_leftovers.ipynb #a620dc72
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _is_left(
     return time.time() - entry.stat(follow_symlinks=False).st_mtime > DAY
 
 # %% ../../nbs/runs/70_leftovers.ipynb #86b6d481
-def places() -> dict[Path, str]:  # Folder to what a temporary name in it was to become
+def output_folders() -> dict[Path, str]:  # Folder to what a temporary name in it was to become
     """List the folders that we write to.
 
     Returns:
@@ -107,7 +107,7 @@ def places() -> dict[Path, str]:  # Folder to what a temporary name in it was to
 
 
 def _in_place(
-    folder: Path,  # One of `places`
+    folder: Path,  # One of `output_folders`
     what: str,  # Name of what it was to become
 ) -> Iterator[Leftover]:
     shared = folder == Path(gettempdir()).resolve()
@@ -158,7 +158,10 @@ def find_leftovers(
     Returns:
         Leftovers in the order of the folders; nothing is changed
     """
-    looked_at = {**places(), **{path.resolve(): "file that was not finished" for path in also}}
+    looked_at = {
+        **output_folders(),
+        **{path.resolve(): "file that was not finished" for path in also},
+    }
     found: list[Leftover] = []
     for folder, what in looked_at.items():
         found += _in_place(folder, what)
@@ -195,7 +198,7 @@ def remove_leftover(
         return False
 
 
-def sweep() -> list[Leftover]:  # What was removed
+def remove_leftovers() -> list[Leftover]:  # What was removed
     """Remove what no living process owns.
 
     Returns:

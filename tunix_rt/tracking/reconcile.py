@@ -14,7 +14,7 @@ from ..core.errors import TunixError
 from ..core.formatting import format_bytes
 from ..jobs.queue import completed_folder
 from ..runs.folder import RECORD
-from ..runs.leftovers import sweep
+from ..runs.leftovers import remove_leftovers
 from ..store.deletions import settle_deletions
 from ..store.engine import Store
 from ..store.tables import ENDED, RunRow
@@ -22,7 +22,7 @@ from .evaluations import score_completed
 from .import_run import mend_row
 
 # %% auto #0
-__all__ = ['log', 'Seen', 'reconcile_runs', 'tidy']
+__all__ = ['log', 'Seen', 'reconcile_runs', 'clean_up']
 
 # %% ../../nbs/tracking/35_reconcile.ipynb #57709711
 log = logging.getLogger("tunix_rt.worker")
@@ -74,7 +74,7 @@ def reconcile_runs(
     return mended
 
 # %% ../../nbs/tracking/35_reconcile.ipynb #5095f2de
-def tidy(
+def clean_up(
     store: Store,  # Database with the records of deletions
 ) -> int:  # Number of files and folders that were removed or brought back
     """Settle interrupted deletions, and remove what killed processes left behind.
@@ -88,7 +88,7 @@ def tidy(
     settled = settle_deletions(store)
     for each in settled:
         log.info("%s: %s", each.path.name, "deleted" if each.decided else "brought back")
-    swept = sweep()
+    swept = remove_leftovers()
     for left in swept:
         log.info("removed %s, %s, %s", left.path, left.what, format_bytes(left.size))
     return len(settled) + len(swept)

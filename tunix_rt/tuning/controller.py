@@ -21,7 +21,7 @@ from ..jobs.queue import moment
 from ..store.engine import Store
 from ..store.tables import Trial, TuningJob
 from ..tracking.evaluations import score_completed
-from ..tracking.reconcile import Seen, reconcile_runs, tidy
+from ..tracking.reconcile import Seen, clean_up, reconcile_runs
 from .jobs import ACTIVE, get_job, spec_of
 from .search_space import draw
 from .study import importances, log, open_study, sampler_for, space_of, study_storage
@@ -223,7 +223,7 @@ def advancing(
     """
     stop, seen = threading.Event(), Seen()
     duties: dict[float, Callable[[], object]] = {
-        60.0: lambda: reconcile_runs(store, seen), 600.0: lambda: tidy(store),
+        60.0: lambda: reconcile_runs(store, seen), 600.0: lambda: clean_up(store),
     }  # fmt: skip
     due = dict.fromkeys(duties, 0.0)
 
