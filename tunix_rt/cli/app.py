@@ -96,11 +96,11 @@ def doctor(
 
     Example: tunix-rt doctor --plan gemma-2-2b --lora-rank 16 --devices 8 --memory 16GiB
     """
-    from tunix_rt.cli.doctor import doctor_text, plan_text
+    from tunix_rt.cli.doctor import doctor_text, memory_report
 
     typed = {name: value for name, value in context.params.items() if name != "plan"}
     if plan:
-        text, well = plan_text(plan, **typed)
+        text, well = memory_report(plan, **typed)
     else:
         sources = {name: context.get_parameter_source(name) for name in typed}
         strays = [

@@ -28,8 +28,8 @@ from ..runs.pipelines import list_pipelines
 from ..runs.provenance import code_version, package_versions
 
 # %% auto #0
-__all__ = ['QUESTION', 'LITTLE', 'DATABASE_PACKAGES', 'UNITS', 'devices', 'machine', 'places', 'missing', 'database',
-           'builtin_names', 'plugins', 'doctor_text', 'read_size', 'lay_out', 'grpo_plan', 'plan_text']
+__all__ = ['QUESTION', 'LITTLE', 'DATABASE_PACKAGES', 'UNITS', 'devices', 'machine', 'disk_facts', 'missing', 'database',
+           'builtin_names', 'plugins', 'doctor_text', 'read_size', 'choose_mesh_shape', 'grpo_plan', 'memory_report']
 
 # %% ../../nbs/cli/15_doctor.ipynb #13ba0bba
 QUESTION = """
@@ -83,7 +83,7 @@ def machine() -> dict[str, Any]:  # Label to value
     }
 
 # %% ../../nbs/cli/15_doctor.ipynb #c2112394
-def places() -> dict[str, Any]:  # Label to value
+def disk_facts() -> dict[str, Any]:  # Label to value
     """List the folders, and the free disk space.
 
     Returns:
@@ -205,7 +205,7 @@ def doctor_text() -> tuple[str, bool]:  # A screen of text, and whether all is w
         "tunix_rt": code["version"] + (f", commit {commit}" if code["commit"] else ""),
         "devices": found or ["none"],
         "machine": machine(),
-        "places": places(),
+        "places": disk_facts(),
         "pipelines": {name: str(path) for name, path in list_pipelines().items()},
         "packages": package_versions(),
         "database": database(),
@@ -240,7 +240,7 @@ def read_size(
     return int(float(found[1]) * UNITS[unit])
 
 # %% ../../nbs/cli/15_doctor.ipynb #d1a0c005
-def lay_out(
+def choose_mesh_shape(
     devices: int,  # Number of devices; 0 for the product of the sides
     sides: tuple[int, int, int],  # data, fsdp, tensor; 0 for not named, -1 for all that are left
     *,
@@ -301,7 +301,7 @@ def grpo_plan(
     )  # fmt: skip
 
 # %% ../../nbs/cli/15_doctor.ipynb #d1a0c008
-def plan_text(
+def memory_report(
     model: str,  # Published shape, folder, or kaggle:owner/model/...
     **typed: Any,  # Parameters of the train notebook, devices and memory
 ) -> tuple[str, bool]:  # A screen of text, and whether it fits
@@ -327,7 +327,7 @@ def plan_text(
     base = typed["base_dtype"]
     room = memory is None or weight_bytes(config, base) <= memory / 2
     sides = (typed["mesh_data"], typed["mesh_fsdp"], typed["mesh_tensor"])
-    data, fsdp, tensor = lay_out(typed["devices"], sides, shared=not (lora and room))
+    data, fsdp, tensor = choose_mesh_shape(typed["devices"], sides, shared=not (lora and room))
     described = "tpu" if typed["memory"] or typed["devices"] else platform()
     kind = described if typed["device"] == "auto" else typed["device"]
     rows = (typed["batch_size"], typed["seq_length"])
