@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .database import opened, table
+from .database import format_table, opened
 
 # %% auto #0
 __all__ = ['token', 'typist', 'create_token', 'list_tokens', 'revoke_token', 'audit']
@@ -67,7 +67,7 @@ def list_tokens() -> None:
             )
             for each in listed(store)
         ]
-    typer.echo(table(("name", "role", "made (UTC)", "by", "revoked (UTC)"), rows))
+    typer.echo(format_table(("name", "role", "made (UTC)", "by", "revoked (UTC)"), rows))
 
 
 @token.command("revoke")
@@ -101,4 +101,4 @@ def audit(
         (f"{each.at:%Y-%m-%d %H:%M:%S}", each.actor, each.action, each.target, each.count)
         for each in page.entries
     ]
-    typer.echo(table(("when (UTC)", "who", "what", "to what", "times"), rows))
+    typer.echo(format_table(("when (UTC)", "who", "what", "to what", "times"), rows))

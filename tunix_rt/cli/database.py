@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tunix_rt.store.engine import Store
 
 # %% auto #0
-__all__ = ['db', 'opened', 'stored_run', 'table', 'upgrade', 'downgrade', 'current', 'backup', 'restore', 'import_run']
+__all__ = ['db', 'opened', 'stored_run', 'format_table', 'upgrade', 'downgrade', 'current', 'backup', 'restore', 'import_run']
 
 # %% ../../nbs/cli/35_database.ipynb #1257a22d
 @contextmanager
@@ -91,7 +91,7 @@ def _one_line(
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def table(
+def format_table(
     heads: Sequence[str],  # Heading of each column
     rows: Sequence[Sequence[Any]],  # Rows, one cell per head
 ) -> str:  # Lines of text; "none yet" when there are none

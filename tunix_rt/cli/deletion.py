@@ -13,7 +13,7 @@ from uuid import UUID
 
 import typer
 
-from .database import opened, stored_run, table
+from .database import format_table, opened, stored_run
 from ..core.errors import MissingError, StoreError
 from ..core.formatting import format_bytes
 from ..core.settings import settings
@@ -271,7 +271,7 @@ def deletion_log(
         )
         for act in acts
     ]
-    typer.echo(table(heads, rows))
+    typer.echo(format_table(heads, rows))
 
 # %% ../../nbs/cli/47_deletion.ipynb #574f0265
 def clean(
@@ -318,6 +318,8 @@ def clean(
         typer.echo("nothing is left behind")
         return
     heads = ("path", "what", "size", "removed")
-    typer.echo(table(heads, rows) if yes else table(heads[:3], [row[:3] for row in rows]))
+    typer.echo(
+        format_table(heads, rows) if yes else format_table(heads[:3], [row[:3] for row in rows])
+    )
     if not yes:
         typer.echo("nothing was removed; add --yes to do it")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .database import opened, stored_run, table
+from .database import format_table, opened, stored_run
 from .show import columns
 from ..core.errors import MissingError
 from ..core.formatting import format_bytes
@@ -62,7 +62,7 @@ def leaderboard(
             judge=judge or None,
         )
     heads = ("", "run", "model", "questions", "score", "95 %", "judge", "to the best")
-    typer.echo(table(heads, [_line(row) for row in found.rows]))
+    typer.echo(format_table(heads, [_line(row) for row in found.rows]))
 
 # %% ../../nbs/cli/45_registry.ipynb #4f9099d0
 def score(
@@ -207,7 +207,7 @@ def models(
                 )
                 for each in families
             ]
-            typer.echo(table(("model", "latest", "aliases", "description"), rows))
+            typer.echo(format_table(("model", "latest", "aliases", "description"), rows))
             return
         family = find_model_named(store, name)
         versions = list_versions(store, family.id, limit=limit).versions
@@ -226,7 +226,7 @@ def models(
         )
         for each in versions
     ]
-    typer.echo(table(heads, lines))
+    typer.echo(format_table(heads, lines))
 
 # %% ../../nbs/cli/45_registry.ipynb #c589e9b8
 def verify(

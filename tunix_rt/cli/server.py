@@ -14,7 +14,7 @@ import typer
 
 from .ask import keep_programs
 from .data import assignments
-from .database import opened, stored_run, table
+from .database import format_table, opened, stored_run
 from .pipelines import Parameters
 from .show import columns
 from ..core.errors import RunError
@@ -281,7 +281,9 @@ def runs(
         )
         for run in page.runs
     ]
-    typer.echo(table(("run", "pipeline", "status", "dataset", "queued (UTC)", "figure"), rows))
+    typer.echo(
+        format_table(("run", "pipeline", "status", "dataset", "queued (UTC)", "figure"), rows)
+    )
     if page.next_offset is not None:
         typer.echo(f"... and older ones; see more with --limit {5 * limit}")
     folders, chosen = resolve(settings().runs), status or pipeline or dataset

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .data import assignments
-from .database import opened, table
+from .database import format_table, opened
 from .pipelines import Parameters
 from .server import portable
 from .show import columns
@@ -103,7 +103,7 @@ def job_text(
         )
         for trial in job.trials
     ]
-    return f"{told}\n\n{table(('trial', 'run', 'status', job.metric_name, *names), lines)}"
+    return f"{told}\n\n{format_table(('trial', 'run', 'status', job.metric_name, *names), lines)}"
 
 # %% ../../nbs/cli/50_tune.ipynb #a33e2051
 Search = Annotated[
@@ -202,4 +202,4 @@ def tuning(
         )
         for job in jobs
     ]
-    typer.echo(table(("search", "name", "status", "metric", "best", "asked (UTC)"), rows))
+    typer.echo(format_table(("search", "name", "status", "metric", "best", "asked (UTC)"), rows))

@@ -21,8 +21,8 @@ from ..models.lora import LoraConfig
 from .config import TrainConfig
 
 # %% auto #0
-__all__ = ['HUB_NAME', 'LICENSE', 'MERGED', 'BESIDE', 'ASK', 'PURPOSE', 'card_facts', 'base_facts', 'model_card_data', 'table',
-           'shape_table', 'usage', 'model_card']
+__all__ = ['HUB_NAME', 'LICENSE', 'MERGED', 'BESIDE', 'ASK', 'PURPOSE', 'card_facts', 'base_facts', 'model_card_data',
+           'markdown_table', 'shape_table', 'usage', 'model_card']
 
 # %% ../../nbs/training/70_model_card.ipynb #29c74354
 HUB_NAME = r"[\w.-]+/[\w.-]+"  # A model's name on a hub: owner/model
@@ -115,7 +115,7 @@ def model_card_data(
     return facts | known
 
 # %% ../../nbs/training/70_model_card.ipynb #057b3ccc
-def table(
+def markdown_table(
     rows: Mapping[str, Any],  # Label -> value; None is left out
 ) -> str:  # A Markdown table
     """Lay out facts as a table.
@@ -156,7 +156,7 @@ def shape_table(
     Returns:
         A Markdown table
     """
-    return table(
+    return markdown_table(
         {
             "parameters": parameter_count(config),
             "layers": config.layers,
@@ -242,12 +242,15 @@ def model_card(
         Markdown with a front matter
     """
     sections = {
-        "What it was made from": table({"dataset": dataset, "sha256": sha256, **(read or {})}),
+        "What it was made from": markdown_table(
+            {"dataset": dataset, "sha256": sha256, **(read or {})}
+        ),
         "What was trained": shape_table(config, base, lora),
-        "How": table({**vars(train_config), **(where or {})}),
+        "How": markdown_table({**vars(train_config), **(where or {})}),
         "What came out": (
-            f"{table(figures)}\n\nThese are figures of the training. How many questions it answers "
-            f"is found out with `tunix-rt evaluate -p model=FOLDER -p dataset=EVALUATION_SET`."
+            f"{markdown_table(figures)}\n\nThese are figures of the training. "
+            f"How many questions it answers is found out with "
+            f"`tunix-rt evaluate -p model=FOLDER -p dataset=EVALUATION_SET`."
         ),
         "How to use it": (
             "It answers in two parts: its steps inside `<reasoning>`, one a line, and one answer "
