@@ -31,7 +31,7 @@ from .run_notes import Notes, make_notes, read_notes, write_notes
 from .run_predictions import run_folder
 
 # %% auto #0
-__all__ = ['VERSION', 'FACTS', 'PATIENCE', 'PREFIXES', 'base_of', 'stamp_of', 'folder_of', 'summarize', 'RunView', 'names_of',
+__all__ = ['VERSION', 'FACTS', 'PATIENCE', 'PREFIXES', 'base_of', 'stamp_of', 'folder_of', 'summarize_run', 'RunView', 'names_of',
            'defaults_of', 'live_figures', 'keep_summaries', 'load_views', 'load_view', 'read_new', 'RunList',
            'sorted_views', 'list_views', 'annotate']
 
@@ -99,7 +99,7 @@ def folder_of(
     return folder if folder.is_dir() else None
 
 
-def summarize(
+def summarize_run(
     run: Any,  # Row of a run
 ) -> dict[str, Any]:  # Columns of `RunSummaryRow`, but for the notes of a run without a folder
     """Read what lists show from the folder of a run.
@@ -288,13 +288,13 @@ PATIENCE = 0.12  # Seconds that one request spends on reading summaries
 
 def keep_summaries(
     store: Store,  # Database to write to
-    found: Sequence[dict[str, Any]],  # Summaries from `summarize`
+    found: Sequence[dict[str, Any]],  # Summaries from `summarize_run`
 ) -> bool:  # False if another writer was at work
     """Store summaries, replacing older ones.
 
     Args:
         store: Database to write to
-        found: Summaries from `summarize`
+        found: Summaries from `summarize_run`
 
     Returns:
         False if another writer was at work
@@ -334,7 +334,7 @@ def _read_missing(
     for row in stale:
         if found and time.monotonic() > until:
             break
-        found[row.id] = _with_notes(row, summarize(row))
+        found[row.id] = _with_notes(row, summarize_run(row))
     keep_summaries(store, list(found.values()))
     return found, len(stale) - len(found)
 
@@ -392,7 +392,7 @@ def load_view(
     run = get_queued(store, run_id)
     with store.reading() as session:
         row = session.execute(_query([RunRow.id == run_id])).one()
-    one = _with_notes(row, summarize(row) if run.ended else {"run_id": run_id, "stamp": ""})
+    one = _with_notes(row, summarize_run(row) if run.ended else {"run_id": run_id, "stamp": ""})
     if any(getattr(row, f"kept_{name}") != value for name, value in one.items()):
         keep_summaries(store, [{"figures": {}, "parameters": {}, **one}])
     return _view(row, one)
