@@ -31,7 +31,7 @@ from .evaluations import Scored, keep_evaluation, score_completed, try_score
 from .run_notes import LARGEST_NOTES, parse_notes, write_notes
 
 # %% auto #0
-__all__ = ['LARGEST_RECORD', 'DIGEST', 'Time', 'PROPORTION', 'SMALL', 'Source', 'LOG_KEPT', 'Record', 'read_record',
+__all__ = ['LARGEST_RECORD', 'DIGEST', 'Time', 'PROPORTION', 'SMALL', 'Source', 'LOG_KEPT', 'Record', 'read_run_record',
            'FolderSource', 'ZipSource', 'open_source', 'take_files', 'path_in_row', 'mend_row', 'import_run']
 
 # %% ../../nbs/tracking/30_import_run.ipynb #b0cb2005
@@ -71,7 +71,7 @@ class Record(BaseModel):
         return f"{verb}-{self.started_at:%Y%m%d-%H%M%S}-{self.run_id.hex[:8]}"
 
 # %% ../../nbs/tracking/30_import_run.ipynb #fdc2e54d
-def read_record(
+def read_run_record(
     text: bytes,  # Content of run.json
     where: str,  # Source named in errors
 ) -> Record:
@@ -307,7 +307,7 @@ def _settle_in(
         except (OSError, PathError):
             if not (folder / RECORD).is_file():
                 raise
-    there = read_record((folder / RECORD).read_bytes(), folder.name)
+    there = read_run_record((folder / RECORD).read_bytes(), folder.name)
     added = set(there.files) - set(record.files)
     if {name: there.files[name] for name in set(there.files) - added} != record.files or any(
         getattr(there, name) != getattr(record, name)
@@ -441,7 +441,7 @@ def import_run(
         text = file.read(LARGEST_RECORD + 1)
     if len(text) > LARGEST_RECORD:
         raise RunError(f"{RECORD} in {source.name} has over {LARGEST_RECORD:,} bytes; refused")
-    record = read_record(text, source.name)
+    record = read_run_record(text, source.name)
     known, runs = find_queued(store, record.run_id), resolve(settings().runs)
     if known is not None and not known.ended:
         raise RunError(f"the run {record.run_id} is {known.status} here; wait until it has ended")
