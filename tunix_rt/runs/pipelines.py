@@ -33,7 +33,7 @@ from .old_names import new_name
 
 # %% auto #0
 __all__ = ['PLAIN', 'pipeline_name', 'list_pipelines', 'find_pipeline', 'pipeline_source', 'Parameter', 'read_parameters',
-           'read_summary', 'parameter_type', 'check_value', 'read_value', 'check_parameters', 'with_defaults']
+           'read_summary', 'parameter_type', 'check_value', 'parse_parameter', 'check_parameters', 'with_defaults']
 
 # %% ../../nbs/runs/50_pipelines.ipynb #a717e125
 def pipeline_name(
@@ -316,7 +316,7 @@ def _literal(text: str) -> Any:
         return text
 
 # %% ../../nbs/runs/50_pipelines.ipynb #ee2e5ac3
-def read_value(
+def parse_parameter(
     parameter: Parameter,  # Declared parameter
     text: str,  # Text as typed
 ) -> Any:  # Checked value, in Python's types
@@ -369,7 +369,7 @@ def check_parameters(
             f"{name} has no parameter {', '.join(map(repr, unknown))}{meant}. It takes: "
             f"{', '.join(declared)}."
         )
-    read = read_value if as_text else check_value
+    read = parse_parameter if as_text else check_value
     return {key: read(declared[key], value) for key, value in given.items()}
 
 # %% ../../nbs/runs/50_pipelines.ipynb #aca36d9a

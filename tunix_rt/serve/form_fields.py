@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import TunixError
-from ..runs.pipelines import Parameter, find_pipeline, read_parameters, read_value
+from ..runs.pipelines import Parameter, find_pipeline, parse_parameter, read_parameters
 from .http_parameters import CHECKS, WITHHELD, check_place
 
 # %% auto #0
@@ -209,7 +209,7 @@ def read_form(
         if text == each.default or not text and item.kind != "str":
             continue
         try:
-            value = check_place(each.name, read_value(item, text))
+            value = check_place(each.name, parse_parameter(item, text))
         except TunixError as error:
             each.error = str(error)
             continue
