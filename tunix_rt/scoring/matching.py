@@ -35,7 +35,7 @@ from tunix_rt.scoring.normalize import (
 )
 
 # %% auto #0
-__all__ = ['read_choice', 'read_verdict', 'is_copied', 'answers_match', 'group_answers']
+__all__ = ['read_choice', 'parse_yes_no', 'is_copied', 'answers_match', 'group_answers']
 
 # %% ../../nbs/scoring/38_matching.ipynb #efd3e8e8
 _choice_key = re.compile(r"\(?([A-J])\)?[.:]?|\(?([A-J])[).:]+\s+\S.*", re.DOTALL)
@@ -88,7 +88,7 @@ def read_choice(
     return found["letter"].upper()
 
 
-def read_verdict(
+def parse_yes_no(
     text: str,  # Answer from `normalize_answer`
 ) -> bool | None:  # True for yes; None for no verdict, or two
     """Parse a yes or a no.
@@ -184,7 +184,7 @@ def _chosen(expected: str, wanted: str, given: str, found: str) -> bool:
         letter = key[1] or key[2]
         return letter in (read_choice(found), read_choice(given))
     if normalize_text(wanted) in _verdicts:
-        verdict = read_verdict(normalize_answer(given)[0] if "\n" not in given else given)
+        verdict = parse_yes_no(normalize_answer(given)[0] if "\n" not in given else given)
         return verdict is not None and verdict == _verdicts[normalize_text(wanted)]
     return False
 
@@ -302,7 +302,7 @@ def _agree(one: str, other: str) -> bool:
 def _sign(answer: str, found: str) -> str | None:
     "Parse a verdict or a choice, and nothing else."
     for text in (normalize_answer(found)[0], answer):
-        if (verdict := read_verdict(text)) is not None:
+        if (verdict := parse_yes_no(text)) is not None:
             return "yes" if verdict else "no"
         if (choice := read_choice(text)) is not None:
             return choice
