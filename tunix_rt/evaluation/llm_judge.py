@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import ScoringError
 from ..core.files import ADVICE, JSONRefused, parse_json, sha256_text
-from ..scoring.predictions import Prediction, storable
+from ..scoring.predictions import Prediction, sanitize_text
 from ..traces.rubric import NO_REFERENCE, Criterion, rubric_of, rubric_score
 from ..traces.schema import Trace, describe
 
@@ -220,7 +220,7 @@ def read_verdict(
         Grade with its score scaled to 0 to 1
     """
     verdict = _parse_verdict(text, Verdict)
-    return Grade(verdict.score / 10, {"reason": storable(verdict.reason)})
+    return Grade(verdict.score / 10, {"reason": sanitize_text(verdict.reason)})
 
 
 def read_rubric_verdict(
@@ -242,7 +242,7 @@ def read_rubric_verdict(
             f"the reply: it has {len(verdict.scores)} scores for {len(criteria)} criteria"
         )
     met = [score / 10 for score in verdict.scores]
-    details = {"reason": storable(verdict.reason), "criteria": met}
+    details = {"reason": sanitize_text(verdict.reason), "criteria": met}
     return Grade(rubric_score(criteria, met), details)
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #3419d918

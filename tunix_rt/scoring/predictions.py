@@ -19,7 +19,7 @@ from .answers import Status, read_response
 from ..traces.schema import Trace, describe
 
 # %% auto #0
-__all__ = ['Count', 'LINE_LIMIT', 'Prediction', 'storable', 'make_prediction', 'write_predictions', 'read_prediction',
+__all__ = ['Count', 'LINE_LIMIT', 'Prediction', 'sanitize_text', 'make_prediction', 'write_predictions', 'read_prediction',
            'read_predictions', 'append_predictions', 'recover_predictions']
 
 # %% ../../nbs/scoring/30_predictions.ipynb #f7fdd84d
@@ -46,7 +46,7 @@ class Prediction(BaseModel):
     completion_tokens: Count
 
 # %% ../../nbs/scoring/30_predictions.ipynb #cb3c0791
-def storable(
+def sanitize_text(
     text: str,  # Any text, even with lone surrogates
 ) -> str:  # Text of the same length
     """Replace characters that files and databases cannot store with the replacement character.
@@ -82,7 +82,7 @@ def make_prediction(
     Returns:
         Prediction with reasoning and answer parsed
     """
-    output = storable(output)
+    output = sanitize_text(output)
     response = read_response(output, ended=finish_reason == "stop")
     return Prediction(
         trace_id=str(trace.id),

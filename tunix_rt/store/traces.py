@@ -27,7 +27,7 @@ from ..traces.schema import Trace
 from ..traces.serialization import EncodedTrace, encode_trace, record_of
 
 # %% auto #0
-__all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'Found', 'label', 'spell', 'storable',
+__all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'Found', 'label', 'spell', 'encode_storable',
            'insert_one', 'insert_rows', 'moment_text', 'insert_written', 'insert_traces', 'add_traces', 'found',
            'get_traces', 'get_trace', 'count_traces', 'saying', 'Page', 'list_traces', 'baseline_score', 'Score',
            'add_score', 'latest_score']
@@ -110,7 +110,7 @@ def spell(
     ]
 
 # %% ../../nbs/store/30_traces.ipynb #c910074c
-def storable(
+def encode_storable(
     trace: Trace,  # Trace with unchecked `meta`
 ) -> EncodedTrace:
     """Encode a trace, or refuse one that no database could return.
@@ -275,7 +275,7 @@ def insert_traces(
     Returns:
         Traces in the same order; safe when the session commits
     """
-    return insert_written(session, [storable(trace) for trace in traces])
+    return insert_written(session, [encode_storable(trace) for trace in traces])
 
 
 def add_traces(

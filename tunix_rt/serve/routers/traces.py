@@ -41,7 +41,14 @@ from ..schemas.types import IGNORED, SafeStr, note_ignored
 from ..strict_json import RawJSON, RawRequest, RawRoute, StrictRoute, strict_json
 from ..trace_writer import add_batch, write_trace
 from ...store.engine import Store
-from ...store.traces import BATCH, Stored, add_score, baseline_score, latest_score, storable
+from tunix_rt.store.traces import (
+    BATCH,
+    Stored,
+    add_score,
+    baseline_score,
+    encode_storable,
+    latest_score,
+)
 from ...store.traces import get_trace as read_trace
 from ...store.traces import list_traces as list_stored
 from ...traces.schema import Trace
@@ -94,7 +101,7 @@ def read_one(
             return encode_trace(quick)
         body = strict_json(body)
     note_ignored(_unknown(body))
-    return storable(careful(body))
+    return encode_storable(careful(body))
 
 
 def read_batch(
@@ -118,7 +125,7 @@ def read_batch(
         body = strict_json(body)
     for position, each in enumerate(body[:BATCH] if isinstance(body, list) else []):
         note_ignored(f"{position}.{name}" for name in _unknown(each))
-    return [storable(trace) for trace in careful(body)]
+    return [encode_storable(trace) for trace in careful(body)]
 
 # %% ../../../nbs/serve/routers/15_traces.ipynb #c3332e31
 def _spelled(stored: Stored) -> str:
