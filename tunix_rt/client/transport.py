@@ -24,7 +24,7 @@ from ..serve.errors import ProblemDetails
 
 # %% auto #0
 __all__ = ['AGAIN', 'Answer', 'APIError', 'Unreachable', 'Client', 'connect', 'max_attempts', 'wait_before', 'send', 'request',
-           'request_list', 'quote_segment', 'streaming', 'stream_records', 'save']
+           'request_list', 'quote_segment', 'streaming', 'stream_records', 'download_file']
 
 # %% ../../nbs/client/10_transport.ipynb #73e4f7b7
 class APIError(TunixError):
@@ -309,7 +309,7 @@ def stream_records(
             yield json.loads(line)
 
 # %% ../../nbs/client/10_transport.ipynb #6c60fa9f
-def save(
+def download_file(
     client: Client,  # Server to call
     path: str,  # Path from the server's root
     to: Path,  # File to create or to replace, by rename
