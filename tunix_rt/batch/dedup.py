@@ -30,9 +30,9 @@ from tunix_rt.data.near_duplicates import (
     band_keys,
     clusters_of,
     compared_text,
+    keep_rank,
     links_in,
-    preference,
-    settle,
+    mark_duplicates,
 )
 from ..traces.schema import Trace, parse_trace
 from ..traces.serialization import record_of
@@ -171,9 +171,9 @@ def duplicates_in(
     found = []
     for cluster in clusters:
         traces = {row: _read(*places[row]) for row in cluster}
-        cluster.sort(key=lambda row: preference(traces[row], row, config.keep))  # noqa: B023
+        cluster.sort(key=lambda row: keep_rank(traces[row], row, config.keep))  # noqa: B023
         texts = {row: compared_text(trace, config) for row, trace in traces.items()}
-        for each in settle(cluster, texts.__getitem__, config.threshold):
+        for each in mark_duplicates(cluster, texts.__getitem__, config.threshold):
             found.append((each, str(traces[each.kept].id)))
     return found
 

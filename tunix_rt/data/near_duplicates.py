@@ -22,8 +22,8 @@ from ..traces.schema import Trace, normalized_prompt
 # %% auto #0
 __all__ = ['TOKEN', 'THOUSANDS', 'NUMBER_WORDS', 'COLUMNS', 'RECALL', 'BLOCK', 'tokens_of', 'Shingled', 'shingled', 'similarity',
            'DedupConfig', 'dedup_config', 'compared_text', 'candidate_probability', 'band_shape', 'band_keys',
-           'links_in', 'clusters_of', 'NearDuplicate', 'settle', 'preference', 'blocks_of', 'find_near_duplicates',
-           'near_duplicates', 'SimilarPrompts']
+           'links_in', 'clusters_of', 'NearDuplicate', 'mark_duplicates', 'keep_rank', 'blocks_of',
+           'find_near_duplicates', 'near_duplicates', 'SimilarPrompts']
 
 # %% ../../nbs/data/37_near_duplicates.ipynb #322ee72c
 TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s.,;:!?'\"`…“”‘’]")  # Number, word or symbol
@@ -319,7 +319,7 @@ class NearDuplicate(NamedTuple):
     similarity: float  # Jaccard similarity of the two
 
 
-def settle(
+def mark_duplicates(
     cluster: Sequence[int],  # Indices, the preferred first
     texts: Callable[[int], Shingled],  # Text of an index
     threshold: float,  # Least similarity of near-duplicates
@@ -344,7 +344,7 @@ def settle(
     return found
 
 
-def preference(
+def keep_rank(
     trace: Trace,  # Any trace
     row: int,  # Its index
     keep: str,  # "first", "last" or a field of `meta`
@@ -411,9 +411,9 @@ def find_near_duplicates(
     found = []
     for cluster in clusters_of(np.unique(links, axis=0)):
         traces = {row: read(row) for row in cluster}
-        cluster.sort(key=lambda row: preference(traces[row], row, config.keep))  # noqa: B023
+        cluster.sort(key=lambda row: keep_rank(traces[row], row, config.keep))  # noqa: B023
         texts = {row: compared_text(trace, config) for row, trace in traces.items()}
-        found += settle(cluster, texts.__getitem__, config.threshold)
+        found += mark_duplicates(cluster, texts.__getitem__, config.threshold)
     return sorted(found)
 
 
