@@ -26,7 +26,7 @@ from ..core.files import replacing, sha256_file
 from ..core.settings import resolve, settings
 from .folder import Run, read_run, start_run
 from .lock import release
-from .mirror import settle, unwatch
+from .mirror import final_push, unwatch
 from .pipelines import pipeline_source
 from .run_spec import RunSpec, make_spec, require_pinned
 
@@ -442,7 +442,7 @@ def execute(
                 process, _OutputSink(log, echo, on_output, grace_seconds), max_seconds
             )
         run = _last_word(run, process.returncode, stopped)
-        settle(run.folder, quiet=not run.completed)
+        final_push(run.folder, quiet=not run.completed)
     finally:
         unwatch(run.folder)
         release(run.folder)

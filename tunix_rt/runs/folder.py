@@ -24,7 +24,7 @@ from ..core.errors import RunError, TunixError
 from ..core.files import read_json, sha256_file, write_json
 from ..core.settings import resolve, settings
 from .lock import acquire, held, join, release
-from .mirror import open_mirror, settle, settle_watched, watch
+from .mirror import final_push, open_mirror, settle_watched, watch
 from .old_names import with_new_names
 from .provenance import plain, surroundings
 
@@ -238,7 +238,7 @@ class Run(RunRecord):
     def write_checksums(self) -> None:
         "Hash the files again after one was added."
         self.record(files=inventory(self.folder))
-        settle(self.folder)
+        final_push(self.folder)
 
     def fail(self, error: BaseException) -> None:
         "Record a failure and its reason; Ctrl-C counts as cancelled."

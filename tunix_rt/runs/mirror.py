@@ -17,7 +17,7 @@ from ..core.files import read_json
 from ..core.remote import Conflict, fetch, local_names, mirrors, push, read_mirror, url_of
 
 # %% auto #0
-__all__ = ['TICK', 'REFRESH', 'mirrored', 'grows', 'open_mirror', 'Watcher', 'watch', 'unwatch', 'settle', 'settle_watched']
+__all__ = ['TICK', 'REFRESH', 'mirrored', 'grows', 'open_mirror', 'Watcher', 'watch', 'unwatch', 'final_push', 'settle_watched']
 
 # %% ../../nbs/runs/28_mirror.ipynb #cb297f39
 TICK = 1.0  # Seconds between two looks for a new checkpoint
@@ -150,7 +150,7 @@ def unwatch(
         watcher.stop()
 
 # %% ../../nbs/runs/28_mirror.ipynb #c374f4ef
-def settle(
+def final_push(
     folder: Path,  # Any run folder
     *,
     quiet: bool = False,  # True to print what goes wrong, where there is a worse error already
@@ -185,4 +185,4 @@ def settle_watched(
         quiet: True to print what goes wrong
     """
     if folder.resolve() in _watchers:
-        settle(folder, quiet=quiet)
+        final_push(folder, quiet=quiet)
