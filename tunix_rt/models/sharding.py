@@ -18,7 +18,7 @@ from ..core.errors import ModelError
 # %% auto #0
 __all__ = ['AXES', 'ROWS', 'READS', 'WRITES', 'Axis', 'make_mesh', 'plain_names', 'placement', 'placements', 'place', 'put_array',
            'bytes_per_device', 'row_shards', 'batch_placement', 'feed', 'check_rows', 'active_mesh', 'constrain',
-           'settle', 'vocabulary_sides', 'look_up', 'gather_rows', 'scatter_rows']
+           'constrain_sharding', 'vocabulary_sides', 'look_up', 'gather_rows', 'scatter_rows']
 
 # %% ../../nbs/models/15_sharding.ipynb #dc70e6c7
 AXES = ("data", "fsdp", "tensor")  # Axes of a mesh, the slowest link first
@@ -295,7 +295,7 @@ def constrain(
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*even))
 
 
-def settle(
+def constrain_sharding(
     tree: Any,  # Values named like parameters, such as gradients
 ) -> Any:  # Same values
     """Constrain values to the sharding of the parameters with the same names.

@@ -20,7 +20,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ..models.devices import platform
 from ..models.gemma import Gemma
 from ..models.lora import trainable_filter
-from ..models.sharding import ROWS, check_rows, constrain, feed, place, row_shards, settle
+from tunix_rt.models.sharding import (
+    ROWS,
+    check_rows,
+    constrain,
+    constrain_sharding,
+    feed,
+    place,
+    row_shards,
+)
 from .config import TrainConfig, build_optimizer
 from .packing import PackedBatch
 
@@ -221,7 +229,7 @@ def accumulate_gradients(
             return with_figures(objective(*given))
 
         found, gradient = jax.value_and_grad(loss, has_aux=True)(params, part, key)
-        return found, settle(optax.tree.cast(gradient, jnp.float32))
+        return found, constrain_sharding(optax.tree.cast(gradient, jnp.float32))
 
     if micro_batch_size in (0, batch.tokens.shape[0]):
         return both(batch, key)
@@ -240,7 +248,7 @@ def accumulate_gradients(
 
     shapes = jax.eval_shape(both, *jax.tree.map(lambda x: x[0], (slices, keys)))
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, used, add, (nothing[0], settle(nothing[1])))
+    return jax.lax.fori_loop(0, used, add, (nothing[0], constrain_sharding(nothing[1])))
 
 
 def merge_figure(
