@@ -23,9 +23,9 @@ from ..data.datasets import dataset_folders, is_shipped
 from ..runs.folder import Run
 
 # %% auto #0
-__all__ = ['RUN_TYPE', 'DISK', 'WORKING_LIMIT', 'SESSION_HOURS', 'WEEK_HOURS', 'DEVICES', 'DEEPEST', 'Place', 'accelerators_of',
-           'has_internet', 'find_place', 'below', 'find_dataset', 'find_attached_model', 'find_base', 'room_left',
-           'need_room', 'Budget', 'clock_in', 'clock', 'week_hours', 'week_text']
+__all__ = ['RUN_TYPE', 'DISK', 'WORKING_LIMIT', 'SESSION_HOURS', 'WEEK_HOURS', 'DEVICES', 'DEEPEST', 'NotebookEnvironment',
+           'accelerators_of', 'has_internet', 'detect_environment', 'below', 'find_dataset', 'find_attached_model',
+           'find_base_model', 'room_left', 'need_room', 'Budget', 'clock_in', 'clock', 'week_hours', 'week_text']
 
 # %% ../../nbs/kaggle/10_environment.ipynb #8c753e52
 RUN_TYPE = "KAGGLE_KERNEL_RUN_TYPE"  # Set by Kaggle: "Interactive", or "Batch" for a saved version
@@ -36,7 +36,7 @@ WEEK_HOURS = 20.0  # Accelerator time that Kaggle grants in seven days
 
 
 @dataclass(frozen=True)
-class Place:
+class NotebookEnvironment:
     """The environment of a notebook.
 
     Attributes:
@@ -108,7 +108,7 @@ def has_internet(
     return True
 
 
-def find_place() -> Place:  # Current environment
+def detect_environment() -> NotebookEnvironment:  # Current environment
     """Detect the current environment.
 
     Returns:
@@ -116,7 +116,7 @@ def find_place() -> Place:  # Current environment
     """
     disk = Path(os.environ.get(DISK, "/"))
     kind = os.environ.get(RUN_TYPE, "").lower() if (disk / "kaggle/working").is_dir() else ""
-    return Place(
+    return NotebookEnvironment(
         kind=kind,
         disk=disk,
         working=disk / "kaggle/working" if kind else settings().root,
@@ -156,7 +156,7 @@ def _named(paths: Iterable[Path], top: Path) -> str:
 
 # %% ../../nbs/kaggle/10_environment.ipynb #d61b9285
 def find_dataset(
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
     name: str,  # Key such as "golden-v2", or path of a folder
 ) -> str:  # Same key, or the path where it is attached
     """Find a local, attached or shipped dataset.
@@ -189,7 +189,7 @@ def _key(folder: Path) -> str:
 
 # %% ../../nbs/kaggle/10_environment.ipynb #ad91dcb8
 def find_attached_model(
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
     name: str,  # Name of a model, such as "google/gemma-2-2b"
 ) -> Path | None:  # Folder of the model; None when it is not attached
     """Find an attached model.
@@ -215,8 +215,8 @@ def _version(folder: Path) -> int:
     return int(folder.name) if folder.name.isdigit() else 0
 
 
-def find_base(
-    place: Place,  # Current environment
+def find_base_model(
+    place: NotebookEnvironment,  # Current environment
     name: str,  # "tiny", "google/gemma-2-2b", or path of a folder
 ) -> str:  # Model parameter for the pipelines
     """Find the base model to train.
@@ -241,7 +241,7 @@ def find_base(
 
 # %% ../../nbs/kaggle/10_environment.ipynb #1a546913
 def room_left(
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
 ) -> int:  # Bytes
     """Compute how much may still be written for results.
 
@@ -259,7 +259,7 @@ def room_left(
 
 
 def need_room(
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
     wanted: int,  # Bytes
 ) -> int:  # Bytes available
     """Refuse a run that would not fit on the disk.
@@ -325,7 +325,7 @@ class Budget:
 # %% ../../nbs/kaggle/10_environment.ipynb #b60c6f0b
 def clock_in(
     run: Run,  # Run of the submission
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
 ) -> None:
     """Add a session to a run's record.
 

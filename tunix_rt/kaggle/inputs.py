@@ -14,7 +14,7 @@ import tunix_rt
 from ..data.datasets import Dataset, freeze_questions, freeze_recipe, load_dataset
 from ..data.generators import PRESETS
 from ..data.overlap import check_no_overlap
-from .environment import Place, find_dataset
+from .environment import NotebookEnvironment, find_dataset
 from .metadata import KaggleError
 
 # %% auto #0
@@ -27,7 +27,7 @@ EVALUATION_SET = "golden-v2"
 
 
 def one_set(
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
     name: str,  # Key, or path of a folder
 ) -> Dataset:  # Verified dataset
     """Find a dataset, or generate it if it is one of the small sets.
@@ -47,7 +47,7 @@ def one_set(
 
 
 def find_inputs(
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
     dataset: str,  # Recipe, key, or path of a folder
     evaluation_set: str = "",  # Key or path of a folder; "" for the default
     *,
@@ -165,7 +165,7 @@ def choose_config(
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #0b52c745
 def find_questions(
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
     name: str,  # Key, or path of a folder; "" for new ones of the recipe, or the training set's
     recipe: str,  # Recipe, key or path that the training set was made from
     train_set: Dataset,  # Training set

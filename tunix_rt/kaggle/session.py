@@ -19,7 +19,7 @@ from uuid import uuid4
 from ..core.errors import RunError
 from ..core.files import new_folder, read_json, replacing, sha256_file, write_json
 from ..core.settings import inside
-from .environment import Budget, Place, below, clock
+from .environment import Budget, NotebookEnvironment, below, clock
 from ..runs.execute import execute
 from ..runs.folder import RECORD, Run, differences, read_run
 
@@ -124,7 +124,7 @@ class Session:
 
 
 def find_sessions(
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
 ) -> list[Session]:  # Sessions, newest first
     """Find attached runs of a submission.
 
@@ -151,7 +151,7 @@ def find_sessions(
 
 # %% ../../nbs/kaggle/50_session.ipynb #9bf74542
 def session_to_continue(
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
     parameters: Mapping[str, Any],  # Parameters requested now
 ) -> Session | None:  # None when nothing is attached
     """Choose the attached run to resume.
