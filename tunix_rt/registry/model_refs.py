@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tunix_rt.store.engine import Store
 
 # %% auto #0
-__all__ = ['find_place', 'pin_model', 'pin_spec', 'known_models', 'version_names', 'resolve_model']
+__all__ = ['find_model_folder', 'pin_model', 'pin_spec', 'known_models', 'version_names', 'resolve_model']
 
 # %% ../../nbs/registry/40_model_refs.ipynb #ed31215a
 def _known(store: Store | None) -> AbstractContextManager[Store]:
@@ -42,7 +42,7 @@ def _has_name(model: str) -> bool:
     return model in PRESETS or ":" in model or not model.strip() or "\0" in model
 
 
-def find_place(
+def find_model_folder(
     model: str,  # Name of a model that is no version
 ) -> str:  # Folder from the root on; the name itself if it is not found here
     """Find the folder of a run, of a model or of a file, whichever was named.
@@ -85,7 +85,7 @@ def pin_model(
     """
     named = match_version(model)
     if named is None:
-        return find_place(model), {}
+        return find_model_folder(model), {}
     from tunix_rt.registry.models import find_version, version_folder
 
     with _known(store) as known:

@@ -25,7 +25,7 @@ from ..core.formatting import format_bytes, format_duration
 from ..core.settings import resolve
 from ..data.datasets import Dataset, load_dataset, require_worked_examples
 from ..data.overlap import check_no_overlap
-from .model_refs import find_place, resolve_model
+from .model_refs import find_model_folder, resolve_model
 from ..runs.folder import RECORD, read_run
 from ..runs.lookup import train_sets
 from ..runs.run_spec import RunSpec
@@ -82,7 +82,7 @@ def _no_overlap(spec: RunSpec, name: str, store: Store | None) -> None:
 
 
 def _not_trained_on(spec: RunSpec, name: str, store: Store | None) -> None:
-    model = resolve(find_place(str(spec.parameters["model"])))
+    model = resolve(find_model_folder(str(spec.parameters["model"])))
     folder = model / "model" if (model / RECORD).is_file() else model
     data = load_dataset(str(spec.parameters[name]))
     split, limit = spec.parameters.get("split") or None, spec.parameters.get("limit") or None
@@ -385,7 +385,7 @@ class MemoryNeed:
 
 
 def _there(name: str) -> str:  # Absolute path of a model that is on this machine, or its name
-    place = find_place(name)
+    place = find_model_folder(name)
     return str(resolve(place)) if resolve(place).exists() else place
 
 
