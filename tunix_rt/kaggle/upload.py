@@ -18,7 +18,7 @@ from .submission import Upload
 from ..runs.folder import RECORD
 
 # %% auto #0
-__all__ = ['UNSENT', 'SOURCES', 'RESULTS', 'kaggle_client', 'asking', 'refuse_unsent', 'is_there', 'upload_dataset',
+__all__ = ['UNSENT', 'SOURCES', 'RESULTS', 'kaggle_client', 'asking', 'refuse_unsent', 'is_there', 'upload_dataset_version',
            'upload_kernel', 'upload_model', 'upload_all', 'kernel_status', 'pull']
 
 # %% ../../nbs/kaggle/80_upload.ipynb #334409d3
@@ -116,7 +116,7 @@ def is_there(
     return True
 
 
-def upload_dataset(
+def upload_dataset_version(
     api: Any,  # Kaggle's client
     upload: Upload,  # Upload with dataset-metadata.json
     *,
@@ -243,7 +243,7 @@ def upload_all(
         if upload.kind == "kernel":
             yield upload_kernel(api, upload, hours=hours)
         else:
-            yield (upload_model if upload.kind == "model" else upload_dataset)(api, upload)
+            yield (upload_model if upload.kind == "model" else upload_dataset_version)(api, upload)
 
 # %% ../../nbs/kaggle/80_upload.ipynb #f20ec12a
 def kernel_status(
