@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tunix_rt.core.files import read_log
+from tunix_rt.core.files import read_jsonl_log
 from tunix_rt.models.config import preset
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.sharding import make_mesh, place
@@ -57,7 +57,7 @@ def practice(sides: tuple[int, int, int] | None) -> dict[str, list[float]]:
             identity={}, loop_config=GRPOLoopConfig(quiet=True, min_mixed=0.0), mesh=mesh,
             micro_batch_size=8, learning_rate=1e-3, scoring={"conversational": False},
         )  # fmt: skip
-        lines = read_log(Path(folder) / "metrics.jsonl")
+        lines = read_jsonl_log(Path(folder) / "metrics.jsonl")
     return {name: [line[name] for line in lines] for name in WATCHED}
 
 

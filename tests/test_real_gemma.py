@@ -28,7 +28,7 @@ from hugging_face import VOCABULARY, make, publish, scores
 from safetensors.numpy import load_file, save_file
 
 from tunix_rt.core.errors import ModelError
-from tunix_rt.core.files import read_log
+from tunix_rt.core.files import read_jsonl_log
 from tunix_rt.data.datasets import freeze_recipe
 from tunix_rt.models.gemma import Gemma, hidden_states, logits
 from tunix_rt.models.lora import LoraConfig, add_lora, trainable_filter
@@ -184,7 +184,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def losses(run: Path) -> list[tuple[int, float, float | None]]:
     "The part of metrics.jsonl that must not depend on luck."
-    lines = read_log(run / "metrics.jsonl")
+    lines = read_jsonl_log(run / "metrics.jsonl")
     return [(line["step"], line["loss"], line.get("validation_loss")) for line in lines]
 
 

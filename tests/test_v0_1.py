@@ -13,7 +13,7 @@ from serving import serving
 
 from tunix_rt.cli.show import show_text, way_on
 from tunix_rt.core.errors import RunError
-from tunix_rt.core.files import canonical_json, read_log, sha256_file
+from tunix_rt.core.files import canonical_json, read_jsonl_log, sha256_file
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import freeze_recipe, load_dataset
 from tunix_rt.data.exports import FORMATS, export_lines
@@ -93,7 +93,7 @@ def runs(root):
 
 def figures(folder):
     "Steps and losses of a training."
-    lines = read_log(folder / "metrics.jsonl")
+    lines = read_jsonl_log(folder / "metrics.jsonl")
     return [line["step"] for line in lines], [line["loss"] for line in lines]
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from .core.errors import ModelError, RunError, TunixError
-from .core.files import canonical_json, read_log, sha256_text
+from .core.files import canonical_json, read_jsonl_log, sha256_text
 from .core.plugins import plugin_sources, split_specs
 from .core.settings import resolve, settings
 from tunix_rt.data.datasets import (
@@ -800,7 +800,7 @@ def _fine_tune(
     )  # fmt: skip
     if done.stopped_by == "signal":
         raise KeyboardInterrupt(f"step {done.steps} is saved; the same call continues from there")
-    metrics = pd.DataFrame(read_log(done.folder / "metrics.jsonl"))
+    metrics = pd.DataFrame(read_jsonl_log(done.folder / "metrics.jsonl"))
     done = replace(done, state=None)  # The optimizer is not needed for what follows
     results = _key_figures(done, batches, metrics)
     files = save_model(

@@ -22,7 +22,7 @@ from tunix_rt.api import (
     save_model,
 )
 from .core.errors import TrainingError
-from .core.files import read_log, sha256_text
+from .core.files import read_jsonl_log, sha256_text
 from .core.settings import resolve
 from .data.datasets import Dataset
 from .data.overlap import check_no_overlap
@@ -395,7 +395,7 @@ def _finish(
 ) -> GRPOResult:
     "Write the model, measure it again, and report."
     model, run, data = session.model, session.run, session.data
-    metrics = pd.DataFrame(read_log(done.folder / "metrics.jsonl"))
+    metrics = pd.DataFrame(read_jsonl_log(done.folder / "metrics.jsonl"))
     results = _key_figures(done, metrics)
     files = save_model(
         done.folder, model, done.train_config, export=export, dataset=data.dataset,

@@ -23,7 +23,7 @@ from tunix_rt.api import (
     save_model,
 )
 from .core.errors import DatasetError, TrainingError
-from .core.files import read_log, sha256_text
+from .core.files import read_jsonl_log, sha256_text
 from .core.settings import resolve
 from .data.datasets import Dataset
 from .data.overlap import EvaluationPrompts
@@ -605,7 +605,7 @@ def _finish(
 ) -> PreferenceResult:  # fmt: skip
     "Write the model, measure it again, and report."
     model, run, watched = session.model, session.run, session.rows.validation
-    metrics = pd.DataFrame(read_log(done.folder / "metrics.jsonl"))
+    metrics = pd.DataFrame(read_jsonl_log(done.folder / "metrics.jsonl"))
     results = _key_figures(done, metrics, held_out, session.rows)
     where = {k: v for k, v in vars(session.config).items() if v} | {
         "preferences": session.found.label

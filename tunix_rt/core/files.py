@@ -27,8 +27,8 @@ from .errors import PathError, TunixError
 # %% auto #0
 __all__ = ['ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'own', 'taking_over', 'remove_abandoned', 'hidden_beside',
            'scratch_folder', 'replacing', 'new_folder', 'JSONRefused', 'json_fault', 'parse_json', 'canonical_json',
-           'write_json', 'read_json', 'lines_of', 'read_lines', 'append_json', 'read_log', 'sha256_text', 'sha256_file',
-           'parse_statements', 'parse_expression']
+           'write_json', 'read_json', 'lines_of', 'read_lines', 'append_json', 'read_jsonl_log', 'sha256_text',
+           'sha256_file', 'parse_statements', 'parse_expression']
 
 # %% ../../nbs/core/30_files.ipynb #bae68586
 def sync_folder(
@@ -487,7 +487,7 @@ def append_json(
         file.write(line.encode())
 
 # %% ../../nbs/core/30_files.ipynb #92b899a2
-def read_log(
+def read_jsonl_log(
     path: Path,  # JSONL file; need not exist
     *,
     bad: list[int] | None = None,  # Gets the numbers of bad lines, which are refused by default

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ..core.errors import TrainingError
-from ..core.files import canonical_json, read_log, replacing
+from ..core.files import canonical_json, read_jsonl_log, replacing
 from ..core.remote import fetch
 
 # %% auto #0
@@ -246,7 +246,9 @@ def resume_from(
         loss = attached.loss(step)
     finally:
         attached.close()
-    lines = [line for line in read_log(folder.parent / "metrics.jsonl") if line["step"] <= step]
+    lines = [
+        line for line in read_jsonl_log(folder.parent / "metrics.jsonl") if line["step"] <= step
+    ]
     if jax.process_index() == 0:
         with replacing(log) as file:
             file.writelines(canonical_json(line) + "\n" for line in lines)

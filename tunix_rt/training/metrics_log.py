@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..core.files import append_json, canonical_json, read_log, replacing
+from ..core.files import append_json, canonical_json, read_jsonl_log, replacing
 
 # %% auto #0
 __all__ = ['MetricsLog', 'rewind', 'append', 'append_extra']
@@ -63,7 +63,7 @@ def rewind(
     progress.seconds = progress.last_seconds = memory["seconds"]
     progress.last_tokens = progress.tokens
     if jax.process_index() == 0:
-        lines = [line for line in read_log(progress.path) if line["step"] <= step]
+        lines = [line for line in read_jsonl_log(progress.path) if line["step"] <= step]
         if memory.get("extra") == step and lines and lines[-1]["step"] == step:
             lines.pop()
         with replacing(progress.path) as file:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
 from ..core.errors import MissingError, RunError, StoreError, TunixError
-from ..core.files import read_log
+from ..core.files import read_jsonl_log
 from ..jobs.queue import enqueue, get_queued, moment, request_cancel
 from ..registry.model_refs import pin_spec
 from ..runs.run_spec import make_spec
@@ -280,7 +280,7 @@ def _watch(
     watched = OptunaTrial(study, known._trial_id)
     sign = -1.0 if job.metric_mode == "max" else 1.0
     new: dict[int, float] = {}
-    for line in read_log(run.path / "metrics.jsonl"):
+    for line in read_jsonl_log(run.path / "metrics.jsonl"):
         value, step = line.get(plan.prune_by), line.get("step")
         if isinstance(step, int) and isinstance(value, float) and math.isfinite(value):
             if step not in known.intermediate_values:

@@ -14,7 +14,7 @@ from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
 
 from ...core.errors import MissingError
-from ...core.files import read_log
+from ...core.files import read_jsonl_log
 from ...jobs.queue import get_queued, list_queued, request_cancel
 from ..artifacts import SnapshotResponse, find_artifacts, open_file, run_files
 from ..dependencies import LimitQuery, OffsetQuery, ServicesDep, StoreDep
@@ -174,7 +174,9 @@ def get_run_metrics(
     """
     folder = run_files(get_queued(store, run_id))
     return (
-        [] if folder is None else read_log(folder / "metrics.jsonl", bad=[] if bad is None else bad)
+        []
+        if folder is None
+        else read_jsonl_log(folder / "metrics.jsonl", bad=[] if bad is None else bad)
     )
 
 
