@@ -53,8 +53,8 @@ from ..traces.serialization import EncodedTrace, encode_trace, record_of
 __all__ = ['SUBJECT', 'MOST_KEPT', 'QUESTION', 'MATERIAL', 'OPTIONS', 'ROLES', 'THOUGHT', 'CHATS', 'COMPLETION', 'WORKING',
            'GOLD', 'REPLY', 'ATTEMPTS', 'from_table', 'RUBRICS', 'REFERENCES', 'ImportFunction', 'FORMATS_IN', 'FEW',
            'BARE', 'canonical_name', 'Fields', 'fields_of', 'clean_text', 'as_text', 'text_under', 'field_of', 'made',
-           'respond', 'respond_to', 'options_text', 'add_system', 'asked_in', 'from_gsm8k', 'Turn', 'turns_of',
-           'exchange', 'response_of', 'from_messages', 'from_prompt_completion', 'gold_under', 'worked',
+           'trace_from_response', 'respond_to', 'options_text', 'add_system', 'asked_in', 'from_gsm8k', 'Turn',
+           'turns_of', 'exchange', 'response_of', 'from_messages', 'from_prompt_completion', 'gold_under', 'worked',
            'refuse_marked_wrong', 'from_prm800k', 'from_processbench', 'from_reasoning', 'from_export', 'from_rubric',
            'find_importer', 'detect_format', 'ImportReport', 'read_format', 'encoded_traces', 'import_file']
 
@@ -331,7 +331,7 @@ def made(
     return trace
 
 
-def respond(
+def trace_from_response(
     prompt: str,  # Text of the question
     response: ResponseParts,  # Parsed response
     fields: Fields,  # Source record
@@ -650,9 +650,9 @@ def from_messages(
     turns = turns_of(found[1] if found else None)
     if turns and turns[-1].role == "user" and any(fields.peek(name) for name in (*THOUGHT, *GOLD)):
         question, _ = exchange([*turns, Turn("assistant", "")], fields)
-        return respond(question, worked(fields), fields)
+        return trace_from_response(question, worked(fields), fields)
     question, turn = exchange(turns, fields)
-    return respond(question, response_of(turn, fields), fields)
+    return trace_from_response(question, response_of(turn, fields), fields)
 
 # %% ../../nbs/data/55_formats.ipynb #7043b5f2
 COMPLETION = ("completion", "response", "output")
@@ -680,7 +680,7 @@ def from_prompt_completion(
     else:
         question = asked_in(fields, "prompt")
         prompt, turn = exchange([Turn("user", question), *reply], fields)
-    return respond(prompt, response_of(turn, fields), fields)
+    return trace_from_response(prompt, response_of(turn, fields), fields)
 
 # %% ../../nbs/data/55_formats.ipynb #801b7500
 WORKING = (
@@ -932,7 +932,7 @@ def from_reasoning(
         return from_messages(fields)
     if any(isinstance(fields.peek(name), list) for name in ("prompt", "input")):
         return from_prompt_completion(fields)
-    return respond(asked_in(fields), worked(fields), fields)
+    return trace_from_response(asked_in(fields), worked(fields), fields)
 
 
 from_table = from_reasoning  # A row is a record
