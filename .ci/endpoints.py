@@ -177,7 +177,7 @@ def find_answer(route: APIRoute, imports: Imports) -> Answer:
         rows = f"{imports.name('collections.abc', 'Iterator')}[{row}]"
         return Answer(rows, "stream_records", note=note)
     if media in ("application/zip", "application/octet-stream"):
-        return Answer(imports.name("pathlib", "Path"), "save", note="Same as `to`")
+        return Answer(imports.name("pathlib", "Path"), "download_file", note="Same as `to`")
     if media == "text/plain":
         return Answer("str", "send", around="{}.text", note=note)
     if media != "application/json":
@@ -207,7 +207,8 @@ def write_function(route: APIRoute, imports: Imports) -> str:
     path = list_parameters(route, route.dependant, "path_params", imports)
     query = list_parameters(route, route.dependant, "query_params", imports)
     body = list_bodies(route, imports)
-    saves, keyed = answer.call == "save", method != "GET" and answer.call != "stream_records"
+    saves = answer.call == "download_file"
+    keyed = method != "GET" and answer.call != "stream_records"
 
     parameters = [Parameter("client", imports.name(TRANSPORT, "Client"), NOTES["client"])]
     parameters += path + body + query

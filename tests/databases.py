@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tunix_rt.store.engine import connect, open_store, upgrade
+from tunix_rt.store.engine import connect_store, open_store, upgrade
 
 
 class Postgres:
@@ -119,7 +119,7 @@ def _template() -> str:
     "Make one database with our tables, for the others to be copied from."
     name = f"template_{uuid.uuid4().hex[:12]}"
     _administer(f"CREATE DATABASE {name}")
-    store = connect(_address_of(name))
+    store = connect_store(_address_of(name))
     upgrade(store)
     store.close()
     return name

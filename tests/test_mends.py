@@ -26,7 +26,7 @@ from tunix_rt.jobs.worker import work
 from tunix_rt.runs.folder import start_run
 from tunix_rt.store import migrations
 from tunix_rt.store.backup import backup, check_backup, restore
-from tunix_rt.store.engine import connect, current, open_store, upgrade
+from tunix_rt.store.engine import connect_store, current, open_store, upgrade
 from tunix_rt.store.tables import RunRow
 from tunix_rt.store.traces import add_traces
 from tunix_rt.traces.schema import Trace
@@ -371,7 +371,11 @@ def test_a_strange_version_row_is_refused_in_a_sentence(store, database_url, row
         for row in rows:
             adding = text(f"INSERT INTO {migrations.VERSION_TABLE} VALUES (:row)")
             session.execute(adding, {"row": row})
-    for act in (open_store, lambda url: upgrade(connect(url)), lambda url: current(connect(url))):
+    for act in (
+        open_store,
+        lambda url: upgrade(connect_store(url)),
+        lambda url: current(connect_store(url)),
+    ):
         with pytest.raises(StoreError, match="should hold their version"):
             act(database_url)
 

@@ -21,7 +21,7 @@ from tunix_rt.jobs.leases import claim, expire_leases, record_result, renew, req
 from tunix_rt.jobs.logs import CHUNK, LogStream, append_log, read_log, tail
 from tunix_rt.jobs.queue import enqueue, get_queued, list_queued, request_cancel, tally_runs
 from tunix_rt.runs.folder import read_run, start_run
-from tunix_rt.store.engine import connect, open_store, upgrade
+from tunix_rt.store.engine import connect_store, open_store, upgrade
 from tunix_rt.store.tables import RunRow, now
 from tunix_rt.tracking.import_run import import_run
 
@@ -316,7 +316,7 @@ def test_what_no_database_takes_is_replaced_and_the_attempts_share_one_log(store
 
 
 def test_a_postgres_killed_in_the_middle_loses_and_doubles_nothing(own_postgres):
-    store = connect(own_postgres.address)
+    store = connect_store(own_postgres.address)
     upgrade(store)
     waiting(store)
     taken = claim(store, "ada:1", 60.0)

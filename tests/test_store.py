@@ -28,7 +28,7 @@ from tunix_rt.data.selection import matches
 from tunix_rt.store import migrations
 from tunix_rt.store.backup import backup, check_backup, restore, tables
 from tunix_rt.store.datasets import build_from_store, ingest_into_store
-from tunix_rt.store.engine import connect, current, downgrade, open_store, ready, upgrade
+from tunix_rt.store.engine import connect_store, current, downgrade, open_store, ready, upgrade
 from tunix_rt.store.scan import conditions, iterate_traces
 from tunix_rt.store.tables import Base, ModelRow, RunRow, ScoreRow, TraceRow, TraceTally, now
 from tunix_rt.store.traces import (
@@ -129,7 +129,7 @@ def test_six_processes_make_one_sqlite_file(tmp_path):
     code = "import sys; from tunix_rt.store.engine import open_store; open_store(sys.argv[1])"
     started = [subprocess.Popen([sys.executable, "-c", code, address]) for _ in range(6)]
     assert [process.wait(120) for process in started] == [0] * 6
-    ready(connect(address))
+    ready(connect_store(address))
 
 
 # Reading and writing
@@ -170,7 +170,7 @@ def test_a_failed_block_leaves_nothing(store):
 
 
 def test_an_unreachable_postgres_is_named_without_its_password():
-    store = connect("postgresql://team:secret@127.0.0.1:9/tunix")
+    store = connect_store("postgresql://team:secret@127.0.0.1:9/tunix")
     with pytest.raises(StoreError) as refusal:
         ready(store)
     assert "127.0.0.1:9" in str(refusal.value) and "secret" not in str(refusal.value)
@@ -513,7 +513,7 @@ def test_killed_after_the_answer_nothing_is_lost(store, database_url, patience):
 
 def test_postgres_killed_in_mid_batch_keeps_what_it_confirmed(own_postgres):
     server = own_postgres
-    store = connect(server.address)
+    store = connect_store(server.address)
     upgrade(store)
     confirmed = []
 
@@ -605,7 +605,7 @@ def test_a_backup_moves_to_either_database(store, tmp_path):
     assert saved.rows["traces"] == 160 and check_backup(tmp_path / "all.backup").rows == saved.rows
 
     with empty_database() as address:
-        targets = [connect(address), open_store(f"sqlite:///{tmp_path / 'other.db'}")]
+        targets = [connect_store(address), open_store(f"sqlite:///{tmp_path / 'other.db'}")]
         upgrade(targets[0])
         for target in targets:
             restore(target, tmp_path / "all.backup")

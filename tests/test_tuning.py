@@ -25,7 +25,7 @@ from tunix_rt.jobs.queue import get_queued, list_queued
 from tunix_rt.runs.folder import start_run
 from tunix_rt.scoring.predictions import make_prediction, write_predictions
 from tunix_rt.store.backup import backup, restore
-from tunix_rt.store.engine import connect, downgrade, open_store, ready, upgrade
+from tunix_rt.store.engine import connect_store, downgrade, open_store, ready, upgrade
 from tunix_rt.store.tables import EvaluationRow, RunRow, TuningJob, now
 from tunix_rt.traces.schema import Trace
 from tunix_rt.tracking.evaluations import record_evaluation
@@ -461,7 +461,7 @@ def test_a_backup_carries_a_search_to_the_other_database(store, tmp_path):
     before = to_its_end(store, job_id)
     with empty_database() as address:
         other = {"sqlite": address, "postgresql": f"sqlite:///{tmp_path / 'other.db'}"}
-        target = connect(other[store.dialect])
+        target = connect_store(other[store.dialect])
         upgrade(target)
         restore(target, tmp_path / "all.backup")
         after = to_its_end(target, job_id)

@@ -14,7 +14,7 @@ from ..core.errors import RunError
 from ..core.settings import settings
 
 # %% auto #0
-__all__ = ['BLOCKS', 'FOLDERS', 'PartActor', 'connect', 'pool_size', 'shared_folders', 'on_ray']
+__all__ = ['BLOCKS', 'FOLDERS', 'PartActor', 'connect_or_start', 'pool_size', 'shared_folders', 'on_ray']
 
 # %% ../../nbs/batch/11_ray_data.ipynb #2f7ab4e8
 class PartActor:
@@ -44,7 +44,7 @@ class PartActor:
 BLOCKS = 1000  # Most blocks of descriptions; a block is what an actor takes at a time
 
 
-def connect(
+def connect_or_start(
     address: str,  # Address of a cluster; "" for the one of this machine, or a new one
 ) -> Any:  # Module ray
     """Connect to Ray.
@@ -127,7 +127,7 @@ def on_ray(
     """
 
     def run(stage: Stage, parts: Sequence[Part]) -> Iterator[PartResult]:
-        ray = connect(address)
+        ray = connect_or_start(address)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         size = pool_size(ray, resources, len(parts))

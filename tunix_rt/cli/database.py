@@ -130,7 +130,7 @@ def upgrade(
     """
     from tunix_rt.store import engine
 
-    store = engine.connect()
+    store = engine.connect_store()
     try:
         before = engine.current(store)
         engine.upgrade(store, revision)
@@ -150,7 +150,7 @@ def downgrade(
     """
     from tunix_rt.store import engine
 
-    store = engine.connect()
+    store = engine.connect_store()
     try:
         before = engine.current(store)
         if not yes:
@@ -172,7 +172,7 @@ def current() -> None:
     from tunix_rt.store import engine
     from tunix_rt.store.migrations import HEAD
 
-    store = engine.connect()
+    store = engine.connect_store()
     try:
         found = engine.current(store)
         typer.echo(f"{store.name}: {found or 'no tables'}, and this version needs {HEAD}")

@@ -23,7 +23,7 @@ from ..runs.run_spec import make_spec
 from ..training.preemption import catch_signals
 
 # %% auto #0
-__all__ = ['import_ray', 'connect', 'host_resources', 'scaling_options', 'is_done', 'free_address', 'meet', 'run_on_host',
+__all__ = ['import_ray', 'connect_cluster', 'host_resources', 'scaling_options', 'is_done', 'free_address', 'meet', 'run_on_host',
            'StopFlag', 'start_flag', 'host_task', 'make_trainer', 'in_thread', 'launch_on_ray']
 
 # %% ../../nbs/jobs/58_ray_train.ipynb #96502251
@@ -48,7 +48,7 @@ def import_ray(
         ) from None
 
 
-def connect(
+def connect_cluster(
     address: str = "",  # "ray://host:port"; "" for RAY_ADDRESS, or the cluster of this machine
 ) -> Any:  # Module `ray`
     """Connect to a cluster that runs already.
@@ -329,7 +329,7 @@ def launch_on_ray(
         "completed", or "stopped" if it saved with steps left
     """
     scaling_options(spec)  # refuses before anything is connected
-    ray = connect(address)
+    ray = connect_cluster(address)
     stop = start_flag(ray)
     trainer = make_trainer(spec, stop)
     with catch_signals() as asked:

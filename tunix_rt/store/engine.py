@@ -45,8 +45,8 @@ from . import migrations
 
 # %% auto #0
 __all__ = ['DEFAULT', 'PATIENCE', 'PRAGMAS', 'WRITING', 'RESTED', 'GONE', 'VERSION', 'database_url', 'Store', 'writing',
-           'inserting', 'reading', 'current', 'migrate_in', 'upgrade', 'downgrade', 'ready', 'connect', 'open_store',
-           'using_store']
+           'inserting', 'reading', 'current', 'migrate_in', 'upgrade', 'downgrade', 'ready', 'connect_store',
+           'open_store', 'using_store']
 
 # %% ../../nbs/store/20_engine.ipynb #4e6f9916
 DEFAULT = "outputs/tunix_rt.db"
@@ -481,7 +481,7 @@ def ready(
     )
 
 # %% ../../nbs/store/20_engine.ipynb #0f466df2
-def connect(
+def connect_store(
     url: str | None = None,  # Address; None takes that of the settings
 ) -> Store:  # Store with tables of any version
     """Connect to a database without checking its tables.
@@ -506,7 +506,7 @@ def open_store(
     Returns:
         Store with tables of this version
     """
-    store = connect(url)
+    store = connect_store(url)
     try:
         found, alone = current(store), store.dialect == "sqlite"
         if found is None or alone and found in migrations.KNOWN[:-1]:
