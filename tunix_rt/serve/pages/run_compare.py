@@ -34,7 +34,7 @@ from tunix_rt.tracking.run_compare import (
 from ...tracking.run_table import RunView, load_view
 
 # %% auto #0
-__all__ = ['MOST', 'Runs', 'SHOWN', 'router', 'distinct', 'labels_of', 'changes_of', 'scored_facts', 'compare_page',
+__all__ = ['MOST', 'Runs', 'SHOWN', 'router', 'distinct', 'labels_of', 'changes_of', 'scored_facts', 'run_compare_page',
            'compare_curves']
 
 # %% ../../../nbs/serve/pages/57_run_compare.ipynb #f415cf73
@@ -156,7 +156,7 @@ router = APIRouter(route_class=StrictRoute, include_in_schema=False)
 
 
 @router.get("/runs/compare")
-def compare_page(
+def run_compare_page(
     request: Request,
     store: StoreDep,
     run: Runs,

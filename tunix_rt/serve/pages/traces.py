@@ -69,7 +69,7 @@ from ...traces.schema import check_trace
 
 # %% auto #0
 __all__ = ['router', 'AT_ONCE', 'ListDep', 'Given', 'Whole', 'MOST_PAIRS', 'STEPS_AT_ONCE', 'EDITABLE', 'asked_list',
-           'traces_page', 'compare_page', 'searched', 'build_page', 'build_form', 'pairs_page', 'pairs_form',
+           'traces_page', 'trace_compare_page', 'searched', 'build_page', 'build_form', 'pairs_page', 'pairs_form',
            'trace_page', 'rate_form', 'score_form', 'edit_page', 'edit_form']
 
 # %% ../../../nbs/serve/pages/35_traces.ipynb #ce2de98d
@@ -123,7 +123,7 @@ def traces_page(
 
 # %% ../../../nbs/serve/pages/35_traces.ipynb #4a36b571
 @router.get("/traces/compare")
-def compare_page(
+def trace_compare_page(
     request: Request,
     store: StoreDep,
     base: UUID | None = None,
