@@ -10,7 +10,7 @@ from sqlalchemy import select
 from test_pages import CHROMIUM, EVIL, browser_at, evil_trace, practice_by_hand
 
 from tunix_rt.data.ungar import high_card_duel
-from tunix_rt.registry.models import create_model
+from tunix_rt.registry.models import create_registered_model
 from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.api_router import PAGES
 from tunix_rt.store.deletions import TraceChoice, remove_traces
@@ -49,7 +49,7 @@ def furnish(store, root) -> dict[str, str]:
     run = make_run(store, root, 3, model_id="knows-" + "a-lot-" * 20)
     evaluate_run(store, run)
     practice_by_hand(store, root)
-    model = create_model(store, "adder")
+    model = create_registered_model(store, "adder")
     promote(store, model.id, run)
     rich = Trace.model_validate(
         {

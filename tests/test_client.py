@@ -23,7 +23,7 @@ from tunix_rt.core.settings import Settings
 from tunix_rt.data.datasets import build_dataset
 from tunix_rt.jobs.logs import append_log
 from tunix_rt.jobs.queue import get_queued
-from tunix_rt.registry.models import create_model, set_alias, version_folder
+from tunix_rt.registry.models import create_registered_model, set_alias, version_folder
 from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.idempotency import CLAIMED, STALE, IdempotencyMiddleware
@@ -237,7 +237,7 @@ def break_things(store, root):
     "Damage a file of each kind, and say which requests will find out."
     run = make_run(store, root, 3)
     asking = root / "outputs" / "runs" / "evaluate-3" / "predictions.jsonl"
-    model = create_model(store, "adder")
+    model = create_registered_model(store, "adder")
     version = promote(store, model.id, run)
     shutil.rmtree(version_folder(version))
     asking.write_text(asking.read_text() + '{"prompt": 7}\n')
@@ -291,7 +291,7 @@ def test_no_refusal_says_where_our_folders_are(api, store, root):
 
 def test_an_examination_is_asked_for_by_run_or_by_name(api, store, root):
     run = make_run(store, root, 3, model_id="adder")
-    model = create_model(store, "adder")
+    model = create_registered_model(store, "adder")
     version = promote(store, model.id, run)
     set_alias(store, model.id, "champion", version.id)
     asked = {"evaluation_set": "sums-v1", "limit": 5}

@@ -10,7 +10,7 @@ from tunix_rt.core.settings import settings
 from tunix_rt.jobs.queue import enqueue, get_queued
 from tunix_rt.jobs.worker import work
 from tunix_rt.registry.model_refs import pin_spec
-from tunix_rt.registry.models import create_model, set_alias
+from tunix_rt.registry.models import create_registered_model, set_alias
 from tunix_rt.runs.execute import execute
 from tunix_rt.runs.folder import read_run
 from tunix_rt.runs.run_spec import make_spec
@@ -39,7 +39,7 @@ def test_a_moved_alias_does_not_change_a_run_that_waits(root, monkeypatch):
     pipeline = begin_notebook(root)
     with closing(open_store()) as store:
         source = RunRow(pipeline="train", status="completed")
-        model = create_model(store, "adder")
+        model = create_registered_model(store, "adder")
         with store.writing() as session:
             session.add(source)
         versions = {}

@@ -39,7 +39,7 @@ from tunix_rt.registry.content_store import FileDigest, read_content, store_cont
 from tunix_rt.registry.model_refs import pin_model
 from tunix_rt.registry.models import (
     NameTaken,
-    create_model,
+    create_registered_model,
     find_model_named,
     find_version,
     get_model,
@@ -536,7 +536,7 @@ def folder_of(bench, run_id) -> Path:
 
 def test_a_run_becomes_a_version_that_loads_and_proves_itself(bench, trained):
     store = bench.store
-    family = create_model(store, "adder", description="Adds.", task_type="reasoning")
+    family = create_registered_model(store, "adder", description="Adds.", task_type="reasoning")
     run = trained("one")
     version = promote(store, family.id, run, description="the first")
     assert (version.version, version.status, version.model_name) == ("v1", "ready", "adder")
@@ -568,7 +568,7 @@ def test_a_run_becomes_a_version_that_loads_and_proves_itself(bench, trained):
 
 
 def test_labels_aliases_and_descent(bench, trained):
-    store, family = bench.store, create_model(bench.store, "adder")
+    store, family = bench.store, create_registered_model(bench.store, "adder")
     one, two = trained("one"), trained("two")
     first = promote(store, family.id, one)
     assert promote(store, family.id, one) == first
@@ -588,7 +588,7 @@ def test_labels_aliases_and_descent(bench, trained):
     set_alias(store, family.id, "champion", second.id)
     assert find_version(store, "adder", "champion").id == second.id
     with pytest.raises(MissingError):
-        set_alias(store, create_model(store, "other").id, "champion", second.id)
+        set_alias(store, create_registered_model(store, "other").id, "champion", second.id)
 
     from_version = trained("three", {"model": str(version_folder(second))})
     from_run = trained("four", {"model": str(folder_of(bench, one) / "model")})
@@ -603,7 +603,7 @@ def test_labels_aliases_and_descent(bench, trained):
 
 
 def test_many_promote_at_once(bench, trained):
-    store, family = bench.store, create_model(bench.store, "adder")
+    store, family = bench.store, create_registered_model(bench.store, "adder")
     same, others = trained("same"), [trained(str(number)) for number in range(3)]
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda run: promote(store, family.id, run), [same] * 3 + others))
@@ -614,7 +614,7 @@ def test_many_promote_at_once(bench, trained):
 
     def found_family(_):
         try:
-            return create_model(store, "fought-over").id
+            return create_registered_model(store, "fought-over").id
         except NameTaken:
             return None
 
@@ -623,7 +623,7 @@ def test_many_promote_at_once(bench, trained):
 
 
 def test_a_gate_guards_the_registry(bench, trained, small_model):
-    store, family = bench.store, create_model(bench.store, "adder")
+    store, family = bench.store, create_registered_model(bench.store, "adder")
 
     def with_answers(right):
         run = trained(str(right))
@@ -670,7 +670,7 @@ def test_a_promotion_that_is_refused_founds_nothing(bench, trained):
 
 
 def test_what_is_not_promoted_leaves_nothing(bench, trained, monkeypatch):
-    store, family = bench.store, create_model(bench.store, "adder")
+    store, family = bench.store, create_registered_model(bench.store, "adder")
     linked, pickled, empty = trained("linked"), trained("pickled"), trained("empty")
     (folder_of(bench, linked) / "model" / "link").symlink_to("/etc/passwd")
     for weights in (folder_of(bench, pickled) / "model").glob("*.safetensors"):
@@ -706,9 +706,9 @@ def test_what_is_not_promoted_leaves_nothing(bench, trained, monkeypatch):
 @pytest.mark.parametrize("name", ["", ".", "..", "a b", "a/b", "x" * 257, "é", "a\n"])
 def test_names_that_mean_something_else_are_refused(bench, name):
     with pytest.raises(ModelError, match="cannot name a model"):
-        create_model(bench.store, name)
+        create_registered_model(bench.store, name)
     with pytest.raises(ModelError, match="NUL"):
-        create_model(bench.store, "fine", description="a\0b")
+        create_registered_model(bench.store, "fine", description="a\0b")
 
 
 # Content, which no database sees

@@ -14,7 +14,7 @@ from serving import TOKEN, make_run
 
 from tunix_rt.core.settings import Settings
 from tunix_rt.jobs.queue import enqueue
-from tunix_rt.registry.models import create_model
+from tunix_rt.registry.models import create_registered_model
 from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.schemas.traces import EXAMPLE
@@ -57,7 +57,7 @@ def known(store, root):
     "One of everything, so that requests which name something find it."
     run = make_run(store, root, 3)
     evaluate_run(store, run)
-    model = create_model(store, "adder")
+    model = create_registered_model(store, "adder")
     traced = add_traces(store, [Trace.model_validate(EXAMPLE)])[0].id
     (root / "data" / "imports" / "good.jsonl").write_text(TRACE)
     ids = {

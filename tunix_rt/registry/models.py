@@ -24,9 +24,9 @@ from ..store.engine import Store
 from ..store.tables import ModelAlias, ModelRow, ModelVersion, now
 
 # %% auto #0
-__all__ = ['COLUMNS', 'NAME', 'LABEL', 'ModelView', 'NameTaken', 'refuse_text', 'refuse_name', 'create_model', 'family_row',
-           'model_row', 'get_model', 'find_model_named', 'ModelPage', 'list_models', 'VersionPage', 'get_version',
-           'list_versions', 'find_version', 'version_folder', 'refuse_alias', 'point_alias', 'set_alias',
+__all__ = ['COLUMNS', 'NAME', 'LABEL', 'ModelView', 'NameTaken', 'refuse_text', 'refuse_name', 'create_registered_model',
+           'family_row', 'model_row', 'get_model', 'find_model_named', 'ModelPage', 'list_models', 'VersionPage',
+           'get_version', 'list_versions', 'find_version', 'version_folder', 'refuse_alias', 'point_alias', 'set_alias',
            'remove_alias']
 
 # %% ../../nbs/registry/20_models.ipynb #d343594c
@@ -130,7 +130,7 @@ def _found(
     return session.scalar(adding.returning(ModelRow.id)) is not None
 
 
-def create_model(
+def create_registered_model(
     store: Store,  # Database to write to
     name: str,  # Letters, digits, ".", "_" and "-"; at most 256
     *,

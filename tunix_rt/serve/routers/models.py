@@ -49,7 +49,7 @@ router = APIRouter(route_class=StrictRoute, tags=["models"], prefix="/api/models
 @router.post("", status_code=201)
 def create_model_artifact(store: StoreDep, body: ModelRequest) -> ModelPublic:
     "Create a model without versions."
-    made = registry.create_model(
+    made = registry.create_registered_model(
         store, body.name, description=body.description, task_type=body.task_type
     )
     return ModelPublic.model_validate(made)
