@@ -20,7 +20,7 @@ from ..training.train_step import Figures, Objective
 
 # %% auto #0
 __all__ = ['LOSSES', 'PolicyLoss', 'find_loss', 'PolicyBatch', 'token_weights', 'sequence_sums', 'log_ratios', 'kl_penalty',
-           'limited', 'token_losses', 'policy_objective']
+           'clipped_surrogate', 'token_losses', 'policy_objective']
 
 # %% ../../nbs/rl/20_policy_loss.ipynb #64935f93
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def kl_penalty(
     return right_gradient + jax.lax.stop_gradient(value - right_gradient)
 
 # %% ../../nbs/rl/20_policy_loss.ipynb #e3a979f0
-def limited(
+def clipped_surrogate(
     ratio: jax.Array,  # Probability ratio at each token, [B, T]
     logprobs: jax.Array,  # Log-probability of the current policy, [B, T]
     advantages: jax.Array,  # [B, T]
@@ -240,7 +240,7 @@ def token_losses(
     ratio = jnp.exp(log_ratios(jnp.where(mask, logprobs - old, 0), batch, loss.ratio))
     gap = jnp.where(mask, old - batch.sampler_logprobs, 0)
     trusted = jnp.minimum(jnp.exp(gap), importance_cap)
-    losses = limited(ratio, logprobs, batch.advantages, loss) * trusted
+    losses = clipped_surrogate(ratio, logprobs, batch.advantages, loss) * trusted
     above, below = ratio > 1 + loss.epsilon_high, ratio < 1 - loss.epsilon
     high = (above if loss.clipped else ratio > loss.epsilon_high) & (batch.advantages > 0)
     low = below & (batch.advantages < 0) & loss.clipped
