@@ -48,9 +48,9 @@ from ..models.tokenizer import Tokenizer, end_of_turn
 # %% auto #0
 __all__ = ['PROMPTS', 'FIRST_PLACES', 'FEW', 'AHEAD', 'SPARE_TURNS', 'BEAT', 'OnCompile', 'TokenLogprob', 'Delta',
            'ServedRequest', 'row_bucket', 'place_bucket', 'Scheduler', 'create_scheduler', 'run_program', 'change_rows',
-           'fit_places', 'rest', 'next_batch', 'read_prompts', 'arrivals', 'admit', 'entries', 'token_logprobs',
-           'tell_prompts', 'leave', 'absorb', 'finish', 'step', 'turn', 'wrap_cursor', 'Stream', 'AsyncEngine',
-           'make_request', 'fail_all', 'stream_deltas']
+           'fit_places', 'rest', 'next_batch', 'read_prompts', 'arrivals', 'admit', 'entries', 'report_logprobs',
+           'tell_prompts', 'leave', 'absorb', 'served_completion', 'step', 'run_step', 'wrap_cursor', 'Stream',
+           'AsyncEngine', 'make_request', 'fail_all', 'stream_deltas']
 
 # %% ../../nbs/inference/66_async_engine.ipynb #06311c07
 @dataclass(frozen=True)
@@ -521,7 +521,7 @@ def entries(
     return None if odds is None else Likelihoods(*(part[index] for part in odds))
 
 
-def token_logprobs(
+def report_logprobs(
     tokens: Sequence[int],  # Tokens
     odds: Likelihoods | None,  # Of each of them, on the host
     count: int,  # Alternatives to report
@@ -581,7 +581,7 @@ def tell_prompts(
             continue
         start = grid.shape[1] - int(lengths[line])
         part = entries(host, (line, slice(start, -1)))
-        odds = token_logprobs(request.prompt[1:], part, request.top_logprobs)
+        odds = report_logprobs(request.prompt[1:], part, request.top_logprobs)
         said = None
         if request.limit == 0:
             said = Completion(0, request.draw[2], [], "", "length", None, len(request.prompt), 0)
@@ -635,7 +635,7 @@ def absorb(
     new = [int(token) for token in tokens]
     request.written += new
     if request.watched:
-        request.odds += token_logprobs(new, odds, request.top_logprobs)
+        request.odds += report_logprobs(new, odds, request.top_logprobs)
     ends = () if request.endless else plan.ends
     shown = new[:-1] if done and new and new[-1] in ends else new
     piece = request.writer.add(shown, last=done)
@@ -643,7 +643,7 @@ def absorb(
     end = request.odds[-1] if request.watched and len(shown) < len(new) else None
     if over:
         leave(plan, request)
-        said = finish(plan, request, ends)
+        said = served_completion(plan, request, ends)
         tokens_left = said.tokens[request.told :]
     elif len(request.writer.text) > request.writer.sent:  # a stop text may have begun
         tokens_left = []
@@ -656,7 +656,7 @@ def absorb(
     _deliver(plan, request, Delta(piece, tokens_left, told, said, end=end))
 
 
-def finish(
+def served_completion(
     plan: Scheduler,  # Scheduler with the tokenizer
     request: ServedRequest,  # Request that has ended
     ends: tuple[int, ...],  # Tokens that end it
@@ -716,7 +716,7 @@ def step(
         absorb(plan, row, tokens[new], entries(odds, new), bool(done[row]))
 
 
-def turn(
+def run_step(
     plan: Scheduler,  # Scheduler, changed in place
 ) -> None:
     """Do one round of the engine: drop what was cancelled, admit, decode, deliver.
@@ -877,7 +877,7 @@ class AsyncEngine:
         with nullcontext() if plan.mesh is None else jax.set_mesh(plan.mesh):
             while self._next():
                 try:
-                    turn(plan)
+                    run_step(plan)
                 except Exception as error:
                     fail_all(plan, error)
         fail_all(plan, ModelError("the engine was closed before this response was finished"))
