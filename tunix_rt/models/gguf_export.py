@@ -43,7 +43,7 @@ from .weights import as_published, whole_tensors
 __all__ = ['GGUF_KINDS', 'LLAMA_ROPE', 'NORMAL', 'BYTE', 'BYTE_TOKEN', 'ROLES', 'gguf_architecture', 'attention_fault',
            'check_gguf', 'add_settings', 'add_windows', 'add_rope', 'has_bytes', 'vocabulary_lists', 'cutting_rules',
            'spells_bytes', 'vocabulary_kind', 'merged_pairs', 'add_tokenizer', 'begins_with_bos', 'stored_kind',
-           'encode', 'gguf_names', 'gguf_shapes', 'turn', 'as_stored', 'write_gguf_tensors', 'save_gguf']
+           'encode', 'gguf_names', 'gguf_shapes', 'permute', 'as_stored', 'write_gguf_tensors', 'save_gguf']
 
 # %% ../../nbs/models/68_gguf_export.ipynb #f1572d70
 GGUF_KINDS = {  # Type of the matrices -> name of the file type in GGUF
@@ -481,7 +481,7 @@ def gguf_shapes(
     return {name: wanted[name] for name in order} | factors
 
 # %% ../../nbs/models/68_gguf_export.ipynb #85a89b14
-def turn(
+def permute(
     value: np.ndarray,  # Rows of rotated heads as they are published, [N * H, ...]
     heads: int,  # N
 ) -> np.ndarray:  # Rows as llama.cpp stores them
@@ -516,7 +516,7 @@ def as_stored(
     for name, value in whole_tensors(model):
         array = as_published(name, value, np.float32)
         turned = heads.get(".".join(name.split(".")[-2:])) if layout.turned else None
-        array = turn(array, turned) if turned else array
+        array = permute(array, turned) if turned else array
         yield name, array + np.float32(layout.offset) if array.ndim == 1 else array
     if config.rope_scaling:
         factors = rope_factors(config.rope_base, config.head_width, config.rope_scaling.factor)
