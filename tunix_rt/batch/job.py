@@ -21,7 +21,7 @@ from tunix_rt.batch.parts import (
     Stage,
     Worker,
     begin,
-    finish,
+    join_parts,
     keep_part,
     part_done,
     plan_source,
@@ -123,6 +123,6 @@ def run_job(
             for result in choose_executor(on, resources)(stage, todo) if todo else ():
                 keep_part(folder, result)
                 bar.update(result.rows)
-        manifest = finish(folder, job, parts)
+        manifest = join_parts(folder, job, parts)
         push(folder)
     return manifest

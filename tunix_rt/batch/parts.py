@@ -36,7 +36,8 @@ from ..traces.schema import Trace, parse_trace
 
 # %% auto #0
 __all__ = ['Row', 'Work', 'SUFFIX', 'Executor', 'Part', 'source_file', 'plan_source', 'read_part', 'Stage', 'row_seed',
-           'PartResult', 'Worker', 'part_files', 'keep_part', 'part_done', 'begin', 'rows_of', 'finish', 'Resources']
+           'PartResult', 'Worker', 'part_files', 'keep_part', 'part_done', 'begin', 'rows_of', 'join_parts',
+           'Resources']
 
 # %% ../../nbs/batch/10_parts.ipynb #f4b827b7
 class Part(NamedTuple):
@@ -338,7 +339,7 @@ def rows_of(
                 yield parse_json(line, where=str(rows))
 
 
-def finish(
+def join_parts(
     output: Path,  # Folder of a job
     job: dict[str, Any],  # What it is
     parts: Sequence[Part],  # Its parts, all done

@@ -23,7 +23,7 @@ from ..runs.run_spec import RunSpec, make_spec
 
 # %% auto #0
 __all__ = ['LEAVING', 'Answer', 'OPTIONS', 'PRINTED', 'ClusterScheduler', 'SchedulerAway', 'ask_patiently', 'launch_options',
-           'prepare_folder', 'SubmittedRuns', 'JobWatch', 'follow', 'outcome_of']
+           'prepare_folder', 'SubmittedRuns', 'JobWatch', 'watch_job', 'outcome_of']
 
 # %% ../../nbs/jobs/60_submit.ipynb #b92b8c98
 class ClusterScheduler(Protocol):
@@ -229,7 +229,7 @@ class JobWatch:
         job = job or self.ask(self.scheduler.submit, self.spec)
         self._say(f"submitted to {self.scheduler.name} as job {job}\n")
         try:
-            found = follow(self, job, limit) or outcome_of(self.scheduler.name, job, self.run)
+            found = watch_job(self, job, limit) or outcome_of(self.scheduler.name, job, self.run)
         except SchedulerAway as away:
             raise SchedulerAway(f"{away}; job {job} may go on there") from None
         if found.word in ("crashed", "failed"):
@@ -241,7 +241,7 @@ class JobWatch:
         self.on_output("stdout", line)
 
 # %% ../../nbs/jobs/60_submit.ipynb #8a05b131
-def follow(
+def watch_job(
     watch: JobWatch,  # Run, and where it is executed
     job: str,  # Id of the job
     limit: float | None,  # Seconds that it may run; None is no limit
