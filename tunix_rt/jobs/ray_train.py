@@ -24,7 +24,7 @@ from ..training.preemption import catch_signals
 
 # %% auto #0
 __all__ = ['import_ray', 'connect_cluster', 'host_resources', 'scaling_options', 'is_done', 'free_address', 'meet', 'run_on_host',
-           'StopFlag', 'start_flag', 'host_task', 'make_trainer', 'in_thread', 'launch_on_ray']
+           'StopFlag', 'start_flag', 'host_task', 'make_trainer', 'start_thread', 'launch_on_ray']
 
 # %% ../../nbs/jobs/58_ray_train.ipynb #96502251
 def import_ray(
@@ -291,7 +291,7 @@ def make_trainer(
     )
 
 
-def in_thread(
+def start_thread(
     work: Callable[[], Any],  # Long call
 ) -> tuple[threading.Thread, list[Any]]:  # Its thread, and a list for its result or error
     """Do something in a thread, so that this one hears signals.
@@ -333,7 +333,7 @@ def launch_on_ray(
     stop = start_flag(ray)
     trainer = make_trainer(spec, stop)
     with catch_signals() as asked:
-        thread, found = in_thread(trainer.fit)
+        thread, found = start_thread(trainer.fit)
         deadline = None
         while thread.is_alive():
             thread.join(0.2)
