@@ -15,7 +15,7 @@ from ..core.errors import DatasetError
 from ..core.settings import resolve
 
 # %% auto #0
-__all__ = ['batch', 'Sources', 'Output', 'On', 'PartSize', 'Concurrency', 'Cpus', 'Gpus', 'Others', 'placement', 'numbers',
+__all__ = ['batch', 'Sources', 'Output', 'On', 'PartSize', 'Concurrency', 'Cpus', 'Gpus', 'Others', 'job_options', 'numbers',
            'report', 'sample', 'score', 'judge', 'dedup', 'decontaminate']
 
 # %% ../../nbs/cli/22_batch.ipynb #399d40e5
@@ -38,7 +38,7 @@ Others = Annotated[
 ]
 
 
-def placement(
+def job_options(
     on: str,  # Where parts are computed
     part_size: int,  # Rows of a part; 0 for the stage's number
     concurrency: int,  # Most workers; 0 for all that fit
@@ -137,7 +137,7 @@ def sample(
         max_new_tokens=max_new_tokens, keep_per_question=keep_per_question, prefer=prefer,
         batch_size=batch_size, prompt_length=prompt_length, dtype=dtype, device=device, seed=seed,
     )  # fmt: skip
-    where = placement(on, part_size, concurrency, num_cpus, num_gpus, resource)
+    where = job_options(on, part_size, concurrency, num_cpus, num_gpus, resource)
     report(run_job(stage, sources, output, **where), output)
 
 # %% ../../nbs/cli/22_batch.ipynb #e8a9daef
@@ -165,7 +165,7 @@ def score(
 
     limits = numbers(at_least, "--at-least")
     names = tuple(dict.fromkeys([*(scorer or ["format", "step_validity"]), *limits]))
-    where = placement(on, part_size, concurrency, num_cpus, num_gpus, resource)
+    where = job_options(on, part_size, concurrency, num_cpus, num_gpus, resource)
     report(run_job(ScoreStage(names, tuple(limits.items())), sources, output, **where), output)
 
 
@@ -189,7 +189,7 @@ def judge(
     from tunix_rt.batch.job import run_job
     from tunix_rt.batch.stages import JudgeStage
 
-    where = placement(on, part_size, concurrency, num_cpus, num_gpus, resource)
+    where = job_options(on, part_size, concurrency, num_cpus, num_gpus, resource)
     report(run_job(JudgeStage(judge, least), sources, output, **where), output)
 
 # %% ../../nbs/cli/22_batch.ipynb #8c5265e5
@@ -219,7 +219,7 @@ def dedup(
     config = DedupConfig(
         column, threshold=threshold, ngram_size=ngram_size, num_perm=num_perm, keep=keep
     )
-    where = placement(on, part_size, concurrency, num_cpus, num_gpus, resource)
+    where = job_options(on, part_size, concurrency, num_cpus, num_gpus, resource)
     report(dedup_job(config, sources, output, **where), output)
 
 
@@ -247,5 +247,5 @@ def decontaminate(
     if not evaluation_set:
         raise DatasetError("name at least one --evaluation-set")
     stage = DecontaminateStage(tuple(evaluation_set), threshold, ngram_size)
-    where = placement(on, part_size, concurrency, num_cpus, num_gpus, resource)
+    where = job_options(on, part_size, concurrency, num_cpus, num_gpus, resource)
     report(run_job(stage, sources, output, **where), output)
