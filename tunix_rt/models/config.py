@@ -21,7 +21,7 @@ from .families import FAMILIES, Family, refuse_family
 # %% auto #0
 __all__ = ['NONE', 'WIDE', 'SIZES', 'AT_FIRST', 'SECOND', 'THIRD', 'SEEING', 'PRESETS', 'QWEN2', 'QWEN3', 'LLAMA', 'SMOL2',
            'SMOL3', 'POINTER', 'MARKS', 'DROPPED', 'RopeScaling', 'GemmaConfig', 'preset', 'parameter_count',
-           'read_number', 'read_section', 'check_first_bytes', 'read_described', 'rope_factor', 'read_rope_scaling',
+           'read_positive', 'read_section', 'check_first_bytes', 'read_described', 'rope_factor', 'read_rope_scaling',
            'rope_settings', 'sliding_layers', 'sliding_settings', 'check_granted', 'text_part', 'check_family',
            'from_hugging_face', 'write_number', 'to_hugging_face']
 
@@ -306,7 +306,7 @@ def parameter_count(
     return tables + config.layers * layer + config.width
 
 # %% ../../nbs/models/20_config.ipynb #5c1f0a77
-def read_number(
+def read_positive(
     given: dict[str, Any],  # Content of the file
     key: str,  # Name of the value
     *,
@@ -441,7 +441,7 @@ def rope_factor(
             f"this decoder rotates all features of a head; it would compute something else"
         )
     if kind == "linear":
-        return float(read_number({"factor": None} | scaling, "factor", whole=False))
+        return float(read_positive({"factor": None} | scaling, "factor", whole=False))
     if kind == "default" and scaling.get("factor") not in (None, 1):
         raise ModelError(
             f"config.json says factor: {scaling['factor']!r} without a rope_type that uses it; "
@@ -468,7 +468,7 @@ def read_rope_scaling(
     first = "original_max_position_embeddings"
     given = {first: positions} | scaling
     keys = ("factor", "low_freq_factor", "high_freq_factor", first)
-    found = RopeScaling(*(float(read_number(given, key, whole=False)) for key in keys))
+    found = RopeScaling(*(float(read_positive(given, key, whole=False)) for key in keys))
     if found.low >= found.high:
         raise ModelError(
             f"config.json says low_freq_factor: {found.low:g} and high_freq_factor: "
@@ -507,11 +507,13 @@ def rope_settings(
             "config.json scales the positions of sliding layers, and this decoder only scales "
             "those of global layers, as Gemma 3 does; it would compute something else"
         )
-    base = float(read_number({"rope_theta": given["rope_theta"]} | wide, "rope_theta", whole=False))
+    base = float(
+        read_positive({"rope_theta": given["rope_theta"]} | wide, "rope_theta", whole=False)
+    )
     sliding: float | None = None if given["model_type"] == "smollm3" else base
     if third:
         key = "rope_theta" if "rope_theta" in near else "rope_local_base_freq"
-        sliding = float(read_number(given | near, key, whole=False))
+        sliding = float(read_positive(given | near, key, whole=False))
     bases = {"rope_base": base, "rope_base_sliding": sliding}
     return bases | {"rope_factor": factor, "rope_scaling": scaling}
 
@@ -527,7 +529,7 @@ def sliding_layers(
     Returns:
         Flag of each layer
     """
-    layers = int(read_number(given, "num_hidden_layers", most=1000))
+    layers = int(read_positive(given, "num_hidden_layers", most=1000))
     kinds, number = given.get("layer_types"), range(layers)
     if given["model_type"] == "smollm3":
         return tuple(not flag for flag in _with_rope(given, layers))
@@ -535,7 +537,7 @@ def sliding_layers(
         return _listed(kinds, layers)
     if "sliding_window_pattern" in given:
         key = "sliding_window_pattern"
-        every = int(read_number({key: given.get(f"_{key}", given[key])}, key))
+        every = int(read_positive({key: given.get(f"_{key}", given[key])}, key))
         return tuple((layer + 1) % every != 0 for layer in number)
     if given.get("use_sliding_window") and given.get("sliding_window") is not None:
         return tuple(layer >= given["max_window_layers"] for layer in number)
@@ -563,7 +565,7 @@ def _with_rope(given: dict[str, Any], layers: int) -> tuple[bool, ...]:
     "Read which layers of a SmolLM3 have RoPE."
     flags = given.get("no_rope_layers")  # 1 for a layer *with* RoPE, whatever the name says
     if flags is None:
-        every = int(read_number(given, "no_rope_layer_interval"))
+        every = int(read_positive(given, "no_rope_layer_interval"))
         flags = [int((layer + 1) % every != 0) for layer in range(layers)]
     if not isinstance(flags, list) or len(flags) < layers or set(flags) - {0, 1}:
         raise ModelError(
@@ -601,9 +603,9 @@ def sliding_settings(
         bounded = bounded and bool(given.get("use_sliding_window"))
     if "sliding_window_pattern" in given:  # A Gemma names its window even where no layer slides
         key = "max_position_embeddings" if window is None else "sliding_window"
-        size = int(read_number(given, key))
+        size = int(read_positive(given, key))
     else:
-        size = int(read_number(given, "sliding_window")) if bounded else WIDE
+        size = int(read_positive(given, "sliding_window")) if bounded else WIDE
     pattern = () if slides == regular else slides
     return {"window": size, "sliding_every": every, "pattern": pattern}
 
@@ -711,8 +713,8 @@ def from_hugging_face(
 def _head_width(given: dict[str, Any], heads: int) -> int:
     "Read the width of a head, by default an even share of the stream."
     if given.get("head_dim") is not None:
-        return int(read_number(given, "head_dim"))
-    width = int(read_number(given, "hidden_size"))
+        return int(read_positive(given, "head_dim"))
+    width = int(read_positive(given, "hidden_size"))
     if width % heads:
         raise ModelError(
             f"config.json has no head_dim, and hidden_size {width} does not divide into {heads} "
@@ -725,7 +727,7 @@ def _read(given: dict[str, Any], family: Family) -> GemmaConfig:
     "Rename the keys of a file whose defaults are filled in."
 
     def whole(key: str) -> int:
-        return int(read_number(given, key))
+        return int(read_positive(given, key))
 
     heads = key_heads = whole("num_attention_heads")
     if family.gemma or given.get("num_key_value_heads") is not None:
@@ -740,13 +742,13 @@ def _read(given: dict[str, Any], family: Family) -> GemmaConfig:
         "head_width": head,
         "hidden": whole("intermediate_size"),
         "query_scale": float(head),
-        "epsilon": float(read_number(given, "rms_norm_eps", whole=False)),
+        "epsilon": float(read_positive(given, "rms_norm_eps", whole=False)),
         "positions": whole("max_position_embeddings"),
         "family": given["model_type"],
         "tied": bool(given["tie_word_embeddings"]),
     }
     if family.gemma:
-        scale = read_number(given, "query_pre_attn_scalar", whole=False)
+        scale = read_positive(given, "query_pre_attn_scalar", whole=False)
         settings["query_scale"] = float(scale)
         settings["attention_soft_cap"] = _soft_cap(given, "attn_logit_softcapping")
         settings["logit_soft_cap"] = _soft_cap(given, "final_logit_softcapping")
@@ -756,7 +758,7 @@ def _read(given: dict[str, Any], family: Family) -> GemmaConfig:
 
 def _soft_cap(given: dict[str, Any], key: str) -> float | None:
     "Read a soft cap, which may be null."
-    return None if given[key] is None else float(read_number(given, key, whole=False))
+    return None if given[key] is None else float(read_positive(given, key, whole=False))
 
 # %% ../../nbs/models/20_config.ipynb #2b0a730c
 def write_number(

@@ -28,7 +28,7 @@ from ..core.errors import ModelError, PathError
 from ..core.files import new_folder, sha256_file, write_json
 from ..core.formatting import front_matter
 from ..core.settings import resolve, settings
-from .config import check_first_bytes, from_hugging_face, read_number
+from .config import check_first_bytes, from_hugging_face, read_positive
 from .families import FAMILIES, REASONS
 from .hf_layout import check_names, published_name, wanted_tensors
 from tunix_rt.models.tokenizer import (
@@ -41,12 +41,12 @@ from tunix_rt.models.tokenizer import (
 # %% auto #0
 __all__ = ['MAGIC', 'NUMBERS', 'TEXT', 'ARRAY', 'PART', 'SECOND', 'THIRD', 'PLAIN_BLOCKS', 'GGUF_ARCHITECTURES', 'OUTSIDE',
            'HEAD', 'ROTATION', 'CANNOT', 'BLOCK', 'PLAIN', 'SHARD', 'CONTROL', 'USER_DEFINED', 'UNUSED', 'PATTERNS',
-           'WHOLE', 'ROLES', 'SAMPLING', 'FORMAT', 'Header', 'read_value', 'check_start', 'GGUFTensor', 'GGUFFile',
-           'gguf_package', 'read_tensors', 'read_gguf', 'read_parts', 'find_gguf', 'Architecture', 'architecture',
-           'read_setting', 'layer_types', 'config_json', 'plain_json', 'rope_factors', 'long_rope', 'rope_json',
-           'tensor_name', 'map_gguf', 'dequantize', 'unturn', 'read_gguf_tensor', 'check_kinds', 'plan_shards',
-           'write_weights', 'merges', 'spelled', 'sentence_pieces', 'cut_by', 'byte_pairs', 'gguf_tokenizer', 'card',
-           'generation_json', 'convert_gguf', 'converted']
+           'WHOLE', 'ROLES', 'SAMPLING', 'FORMAT', 'Header', 'read_metadata_value', 'check_start', 'GGUFTensor',
+           'GGUFFile', 'gguf_package', 'read_tensors', 'read_gguf', 'read_parts', 'find_gguf', 'Architecture',
+           'architecture', 'read_setting', 'layer_types', 'config_json', 'plain_json', 'rope_factors', 'long_rope',
+           'rope_json', 'tensor_name', 'map_gguf', 'dequantize', 'unturn', 'read_gguf_tensor', 'check_kinds',
+           'plan_shards', 'write_weights', 'merges', 'spelled', 'sentence_pieces', 'cut_by', 'byte_pairs',
+           'gguf_tokenizer', 'card', 'generation_json', 'convert_gguf', 'converted']
 
 # %% ../../nbs/models/57_gguf.ipynb #346745f6
 MAGIC = b"GGUF"
@@ -119,7 +119,7 @@ class Header:
             raise _damaged(self.path, f"has bytes at {start:,} that are not UTF-8") from None
 
 # %% ../../nbs/models/57_gguf.ipynb #33a8af8f
-def read_value(
+def read_metadata_value(
     header: Header,  # Position of the value
     kind: int,  # Type of the value in GGUF
 ) -> Any:  # Number, text, or list of them
@@ -143,7 +143,7 @@ def read_value(
         header.skip(count)
     if inner in NUMBERS:
         return list(header.numbers(f"{count}{NUMBERS[inner]}"))
-    return [read_value(header, inner) for _ in range(count)]
+    return [read_metadata_value(header, inner) for _ in range(count)]
 
 
 def check_start(
@@ -293,7 +293,7 @@ def read_gguf(
         metadata: dict[str, Any] = {}
         for _ in range(values):
             name = header.text()
-            metadata[name] = read_value(header, *header.numbers("I"))
+            metadata[name] = read_metadata_value(header, *header.numbers("I"))
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
             raise _damaged(path, f"says general.alignment: {alignment!r}")
@@ -487,7 +487,7 @@ def layer_types(
     Returns:
         Kind of each layer, as in config.json
     """
-    layers = int(read_number({"block_count": read_setting(file, "block_count")}, "block_count",
+    layers = int(read_positive({"block_count": read_setting(file, "block_count")}, "block_count",
                              file=str(file.path), most=1000))  # fmt: skip
     found = read_setting(file, "attention.sliding_window_pattern", every)
     if not isinstance(found, list):

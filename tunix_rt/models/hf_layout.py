@@ -24,7 +24,7 @@ from .gemma import kernel_shapes, vector_sizes
 # %% auto #0
 __all__ = ['ATTENTION', 'FEED_FORWARD', 'OUTER', 'INNER', 'EYES', 'ROTATIONS', 'HEADS', 'EXPONENTS', 'CHUNK', 'NUMBERS',
            'published_name', 'is_kernel', 'plain_name', 'model_config', 'weight_files', 'StoredTensor',
-           'stored_tensors', 'read_part', 'read_finite', 'wanted_tensors', 'check_names', 'check_shapes', 'check_tied',
+           'stored_tensors', 'read_slice', 'read_finite', 'wanted_tensors', 'check_names', 'check_shapes', 'check_tied',
            'map_tensors']
 
 # %% ../../nbs/models/55_hf_layout.ipynb #8dd6b486
@@ -206,7 +206,7 @@ def stored_tensors(
     return found
 
 
-def read_part(
+def read_slice(
     stored: StoredTensor,  # Tensor in a file
     index: tuple[slice, ...],  # Slices to read
 ) -> np.ndarray:  # Part of the tensor
@@ -245,7 +245,7 @@ def read_finite(
     Returns:
         Part of the tensor
     """
-    part = read_part(stored, index)
+    part = read_slice(stored, index)
     kind, mask = EXPONENTS[stored.kind]
     bits, exponent = np.ascontiguousarray(part).reshape(-1).view(kind), kind(mask)
     for start in range(0, bits.size, CHUNK):
@@ -351,7 +351,7 @@ def check_tied(
     same = (head.shape, head.kind) == (embedding.shape, embedding.kind)
     for row in range(0, head.shape[0], 4096):
         part = (slice(row, min(row + 4096, head.shape[0])), slice(None))
-        if not same or read_part(head, part).tobytes() != read_part(embedding, part).tobytes():
+        if not same or read_slice(head, part).tobytes() != read_slice(embedding, part).tobytes():
             raise ModelError(
                 f"{head.file}: {head.name} differs from the embedding, and the configuration says "
                 f"that the two are one. Take configuration and weights from the same source"

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from ..core.errors import ModelError, TunixError
 from ..core.files import new_folder, read_json, write_json
-from .config import GemmaConfig, read_described, read_number, write_number
+from .config import GemmaConfig, read_described, read_positive, write_number
 from .gemma import PROJECTIONS, Adapter, Gemma, kernel_shapes
 from tunix_rt.models.hf_layout import (
     StoredTensor,
@@ -229,11 +229,11 @@ def read_lora(
             f"{file} says lora_dropout: {dropout!r}, and it must be a share from 0 to below 1; "
             f"copy the file again"
         )
-    rank = int(read_number(given, "r", file=file))
+    rank = int(read_positive(given, "r", file=file))
     stretch = math.sqrt(rank) if given.get("use_rslora") else 1.0
     return LoraConfig(
         rank=rank,
-        alpha=read_number(given, "lora_alpha", file=file, whole=False) * stretch,
+        alpha=read_positive(given, "lora_alpha", file=file, whole=False) * stretch,
         dropout=float(dropout),
         targets=targets,
     )
