@@ -22,7 +22,7 @@ from tunix_rt.data.problems import (
     subtraction,
     word_problem,
 )
-from .puzzles import ordering, parity, repetition, reversal
+from .puzzles import ordering, parity, reversal, word_repetition
 from ..traces.schema import Step, Trace, normalized_prompt
 
 # %% auto #0
@@ -49,7 +49,7 @@ PROBLEM_FAMILIES: dict[str, ProblemFamily] = {
     "multiplication": ProblemFamily(multiplication, "multiplication"),
     "word_problem": ProblemFamily(word_problem, "word_problem"),
     "reversal": ProblemFamily(reversal, "reversal"),
-    "repetition": ProblemFamily(repetition, "repetition"),
+    "repetition": ProblemFamily(word_repetition, "repetition"),
     "ordering": ProblemFamily(ordering, "logic"),
     "parity": ProblemFamily(parity, "logic"),
 }

@@ -13,7 +13,7 @@ from ..core.errors import DatasetError
 from .problems import NAMES, Problem, number_with
 
 # %% auto #0
-__all__ = ['WORDS', 'RELATIONS', 'numbered', 'reversal', 'repetition', 'orders_allowed', 'grown', 'ordering', 'parity']
+__all__ = ['WORDS', 'RELATIONS', 'numbered', 'reversal', 'word_repetition', 'orders_allowed', 'grown', 'ordering', 'parity']
 
 # %% ../../nbs/data/20_puzzles.ipynb #f76529c8
 WORDS = tuple(
@@ -75,7 +75,7 @@ def reversal(
     )
 
 # %% ../../nbs/data/20_puzzles.ipynb #2b063550
-def repetition(
+def word_repetition(
     draw: Random,  # Source of randomness
     *,
     words: tuple[int, int] = (2, 4),  # Fewest and most words
