@@ -18,8 +18,8 @@ from ..traces.schema import Step, Trace
 # %% auto #0
 __all__ = ['KINDS', 'PLACEMENTS', 'NO_ERROR', 'MISSING', 'COUNTED', 'Steps', 'TRIES', 'NO_STEP', 'Column', 'complete',
            'work_column', 'wrong_column', 'Error', 'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'digit_pairs',
-           'check_line', 'all_lines', 'lay_out', 'check_each', 'check_at_end', 'with_checks', 'inject_error', 'verify',
-           'CheckSpec', 'add_checks', 'verifier_prompt', 'verifier_trace']
+           'check_line', 'all_lines', 'list_steps', 'check_each', 'check_at_end', 'with_checks', 'inject_error',
+           'check_worked_trace', 'CheckSpec', 'add_checks', 'verifier_prompt', 'verifier_trace']
 
 # %% ../../nbs/data/22_error_injection.ipynb #b4054f68
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def all_lines(
     return [line for done in sums for line in done.lines]
 
 
-def lay_out(
+def list_steps(
     sums: Sequence[WorkedSum],  # Worked sums
 ) -> Steps:  # Plan, columns and result of each
     """List the steps of sums.
@@ -396,7 +396,7 @@ def check_each(
         Each step, its check, and after the wrong one its correction
     """
     steps, number = Steps(), 0
-    for kind, content in lay_out(right):
+    for kind, content in list_steps(right):
         if kind not in COUNTED:
             steps.append((kind, content))
             continue
@@ -429,11 +429,11 @@ def check_at_end(
         for number, (written, line) in enumerate(lines, start=1)
     ]
     if not wrong:
-        return lay_out(right) + checks
-    again = lay_out(right)
+        return list_steps(right) + checks
+    again = list_steps(right)
     place = _place_of(again, error)
     correction = ("correction", again[place][1])
-    return [*lay_out(wrong), *checks, correction, *again[place + 1 :]]
+    return [*list_steps(wrong), *checks, correction, *again[place + 1 :]]
 
 
 def _place_of(steps: Steps, number: int) -> int:
@@ -468,7 +468,7 @@ def _with_steps(trace: Trace, steps: Steps, meta: dict[str, Any]) -> Trace:
     "Replace the steps of a trace, and verify what comes out."
     numbered = tuple(Step(i=i, type=kind, content=text) for i, (kind, text) in enumerate(steps))
     made = trace.model_copy(update={"steps": numbered, "meta": {**(trace.meta or {}), **meta}})
-    verify(made)
+    check_worked_trace(made)
     return made
 
 # %% ../../nbs/data/22_error_injection.ipynb #02cebd8f
@@ -514,7 +514,7 @@ def inject_error(
     )
 
 # %% ../../nbs/data/22_error_injection.ipynb #19083413
-def verify(
+def check_worked_trace(
     trace: Trace,  # Trace with checks
 ) -> None:
     """Refuse a trace whose equations, checks or answer contradict each other.
