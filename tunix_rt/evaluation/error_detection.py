@@ -30,7 +30,7 @@ from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['FLAG', 'CHECK', 'LEAST_QUESTIONS', 'RATES', 'Case', 'error_cases', 'encode_cases', 'CaseResult', 'read_continuation',
-           'rates', 'ErrorDetection', 'said', 'detection_html', 'summarize', 'detect_errors']
+           'rates', 'ErrorDetection', 'said', 'detection_html', 'detection_figures', 'detect_errors']
 
 # %% ../../nbs/evaluation/65_error_detection.ipynb #dfda6f36
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def detection_html(
     return figures_html(rows, head="of errors put in", style=style, note=note)
 
 
-def summarize(
+def detection_figures(
     injected: Sequence[CaseResult],  # Continuations of prefixes with an error
     controls: Sequence[CaseResult],  # Continuations of the same prefixes without it
     *,
@@ -335,4 +335,4 @@ def detect_errors(
         read_continuation(case, one.text, one.finish_reason)
         for case, one in zip(cases, written, strict=True)
     ]
-    return summarize(results[: len(asked)], results[len(asked) :], name=name, seed=seed)
+    return detection_figures(results[: len(asked)], results[len(asked) :], name=name, seed=seed)

@@ -33,10 +33,10 @@ from ..traces.render import split_steps
 from ..traces.schema import Trace
 
 # %% auto #0
-__all__ = ['read_verdict', 'verify_predictions', 'verified_vote', 'BestOfN', 'best_of_html', 'best_of_n']
+__all__ = ['read_flagged_step', 'verify_predictions', 'verified_vote', 'BestOfN', 'best_of_html', 'best_of_n']
 
 # %% ../../nbs/evaluation/67_step_verifier.ipynb #0e981f13
-def read_verdict(
+def read_flagged_step(
     text: str,  # Response of a verifier
     ended: bool = True,  # False if it was cut off
 ) -> int | None:  # First wrong step; 0 for none; None if it does not say
@@ -93,7 +93,7 @@ def verify_predictions(
         SamplingParams(max_new_tokens=max_new_tokens), batch_size=batch_size, dtype=dtype,
     )  # fmt: skip
     verdicts = {
-        asked[place]: read_verdict(said.text, said.finish_reason == "stop")
+        asked[place]: read_flagged_step(said.text, said.finish_reason == "stop")
         for place, said in zip(fitting, written, strict=True)
     }
     return [verdicts.get(workings.get(place, "")) for place in range(len(predictions))]
