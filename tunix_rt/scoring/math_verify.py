@@ -19,7 +19,7 @@ from typing import IO
 from ..core.errors import ScoringError
 
 # %% auto #0
-__all__ = ['MEMORY', 'LONGEST_FORMULA', 'serve', 'start_worker', 'stop_worker', 'same_formula']
+__all__ = ['MEMORY', 'LONGEST_FORMULA', 'answer_requests', 'start_worker', 'stop_worker', 'same_formula']
 
 # %% ../../nbs/scoring/35_math_verify.ipynb #2c38ebba
 MEMORY = 4 * 1024**3  # Address space of a worker, in bytes
@@ -43,7 +43,7 @@ def _compare(gold: str, answer: str) -> bool:
     return bool(verify(expected, given, timeout_seconds=None))
 
 
-def serve() -> None:
+def answer_requests() -> None:
     "Answer requests line by line until the input ends, in the worker process."
     import logging
 
