@@ -17,7 +17,7 @@ from ..runs.pipelines import Parameter, find_pipeline, parse_parameter, read_par
 from .http_parameters import CHECKS, WITHHELD, check_place
 
 # %% auto #0
-__all__ = ['FIRST', 'STARTS', 'GROUPS', 'OPEN', 'WORDS', 'group_of', 'words_of', 'FormField', 'as_text', 'form_fields',
+__all__ = ['FIRST', 'STARTS', 'GROUPS', 'OPEN', 'WORDS', 'group_of', 'words_of', 'FormField', 'field_text', 'form_fields',
            'read_form', 'command_line', 'python_lines']
 
 # %% ../../nbs/serve/64_form_fields.ipynb #04817b47
@@ -138,7 +138,7 @@ class FormField:
     error: str = ""  # Error in the value
 
 
-def as_text(
+def field_text(
     value: Any,  # Value of a parameter
 ) -> str:  # Text in a field
     """Write a value as somebody would type it.
@@ -171,7 +171,7 @@ def form_fields(
     for name, item in read_parameters(find_pipeline(pipeline, plugins=True)).items():
         if name in WITHHELD:
             continue
-        words, default = words_of(item), "" if item.computed else as_text(item.default)
+        words, default = words_of(item), "" if item.computed else field_text(item.default)
         closed = words and name not in OPEN and (item.default == "" or default in words)
         plain = item.kind.split(" |")[0]
         kind = "choice" if closed else "number" if plain in ("int", "float") else "text"
@@ -231,7 +231,7 @@ def command_line(
     Returns:
         Text for a terminal
     """
-    words = [f"-p {shlex.quote(f'{name}={as_text(value)}')}" for name, value in given.items()]
+    words = [f"-p {shlex.quote(f'{name}={field_text(value)}')}" for name, value in given.items()]
     return " \\\n  ".join([f"tunix-rt queue {pipeline}", *words])
 
 

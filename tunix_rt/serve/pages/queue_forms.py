@@ -25,8 +25,8 @@ from ..errors import from_root
 from tunix_rt.serve.form_fields import (
     STARTS,
     FormField,
-    as_text,
     command_line,
+    field_text,
     form_fields,
     python_lines,
     read_form,
@@ -75,7 +75,7 @@ def values_of(
     Returns:
         Texts of its fields
     """
-    return {name: as_text(value) for name, value in run.parameters.items()}
+    return {name: field_text(value) for name, value in run.parameters.items()}
 
 # %% ../../../nbs/serve/pages/72_queue_forms.ipynb #7f4ba187
 @dataclass
