@@ -86,7 +86,12 @@ def start_worker() -> subprocess.Popen[str]:  # Worker that is ready for request
     package = str(Path(str(tunix_rt.__file__)).parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     worker = subprocess.Popen(
-        [sys.executable, "-P", "-c", "from tunix_rt.scoring.math_verify import serve; serve()"],
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            "from tunix_rt.scoring.math_verify import answer_requests; answer_requests()",
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
