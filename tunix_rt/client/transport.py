@@ -23,7 +23,7 @@ from ..core.files import replacing
 from ..serve.errors import ProblemDetails
 
 # %% auto #0
-__all__ = ['AGAIN', 'Answer', 'APIError', 'Unreachable', 'Client', 'connect', 'max_attempts', 'wait_before', 'send', 'request',
+__all__ = ['AGAIN', 'ResponseT', 'APIError', 'Unreachable', 'Client', 'connect', 'max_attempts', 'wait_before', 'send', 'request',
            'request_list', 'quote_segment', 'streaming', 'stream_records', 'download_file']
 
 # %% ../../nbs/client/10_transport.ipynb #73e4f7b7
@@ -184,16 +184,16 @@ def _bytes_of(content: bytes | Path | None, spelled: str | None) -> Iterator[Any
         yield content if spelled is None else spelled.encode()
 
 # %% ../../nbs/client/10_transport.ipynb #2cba7625
-Answer = TypeVar("Answer", bound=BaseModel)
+ResponseT = TypeVar("Answer", bound=BaseModel)
 
 
 def request(
     client: Client,  # Server to call
-    kind: type[Answer],  # Type of the answer
+    kind: type[ResponseT],  # Type of the answer
     method: str,  # "GET", "POST" ...
     path: str,  # Path from the server's root
     **rest: Any,  # Other arguments of `send`
-) -> Answer:
+) -> ResponseT:
     """Send a request and read the answer.
 
     Args:
@@ -215,11 +215,11 @@ def request(
 # %% ../../nbs/client/10_transport.ipynb #c1aac58a
 def request_list(
     client: Client,  # Server to call
-    kind: type[Answer],  # Type of one list item
+    kind: type[ResponseT],  # Type of one list item
     method: str,  # "GET", "POST" ...
     path: str,  # Path from the server's root
     **rest: Any,  # Other arguments of `send`
-) -> list[Answer]:
+) -> list[ResponseT]:
     """Send a request whose answer is nothing but a list.
 
     Args:

@@ -17,7 +17,7 @@ from .ray_train import import_ray, scaling_options
 from .submit import SchedulerAway
 
 # %% auto #0
-__all__ = ['OPTION_OF', 'STATUS', 'Answer', 'SPARE', 'launch_command', 'ask_ray', 'RayJobs']
+__all__ = ['OPTION_OF', 'STATUS', 'T', 'SPARE', 'launch_command', 'ask_ray', 'RayJobs']
 
 # %% ../../nbs/jobs/64_ray_jobs.ipynb #6d002224
 OPTION_OF = {  # Field of LaunchSpec -> option of `launch`
@@ -60,15 +60,15 @@ def launch_command(
 # %% ../../nbs/jobs/64_ray_jobs.ipynb #4ca2c962
 STATUS = re.compile(r"status code (\d+)")
 
-Answer = TypeVar("Answer")
+T = TypeVar("Answer")
 
 
 def ask_ray(
-    call: Callable[..., Answer],  # Method of a JobSubmissionClient
+    call: Callable[..., T],  # Method of a JobSubmissionClient
     *given: Any,  # Its arguments
-    unknown: Answer | None = None,  # Answer about a job that Ray does not know; None refuses
+    unknown: T | None = None,  # Answer about a job that Ray does not know; None refuses
     **named: Any,  # Its named arguments
-) -> Answer:  # What it returned
+) -> T:  # What it returned
     """Ask the job server of a cluster.
 
     Args:

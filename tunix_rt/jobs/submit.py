@@ -22,7 +22,7 @@ from ..runs.lock import release
 from ..runs.run_spec import RunSpec, make_spec
 
 # %% auto #0
-__all__ = ['LEAVING', 'Answer', 'OPTIONS', 'PRINTED', 'ClusterScheduler', 'SchedulerAway', 'ask_patiently', 'launch_options',
+__all__ = ['LEAVING', 'T', 'OPTIONS', 'PRINTED', 'ClusterScheduler', 'SchedulerAway', 'ask_patiently', 'launch_options',
            'prepare_folder', 'SubmittedRuns', 'JobWatch', 'watch_job', 'outcome_of']
 
 # %% ../../nbs/jobs/60_submit.ipynb #b92b8c98
@@ -53,15 +53,15 @@ class SchedulerAway(RunError):
 # %% ../../nbs/jobs/60_submit.ipynb #767fcbd8
 LEAVING = 30.0  # Seconds to try on after the worker was asked to stop
 
-Answer = TypeVar("Answer")
+T = TypeVar("Answer")
 
 
 def ask_patiently(
-    ask: Callable[[], Answer],  # Call that needs the scheduler
+    ask: Callable[[], T],  # Call that needs the scheduler
     grace_seconds: Callable[[], float | None],  # Seconds left for the run; None is no limit
     poll_seconds: float,  # Seconds between two tries
     note: Callable[[str], None] = print,  # Receives a line when the scheduler does not answer
-) -> Answer:  # Result of the call
+) -> T:  # Result of the call
     """Repeat a call until the scheduler answers.
 
     Args:
@@ -218,7 +218,7 @@ class JobWatch:
     grace_seconds: Callable[[], float | None]  # Seconds left for the run; None is no limit
     poll_seconds: float  # Seconds between two looks
 
-    def ask(self, call: Callable[..., Answer], *given: Any) -> Answer:
+    def ask(self, call: Callable[..., T], *given: Any) -> T:
         "Ask the scheduler until it answers."
         say = self._say
         return ask_patiently(lambda: call(*given), self.grace_seconds, self.poll_seconds, say)

@@ -37,7 +37,7 @@ from ..store.engine import Store
 from ..training.preemption import catch_signals
 
 # %% auto #0
-__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'Answer', 'Attempt', 'Heartbeat', 'Outcome', 'from_failure', 'attempt_run',
+__all__ = ['log', 'PINNED', 'EXIT_CODES', 'INSISTING', 'T', 'Attempt', 'Heartbeat', 'Outcome', 'from_failure', 'attempt_run',
            'retry_until', 'record_outcome', 'run_claim', 'work']
 
 # %% ../../nbs/jobs/40_worker.ipynb #2dec61cc
@@ -167,13 +167,13 @@ def attempt_run(
 EXIT_CODES = {"completed": 0, "failed": 1, "timeout": 124, "cancelled": 130}  # Shell exit codes
 INSISTING = 600.0  # Seconds to wait for an unreachable store
 
-Answer = TypeVar("Answer")
+T = TypeVar("Answer")
 
 
 def retry_until(
-    ask: Callable[[], Answer],  # Call that needs the store
+    ask: Callable[[], T],  # Call that needs the store
     seconds: float = INSISTING,  # Seconds to keep trying
-) -> Answer:  # Result of the call
+) -> T:  # Result of the call
     """Repeat a call until the store is reachable.
 
     Args:
