@@ -16,9 +16,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from ..core.errors import ModelError
 
 # %% auto #0
-__all__ = ['AXES', 'ROWS', 'READS', 'WRITES', 'Axis', 'make_mesh', 'plain_names', 'placement', 'placements', 'place', 'put_array',
-           'bytes_per_device', 'row_shards', 'batch_placement', 'feed', 'check_rows', 'active_mesh', 'constrain',
-           'constrain_sharding', 'vocabulary_sides', 'look_up', 'gather_rows', 'scatter_rows']
+__all__ = ['AXES', 'ROWS', 'READS', 'WRITES', 'AxisName', 'make_mesh', 'plain_names', 'placement', 'placements', 'place',
+           'put_array', 'bytes_per_device', 'row_shards', 'batch_placement', 'feed', 'check_rows', 'active_mesh',
+           'constrain', 'constrain_sharding', 'vocabulary_sides', 'look_up', 'gather_rows', 'scatter_rows']
 
 # %% ../../nbs/models/15_sharding.ipynb #dc70e6c7
 AXES = ("data", "fsdp", "tensor")  # Axes of a mesh, the slowest link first
@@ -65,7 +65,7 @@ def _devices() -> list[Any]:
 # %% ../../nbs/models/15_sharding.ipynb #b1ed15fe
 READS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # Kernels reading the stream, [D, F]
 WRITES = ("o_proj", "down_proj")  # Kernels writing to the stream, [F, D]
-Axis = str | tuple[str, ...] | None  # Mesh axes that split one array axis
+AxisName = str | tuple[str, ...] | None  # Mesh axes that split one array axis
 
 
 def plain_names(
@@ -83,7 +83,7 @@ def plain_names(
     return tuple(str(word) for word in words if word not in ("value", "raw_value"))
 
 
-def _cuts(names: tuple[str, ...]) -> tuple[Axis, ...]:
+def _cuts(names: tuple[str, ...]) -> tuple[AxisName, ...]:
     "Find how the last axes of a parameter are split if they all divide evenly."
     kernel = next((name for name in reversed(names) if name in READS + WRITES), None)
     if names and names[-1] in ("embedding", "head"):
@@ -96,7 +96,7 @@ def _cuts(names: tuple[str, ...]) -> tuple[Axis, ...]:
     return {"a": (enters, None), "b": (None, leaves), kernel: (enters, leaves)}.get(names[-1], ())
 
 
-def _even(axis: Axis, size: int, mesh: Mesh | AbstractMesh) -> Axis:
+def _even(axis: AxisName, size: int, mesh: Mesh | AbstractMesh) -> AxisName:
     "Split an axis only if it divides evenly."
     sides = (axis,) if isinstance(axis, str) else axis or ()
     return axis if size % math.prod(mesh.shape[side] for side in sides) == 0 else None
@@ -277,7 +277,7 @@ def active_mesh() -> AbstractMesh | None:  # Active mesh; None on a single devic
 
 def constrain(
     x: jax.Array,  # Intermediate value
-    *axes: Axis,  # Mesh axes for each of its axes; None for no split
+    *axes: AxisName,  # Mesh axes for each of its axes; None for no split
 ) -> jax.Array:  # Same value
     """Constrain the sharding of an intermediate value.
 
