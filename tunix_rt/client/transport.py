@@ -184,7 +184,7 @@ def _bytes_of(content: bytes | Path | None, spelled: str | None) -> Iterator[Any
         yield content if spelled is None else spelled.encode()
 
 # %% ../../nbs/client/10_transport.ipynb #2cba7625
-ResponseT = TypeVar("Answer", bound=BaseModel)
+ResponseT = TypeVar("ResponseT", bound=BaseModel)
 
 
 def request(

@@ -60,7 +60,7 @@ def launch_command(
 # %% ../../nbs/jobs/64_ray_jobs.ipynb #4ca2c962
 STATUS = re.compile(r"status code (\d+)")
 
-T = TypeVar("Answer")
+T = TypeVar("T")
 
 
 def ask_ray(

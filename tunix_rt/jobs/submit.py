@@ -53,7 +53,7 @@ class SchedulerAway(RunError):
 # %% ../../nbs/jobs/60_submit.ipynb #767fcbd8
 LEAVING = 30.0  # Seconds to try on after the worker was asked to stop
 
-T = TypeVar("Answer")
+T = TypeVar("T")
 
 
 def ask_patiently(

@@ -167,7 +167,7 @@ def attempt_run(
 EXIT_CODES = {"completed": 0, "failed": 1, "timeout": 124, "cancelled": 130}  # Shell exit codes
 INSISTING = 600.0  # Seconds to wait for an unreachable store
 
-T = TypeVar("Answer")
+T = TypeVar("T")
 
 
 def retry_until(
