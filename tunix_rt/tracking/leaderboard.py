@@ -21,7 +21,7 @@ from ..store.tables import EvaluationRow
 from .evaluations import scores_by_prompt
 
 # %% auto #0
-__all__ = ['Narrowed', 'Kind', 'Word', 'paired', 'Standing', 'Board', 'standing_of', 'leaderboard']
+__all__ = ['Narrowed', 'Kind', 'Relation', 'paired', 'Standing', 'Board', 'standing_of', 'leaderboard']
 
 # %% ../../nbs/tracking/40_leaderboard.ipynb #d16bb084
 Narrowed = dict[str, Any]  # Column to required value
@@ -120,7 +120,7 @@ def paired(
     return paired_difference([before[key] for key in both], [after[key] for key in both])
 
 # %% ../../nbs/tracking/40_leaderboard.ipynb #f396e794
-Word = Literal["best", "behind", "level", "ahead", "not comparable"]
+Relation = Literal["best", "behind", "level", "ahead", "not comparable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Standing:
     evaluation: EvaluationRow
     best_run_id: UUID | None  # The best of its kind
     difference: Difference | None  # This one less the best, in shares of 1
-    standing: Word
+    standing: Relation
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Board:
 
 def standing_of(
     difference: Difference | None,  # Run minus the best
-) -> Word:
+) -> Relation:
     """Classify a run as the best, level or behind.
 
     Args:
@@ -181,7 +181,7 @@ def _standings(
     for place, row in enumerate(rows, start=before + 1):
         leading, run_id = best.get(_kind(row), (None, None))
         difference: Difference | None = None
-        word: Word = "best"
+        word: Relation = "best"
         if row.id != leading:
             if leading is not None:
                 difference = paired(scores.get(leading, {}), scores.get(row.id, {}))

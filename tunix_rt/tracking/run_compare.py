@@ -17,7 +17,7 @@ from ..evaluation.statistics import Difference
 from ..store.engine import Store
 from ..store.tables import EvaluationRow
 from .baselines import higher_is_better
-from .leaderboard import Kind, Word, standing_of
+from .leaderboard import Kind, Relation, standing_of
 from .metrics_log import is_number
 from .run_table import RunView
 from .set_boards import compare_stored
@@ -136,7 +136,7 @@ class PairedScores:
     before: EvaluationRow  # Evaluation of the first run
     after: EvaluationRow
     difference: Difference | None  # Difference in shares of 1; None if they share no question
-    standing: Word
+    standing: Relation
     won: tuple[str, ...]  # Fingerprints of questions that only this run has right
     lost: tuple[str, ...]
 

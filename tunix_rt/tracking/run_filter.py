@@ -15,7 +15,7 @@ from ..core.errors import TunixError
 from ..core.files import canonical_json
 
 # %% auto #0
-__all__ = ['LONGEST', 'DEEPEST', 'OPERATORS', 'Lookup', 'Condition', 'FilterError', 'Word', 'split_words', 'Compare', 'Joined',
+__all__ = ['LONGEST', 'DEEPEST', 'OPERATORS', 'Lookup', 'Condition', 'FilterError', 'Token', 'split_words', 'Compare', 'Joined',
            'read_filter', 'filter_names', 'check_known_names']
 
 # %% ../../nbs/tracking/70_run_filter.ipynb #0adb0e69
@@ -33,7 +33,7 @@ _WORD = re.compile(
 
 
 @dataclass(frozen=True)
-class Word:
+class Token:
     """One word of a filter.
 
     Attributes:
@@ -52,7 +52,7 @@ class Word:
 
 def split_words(
     text: str,  # Filter as typed
-) -> Iterator[Word]:  # Its words, with one "end" behind them
+) -> Iterator[Token]:  # Its words, with one "end" behind them
     """Split a filter into words.
 
     Args:
@@ -73,9 +73,9 @@ def split_words(
             )
         kind = found.lastgroup
         said = found[kind][1:-1] if kind == "quoted" else found[kind]
-        yield Word(kind, "=" if said == "==" else said, found.start(kind) + 1)
+        yield Token(kind, "=" if said == "==" else said, found.start(kind) + 1)
         at = found.end()
-    yield Word("end", "the end", end + 1)
+    yield Token("end", "the end", end + 1)
 
 # %% ../../nbs/tracking/70_run_filter.ipynb #cdd3a75a
 Lookup = Callable[[str], Any]  # Name -> value of one run; None where it has none
@@ -164,10 +164,10 @@ class _Reader:
         self.words, self.place, self.depth = list(split_words(text)), 0, 0
 
     @property
-    def next(self) -> Word:
+    def next(self) -> Token:
         return self.words[self.place]
 
-    def take(self) -> Word:
+    def take(self) -> Token:
         word = self.next
         self.place += word.kind != "end"
         return word
