@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from tunix_rt.traces.schema import Trace
 
 # %% auto #0
-__all__ = ['DIM', 'PLAIN', 'BAR', 'Model', 'System', 'MaxTokens', 'Temperature', 'TopK', 'TopP', 'Seed', 'Dtype', 'COMMANDS',
-           'ResponsePrinter', 'Status', 'ready_model', 'keep_programs', 'PendingAnswer', 'read_questions', 'room_for',
-           'ask_all', 'as_record', 'show_response', 'closing_words', 'ask', 'show_one', 'Conversation', 'answer',
-           'conversation_traces', 'save_conversation', 'obey', 'chat', 'next_line']
+__all__ = ['DIM', 'PLAIN', 'BAR', 'ModelArgument', 'System', 'MaxTokens', 'Temperature', 'TopK', 'TopP', 'Seed', 'Dtype',
+           'COMMANDS', 'ResponsePrinter', 'StatusLine', 'ready_model', 'keep_programs', 'PendingAnswer',
+           'read_questions', 'room_for', 'ask_all', 'as_record', 'show_response', 'closing_words', 'ask', 'show_one',
+           'Conversation', 'answer', 'conversation_traces', 'save_conversation', 'obey', 'chat', 'next_line']
 
 # %% ../../nbs/cli/39_ask.ipynb #d3df2e6e
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
@@ -96,7 +96,7 @@ class ResponsePrinter:
 
 # %% ../../nbs/cli/39_ask.ipynb #5e6c41a9
 @dataclass
-class Status:
+class StatusLine:
     """One line on standard error that says what is being waited for.
 
     Attributes:
@@ -151,7 +151,7 @@ def ready_model(
     *,
     dtype: str = "float32",  # Compute dtype
     max_rows: int = 32,  # Responses at a time
-) -> Iterator[tuple[AsyncEngine, Status]]:  # Engine, closed at the end
+) -> Iterator[tuple[AsyncEngine, StatusLine]]:  # Engine, closed at the end
     """Load a model and start its engine.
 
     Args:
@@ -163,7 +163,7 @@ def ready_model(
         Engine, closed at the end
     """
     keep_programs()
-    status = Status(sys.stderr, sys.stderr.isatty())
+    status = StatusLine(sys.stderr, sys.stderr.isatty())
     status.say(f"loading {name} ...")
     import jax.numpy as jnp
 
@@ -321,7 +321,7 @@ def as_record(
 def show_response(
     asked: PendingAnswer,  # Question whose response is written
     out: TextIO,  # Stream to write to
-    status: Status,  # Line that must not overwrite the response
+    status: StatusLine,  # Line that must not overwrite the response
 ) -> Completion:
     """Show a response as it is written.
 
@@ -343,7 +343,7 @@ def show_response(
 def closing_words(
     said: Sequence[Completion],  # Responses
     seconds: float,  # Seconds from the first question to the last word
-    status: Status,  # Status with the time spent compiling
+    status: StatusLine,  # Status with the time spent compiling
 ) -> str:  # Text such as "42 tokens in 0.3 s, 1.2 s of compilation before; cut off at the limit"
     """Summarize what it took.
 
@@ -365,7 +365,7 @@ def closing_words(
     return text
 
 # %% ../../nbs/cli/39_ask.ipynb #bfecdf8c
-Model = Annotated[
+ModelArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="name@alias, a run or its id, a folder, a file"),
 ]
@@ -384,7 +384,7 @@ Dtype = Annotated[str, typer.Option(help="Compute dtype: float32 or bfloat16")]
 
 
 def ask(
-    model: Model,
+    model: ModelArgument,
     question: Annotated[
         str, typer.Argument(metavar="[QUESTION]", help="The question; standard input without one")
     ] = "",
@@ -431,7 +431,7 @@ def show_one(
     model: str,  # Name of the model as typed
     as_json: bool,  # True for a line of JSON
     out: TextIO,  # Stream to write to
-    status: Status,  # Line that must not overwrite the response
+    status: StatusLine,  # Line that must not overwrite the response
 ) -> Completion:
     """Show one of several responses.
 
@@ -499,7 +499,7 @@ def answer(
     talk: Conversation,  # Conversation, which gets both turns
     question: str,  # Question asked
     out: TextIO,  # Stream to write to
-    status: Status,  # Line that must not overwrite the answer
+    status: StatusLine,  # Line that must not overwrite the answer
 ) -> None:
     """Answer one question of a conversation.
 
@@ -632,7 +632,7 @@ def obey(
 
 # %% ../../nbs/cli/39_ask.ipynb #bc674431
 def chat(
-    model: Model,
+    model: ModelArgument,
     system: System = "",
     max_tokens: MaxTokens = 0,
     temperature: Temperature = None,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .ask import Dtype, Model, keep_programs
+from .ask import Dtype, ModelArgument, keep_programs
 from .server import missing_extra
 from ..core.settings import settings
 
@@ -18,7 +18,7 @@ __all__ = ['serve_model']
 
 # %% ../../nbs/cli/44_serve_model.ipynb #e026f5dc
 def serve_model(
-    model: Model,
+    model: ModelArgument,
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one")] = 8000,
     api_key: Annotated[
