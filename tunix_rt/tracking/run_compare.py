@@ -23,12 +23,12 @@ from .run_table import RunView
 from .set_boards import compare_stored
 
 # %% auto #0
-__all__ = ['FIRST', 'MOST_CURVES', 'Curve', 'Line', 'parameter_lines', 'figure_lines', 'logged_curves', 'PairedScores',
+__all__ = ['FIRST', 'MOST_CURVES', 'Curve', 'ComparisonLine', 'parameter_lines', 'figure_lines', 'logged_curves', 'PairedScores',
            'newest_of_each_kind', 'compare_scores']
 
 # %% ../../nbs/tracking/85_run_compare.ipynb #401bf454
 @dataclass(frozen=True)
-class Line:
+class ComparisonLine:
     """One parameter or figure of several runs.
 
     Attributes:
@@ -45,7 +45,7 @@ class Line:
 
 def parameter_lines(
     views: Sequence[RunView],  # Runs to compare
-) -> list[Line]:  # Lines in the order of the notebooks
+) -> list[ComparisonLine]:  # Lines in the order of the notebooks
     """Line up the parameters of runs.
 
     Args:
@@ -60,13 +60,13 @@ def parameter_lines(
         values = tuple(view.parameters.get(name) for view in views)
         held = [name in view.parameters for view in views]
         differs = any(value != values[0] for value in values) or len(set(held)) > 1
-        found.append(Line(name, values, differs))
+        found.append(ComparisonLine(name, values, differs))
     return found
 
 
 def figure_lines(
     views: Sequence[RunView],  # Runs to compare
-) -> list[Line]:  # Metrics with a number in some run
+) -> list[ComparisonLine]:  # Metrics with a number in some run
     """Line up the last figures of runs, and mark the best of each.
 
     Args:
@@ -86,7 +86,7 @@ def figure_lines(
         differs = len(set(numbers)) > 1 or len(numbers) < len(values)
         top = None if rises is None or len(set(numbers)) < 2 else (max if rises else min)(numbers)
         best = tuple(top is not None and value == top for value in values)
-        found.append(Line(name, values, differs, best, rises))
+        found.append(ComparisonLine(name, values, differs, best, rises))
     return found
 
 # %% ../../nbs/tracking/85_run_compare.ipynb #d385f8e4

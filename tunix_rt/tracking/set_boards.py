@@ -21,8 +21,8 @@ from .evaluations import scores_by_prompt
 from .leaderboard import Kind, paired, standing_of
 
 # %% auto #0
-__all__ = ['Rank', 'FEWEST', 'Compared', 'KEPT', 'MOST_BOARDS', 'Ranked', 'SetBoard', 'trained_on', 'Pair', 'compare_stored',
-           'set_boards']
+__all__ = ['Rank', 'FEWEST', 'Compared', 'KEPT', 'MOST_BOARDS', 'Ranked', 'SetBoard', 'trained_on', 'PairedEvaluations',
+           'compare_stored', 'set_boards']
 
 # %% ../../nbs/tracking/45_set_boards.ipynb #eb16b481
 Rank = Literal["best", "behind", "level", "ahead", "not comparable", "only one", "too few"]
@@ -94,7 +94,7 @@ def trained_on(
 
 # %% ../../nbs/tracking/45_set_boards.ipynb #e13a922c
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PairedEvaluations:
     """Two evaluations of one kind, question by question.
 
     Attributes:
@@ -107,16 +107,16 @@ class Pair:
     lost: tuple[str, ...]
 
 
-Compared = Mapping[tuple[UUID, UUID], Pair]
+Compared = Mapping[tuple[UUID, UUID], PairedEvaluations]
 KEPT = 4096  # Pairs in memory
-_known: dict[tuple[UUID, UUID], Pair] = {}
+_known: dict[tuple[UUID, UUID], PairedEvaluations] = {}
 
 
-def _pair(before: Mapping[str, float], after: Mapping[str, float]) -> Pair:
+def _pair(before: Mapping[str, float], after: Mapping[str, float]) -> PairedEvaluations:
     both = [prompt for prompt in before if prompt in after]
     won = tuple(prompt for prompt in both if before[prompt] < 1 <= after[prompt])
     lost = tuple(prompt for prompt in both if after[prompt] < 1 <= before[prompt])
-    return Pair(paired(dict(before), dict(after)), won, lost)
+    return PairedEvaluations(paired(dict(before), dict(after)), won, lost)
 
 
 def compare_stored(

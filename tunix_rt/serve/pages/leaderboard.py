@@ -23,11 +23,11 @@ from ..strict_json import StrictRoute
 from ...tracking.set_boards import Ranked, SetBoard, set_boards
 
 # %% auto #0
-__all__ = ['router', 'AT_ONCE', 'ALONE', 'Row', 'board_rows', 'dataset_keys', 'leaderboard_page']
+__all__ = ['router', 'AT_ONCE', 'ALONE', 'RankedRow', 'board_rows', 'dataset_keys', 'leaderboard_page']
 
 # %% ../../../nbs/serve/pages/25_leaderboard.ipynb #f2f216b9
 @dataclass(frozen=True)
-class Row:
+class RankedRow:
     """A formatted row of the leaderboard.
 
     Attributes:
@@ -59,7 +59,7 @@ def _figure(ranked: Ranked) -> Figure:
 
 def board_rows(
     board: SetBoard,  # Board from the library
-) -> list[Row]:  # Rows in the same order
+) -> list[RankedRow]:  # Rows in the same order
     """Format the rows of a leaderboard.
 
     Args:
@@ -77,7 +77,7 @@ def board_rows(
         known = kept.low is not None and kept.high is not None
         drawn = point_svg(apart, scale=(least, most), width=120) if apart else ""
         rows.append(
-            Row(
+            RankedRow(
                 place=each.place,
                 run_id=kept.run_id,
                 model=each.name or kept.model_id,

@@ -17,7 +17,7 @@ from ...jobs.queue import get_queued, list_queued, tally_runs
 from ...registry.models import ModelView, list_models
 from ..artifacts import run_files
 from ..dependencies import StoreDep
-from .leaderboard import Row, board_rows, dataset_keys
+from .leaderboard import RankedRow, board_rows, dataset_keys
 from .rendering import show
 from .run_progress import logged_by, printed_by, progress_of
 from ..strict_json import StrictRoute
@@ -87,7 +87,7 @@ class Candidate:
 
 def candidate_of(
     store: Store,  # Database to read from
-    rows: list[Row],  # Top of the leaderboard
+    rows: list[RankedRow],  # Top of the leaderboard
     models: list[ModelView],  # Most recently changed models
 ) -> Candidate | None:  # None without a candidate
     """Find a candidate for promotion.
