@@ -39,7 +39,7 @@ from .display import trace_html
 from .rubric import NO_REFERENCE, is_judged, read_rubric
 
 # %% auto #0
-__all__ = ['LONG', 'CONTENT', 'LABEL', 'MOST_STEPS', 'Number', 'Long', 'Content', 'Label', 'Step', 'content_json', 'Trace',
+__all__ = ['LONG', 'CONTENT', 'LABEL', 'MOST_STEPS', 'NonNegative', 'Long', 'Content', 'Label', 'Step', 'content_json', 'Trace',
            'describe', 'check_trace', 'parse_trace', 'trace_lines', 'read_traces', 'line_json', 'trace_json',
            'write_traces', 'normalized_prompt']
 
@@ -64,7 +64,7 @@ LONG = Text(strict=True, min_length=1, max_length=50_000)
 CONTENT = Text(strict=True, min_length=1, max_length=20_000)
 LABEL = Text(strict=True, min_length=1, max_length=64)
 MOST_STEPS = 1000
-Number = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+NonNegative = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Long = Annotated[str, LONG, _Storable()]
 Content = Annotated[str, CONTENT, _Storable()]
 Label = Annotated[str, LABEL, _Storable()]
@@ -75,7 +75,7 @@ class Step(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    i: Number
+    i: NonNegative
     type: Label
     content: Content
 

@@ -21,7 +21,7 @@ from tunix_rt.traces.schema import (
     LABEL,
     LONG,
     MOST_STEPS,
-    Number,
+    NonNegative,
     Trace,
     content_json,
     line_json,
@@ -38,7 +38,7 @@ class StepRecord(TypedDict):
     "One step of the reasoning."
 
     content: Annotated[str, CONTENT]
-    i: Number
+    i: NonNegative
     type: Annotated[str, LABEL]
 
 
