@@ -17,8 +17,8 @@ from .normalize import fold_greek
 
 # %% auto #0
 __all__ = ['Node', 'DEEPEST', 'LONGEST_FORMULA', 'FUNCTIONS', 'LARGEST', 'DIGITS', 'POINTS', 'READABLE', 'UnreadableFormula',
-           'Reader', 'read_formula', 'tree_value', 'symbols_of', 'formula_values', 'tree_values', 'spell_value', 'near',
-           'same_values', 'has_numeral']
+           'FormulaReader', 'read_formula', 'tree_value', 'symbols_of', 'formula_values', 'tree_values', 'spell_value',
+           'near', 'same_values', 'has_numeral']
 
 # %% ../../nbs/scoring/17_formulas.ipynb #bedad2c4
 Node = tuple[Any, ...]  # ("+", left, right), ("number", Fraction), ("symbol", name), ...
@@ -51,7 +51,7 @@ _SYMBOLS = frozenset(
 
 
 @dataclass
-class Reader:
+class FormulaReader:
     "A position in a text that is being parsed."
 
     text: str
@@ -59,14 +59,14 @@ class Reader:
     depth: int = 0
 
 
-def _skip(reader: Reader) -> str:
+def _skip(reader: FormulaReader) -> str:
     text = reader.text
     while reader.at < len(text) and text[reader.at] == " ":
         reader.at += 1
     return text[reader.at : reader.at + 1]
 
 
-def _take(reader: Reader, expected: str) -> bool:
+def _take(reader: FormulaReader, expected: str) -> bool:
     _skip(reader)
     if not reader.text.startswith(expected, reader.at):
         return False
@@ -74,7 +74,7 @@ def _take(reader: Reader, expected: str) -> bool:
     return True
 
 
-def _match(reader: Reader, pattern: re.Pattern[str]) -> re.Match[str] | None:
+def _match(reader: FormulaReader, pattern: re.Pattern[str]) -> re.Match[str] | None:
     _skip(reader)
     found = pattern.match(reader.text, reader.at)
     if found:
@@ -82,7 +82,7 @@ def _match(reader: Reader, pattern: re.Pattern[str]) -> re.Match[str] | None:
     return found
 
 
-def _group(reader: Reader, closing: str) -> Node:
+def _group(reader: FormulaReader, closing: str) -> Node:
     reader.depth += 1
     if reader.depth > DEEPEST:
         raise UnreadableFormula
@@ -93,7 +93,7 @@ def _group(reader: Reader, closing: str) -> Node:
     return inner
 
 
-def _argument(reader: Reader) -> Node:
+def _argument(reader: FormulaReader) -> Node:
     "Parse the argument of a command: a group, or a single sign."
     first = _skip(reader)
     if first == "{":
@@ -110,7 +110,7 @@ def _argument(reader: Reader) -> Node:
     raise UnreadableFormula
 
 # %% ../../nbs/scoring/17_formulas.ipynb #ef6c661f
-def _function(reader: Reader, name: str) -> Node:
+def _function(reader: FormulaReader, name: str) -> Node:
     name = {"lg": "log", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}.get(name, name)
     if name == "sqrt":
         degree: Node = ("number", Fraction(2))
@@ -134,7 +134,7 @@ def _function(reader: Reader, name: str) -> Node:
     return ("^", node, power) if power else node
 
 
-def _function_argument(reader: Reader) -> Node:
+def _function_argument(reader: FormulaReader) -> Node:
     if _take(reader, "("):
         return _group(reader, ")")
     if _take(reader, "{"):
@@ -147,7 +147,7 @@ def _function_argument(reader: Reader) -> Node:
     return product
 
 # %% ../../nbs/scoring/17_formulas.ipynb #ef53c3c3
-def _atom(reader: Reader) -> Node:
+def _atom(reader: FormulaReader) -> Node:
     first = _skip(reader)
     if found := _match(reader, _number):
         number: Node = ("number", Fraction(found[0].replace(",", "").rstrip(".")))
@@ -171,7 +171,7 @@ def _atom(reader: Reader) -> Node:
     raise UnreadableFormula
 
 
-def _mixed(reader: Reader, whole: Node) -> Node:
+def _mixed(reader: FormulaReader, whole: Node) -> Node:
     start = reader.at
     part = _atom(reader)
     simple = part[0] == "/" and part[1][0] == part[2][0] == "number" and part[1][1] < part[2][1]
@@ -181,7 +181,7 @@ def _mixed(reader: Reader, whole: Node) -> Node:
     return whole
 
 
-def _command_node(reader: Reader, name: str) -> Node:
+def _command_node(reader: FormulaReader, name: str) -> Node:
     if name == "frac":
         return ("/", _argument(reader), _argument(reader))
     if name == "binom":
@@ -193,7 +193,7 @@ def _command_node(reader: Reader, name: str) -> Node:
     raise UnreadableFormula
 
 
-def _letter(reader: Reader) -> Node:
+def _letter(reader: FormulaReader) -> Node:
     found = _letters.match(reader.text, reader.at)
     if found is None or len(found[0]) > 3 or (len(found[0]) > 1 and not found[0].isascii()):
         raise UnreadableFormula
@@ -204,7 +204,7 @@ def _letter(reader: Reader) -> Node:
     return _with_subscript(reader, letter)
 
 
-def _with_subscript(reader: Reader, name: str) -> Node:
+def _with_subscript(reader: FormulaReader, name: str) -> Node:
     found = _subscript.match(reader.text, reader.at)
     if found:
         reader.at = found.end()
@@ -212,7 +212,7 @@ def _with_subscript(reader: Reader, name: str) -> Node:
     return ("symbol", name)
 
 # %% ../../nbs/scoring/17_formulas.ipynb #c4f7ed64
-def _exponent(reader: Reader) -> Node:
+def _exponent(reader: FormulaReader) -> Node:
     if _take(reader, "-"):
         return ("-", _exponent(reader))
     found = _match(reader, _number)
@@ -222,7 +222,7 @@ def _exponent(reader: Reader) -> Node:
     return ("^", base, _exponent(reader)) if _take(reader, "^") else base
 
 
-def _power(reader: Reader) -> Node:
+def _power(reader: FormulaReader) -> Node:
     node = _atom(reader)
     while True:
         if _take(reader, "**") or _take(reader, "^"):
@@ -234,7 +234,7 @@ def _power(reader: Reader) -> Node:
             return node
 
 
-def _signed(reader: Reader) -> Node:
+def _signed(reader: FormulaReader) -> Node:
     if _take(reader, "-"):
         if _skip(reader) in ("-", "+"):
             raise UnreadableFormula
@@ -246,7 +246,7 @@ def _signed(reader: Reader) -> Node:
     return _power(reader)
 
 # %% ../../nbs/scoring/17_formulas.ipynb #c7fe7847
-def _product(reader: Reader) -> Node:
+def _product(reader: FormulaReader) -> Node:
     node = _signed(reader)
     while sign := _skip(reader):
         if reader.text.startswith("**", reader.at):
@@ -262,13 +262,13 @@ def _product(reader: Reader) -> Node:
     return node
 
 
-def _ends(reader: Reader) -> bool:
+def _ends(reader: FormulaReader) -> bool:
     return reader.text.startswith(
         (r"\pm", r"\mp", r"\le", r"\ge", r"\ne", r"\in", r"\cup"), reader.at
     ) and not (reader.text.startswith((r"\infty", r"\left"), reader.at))
 
 
-def _sum(reader: Reader) -> Node:
+def _sum(reader: FormulaReader) -> Node:
     node = _product(reader)
     while sign := _skip(reader):
         if sign in "+-":
@@ -299,7 +299,7 @@ def read_formula(
     """
     if not text or len(text) > LONGEST_FORMULA:
         return None
-    reader = Reader(fold_greek(text))
+    reader = FormulaReader(fold_greek(text))
     try:
         node = _sum(reader)
     except (UnreadableFormula, IndexError, RecursionError):
