@@ -22,7 +22,7 @@ from tunix_rt.serve.schemas.types import (
 )
 
 # %% auto #0
-__all__ = ['Scalar', 'Dimension', 'Parameter', 'Choice', 'Span', 'Steps', 'TuningRequest', 'TuningJobPublic', 'TrialPublic',
+__all__ = ['Scalar', 'Dimension', 'Parameter', 'Choice', 'Span', 'IntRange', 'TuningRequest', 'TuningJobPublic', 'TrialPublic',
            'TuningJobDetail', 'TuningStarted']
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #fa9c373a
@@ -52,7 +52,7 @@ class Span(BaseModel):
         return self
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #30a3ef54
-class Steps(BaseModel):
+class IntRange(BaseModel):
     "An integer in a range."
 
     type: Literal["randint"]
@@ -60,13 +60,13 @@ class Steps(BaseModel):
     max: Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
 
     @model_validator(mode="after")
-    def _in_order(self) -> Steps:
+    def _in_order(self) -> IntRange:
         if not self.min < self.max:
             raise ValueError(f"min {self.min} is not below max {self.max}")
         return self
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #1832e480
-Dimension = Annotated[Choice | Span | Steps, Field(discriminator="type")]
+Dimension = Annotated[Choice | Span | IntRange, Field(discriminator="type")]
 Parameter = Annotated[SafeStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #a494e9f3
