@@ -24,8 +24,8 @@ from tunix_rt.models.sharding import (
 )
 
 # %% auto #0
-__all__ = ['FINER', 'Turn', 'SliceSoftmax', 'slice_softmax', 'slice_slope', 'Wanted', 'for_counted', 'take_places', 'put_back',
-           'in_share', 'sliced_loss', 'summed_loss']
+__all__ = ['FINER', 'SliceBody', 'SliceSoftmax', 'slice_softmax', 'slice_slope', 'Wanted', 'for_counted', 'take_places',
+           'put_back', 'in_share', 'sliced_loss', 'summed_loss']
 
 # %% ../../nbs/training/15_loss.ipynb #38d504dc
 class SliceSoftmax(NamedTuple):
@@ -116,13 +116,13 @@ class Wanted(NamedTuple):
 
 FINER = 4  # Slices of the rest are so many times smaller
 
-Turn = Callable[[jax.Array, jax.Array, Any], Any]  # First place, places [M], carry -> carry
+SliceBody = Callable[[jax.Array, jax.Array, Any], Any]  # First place, places [M], carry -> carry
 
 
 def for_counted(
     counted: jax.Array,  # True for the tokens to visit, [N]
     size: int,  # M, tokens of a slice
-    turn: Turn,  # Computes one slice; places beyond N belong to no token
+    turn: SliceBody,  # Computes one slice; places beyond N belong to no token
     carry: Any,  # Value that the first turn receives
     *,
     everyone: tuple[str, ...] = (),  # Mesh axes whose devices take the same number of turns
