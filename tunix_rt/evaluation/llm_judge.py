@@ -23,7 +23,7 @@ from ..traces.schema import Trace, describe
 
 # %% auto #0
 __all__ = ['INSTRUCTIONS', 'LONGEST', 'RUBRIC_INSTRUCTIONS', 'LARGEST', 'MOST_PAUSE', 'Grade', 'JudgeEndpoint', 'shortened',
-           'question_for_judge', 'wording', 'Verdict', 'RubricVerdict', 'read_verdict', 'read_rubric_verdict',
+           'question_for_judge', 'wording', 'JudgeReply', 'RubricVerdict', 'read_verdict', 'read_rubric_verdict',
            'JudgeRequest', 'judge_request', 'JudgeRefused', 'FailureLog', 'request_grade', 'refuse_unusable',
            'client_of']
 
@@ -172,7 +172,7 @@ def wording(
     ]
 
 # %% ../../nbs/evaluation/70_llm_judge.ipynb #74b3be3a
-class Verdict(BaseModel):
+class JudgeReply(BaseModel):
     "The required form of a judge's reply."
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -219,7 +219,7 @@ def read_verdict(
     Returns:
         Grade with its score scaled to 0 to 1
     """
-    verdict = _parse_verdict(text, Verdict)
+    verdict = _parse_verdict(text, JudgeReply)
     return Grade(verdict.score / 10, {"reason": sanitize_text(verdict.reason)})
 
 
