@@ -36,7 +36,7 @@ from ...traces.display import Html, text_html
 from ...tracking.evaluations import evaluate_run, latest_evaluation
 
 # %% auto #0
-__all__ = ['Scores', 'ONLY', 'router', 'AT_ONCE', 'RIVALS', 'ScoredPrediction', 'predictions_of', 'scored_predictions',
+__all__ = ['ScoresByPrompt', 'ONLY', 'router', 'AT_ONCE', 'RIVALS', 'ScoredPrediction', 'predictions_of', 'scored_predictions',
            'rivals_of', 'answers_page', 'sent_to', 'cancel_form', 'evaluate_model_form', 'evaluate_form']
 
 # %% ../../../nbs/serve/pages/33_predictions.ipynb #0dea1ddc
@@ -102,10 +102,10 @@ def predictions_of(
     return _read(path, known.st_mtime_ns, known.st_size)
 
 # %% ../../../nbs/serve/pages/33_predictions.ipynb #1a005ceb
-Scores = Mapping[tuple[str, int], float]  # By fingerprint and sample
+ScoresByPrompt = Mapping[tuple[str, int], float]  # By fingerprint and sample
 
 
-def _scores(store: Store, evaluation: EvaluationRow | None) -> Scores:
+def _scores(store: Store, evaluation: EvaluationRow | None) -> ScoresByPrompt:
     if evaluation is None:
         return {}
     columns = (EvaluationItem.fingerprint, EvaluationItem.sample, EvaluationItem.score)
@@ -126,13 +126,13 @@ ONLY = ("wrong", "right", "differs")
 
 def scored_predictions(
     predictions: Sequence[Prediction],  # Predictions of a run
-    scores: Scores,  # Scores by fingerprint and sample
+    scores: ScoresByPrompt,  # Scores by fingerprint and sample
     *,
     only: str | None = None,  # One of `ONLY`, or None for all
     category: str | None = None,  # Category to keep
     text: str | None = None,  # Text to search for
     beside: Sequence[Prediction] = (),  # Predictions of another model
-    beside_scores: Scores | None = None,  # Their scores
+    beside_scores: ScoresByPrompt | None = None,  # Their scores
 ) -> list[ScoredPrediction]:  # Predictions in file order
     """Join predictions with their scores, and filter them.
 
@@ -207,7 +207,7 @@ def rivals_of(
 
 def _beside(
     store: Store, evaluation: EvaluationRow | None, other: str | None
-) -> tuple[Sequence[Prediction], Scores]:
+) -> tuple[Sequence[Prediction], ScoresByPrompt]:
     "Predictions of another run on the same set, with scores by the same judge."
     if not other:
         return (), {}

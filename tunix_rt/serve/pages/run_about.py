@@ -27,11 +27,11 @@ from ...tracking.run_compare import newest_of_each_kind
 from ...tracking.run_table import RunView, annotate
 
 # %% auto #0
-__all__ = ['MOST', 'router', 'Given', 'parameters_of', 'command_of', 'Link', 'lineage_of', 'about_form']
+__all__ = ['MOST', 'router', 'RunParameter', 'parameters_of', 'command_of', 'Link', 'lineage_of', 'about_form']
 
 # %% ../../../nbs/serve/pages/49_run_about.ipynb #25a25955
 @dataclass(frozen=True)
-class Given:
+class RunParameter:
     """One parameter of a run.
 
     Attributes:
@@ -57,7 +57,7 @@ def _declared(pipeline: str) -> dict[str, Parameter]:
 def parameters_of(
     pipeline: str,  # Verb, or path of a notebook
     values: Mapping[str, Any],  # All parameters of a run
-) -> list[Given]:  # Those that differ from the defaults first
+) -> list[RunParameter]:  # Those that differ from the defaults first
     """Put the parameters of a run beside the defaults.
 
     Args:
@@ -72,7 +72,7 @@ def parameters_of(
         known = declared.get(name)
         default = known.default if known else None
         plain = known is not None and not known.computed and value == default
-        found.append(Given(name, value, default, not plain, known.note if known else ""))
+        found.append(RunParameter(name, value, default, not plain, known.note if known else ""))
     return sorted(found, key=lambda given: not given.changed)
 
 # %% ../../../nbs/serve/pages/49_run_about.ipynb #0c4c22b3

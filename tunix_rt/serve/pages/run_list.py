@@ -34,9 +34,9 @@ from ...tracking.run_filter import FilterError
 from ...tracking.run_table import RunList, RunView, list_views, load_views
 
 # %% auto #0
-__all__ = ['COLUMNS', 'MOST_COLUMNS', 'TITLES', 'NOTHING', 'router', 'AT_ONCE', 'PIPELINES', 'SHOWN_NAMES', 'Text', 'Columns',
-           'clipped', 'tags_html', 'filter_on', 'score_html', 'cell_html', 'query_with', 'TableColumn', 'title_of',
-           'columns_of', 'chosen_columns', 'runs_page', 'unread_part']
+__all__ = ['COLUMNS', 'MOST_COLUMNS', 'TITLES', 'NOTHING', 'router', 'AT_ONCE', 'PIPELINES', 'SHOWN_NAMES', 'Text',
+           'ColumnsQuery', 'clipped', 'tags_html', 'filter_on', 'score_html', 'cell_html', 'query_with', 'TableColumn',
+           'title_of', 'columns_of', 'chosen_columns', 'runs_page', 'unread_part']
 
 # %% ../../../nbs/serve/pages/48_run_list.ipynb #e6cbc47d
 COLUMNS = (
@@ -271,7 +271,7 @@ AT_ONCE = 50  # Runs on a page
 PIPELINES = tuple(list_pipelines())  # Pipelines that the page can be narrowed to
 SHOWN_NAMES = 400  # Names of metrics and parameters to choose from
 Text = Annotated[SafeStr, Query(max_length=2000)]
-Columns = Annotated[list[SafeStr], Query(default_factory=list, max_length=200)]
+ColumnsQuery = Annotated[list[SafeStr], Query(default_factory=list, max_length=200)]
 
 
 def _choices(found: RunList | None, columns: Sequence[str]) -> dict[str, list[str]]:
@@ -287,7 +287,7 @@ def _choices(found: RunList | None, columns: Sequence[str]) -> dict[str, list[st
 def runs_page(
     request: Request,
     store: StoreDep,
-    columns: Columns,
+    columns: ColumnsQuery,
     filter: Text = "",
     sort: Annotated[SafeStr, Query(max_length=130)] = "",
     status: Filter = None,
