@@ -64,7 +64,7 @@ from .inference.async_engine import AsyncEngine
 from .inference.engine import Completion, SamplingParams
 from .models import loading
 from .models.attention_backends import choose_attention
-from .models.config import PRESETS, GemmaConfig, parameter_count
+from .models.config import MODEL_PRESETS, GemmaConfig, parameter_count
 from .models.devices import Device, choose_device, choose_micro_batch_size
 from .models.gemma import Gemma
 from tunix_rt.models.loading import (
@@ -325,9 +325,9 @@ def create_model(
     Returns:
         Model with fresh weights
     """
-    if shape not in PRESETS:
+    if shape not in MODEL_PRESETS:
         raise ModelError(
-            f"there is no shape {shape!r}; there are {', '.join(PRESETS)}. For a model that "
+            f"there is no shape {shape!r}; there are {', '.join(MODEL_PRESETS)}. For a model that "
             f"exists, use load_model"
         )
     return load_model(shape, train=train, **options)

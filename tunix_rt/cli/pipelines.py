@@ -18,7 +18,7 @@ from .show import TYPED, columns, way_on
 from ..core.errors import ModelError, TunixError
 from ..core.remote import url_of
 from ..core.settings import resolve, settings
-from ..models.config import PRESETS
+from ..models.config import MODEL_PRESETS
 from ..registry.model_refs import pin_spec
 from ..runs.execute import RunCancelled, RunFailed, execute
 from ..runs.folder import RECORD, Run, read_run
@@ -122,7 +122,7 @@ def require_model(
     Args:
         name: Model as typed
     """
-    if name in PRESETS or ":" in name or "@" in name:
+    if name in MODEL_PRESETS or ":" in name or "@" in name:
         return
     places = (Path(name).expanduser(), resolve(name), resolve(settings().runs) / name)
     if any(place.exists() for place in places):
@@ -134,7 +134,7 @@ def require_model(
             f"{name} is not a model: neither a folder nor a run has that name. "
             f"Name a folder as it was saved or downloaded, a run, a version (name@alias), "
             f"kaggle:owner/model/framework/variation, or a shape for fresh weights: "
-            f"{', '.join(PRESETS)}"
+            f"{', '.join(MODEL_PRESETS)}"
         ) from None
 
 # %% ../../nbs/cli/25_pipelines.ipynb #b317d7a5

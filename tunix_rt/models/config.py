@@ -19,7 +19,7 @@ from ..core.files import ADVICE, JSONRefused, parse_json
 from .families import FAMILIES, Family, refuse_family
 
 # %% auto #0
-__all__ = ['NONE', 'WIDE', 'SIZES', 'AT_FIRST', 'SECOND', 'THIRD', 'SEEING', 'PRESETS', 'QWEN2', 'QWEN3', 'LLAMA', 'SMOL2',
+__all__ = ['NONE', 'WIDE', 'SIZES', 'AT_FIRST', 'SECOND', 'THIRD', 'SEEING', 'MODEL_PRESETS', 'QWEN2', 'QWEN3', 'LLAMA', 'SMOL2',
            'SMOL3', 'POINTER', 'MARKS', 'DROPPED', 'RopeScaling', 'GemmaConfig', 'preset', 'parameter_count',
            'read_positive', 'read_section', 'check_first_bytes', 'read_described', 'rope_factor', 'read_rope_scaling',
            'rope_settings', 'sliding_layers', 'sliding_settings', 'check_granted', 'text_part', 'check_family',
@@ -198,7 +198,7 @@ THIRD = GemmaConfig(
 
 # %% ../../nbs/models/20_config.ipynb #ae3cb791
 SEEING = THIRD.resized(vocabulary=262_208, window=1024, rope_factor=8.0, positions=131_072)
-PRESETS: dict[str, GemmaConfig] = {
+MODEL_PRESETS: dict[str, GemmaConfig] = {
     "tiny": GemmaConfig(
         vocabulary=512, width=128, layers=4, query_heads=4, key_heads=2, head_width=32,
         hidden=512, query_scale=32, window=512, rope_base=300.0, rope_base_sliding=300.0,
@@ -253,7 +253,7 @@ SMOL3 = dict(
 )  # fmt: skip
 
 # %% ../../nbs/models/20_config.ipynb #f1fcb40c
-PRESETS |= {
+MODEL_PRESETS |= {
     "qwen2.5-0.5b": _other("qwen2", (151_936, 896, 24, 14, 2, 64, 4864), **QWEN2),
     "qwen2.5-1.5b": _other("qwen2", (151_936, 1536, 28, 12, 2, 128, 8960), **QWEN2),
     "qwen3-0.6b": _other("qwen3", (151_936, 1024, 28, 16, 8, 128, 3072), **QWEN3),
@@ -281,9 +281,9 @@ def preset(
     Returns:
         Config of that name
     """
-    if name not in PRESETS:
-        raise ModelError(f"no model is called {name!r}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if name not in MODEL_PRESETS:
+        raise ModelError(f"no model is called {name!r}; choose one of {', '.join(MODEL_PRESETS)}")
+    return MODEL_PRESETS[name]
 
 # %% ../../nbs/models/20_config.ipynb #eee64002
 def parameter_count(

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ..core.errors import ModelError
-from .config import PRESETS, GemmaConfig, parameter_count, preset
+from .config import MODEL_PRESETS, GemmaConfig, parameter_count, preset
 from .gemma import PROJECTIONS, Gemma
 from .hf_layout import model_config
 from .lora import LoraConfig, add_lora, quantize
@@ -78,7 +78,7 @@ def resolve_source(
     Returns:
         Source, with only its config read
     """
-    if name in PRESETS:
+    if name in MODEL_PRESETS:
         return ModelSource(name, preset(name))
     folder = below = find_model(name)
     if (folder / "adapter_config.json").is_file():

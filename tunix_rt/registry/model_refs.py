@@ -37,9 +37,9 @@ def _short(folder: Path) -> str:
 
 def _has_name(model: str) -> bool:
     "True for a published shape, and for a model elsewhere."
-    from tunix_rt.models.config import PRESETS
+    from tunix_rt.models.config import MODEL_PRESETS
 
-    return model in PRESETS or ":" in model or not model.strip() or "\0" in model
+    return model in MODEL_PRESETS or ":" in model or not model.strip() or "\0" in model
 
 
 def find_model_folder(
@@ -139,10 +139,10 @@ def known_models(
     Returns:
         Versions with their aliases, runs that left a model, published shapes
     """
-    from tunix_rt.models.config import PRESETS
+    from tunix_rt.models.config import MODEL_PRESETS
 
     runs = [run.folder.name for run in list_runs() if run.model.is_dir()]
-    return [*version_names(store), *runs, *PRESETS]
+    return [*version_names(store), *runs, *MODEL_PRESETS]
 
 
 def version_names(
