@@ -25,7 +25,7 @@ from typing import IO, Any
 from .errors import PathError, TunixError
 
 # %% auto #0
-__all__ = ['ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'own', 'taking_over', 'remove_abandoned', 'hidden_beside',
+__all__ = ['JSON_ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'own', 'taking_over', 'remove_abandoned', 'hidden_beside',
            'scratch_folder', 'replacing', 'new_folder', 'JSONRefused', 'json_fault', 'parse_json', 'canonical_json',
            'write_json', 'read_json', 'lines_of', 'read_lines', 'append_json', 'read_jsonl_log', 'sha256_text',
            'sha256_file', 'parse_statements', 'parse_expression']
@@ -219,7 +219,9 @@ class JSONRefused(TunixError):
     "A text is not strict JSON."
 
 
-ADVICE = " Fix the line, or leave it out."  # End of an error message; a list of errors has it once
+JSON_ADVICE = (
+    " Fix the line, or leave it out."  # End of an error message; a list of errors has it once
+)
 
 # %% ../../nbs/core/30_files.ipynb #14f09d15
 INT_LIMIT = 2**63  # Smallest integer that does not fit a database column
@@ -358,7 +360,7 @@ def parse_json(
         reason = "its brackets are nested too deeply"
     except ValueError as error:
         reason = str(error)
-    raise JSONRefused(f"{where}: {reason}.{ADVICE}")
+    raise JSONRefused(f"{where}: {reason}.{JSON_ADVICE}")
 
 # %% ../../nbs/core/30_files.ipynb #6b8b16f7
 _CANONICAL = json.JSONEncoder(
@@ -408,7 +410,7 @@ def read_json(
     try:
         return parse_json(path.read_bytes(), where=str(path))
     except JSONRefused as error:
-        said = str(error).removesuffix(ADVICE)
+        said = str(error).removesuffix(JSON_ADVICE)
         raise JSONRefused(f"{said} Fix the file, or write it again.") from None
 
 # %% ../../nbs/core/30_files.ipynb #46142615

@@ -16,7 +16,7 @@ from .arithmetic import PLACES, digits_from_right, evaluate_expression, false_eq
 from ..traces.schema import Step, Trace
 
 # %% auto #0
-__all__ = ['KINDS', 'PLACEMENTS', 'NO_ERROR', 'MISSING', 'COUNTED', 'Steps', 'TRIES', 'NO_STEP', 'Column', 'complete',
+__all__ = ['ERROR_KINDS', 'PLACEMENTS', 'NO_ERROR', 'MISSING', 'COUNTED', 'Steps', 'TRIES', 'NO_STEP', 'Column', 'complete',
            'work_column', 'wrong_column', 'Error', 'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'digit_pairs',
            'check_line', 'all_lines', 'list_steps', 'check_each', 'check_at_end', 'with_checks', 'inject_error',
            'check_worked_trace', 'CheckSpec', 'add_checks', 'verifier_prompt', 'verifier_trace']
@@ -110,7 +110,7 @@ def work_column(
     return complete(replace(column, total=total), last)
 
 # %% ../../nbs/data/22_error_injection.ipynb #4bd3fd93
-KINDS = ("off_by_one", "digit", "carry", "copy", "result")
+ERROR_KINDS = ("off_by_one", "digit", "carry", "copy", "result")
 
 
 def _copied(right: Column, last: bool, draw: Random) -> Column:
@@ -479,7 +479,7 @@ def inject_error(
     trace: Trace,  # Worked trace without an error, with or without checks
     draw: Random,  # Source of randomness
     *,
-    kinds: Sequence[str] = KINDS,  # Kinds of error to choose from
+    kinds: Sequence[str] = ERROR_KINDS,  # Kinds of error to choose from
 ) -> Trace:  # Trace with one error, the check that finds it and the correction
     """Put an error into a worked trace, at a step that is noted in its meta.
 
@@ -491,8 +491,8 @@ def inject_error(
     Returns:
         Trace with one error, the check that finds it and the correction
     """
-    if not kinds or not set(kinds) <= set(KINDS):
-        raise DatasetError(f"kinds are {kinds!r}; give one or more of {', '.join(KINDS)}")
+    if not kinds or not set(kinds) <= set(ERROR_KINDS):
+        raise DatasetError(f"kinds are {kinds!r}; give one or more of {', '.join(ERROR_KINDS)}")
     plans = plans_of(trace)
     right = work_sums(plans)
     assert right is not None
@@ -571,7 +571,7 @@ class CheckSpec:
 
     errors: float = 0.5  # Share of training traces with an error; held-out ones have none
     placement: str = "end"  # "step" for a check after each step, "end" for all after the working
-    kinds: tuple[str, ...] = KINDS  # Kinds of error, equally often
+    kinds: tuple[str, ...] = ERROR_KINDS  # Kinds of error, equally often
 
     def __post_init__(self) -> None:
         if not 0 <= self.errors <= 1 or self.placement not in PLACEMENTS:

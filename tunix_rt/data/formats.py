@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import DatasetError, TraceError, TunixError
-from ..core.files import ADVICE, canonical_json, json_fault, parse_json, replacing
+from ..core.files import JSON_ADVICE, canonical_json, json_fault, parse_json, replacing
 from ..core.plugins import load_plugin
 from ..core.settings import settings
 from .annotations import ANNOTATIONS, annotated_steps
@@ -1052,7 +1052,7 @@ def find_importer(
 # %% ../../nbs/data/55_formats.ipynb #4517fbd3
 def _bare(error: Exception) -> str:
     "Remove the location and the advice from an error; the report has both."
-    return str(error).removeprefix(f"{LINE}: ").removesuffix(ADVICE)
+    return str(error).removeprefix(f"{LINE}: ").removesuffix(JSON_ADVICE)
 
 # %% ../../nbs/data/55_formats.ipynb #d9426825
 FEW = 20  # Records tried, because the first may be bad

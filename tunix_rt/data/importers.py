@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DatasetError, PathError, TraceError
-from ..core.files import ADVICE, JSONRefused, parse_json, replacing
+from ..core.files import JSON_ADVICE, JSONRefused, parse_json, replacing
 from ..core.settings import inside, resolve, settings
 from .datasets import disk_full_explained
 from .exports import exported_parts
@@ -159,7 +159,7 @@ def iter_import(
         try:
             record = checked_line(line, intake.notes)
         except TraceError as error:
-            intake.note(number, str(error).removeprefix(f"{LINE}: ").removesuffix(ADVICE))
+            intake.note(number, str(error).removeprefix(f"{LINE}: ").removesuffix(JSON_ADVICE))
             continue
         if secret.asks(record["prompt"]):
             intake.note(number, f"it is in the evaluation set: {record['prompt'][:80]!r}")

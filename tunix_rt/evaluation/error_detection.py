@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from pydantic import BaseModel, ConfigDict
 
 from ..core.errors import ScoringError
-from ..data.error_injection import KINDS, inject_error
+from ..data.error_injection import ERROR_KINDS, inject_error
 from .charts import figures_html, interval, percent
 from .predict import response_limit
 from .statistics import Figure, mean_interval, wilson
@@ -58,7 +58,7 @@ class Case:
 def error_cases(
     traces: Iterable[Trace],  # Worked traces without an error, with or without checks
     *,
-    kinds: Sequence[str] = KINDS,  # Kinds of error to draw from
+    kinds: Sequence[str] = ERROR_KINDS,  # Kinds of error to draw from
     seed: int = 0,  # Seed of the errors
 ) -> list[tuple[Case, Case]]:  # For each trace the case with an error, and its control
     """Cut traces after an injected error, and the same traces without it at the same step.
@@ -295,7 +295,7 @@ def detect_errors(
     ],  # Held-out worked traces without an error, in the form it was trained on
     *,
     name: str = "model",  # Name of the model in tables
-    kinds: Sequence[str] = KINDS,  # Kinds of error to draw from
+    kinds: Sequence[str] = ERROR_KINDS,  # Kinds of error to draw from
     max_new_tokens: int = 0,  # Longest continuation; 0 for twice the longest response of the set
     batch_size: int = 64,  # Continuations written at a time
     dtype: Any = jnp.float32,  # Compute dtype

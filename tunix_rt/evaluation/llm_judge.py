@@ -16,7 +16,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import ScoringError
-from ..core.files import ADVICE, JSONRefused, parse_json, sha256_text
+from ..core.files import JSON_ADVICE, JSONRefused, parse_json, sha256_text
 from ..scoring.predictions import Prediction, sanitize_text
 from ..traces.rubric import NO_REFERENCE, Criterion, rubric_of, rubric_score
 from ..traces.schema import Trace, describe
@@ -203,7 +203,7 @@ def _parse_verdict(
     try:
         return form.model_validate(parse_json(bare, "the reply"))
     except JSONRefused as error:
-        raise ScoringError(str(error).removesuffix(ADVICE)) from None
+        raise ScoringError(str(error).removesuffix(JSON_ADVICE)) from None
     except ValidationError as error:
         raise ScoringError(f"the reply: {describe(error)}") from None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import ModelError
-from ..core.files import ADVICE, JSONRefused, parse_json
+from ..core.files import JSON_ADVICE, JSONRefused, parse_json
 from .families import FAMILIES, Family, refuse_family
 
 # %% auto #0
@@ -408,7 +408,7 @@ def read_described(
     try:
         given = parse_json(file.read_bytes(), where=str(file))
     except JSONRefused as error:
-        reason = str(error).removesuffix(ADVICE)
+        reason = str(error).removesuffix(JSON_ADVICE)
         raise ModelError(f"{reason} Use the file that came with the weights.") from None
     if not isinstance(given, dict):
         raise ModelError(

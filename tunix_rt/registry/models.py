@@ -24,7 +24,7 @@ from ..store.engine import Store
 from ..store.tables import ModelAlias, ModelRow, ModelVersion, now
 
 # %% auto #0
-__all__ = ['COLUMNS', 'NAME', 'LABEL', 'ModelView', 'NameTaken', 'refuse_text', 'refuse_name', 'create_registered_model',
+__all__ = ['COLUMNS', 'NAME', 'LABEL_PATTERN', 'ModelView', 'NameTaken', 'refuse_text', 'refuse_name', 'create_registered_model',
            'family_row', 'model_row', 'get_model', 'find_model_named', 'ModelPage', 'list_models', 'VersionPage',
            'get_version', 'list_versions', 'find_version', 'version_folder', 'refuse_alias', 'point_alias', 'set_alias',
            'remove_alias']
@@ -83,7 +83,7 @@ class NameTaken(ModelError):
 
 
 NAME = re.compile(r"[a-zA-Z0-9._-]{1,256}")
-LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LABEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def refuse_text(
@@ -365,7 +365,7 @@ def refuse_alias(
     Args:
         alias: Alias to check
     """
-    if not LABEL.fullmatch(alias):
+    if not LABEL_PATTERN.fullmatch(alias):
         raise ModelError(
             f"{alias[:80]!r} cannot be an alias; begin with a letter or a digit, and use at most "
             f"64 letters, digits, '.', '_' and '-'"

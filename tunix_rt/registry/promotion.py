@@ -27,7 +27,7 @@ from tunix_rt.registry.content_store import (
     zip_folder,
 )
 from tunix_rt.registry.models import (
-    LABEL,
+    LABEL_PATTERN,
     family_row,
     get_version,
     model_row,
@@ -68,7 +68,7 @@ def _model_of(
 def _refuse_label(
     label: str | None,  # Requested label
 ) -> None:
-    if label is not None and not LABEL.fullmatch(label):
+    if label is not None and not LABEL_PATTERN.fullmatch(label):
         raise ModelError(
             f"{label[:80]!r} cannot label a version; begin with a letter or a digit, and use at "
             f"most 64 letters, digits, '.', '_' and '-'"

@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
-from ..core.files import ADVICE, JSONRefused, parse_json, scratch_folder
+from ..core.files import JSON_ADVICE, JSONRefused, parse_json, scratch_folder
 from ..data.datasets import disk_full_explained
 from tunix_rt.serve.pools import (
     OPERATION,
@@ -60,7 +60,7 @@ def strict_json(
     try:
         return parse_json(body, "the body")
     except JSONRefused as error:
-        said = str(error).removesuffix(ADVICE)
+        said = str(error).removesuffix(JSON_ADVICE)
         raise HTTPException(422, f"{said} Nothing was done; fix it and send it again.") from None
 
 

@@ -26,7 +26,7 @@ from pydantic_core import core_schema, to_json, to_jsonable_python
 
 from ..core.errors import TraceError
 from tunix_rt.core.files import (
-    ADVICE,
+    JSON_ADVICE,
     JSONRefused,
     canonical_json,
     parse_json,
@@ -210,7 +210,7 @@ def check_trace(
     try:
         return Trace.model_validate(value)
     except ValidationError as error:
-        raise TraceError(f"{where}: {describe(error)}.{ADVICE}") from None
+        raise TraceError(f"{where}: {describe(error)}.{JSON_ADVICE}") from None
 
 
 def parse_trace(
