@@ -311,14 +311,14 @@ def load_model(
 
 
 def create_model(
-    shape: str,  # Shape such as "tiny" or "gemma-3-1b": a key of models.config.PRESETS
+    shape: str,  # Shape such as "tiny" or "gemma-3-1b": a key of models.config.MODEL_PRESETS
     train: Iterable[Trace],  # Traces to fit its tokenizer to
     **options: Any,  # Options of `load_model`: vocab_size, seed, device, ...
 ) -> Model:  # Model with fresh weights
     """Create a model that has learned nothing yet.
 
     Args:
-        shape: Shape such as "tiny" or "gemma-3-1b": a key of models.config.PRESETS
+        shape: Shape such as "tiny" or "gemma-3-1b": a key of models.config.MODEL_PRESETS
         train: Traces to fit its tokenizer to
         **options: Options of `load_model`: vocab_size, seed, device, ...
 

@@ -124,7 +124,7 @@ def _copied(right: Column, last: bool, draw: Random) -> Column:
 
 def wrong_column(
     right: Column,  # Right column
-    kind: str,  # One of KINDS
+    kind: str,  # One of ERROR_KINDS
     last: bool,  # True for the last column
     draw: Random,  # Source of randomness
 ) -> Column | None:  # Wrong column; None where this kind of error cannot happen
@@ -132,7 +132,7 @@ def wrong_column(
 
     Args:
         right: Right column
-        kind: One of KINDS
+        kind: One of ERROR_KINDS
         last: True for the last column
         draw: Source of randomness
 
@@ -164,11 +164,11 @@ class Error:
 
     Attributes:
         step: Number of the column or result, from 1, through all sums of a question
-        kind: One of KINDS
+        kind: One of ERROR_KINDS
     """
 
     step: int  # Number of the column or result, from 1, through all sums of a question
-    kind: str  # One of KINDS
+    kind: str  # One of ERROR_KINDS
 
 
 @dataclass(frozen=True)

@@ -271,12 +271,12 @@ MODEL_PRESETS |= {
 
 
 def preset(
-    name: str,  # Key of PRESETS
+    name: str,  # Key of MODEL_PRESETS
 ) -> GemmaConfig:  # Config of that name
     """Look up a published config, or `tiny`.
 
     Args:
-        name: Key of PRESETS
+        name: Key of MODEL_PRESETS
 
     Returns:
         Config of that name

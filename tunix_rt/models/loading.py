@@ -66,13 +66,13 @@ class ModelSource:
 
 # %% ../../nbs/models/70_loading.ipynb #3e14fe7f
 def resolve_source(
-    name: str,  # Key of PRESETS, folder, run folder, GGUF file, or kaggle:owner/model/...
+    name: str,  # Key of MODEL_PRESETS, folder, run folder, GGUF file, or kaggle:owner/model/...
     base: str = "",  # Location of the adapter's base; "" for the recorded one
 ) -> ModelSource:  # Source, with only its config read
     """Resolve the name of a model.
 
     Args:
-        name: Key of PRESETS, folder, run folder, GGUF file, or kaggle:owner/model/...
+        name: Key of MODEL_PRESETS, folder, run folder, GGUF file, or kaggle:owner/model/...
         base: Location of the adapter's base; "" for the recorded one
 
     Returns:

@@ -374,7 +374,7 @@ def suggest_changes(
 
 
 def plan_grpo(
-    model: GemmaConfig | str,  # Shape, key of PRESETS, or any source of `resolve_source`
+    model: GemmaConfig | str,  # Shape, key of MODEL_PRESETS, or any source of `resolve_source`
     grpo: GRPOConfig = GRPOConfig(),  # noqa: B008 - it is frozen
     *,
     prompt_length: int = 128,  # Tokens of the longest prompt
@@ -384,7 +384,7 @@ def plan_grpo(
     """Plan the memory of learning from rewards before its first step.
 
     Args:
-        model: Shape, key of PRESETS, or any source of `resolve_source`
+        model: Shape, key of MODEL_PRESETS, or any source of `resolve_source`
         prompt_length: Tokens of the longest prompt
         memory: Bytes of one device; None to read it from the device
         **how: Options of `grpo_setup`: lora, micro_batch_size, fsdp, base, dtype, ...

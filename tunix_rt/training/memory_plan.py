@@ -208,12 +208,12 @@ def device_memory() -> int | None:  # Bytes; None if unknown
 
 # %% ../../nbs/training/65_memory_plan.ipynb #372f7a9e
 def shape_named(
-    name: str,  # Key of PRESETS, folder, run folder, or kaggle:owner/model/...
+    name: str,  # Key of MODEL_PRESETS, folder, run folder, or kaggle:owner/model/...
 ) -> GemmaConfig:  # Shape of the model
     """Find the shape of a named model.
 
     Args:
-        name: Key of PRESETS, folder, run folder, or kaggle:owner/model/...
+        name: Key of MODEL_PRESETS, folder, run folder, or kaggle:owner/model/...
 
     Returns:
         Shape of the model
@@ -223,7 +223,9 @@ def shape_named(
 
 # %% ../../nbs/training/65_memory_plan.ipynb #f7f536ca
 def plan_memory(
-    model: GemmaConfig | str | Path,  # Shape, key of PRESETS, or any source of `resolve_source`
+    model: GemmaConfig
+    | str
+    | Path,  # Shape, key of MODEL_PRESETS, or any source of `resolve_source`
     train_config: TrainConfig = TrainConfig(),  # noqa: B008 - it is frozen
     lora: LoraConfig | None = None,  # Adapters; None to train every parameter
     *,
@@ -233,7 +235,7 @@ def plan_memory(
     """Plan the memory of training on each device, and suggest changes if it does not fit.
 
     Args:
-        model: Shape, key of PRESETS, or any source of `resolve_source`
+        model: Shape, key of MODEL_PRESETS, or any source of `resolve_source`
         lora: Adapters; None to train every parameter
         memory: Bytes of one device; None to read it from the device
         **on: Other fields of `TrainSetup`: base, data, fsdp, tensor, scan_layers, kind
