@@ -31,7 +31,7 @@ from .evaluations import Scored, keep_evaluation, score_completed, try_score
 from .run_notes import LARGEST_NOTES, parse_notes, write_notes
 
 # %% auto #0
-__all__ = ['LARGEST_RECORD', 'DIGEST', 'Time', 'PROPORTION', 'SMALL', 'Source', 'LOG_KEPT', 'RunRecord', 'read_run_record',
+__all__ = ['LARGEST_RECORD', 'DIGEST', 'Time', 'PROPORTION', 'SMALL', 'Source', 'LOG_KEPT', 'ImportedRecord', 'read_run_record',
            'FolderSource', 'ZipSource', 'open_source', 'take_files', 'path_in_row', 'mend_row', 'import_run']
 
 # %% ../../nbs/tracking/30_import_run.ipynb #b0cb2005
@@ -50,7 +50,7 @@ def _in_calendar(
 Time = Annotated[AwareDatetime, AfterValidator(_in_calendar)]
 
 
-class RunRecord(BaseModel):
+class ImportedRecord(BaseModel):
     "The fields of run.json that an import needs."
 
     run_id: UUID
@@ -74,7 +74,7 @@ class RunRecord(BaseModel):
 def read_run_record(
     text: bytes,  # Content of run.json
     where: str,  # Source named in errors
-) -> RunRecord:
+) -> ImportedRecord:
     """Read the record of a run from elsewhere.
 
     Args:
@@ -93,7 +93,7 @@ def read_run_record(
             f"whether they are whole; execute it with this version of tunix_rt"
         )
     try:
-        record = RunRecord.model_validate(facts)
+        record = ImportedRecord.model_validate(facts)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "it"
@@ -248,7 +248,7 @@ def _copy(
 
 def take_files(
     source: Source,  # Source of the run
-    record: RunRecord,  # Record that names the files
+    record: ImportedRecord,  # Record that names the files
     folder: Path | None,  # Empty folder to copy to; None only checks
 ) -> None:
     """Check the files of a run, and copy them.
@@ -294,7 +294,7 @@ def _bring_notes(
 
 def _settle_in(
     source: Source,  # Source of the run
-    record: RunRecord,  # Read from it
+    record: ImportedRecord,  # Read from it
     text: bytes,  # Content of its run.json
     folder: Path,  # Destination folder
 ) -> None:
@@ -339,7 +339,7 @@ def path_in_row(
 
 
 def _row(
-    record: RunRecord,  # Record of the run
+    record: ImportedRecord,  # Record of the run
     folder: Path,  # Final run folder
     message: str,  # Message for people
 ) -> RunRow:
