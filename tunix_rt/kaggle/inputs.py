@@ -18,8 +18,8 @@ from .environment import NotebookEnvironment, find_dataset
 from .metadata import KaggleError
 
 # %% auto #0
-__all__ = ['KEYS', 'EVALUATION_SET', 'FRESH', 'GEMMA', 'FRESH_PRACTICE', 'GEMMA_PRACTICE', 'one_set', 'find_inputs', 'Choice',
-           'common', 'choose_config', 'find_questions', 'choose_practice', 'steps_in']
+__all__ = ['KEYS', 'EVALUATION_SET', 'FRESH', 'GEMMA', 'FRESH_PRACTICE', 'GEMMA_PRACTICE', 'one_set', 'find_inputs',
+           'ChosenParameter', 'common', 'choose_config', 'find_questions', 'choose_practice', 'steps_in']
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #961829fb
 KEYS = re.compile(r"(golden|dev-reasoning)-(v\d+)")  # Small sets that any machine can make
@@ -83,7 +83,7 @@ def find_inputs(
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #55f43831
 @dataclass(frozen=True)
-class Choice:
+class ChosenParameter:
     "A parameter of the train notebook, and the reason for its value."
 
     value: Any
@@ -92,7 +92,7 @@ class Choice:
 
 def common(
     max_steps: int,  # Optimizer updates
-) -> dict[str, Choice]:  # Choices by parameter name
+) -> dict[str, ChosenParameter]:  # Choices by parameter name
     """Choose the parameters that are the same for every model.
 
     Args:
@@ -103,25 +103,29 @@ def common(
     """
     warmup = max(1, min(20, max_steps // 10))
     return {
-        "warmup_steps": Choice(warmup, "a tenth of the way, so that the first steps do no harm"),
-        "grad_clip": Choice(1.0, "one odd batch cannot throw the weights far"),
-        "validation_traces": Choice(8, "held back, to see when learning turns into memorizing"),
+        "warmup_steps": ChosenParameter(
+            warmup, "a tenth of the way, so that the first steps do no harm"
+        ),
+        "grad_clip": ChosenParameter(1.0, "one odd batch cannot throw the weights far"),
+        "validation_traces": ChosenParameter(
+            8, "held back, to see when learning turns into memorizing"
+        ),
     }
 
 
 FRESH = {
-    "optimizer": Choice("muon", "learns these tasks in half the steps of AdamW"),
-    "learning_rate": Choice(0.02, "Muon's scale; fresh weights have nothing to lose"),
-    "batch_size": Choice(8, "eight packed rows are about fifty examples"),
-    "seq_length": Choice(256, "the longest example has about two hundred tokens"),
+    "optimizer": ChosenParameter("muon", "learns these tasks in half the steps of AdamW"),
+    "learning_rate": ChosenParameter(0.02, "Muon's scale; fresh weights have nothing to lose"),
+    "batch_size": ChosenParameter(8, "eight packed rows are about fifty examples"),
+    "seq_length": ChosenParameter(256, "the longest example has about two hundred tokens"),
 }
 GEMMA = {
-    "optimizer": Choice("adamw", "leaves what the model knows mostly where it is"),
-    "batch_size": Choice(32, "four packed rows for each of eight chips"),
-    "seq_length": Choice(1024, "the judges' answers end below a thousand tokens"),
-    "base_dtype": Choice("bfloat16", "as published; half the memory and traffic"),
-    "dtype": Choice("bfloat16", "what the chips multiply fastest"),
-    "remat": Choice("full", "activations are computed twice, and fit"),
+    "optimizer": ChosenParameter("adamw", "leaves what the model knows mostly where it is"),
+    "batch_size": ChosenParameter(32, "four packed rows for each of eight chips"),
+    "seq_length": ChosenParameter(1024, "the judges' answers end below a thousand tokens"),
+    "base_dtype": ChosenParameter("bfloat16", "as published; half the memory and traffic"),
+    "dtype": ChosenParameter("bfloat16", "what the chips multiply fastest"),
+    "remat": ChosenParameter("full", "activations are computed twice, and fit"),
 }
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #7b9d603d
@@ -132,7 +136,7 @@ def choose_config(
     lora_rank: int = 64,  # Rank of the adapters, if any
     max_steps: int = 100,  # Optimizer updates
     own: Mapping[str, Any] | None = None,  # Explicit values, which take precedence
-) -> dict[str, Choice]:  # Choices by parameter of the train notebook
+) -> dict[str, ChosenParameter]:  # Choices by parameter of the train notebook
     """Choose the hyperparameters, with reasons.
 
     Args:
@@ -151,16 +155,24 @@ def choose_config(
     chosen = {**common(max_steps), **(FRESH if tiny else GEMMA)}
     if method == "lora" or (method == "auto" and not tiny):
         rank = f"rank {lora_rank} on all seven projections"
-        chosen["lora_rank"] = Choice(lora_rank, f"{rank}: room for a new habit, base untouched")
-        chosen["lora_alpha"] = Choice(float(lora_rank), "scale one, as the hackathon's template")
-        chosen["export"] = Choice("both", "adapters for the judges, merged weights for everybody")
+        chosen["lora_rank"] = ChosenParameter(
+            lora_rank, f"{rank}: room for a new habit, base untouched"
+        )
+        chosen["lora_alpha"] = ChosenParameter(
+            float(lora_rank), "scale one, as the hackathon's template"
+        )
+        chosen["export"] = ChosenParameter(
+            "both", "adapters for the judges, merged weights for everybody"
+        )
         if not tiny:
-            chosen["learning_rate"] = Choice(2e-4, "adapters start as nothing and may move fast")
+            chosen["learning_rate"] = ChosenParameter(
+                2e-4, "adapters start as nothing and may move fast"
+            )
     elif not tiny:
-        chosen["learning_rate"] = Choice(1e-5, "every weight moves, so each moves little")
+        chosen["learning_rate"] = ChosenParameter(1e-5, "every weight moves, so each moves little")
     for name, value in (own or {}).items():
         if value:
-            chosen[name] = Choice(value, "asked for")
+            chosen[name] = ChosenParameter(value, "asked for")
     return chosen
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #0b52c745
@@ -201,24 +213,30 @@ def find_questions(
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #76cb552d
 FRESH_PRACTICE = {
-    "learning_rate": Choice(1e-4, "AdamW; at a higher one a small model stops ending its answers"),
-    "prompts_per_step": Choice(16, "enough groups in which some answers are right and some wrong"),
-    "num_generations": Choice(8, "answers to each question, compared with each other"),
-    "generation_batch_size": Choice(64, "answers sampled at a time"),
-    "max_resample": Choice(0, "groups without a difference are left out and not replaced"),
-    "validation_traces": Choice(32, "held back, to keep the best checkpoint"),
+    "learning_rate": ChosenParameter(
+        1e-4, "AdamW; at a higher one a small model stops ending its answers"
+    ),
+    "prompts_per_step": ChosenParameter(
+        16, "enough groups in which some answers are right and some wrong"
+    ),
+    "num_generations": ChosenParameter(8, "answers to each question, compared with each other"),
+    "generation_batch_size": ChosenParameter(64, "answers sampled at a time"),
+    "max_resample": ChosenParameter(0, "groups without a difference are left out and not replaced"),
+    "validation_traces": ChosenParameter(32, "held back, to keep the best checkpoint"),
 }
 GEMMA_PRACTICE = {
-    "learning_rate": Choice(2e-5, "a tenth of that of training"),
-    "prompts_per_step": Choice(16, "with eight answers each, sixteen sequences for each chip"),
-    "num_generations": Choice(8, "answers to each question, compared with each other"),
-    "generation_batch_size": Choice(128, "a whole step at a time"),
-    "max_resample": Choice(0, "groups without a difference are left out and not replaced"),
-    "validation_traces": Choice(64, "held back, to keep the best checkpoint"),
-    "micro_batch_size": Choice(8, "one packed sequence for each of eight chips"),
-    "base_dtype": Choice("bfloat16", "as in training"),
-    "dtype": Choice("bfloat16", "as in training"),
-    "remat": Choice("full", "as in training"),
+    "learning_rate": ChosenParameter(2e-5, "a tenth of that of training"),
+    "prompts_per_step": ChosenParameter(
+        16, "with eight answers each, sixteen sequences for each chip"
+    ),
+    "num_generations": ChosenParameter(8, "answers to each question, compared with each other"),
+    "generation_batch_size": ChosenParameter(128, "a whole step at a time"),
+    "max_resample": ChosenParameter(0, "groups without a difference are left out and not replaced"),
+    "validation_traces": ChosenParameter(64, "held back, to keep the best checkpoint"),
+    "micro_batch_size": ChosenParameter(8, "one packed sequence for each of eight chips"),
+    "base_dtype": ChosenParameter("bfloat16", "as in training"),
+    "dtype": ChosenParameter("bfloat16", "as in training"),
+    "remat": ChosenParameter("full", "as in training"),
 }
 
 
@@ -228,7 +246,7 @@ def choose_practice(
     *,
     max_new_tokens: int,  # Longest answer, in tokens
     reward_funcs: str = "correct",  # Rewards, with commas
-) -> dict[str, Choice]:  # Choices by parameter of the grpo notebook
+) -> dict[str, ChosenParameter]:  # Choices by parameter of the grpo notebook
     """Choose the hyperparameters of practice, with reasons.
 
     Args:
@@ -241,10 +259,12 @@ def choose_practice(
         Choices by parameter of the grpo notebook
     """
     chosen = dict(FRESH_PRACTICE if model == "tiny" else GEMMA_PRACTICE)
-    chosen["max_new_tokens"] = Choice(max_new_tokens, "as in the evaluation")
-    chosen["reward_funcs"] = Choice(reward_funcs, "paid only in the right form")
+    chosen["max_new_tokens"] = ChosenParameter(max_new_tokens, "as in the evaluation")
+    chosen["reward_funcs"] = ChosenParameter(reward_funcs, "paid only in the right form")
     if adapters:
-        chosen["export"] = Choice("both", "adapters for the judges, merged weights for everybody")
+        chosen["export"] = ChosenParameter(
+            "both", "adapters for the judges, merged weights for everybody"
+        )
     return chosen
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #df856393
