@@ -70,14 +70,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['Source', 'SMALL', 'Found', 'find_preferences', 'split_preferences', 'PreferenceRows', 'prepare_rows', 'add_reference',
-           'PreferenceResult', 'usual_rate', 'preference_verdict', 'preference', 'plot_preference']
+__all__ = ['Source', 'SMALL', 'PreferenceSource', 'find_preferences', 'split_preferences', 'PreferenceRows', 'prepare_rows',
+           'add_reference', 'PreferenceResult', 'usual_rate', 'preference_verdict', 'preference', 'plot_preference']
 
 # %% ../nbs/14_preferences.ipynb #7056e808
 Source = Sequence[Preference] | Dataset | str | Path | Iterable[Trace]
 
 
-class Found(NamedTuple):
+class PreferenceSource(NamedTuple):
     """Preferences, and where they are from.
 
     Attributes:
@@ -92,7 +92,7 @@ class Found(NamedTuple):
     sha256: str = ""  # Fingerprint of that dataset
 
 
-def _from_run(folder: Path, pairs_per_group: int) -> Found:
+def _from_run(folder: Path, pairs_per_group: int) -> PreferenceSource:
     "Pair the answers that a run of GRPO wrote."
     files = sorted((folder / "completions").glob("completions_*.parquet"))
     tables = [pd.read_parquet(path) for path in files]
@@ -104,7 +104,7 @@ def _from_run(folder: Path, pairs_per_group: int) -> Found:
         )
     known = dict(read_run(folder).facts.get("dataset") or {})
     label = f"answers of {folder.name}"
-    return Found(list(pairs), label, known.get("key", label), known.get("sha256", ""))
+    return PreferenceSource(list(pairs), label, known.get("key", label), known.get("sha256", ""))
 
 
 def _sampled(
@@ -138,7 +138,7 @@ def find_preferences(
     pairs_per_group: int = 1,  # Most pairs from the answers to one question
     max_pairs: int = 0,  # Largest number of pairs; 0 for all
     dtype: str = "float32",  # Type to compute in
-) -> Found:  # Preferences, and where they are from
+) -> PreferenceSource:  # Preferences, and where they are from
     """Find preferences, or make them.
 
     Args:
@@ -160,7 +160,7 @@ def find_preferences(
         if path.is_file():
             read = read_preferences(path)
             print(f"{path.name}: {read}")
-            return Found(read.items[:most], path.name, path.name)
+            return PreferenceSource(read.items[:most], path.name, path.name)
         if (path / "completions").is_dir():
             found = _from_run(path, pairs_per_group)
             return found._replace(items=found.items[:most])
@@ -170,13 +170,13 @@ def find_preferences(
     else:
         given: list[Any] = list(source)
         if given and isinstance(given[0], PreferencePair | RatedAnswer):
-            return Found(given[:most], "pairs", "pairs")
+            return PreferenceSource(given[:most], "pairs", "pairs")
         traces, label, sha256 = given, "traces", ""
     pairs = _sampled(
         model, traces, run, config, rewards or load_rewards("correct"), pairs_per_group,
         max_pairs, dtype,
     )  # fmt: skip
-    return Found(pairs, f"own answers to {label}", label, sha256)
+    return PreferenceSource(pairs, f"own answers to {label}", label, sha256)
 
 # %% ../nbs/14_preferences.ipynb #845c52fb
 def split_preferences(
@@ -528,7 +528,7 @@ class _Session:
     config: PreferenceConfig
     train_config: TrainConfig
     rows: PreferenceRows
-    found: Found  # The preferences, and where they are from
+    found: PreferenceSource  # The preferences, and where they are from
     test_data: Dataset | None  # Evaluation set
     asked: dict[str, Any]  # Options of `measure`
     export: str

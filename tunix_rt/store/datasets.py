@@ -29,7 +29,15 @@ from .scan import AT_ONCE, conditions, walk
 from .search import search_in
 from .search_index import update_index
 from .tables import TraceRow, now
-from .traces import BATCH, Found, Spelled, insert_rows, moment_text, saying, spell
+from tunix_rt.store.traces import (
+    BATCH,
+    Spelled,
+    TraceDetail,
+    insert_rows,
+    moment_text,
+    saying,
+    spell,
+)
 from ..traces.schema import Trace
 from ..traces.serialization import EncodedTrace
 
@@ -276,7 +284,7 @@ def ingest_into_store(
 
 # %% ../../nbs/store/50_datasets.ipynb #d90821e5
 def stored_lines(
-    traces: Iterable[Found],  # Stored traces
+    traces: Iterable[TraceDetail],  # Stored traces
     format: str,  # Name in `data.exports.FORMATS`
 ) -> Iterator[str]:  # JSON, one record a line, each with its newline
     """Write stored traces as records of a format, under the ids that they are stored with.

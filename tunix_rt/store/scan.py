@@ -19,7 +19,7 @@ from ..data.selection import matches
 from .engine import Store
 from .search import query_conditions, search_in
 from .tables import TraceRow
-from .traces import EVERYTHING, Found, found, label
+from .traces import EVERYTHING, TraceDetail, found, label
 
 # %% auto #0
 __all__ = ['EXACT', 'VALUES', 'LEVELS', 'MOST', 'AT_ONCE', 'conditions', 'walk', 'iterate_traces']
@@ -115,7 +115,7 @@ def walk(
     *,
     newest_first: bool = False,  # True for the newest first
     from_number: int = 0,  # Lowest number to read
-) -> Iterator[tuple[int, Found]]:  # Traces with their numbers in the store
+) -> Iterator[tuple[int, TraceDetail]]:  # Traces with their numbers in the store
     """Read traces within a transaction.
 
     Args:
@@ -144,7 +144,7 @@ def iterate_traces(
     *,
     newest_first: bool = False,  # True for the newest first
     limit: int | None = None,  # Maximum number of traces; None reads all
-) -> Iterator[Found]:  # Traces, a few in memory at a time
+) -> Iterator[TraceDetail]:  # Traces, a few in memory at a time
     """Read all traces that match the filters.
 
     Args:

@@ -51,7 +51,7 @@ from tunix_rt.store.search_query import (
     words_pattern,
 )
 from .tables import TraceEdit, TraceMark, TraceRow, copied
-from .traces import Found, count_traces, get_traces, label
+from .traces import TraceDetail, count_traces, get_traces, label
 
 # %% auto #0
 __all__ = ['Word', 'Hundred', 'Five', 'Sort', 'WEIGHED', 'SEARCH_TIMEOUT', 'Place', 'COUNTED', 'FACETED', 'TraceQuery',
@@ -415,7 +415,7 @@ class Hit:
         edited: True if there is a newer version
     """
 
-    found: Found
+    found: TraceDetail
     number: int
     snippet: Snippet | None  # None where no words were asked for
     score: float | None = None
@@ -443,7 +443,7 @@ class HitPage:
     facets: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def _texts(found: Found) -> dict[str, str]:
+def _texts(found: TraceDetail) -> dict[str, str]:
     "The searched parts of a trace."
     trace = found.trace
     steps = " · ".join(step.content for step in trace.steps)
@@ -452,7 +452,7 @@ def _texts(found: Found) -> dict[str, str]:
 
 
 def snippet_of(
-    found: Found,  # Trace that was found
+    found: TraceDetail,  # Trace that was found
     query: TraceQuery,  # What was asked for
 ) -> Snippet | None:  # None where no words were asked for
     """Cut out the first place where words of a search were found.

@@ -27,10 +27,10 @@ from ..traces.schema import Trace
 from ..traces.serialization import EncodedTrace, encode_trace, record_of
 
 # %% auto #0
-__all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'Found', 'label', 'spell', 'encode_storable',
-           'insert_one', 'insert_rows', 'moment_text', 'insert_written', 'insert_traces', 'add_traces', 'found',
-           'get_traces', 'get_trace', 'count_traces', 'saying', 'Page', 'list_traces', 'baseline_score', 'Score',
-           'add_score', 'latest_score']
+__all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'TraceDetail', 'label', 'spell',
+           'encode_storable', 'insert_one', 'insert_rows', 'moment_text', 'insert_written', 'insert_traces',
+           'add_traces', 'found', 'get_traces', 'get_trace', 'count_traces', 'saying', 'Page', 'list_traces',
+           'baseline_score', 'Score', 'add_score', 'latest_score']
 
 # %% ../../nbs/store/30_traces.ipynb #5b497dc2
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Found(Stored):
+class TraceDetail(Stored):
     "A stored trace with its content."
 
     trace: Trace
@@ -301,7 +301,7 @@ PARTS = ("trace_version", "prompt", "steps", "final_answer", "meta")
 
 def found(
     row: Row[Any],  # Row of EVERYTHING
-) -> Found:  # Validated trace
+) -> TraceDetail:  # Validated trace
     """Build a trace from a row.
 
     Args:
@@ -311,7 +311,7 @@ def found(
         Validated trace
     """
     trace = Trace.model_validate({name: getattr(row, name) for name in PARTS})
-    return Found(row.id, row.created_at, row.trace_version, trace)
+    return TraceDetail(row.id, row.created_at, row.trace_version, trace)
 
 # %% ../../nbs/store/30_traces.ipynb #e2a691fb
 def _deleted(
@@ -327,7 +327,7 @@ def _deleted(
 def get_traces(
     store: Store,  # Database to read from
     ids: Sequence[UUID],  # Ids in any order
-) -> list[Found]:  # Traces in the same order
+) -> list[TraceDetail]:  # Traces in the same order
     """Read the traces with these ids, or refuse if one is missing.
 
     Args:
@@ -337,7 +337,7 @@ def get_traces(
     Returns:
         Traces in the same order
     """
-    there: dict[UUID, Found] = {}
+    there: dict[UUID, TraceDetail] = {}
     with store.reading() as session:
         for start in range(0, len(ids), BATCH):
             wanted = TraceRow.id.in_(ids[start : start + BATCH])
@@ -359,7 +359,7 @@ def get_traces(
 def get_trace(
     store: Store,  # Database to read from
     id: UUID,  # Id returned when it was added
-) -> Found:
+) -> TraceDetail:
     """Read one trace.
 
     Args:

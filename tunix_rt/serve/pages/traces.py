@@ -54,7 +54,7 @@ from tunix_rt.store.search import (
     search_traces,
 )
 from tunix_rt.store.traces import (
-    Found,
+    TraceDetail,
     add_score,
     baseline_score,
     count_traces,
@@ -296,7 +296,7 @@ def _text(text: str, budget: RenderBudget, plain: bool) -> str:
     return text_html(text, fold=4000) if plain else rich_html(text, budget)
 
 
-def _parts(found: Found, plain: bool) -> dict[str, Any]:
+def _parts(found: TraceDetail, plain: bool) -> dict[str, Any]:
     "The parts of a trace as HTML."
     trace, budget = found.trace, RenderBudget()
     prompt, answer = (_text(part, budget, plain) for part in (trace.prompt, trace.final_answer))
@@ -384,7 +384,7 @@ def score_form(request: Request, store: StoreDep, trace_id: UUID) -> RedirectRes
 EDITABLE = 200  # Steps of a trace that a form can hold
 
 
-def _editable(store: Store, trace_id: UUID) -> Found:
+def _editable(store: Store, trace_id: UUID) -> TraceDetail:
     found = get_trace(store, trace_id)
     if len(found.trace.steps) > EDITABLE:
         raise HTTPRefusal(

@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from .types import ContractRequest, ResponseModel
-from ...store.traces import Found, Stored
+from ...store.traces import Stored, TraceDetail
 from ...traces.schema import Trace
 
 # %% auto #0
@@ -69,7 +69,7 @@ def stored_trace(
 
 
 def found_trace(
-    found: Found,  # Trace from the store
+    found: TraceDetail,  # Trace from the store
 ) -> FoundTrace:
     """Convert a trace with its content.
 
