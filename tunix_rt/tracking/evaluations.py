@@ -25,7 +25,7 @@ from ..scoring.predictions import read_predictions
 from ..store.engine import Store
 from ..store.tables import EvaluationItem, EvaluationRow, RunRow
 from tunix_rt.tracking.run_predictions import (
-    check_not_trained_on,
+    check_run_not_trained_on,
     evaluation_set_of,
     find_predictions,
     finished_run,
@@ -233,7 +233,7 @@ def compute_evaluation(
         source, run = find_predictions(session, row)
         trained = trained_row(session, run) if source.id == row.id else None
     questions = questions_of(run)
-    overlap = check_not_trained_on(run, questions)
+    overlap = check_run_not_trained_on(run, questions)
     key, sha256 = evaluation_set_of(run)
     evaluation, opinions = evaluate_with(
         deciding,

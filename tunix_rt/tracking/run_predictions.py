@@ -25,7 +25,7 @@ from ..traces.schema import Trace
 
 # %% auto #0
 __all__ = ['finished_run', 'run_folder', 'trained_folder', 'trained_row', 'short_path', 'find_predictions', 'evaluation_set_of',
-           'split_of', 'questions_of', 'check_not_trained_on']
+           'split_of', 'questions_of', 'check_run_not_trained_on']
 
 # %% ../../nbs/tracking/10_run_predictions.ipynb #ffbfe1bc
 def _is_completed(
@@ -244,7 +244,7 @@ def questions_of(
     return list(islice(asked, limit if isinstance(limit, int) and limit > 0 else None))
 
 # %% ../../nbs/tracking/10_run_predictions.ipynb #38c504f2
-def check_not_trained_on(
+def check_run_not_trained_on(
     run: Run,  # Run with predictions
     questions: Sequence[Trace],  # Traces that the predictions answer
 ) -> str:  # Result of the check for overlap with the training data

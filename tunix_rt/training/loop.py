@@ -46,9 +46,9 @@ from tunix_rt.training.train_step import (
 
 # %% auto #0
 __all__ = ['Namer', 'AHEAD', 'LONG_STEP', 'SLOW_DISK', 'LoopConfig', 'TrainResult', 'LoopState', 'is_due', 'steps_ahead',
-           'take_step', 'drain_metrics', 'mean_loss', 'validate', 'write_line', 'validate_and_log', 'save', 'poll_save',
-           'disk_speed', 'plan_stop', 'plan_stop_text', 'reason_to_stop', 'tell_budget', 'end_early', 'run_loop',
-           'train']
+           'take_step', 'drain_metrics', 'mean_loss', 'validate', 'write_line', 'validate_and_log', 'save_checkpoint',
+           'poll_save', 'disk_speed', 'plan_stop', 'plan_stop_text', 'reason_to_stop', 'tell_budget', 'end_early',
+           'run_loop', 'train']
 
 # %% ../../nbs/training/50_loop.ipynb #a8990f21
 @dataclass(frozen=True)
@@ -357,7 +357,7 @@ def validate_and_log(
         bar.set_postfix_str(f"loss {line['loss']:.3f}", refresh=False)
 
 # %% ../../nbs/training/50_loop.ipynb #eb2af3a6
-def save(
+def save_checkpoint(
     loop: LoopState,  # Loop with its metrics fetched
 ) -> None:
     """Start saving the state.
@@ -526,7 +526,7 @@ def end_early(
     if reason == "minutes" and (unseen or not is_due(loop, loop.loop_config.log_every)):
         looked: dict[str, Any] = {**validate(loop)} if unseen else {}
         write_line(loop, extra=True, **looked)
-    save(loop)
+    save_checkpoint(loop)
 
 
 def run_loop(
@@ -547,7 +547,7 @@ def run_loop(
             validate_and_log(loop, bar)
             bar.update()
             if is_due(loop, loop.loop_config.checkpoint_every):
-                save(loop)
+                save_checkpoint(loop)
             if loop.number < loop.train_config.max_steps:
                 reason = reason_to_stop(loop)
             limited = loop.clock.deadline < math.inf and not loop.loop_config.quiet
