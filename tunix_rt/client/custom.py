@@ -26,7 +26,7 @@ from tunix_rt.client.transport import (
     wait_before,
 )
 from ..serve.schemas.datasets import Annotations, ImportFormat, IngestedFile
-from ..serve.schemas.evaluation import EvaluateRequest, Evaluation
+from ..serve.schemas.evaluation import EvaluateRequest, EvaluationPublic
 from ..serve.schemas.models import AliasRequest, ModelPublic
 from ..serve.schemas.runs import RunRequest, RunResult
 from ..serve.schemas.traces import ScoreRequest, TraceScore, TracesStored
@@ -153,7 +153,7 @@ def evaluate_run(
     run_id: UUID,  # Id of a completed run with predictions
     judge: str | None = None,  # answer_correctness by default
     key: str | None = None,  # The same for the same request; made up by default
-) -> Evaluation:
+) -> EvaluationPublic:
     """Score the predictions of a run, and keep the scores.
 
     Args:
@@ -166,7 +166,7 @@ def evaluate_run(
         f"/api/tunix/runs/{quote_segment(run_id)}/evaluate",
         EvaluateRequest(judge_override=judge),
     )
-    return request(client, Evaluation, "POST", path, body=body, key=key)
+    return request(client, EvaluationPublic, "POST", path, body=body, key=key)
 
 # %% ../../nbs/client/20_custom.ipynb #b0410ea1
 def set_model_alias(

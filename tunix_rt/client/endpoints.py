@@ -16,7 +16,7 @@ from tunix_rt.client.transport import (
     quote_segment,
     request,
     request_list,
-    save,
+    download_file,
     send,
     stream_records,
 )
@@ -927,7 +927,7 @@ def download_artifact(
     Returns:
         Same as `to`
     """
-    return save(
+    return download_file(
         client,
         f"/api/tunix/runs/{quote_segment(run_id)}/artifacts/{quote_segment(filename, '/')}/download",
         to,
@@ -1188,7 +1188,7 @@ def download_model_version(
     Returns:
         Same as `to`
     """
-    return save(client, f"/api/models/versions/{quote_segment(version_id)}/download", to)
+    return download_file(client, f"/api/models/versions/{quote_segment(version_id)}/download", to)
 
 
 def verify_model_version(

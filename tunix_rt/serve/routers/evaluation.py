@@ -20,7 +20,7 @@ from tunix_rt.serve.dependencies import (
 from ..errors import with_status
 from tunix_rt.serve.schemas.evaluation import (
     EvaluateRequest,
-    Evaluation,
+    EvaluationPublic,
     Leaderboard,
     evaluation,
     leaderboard_row,
@@ -43,10 +43,10 @@ router = APIRouter(route_class=StrictRoute, tags=["evaluation"], prefix="/api/tu
 @router.post("/runs/{run_id}/evaluate", status_code=201)
 async def evaluate_run(
     services: ServicesDep, run_id: UUID, body: EvaluateRequest | None = None
-) -> Evaluation:
+) -> EvaluationPublic:
     "Score the predictions of a run, and store the scores."
 
-    def judge(store: Store) -> Evaluation:
+    def judge(store: Store) -> EvaluationPublic:
         with with_status(400):
             named = body.judge_override if body else None
             return evaluation(judge_run(store, run_id, judge=named, trusted=False))
@@ -55,7 +55,7 @@ async def evaluate_run(
 
 # %% ../../../nbs/serve/routers/40_evaluation.ipynb #6119b73d
 @router.get("/runs/{run_id}/evaluation")
-def get_evaluation(store: StoreDep, run_id: UUID) -> Evaluation:
+def get_evaluation(store: StoreDep, run_id: UUID) -> EvaluationPublic:
     "Show the newest evaluation of a run."
     return evaluation(latest_evaluation(store, run_id))
 

@@ -23,7 +23,7 @@ from ...store.tables import EvaluationRow
 from ...tracking.leaderboard import Standing
 
 # %% auto #0
-__all__ = ['Verdict', 'EvaluateRequest', 'JudgeNamed', 'DetailedMetric', 'Evaluation', 'evaluation', 'DifferenceToBest',
+__all__ = ['Verdict', 'EvaluateRequest', 'JudgeNamed', 'DetailedMetric', 'EvaluationPublic', 'evaluation', 'DifferenceToBest',
            'LeaderboardRow', 'leaderboard_row', 'Leaderboard', 'BaselineRequest', 'BaselineSet', 'BaselinesPublic',
            'CheckRequest', 'RegressionResult']
 
@@ -53,7 +53,7 @@ class DetailedMetric(BaseModel):
 Verdict = Literal["pass", "fail", "uncertain"]
 
 
-class Evaluation(ResponseModel):
+class EvaluationPublic(ResponseModel):
     "A judge's evaluation of a run."
 
     evaluation_id: UUID
@@ -76,14 +76,14 @@ class Evaluation(ResponseModel):
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #e81bcc94
 def evaluation(
     view: EvaluationRow,  # Evaluation from the store
-) -> Evaluation:
+) -> EvaluationPublic:
     """Convert an evaluation.
 
     Args:
         view: Evaluation from the store
     """
-    same = set(Evaluation.model_fields) - {"evaluation_id", "judge", "source", "ignored"}
-    return Evaluation(
+    same = set(EvaluationPublic.model_fields) - {"evaluation_id", "judge", "source", "ignored"}
+    return EvaluationPublic(
         evaluation_id=view.id,
         judge=JudgeNamed(name=view.judge_name, version=view.judge_version),
         source=view.details.get("source"),
@@ -105,7 +105,7 @@ class DifferenceToBest(BaseModel):
     p_value: float
 
 # %% ../../../nbs/serve/schemas/50_evaluation.ipynb #25f3553a
-class LeaderboardRow(Evaluation):
+class LeaderboardRow(EvaluationPublic):
     "A run on the leaderboard."
 
     place: int
