@@ -21,7 +21,7 @@ from ..core.settings import resolve, settings
 from ..models.config import MODEL_PRESETS
 from ..registry.model_refs import pin_spec
 from ..runs.execute import RunCancelled, RunFailed, execute
-from ..runs.folder import RECORD, Run, read_run
+from ..runs.folder import Run, is_done
 from ..runs.hosts import check_multihost, detect_place, process_folder
 from ..runs.lookup import find_run, unfinished_run
 from ..runs.pipelines import pipeline_name, read_parameters, read_summary
@@ -29,7 +29,7 @@ from ..runs.run_spec import make_spec
 
 # %% auto #0
 __all__ = ['OPENING', 'TOGETHER', 'Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending',
-           'require_model', 'run_notebook', 'is_done', 'pipeline_function', 'run', 'add_pipeline']
+           'require_model', 'run_notebook', 'pipeline_function', 'run', 'add_pipeline']
 
 # %% ../../nbs/cli/25_pipelines.ipynb #93314bf2
 def as_typed(
@@ -173,7 +173,7 @@ def run_notebook(
         if unfinished is not None:
             typer.echo(f"resuming {unfinished.folder}, which is unfinished")
             run_dir = str(unfinished.folder)
-    if not place.leads and resume and is_done(run_dir):
+    if not place.leads and resume and is_done(resolve(run_dir)):
         typer.echo(f"{run_dir} holds this run, completed")
         return
     try:
@@ -192,21 +192,6 @@ def run_notebook(
     typer.echo(f"\n{ending(run)}")
     if unfinished_code and run.resumable:
         raise typer.Exit(unfinished_code)
-
-
-def is_done(
-    run_dir: str,  # Run folder of process 0
-) -> bool:  # True if its run is completed, with no work left
-    """Return whether there is nothing left to resume in a folder.
-
-    Args:
-        run_dir: Run folder of process 0
-
-    Returns:
-        True if its run is completed, with no work left
-    """
-    folder = resolve(run_dir)
-    return (folder / RECORD).is_file() and not read_run(folder).resumable
 
 # %% ../../nbs/cli/25_pipelines.ipynb #82b63743
 Parameters = Annotated[

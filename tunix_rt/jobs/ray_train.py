@@ -17,13 +17,13 @@ from typing import Any
 from ..core.errors import RunError
 from .launch import LaunchSpec, check_fields, check_launch
 from ..runs.execute import RunCancelled, RunFailed, execute
-from ..runs.folder import RECORD, read_run
+from ..runs.folder import is_done
 from ..runs.hosts import ADDRESS, COUNT, INDEX, detect_place, process_folder
 from ..runs.run_spec import make_spec
 from ..training.preemption import catch_signals
 
 # %% auto #0
-__all__ = ['import_ray', 'connect_cluster', 'host_resources', 'scaling_options', 'is_done', 'free_address', 'meet', 'run_on_host',
+__all__ = ['import_ray', 'connect_cluster', 'host_resources', 'scaling_options', 'free_address', 'meet', 'run_on_host',
            'StopFlag', 'start_flag', 'host_task', 'make_trainer', 'start_thread', 'launch_on_ray']
 
 # %% ../../nbs/jobs/58_ray_train.ipynb #96502251
@@ -125,21 +125,6 @@ def scaling_options(
     }
 
 # %% ../../nbs/jobs/58_ray_train.ipynb #9d14a091
-def is_done(
-    run_dir: str,  # Run folder
-) -> bool:  # True if its run is completed, with no work left
-    """Return whether a run folder holds a run that is done.
-
-    Args:
-        run_dir: Run folder
-
-    Returns:
-        True if its run is completed, with no work left
-    """
-    folder = Path(run_dir)
-    return (folder / RECORD).is_file() and not read_run(folder).resumable
-
-
 def free_address() -> str:  # "host:port", where nobody listens yet
     """Choose where the processes of this host can be met.
 
@@ -166,7 +151,7 @@ def meet(
     train, collective = import_ray("ray.train"), import_ray("ray.train.collective")
     context = train.get_context()
     index, count = context.get_world_rank(), context.get_world_size()
-    told = (free_address(), is_done(run_dir)) if index == 0 else None
+    told = (free_address(), is_done(Path(run_dir))) if index == 0 else None
     address, done = collective.broadcast_from_rank_zero(told)
     os.environ.update({ADDRESS: address, INDEX: str(index), COUNT: str(count)})
     return bool(done)

@@ -30,7 +30,7 @@ from .provenance import plain, surroundings
 
 # %% auto #0
 __all__ = ['GROWING', 'NOTES', 'LEFT', 'ODD', 'RECORD', 'AT_WORK', 'plain_files', 'inventory', 'RunFiles', 'RunRecord', 'Run',
-           'read_run', 'differences', 'start_run', 'open_run', 'parameters_in']
+           'read_run', 'is_done', 'differences', 'start_run', 'open_run', 'parameters_in']
 
 # %% ../../nbs/runs/30_folder.ipynb #7cb201cc
 GROWING = ("log.txt", "notebook.ipynb")  # Written until the process ends
@@ -266,6 +266,20 @@ def read_run(
     if not (folder / RECORD).is_file():
         raise RunError(f"{folder} is not a run folder: it holds no {RECORD}")
     return Run(folder=folder.resolve(), facts=_facts(folder))
+
+
+def is_done(
+    folder: Path,  # Any folder
+) -> bool:  # True if it holds a run that is completed, with no work left
+    """Return whether nothing is left to resume in a folder.
+
+    Args:
+        folder: Any folder
+
+    Returns:
+        True if it holds a run that is completed, with no work left
+    """
+    return (folder / RECORD).is_file() and not read_run(folder).resumable
 
 # %% ../../nbs/runs/30_folder.ipynb #b81a7f22
 def _fresh(pipeline: str, run_id: str) -> Path:
