@@ -14,16 +14,16 @@ from ..models.tokenizer import Tokenizer
 from ..traces.render import ANSWER, REASONING
 
 # %% auto #0
-__all__ = ['ChatMessage', 'HALF', 'Kind', 'OPENING', 'CLOSING', 'fold_system', 'render_chat', 'encode_chat', 'fit_chat',
+__all__ = ['MessageDict', 'HALF', 'Kind', 'OPENING', 'CLOSING', 'fold_system', 'render_chat', 'encode_chat', 'fit_chat',
            'Detokenizer', 'ReasoningParser', 'split_reasoning']
 
 # %% ../../nbs/inference/64_chat.ipynb #16366c3c
-ChatMessage = Mapping[str, str]  # role and content
+MessageDict = Mapping[str, str]  # role and content
 
 
 def fold_system(
-    messages: Sequence[ChatMessage],  # Conversation
-) -> list[ChatMessage]:  # The same without a system role
+    messages: Sequence[MessageDict],  # Conversation
+) -> list[MessageDict]:  # The same without a system role
     """Put system messages in front of the first question.
 
     Args:
@@ -41,7 +41,7 @@ def fold_system(
 
 def render_chat(
     tokenizer: Tokenizer,  # Tokenizer with a chat template
-    messages: Sequence[ChatMessage],  # Conversation, a question last
+    messages: Sequence[MessageDict],  # Conversation, a question last
 ) -> str:  # Text up to the start of the model's turn
     """Render a conversation with the template of the tokenizer.
 
@@ -54,7 +54,7 @@ def render_chat(
     """
     system = [each["content"] for each in messages if each["role"] in ("system", "developer")]
 
-    def rendered(chat: Sequence[ChatMessage]) -> str:
+    def rendered(chat: Sequence[MessageDict]) -> str:
         made = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
         return str(made)
 
@@ -73,7 +73,7 @@ def render_chat(
 
 def encode_chat(
     tokenizer: Tokenizer,  # Tokenizer with a chat template
-    messages: Sequence[ChatMessage],  # Conversation, a question last
+    messages: Sequence[MessageDict],  # Conversation, a question last
 ) -> list[int]:  # Token ids up to the start of the model's turn
     """Encode a conversation.
 
@@ -90,9 +90,9 @@ def encode_chat(
 # %% ../../nbs/inference/64_chat.ipynb #1c9f50cb
 def fit_chat(
     tokenizer: Tokenizer,  # Tokenizer with a chat template
-    messages: Sequence[ChatMessage],  # Conversation, a question last
+    messages: Sequence[MessageDict],  # Conversation, a question last
     room: int,  # Tokens that it may have
-) -> tuple[list[ChatMessage], int]:  # Conversation that fits, and how many turns were dropped
+) -> tuple[list[MessageDict], int]:  # Conversation that fits, and how many turns were dropped
     """Drop the oldest turns of a conversation until it fits.
 
     Args:

@@ -12,10 +12,10 @@ from typing import Literal
 from ..traces.render import ANSWER, REASONING
 
 # %% auto #0
-__all__ = ['Status', 'Response', 'TaggedBlock', 'Blocks', 'find_blocks', 'read_response']
+__all__ = ['ResponseStatus', 'Response', 'TaggedBlock', 'Blocks', 'find_blocks', 'read_response']
 
 # %% ../../nbs/scoring/10_answers.ipynb #dab1ae1f
-Status = Literal["ok", "truncated", "malformed", "missing"]
+ResponseStatus = Literal["ok", "truncated", "malformed", "missing"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Response:
 
     reasoning: str | None
     answer: str | None
-    status: Status
+    status: ResponseStatus
 
 # %% ../../nbs/scoring/10_answers.ipynb #64aa48d9
 _tag = re.compile("|".join(re.escape(tag) for tag in REASONING + ANSWER), re.IGNORECASE)
@@ -107,7 +107,7 @@ def read_response(
     answers = [block for block in blocks.found if block.opening == ANSWER[0]]
     end = answers[-1].start if answers else len(text)
     reasonings = [b for b in blocks.found if b.opening == REASONING[0] and b.start < end]
-    status: Status = "malformed"
+    status: ResponseStatus = "malformed"
     if blocks.left_open and not blocks.odd_case:
         status = "truncated"
     elif ANSWER[0] not in text.lower():

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from ..core.errors import ScoringError
 from ..core.files import JSONRefused, canonical_json, parse_json, read_lines, replacing
-from .answers import Status, read_response
+from .answers import ResponseStatus, read_response
 from ..traces.schema import Trace, describe
 
 # %% auto #0
@@ -40,7 +40,7 @@ class Prediction(BaseModel):
     output: str
     reasoning: str | None = None
     answer: str | None = None
-    status: Status
+    status: ResponseStatus
     finish_reason: Literal["stop", "length"]
     prompt_tokens: Count
     completion_tokens: Count

@@ -21,7 +21,7 @@ from ..store.tables import EvaluationRow
 from .evaluations import scores_by_prompt
 
 # %% auto #0
-__all__ = ['Narrowed', 'Kind', 'Relation', 'paired', 'Standing', 'Board', 'standing_of', 'leaderboard']
+__all__ = ['Narrowed', 'BoardKey', 'Relation', 'paired', 'Standing', 'Board', 'standing_of', 'leaderboard']
 
 # %% ../../nbs/tracking/40_leaderboard.ipynb #d16bb084
 Narrowed = dict[str, Any]  # Column to required value
@@ -71,12 +71,12 @@ def _page(
     return session.scalars(query.offset(offset).limit(limit + 1)).all()
 
 # %% ../../nbs/tracking/40_leaderboard.ipynb #dd5dcb6d
-Kind = tuple[str | None, str, str]  # Fingerprint of the set, name and version of the judge
+BoardKey = tuple[str | None, str, str]  # Fingerprint of the set, name and version of the judge
 
 
 def _kind(
     row: EvaluationRow,  # Stored row
-) -> Kind:
+) -> BoardKey:
     return row.evaluation_fingerprint, row.judge_name, row.judge_version
 
 
@@ -84,7 +84,7 @@ def _best_of_kind(
     session: Session,  # Reading session
     narrowed: Narrowed,  # Requested filters
     rows: Sequence[EvaluationRow],  # Rows of a page
-) -> dict[Kind, tuple[UUID, UUID]]:  # Ids of the leading evaluation and its run
+) -> dict[BoardKey, tuple[UUID, UUID]]:  # Ids of the leading evaluation and its run
     this = EvaluationRow
     kind = (this.evaluation_fingerprint, this.judge_name, this.judge_version)
     order = func.row_number().over(partition_by=kind, order_by=(this.score.desc(), this.id.desc()))

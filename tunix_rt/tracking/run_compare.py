@@ -17,7 +17,7 @@ from ..evaluation.statistics import Difference
 from ..store.engine import Store
 from ..store.tables import EvaluationRow
 from .baselines import higher_is_better
-from .leaderboard import Kind, Relation, standing_of
+from .leaderboard import BoardKey, Relation, standing_of
 from .metrics_log import is_number
 from .run_table import RunView
 from .set_boards import compare_stored
@@ -144,7 +144,7 @@ class PairedScores:
 def newest_of_each_kind(
     session: Session,  # Reading session
     run_ids: Sequence[UUID],  # Runs
-) -> dict[UUID, dict[Kind, EvaluationRow]]:  # Evaluations by run, then by set and judge
+) -> dict[UUID, dict[BoardKey, EvaluationRow]]:  # Evaluations by run, then by set and judge
     """Find the newest evaluation of each run by each judge on each set.
 
     Args:
@@ -160,9 +160,9 @@ def newest_of_each_kind(
     number = func.row_number().over(partition_by=kind, order_by=order).label("number")
     numbered = select(this.id, number).where(this.run_id.in_(run_ids)).subquery()
     query = select(this).join(numbered, numbered.c.id == this.id).where(numbered.c.number == 1)
-    found: dict[UUID, dict[Kind, EvaluationRow]] = {id: {} for id in run_ids}
+    found: dict[UUID, dict[BoardKey, EvaluationRow]] = {id: {} for id in run_ids}
     for row in session.scalars(query.order_by(*order)):
-        made: Kind = (row.evaluation_fingerprint, row.judge_name, row.judge_version)
+        made: BoardKey = (row.evaluation_fingerprint, row.judge_name, row.judge_version)
         found[row.run_id][made] = row
     return found
 

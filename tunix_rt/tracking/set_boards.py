@@ -18,7 +18,7 @@ from ..evaluation.statistics import Difference
 from ..store.engine import Store
 from ..store.tables import EvaluationRow, RunRow, RunSummaryRow
 from .evaluations import scores_by_prompt
-from .leaderboard import Kind, paired, standing_of
+from .leaderboard import BoardKey, paired, standing_of
 
 # %% auto #0
 __all__ = ['Rank', 'FEWEST', 'Compared', 'KEPT', 'MOST_BOARDS', 'Ranked', 'SetBoard', 'trained_on', 'PairedEvaluations',
@@ -194,7 +194,7 @@ def _read(session: Session, narrowed: Mapping[str, Any], limit: int, offset: int
     return list(session.execute(query.limit(MOST_BOARDS * (limit + 1))))
 
 # %% ../../nbs/tracking/45_set_boards.ipynb #2d022e24
-def _kind(row: Any) -> Kind:
+def _kind(row: Any) -> BoardKey:
     return row.evaluation_fingerprint, row.judge_name, row.judge_version
 
 
@@ -254,7 +254,7 @@ def set_boards(
         "judge_name": ALIASES.get(judge, judge) if judge else None,
     }  # fmt: skip
     narrowed = {column: value for column, value in wanted.items() if value is not None}
-    boards: dict[Kind, list[Any]] = {}
+    boards: dict[BoardKey, list[Any]] = {}
     with store.reading() as session:
         for found in _read(session, narrowed, limit, offset):
             boards.setdefault(_kind(found[0]), []).append(found)

@@ -14,7 +14,7 @@ from ...runs.pipelines import find_pipeline, parameter_type, read_parameters
 from .types import SafeStr, StrictBool, StrictFloat, StrictInt
 
 # %% auto #0
-__all__ = ['LARGEST', 'STRICT', 'Model', 'with_parameters', 'spelled_out']
+__all__ = ['LARGEST', 'STRICT', 'ModelT', 'with_parameters', 'spelled_out']
 
 # %% ../../../nbs/serve/schemas/35_parameters.ipynb #c338853d
 LARGEST = 2**53  # Size up to which every reader of JSON agrees on a whole number
@@ -25,14 +25,14 @@ STRICT: dict[str, Any] = {
     "str": Annotated[SafeStr, Field(max_length=10_000)],
     "None": None,
 }
-Model = TypeVar("Model", bound=BaseModel)
+ModelT = TypeVar("Model", bound=BaseModel)
 
 
 def with_parameters(
     pipeline: str,  # Verb whose parameters become fields
     *,
     leave: Collection[str] = (),  # Parameters that are no fields
-) -> Callable[[type[Model]], type[Model]]:  # Decorator of a model
+) -> Callable[[type[ModelT]], type[ModelT]]:  # Decorator of a model
     """Add a field for each parameter that a model does not spell out itself.
 
     Args:
@@ -43,7 +43,7 @@ def with_parameters(
         Decorator of a model
     """
 
-    def add(model: type[Model]) -> type[Model]:
+    def add(model: type[ModelT]) -> type[ModelT]:
         declared = read_parameters(find_pipeline(pipeline))
         fields: dict[str, Any] = {
             name: (parameter_type(item, STRICT), Field(item.default, description=item.note))
