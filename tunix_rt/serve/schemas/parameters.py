@@ -25,7 +25,7 @@ STRICT: dict[str, Any] = {
     "str": Annotated[SafeStr, Field(max_length=10_000)],
     "None": None,
 }
-ModelT = TypeVar("Model", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def with_parameters(

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .runs import ParameterName
 from tunix_rt.serve.schemas.types import (
     ContractRequest,
     Key,
@@ -22,8 +23,8 @@ from tunix_rt.serve.schemas.types import (
 )
 
 # %% auto #0
-__all__ = ['Scalar', 'Dimension', 'NameOfParameter', 'Choice', 'Span', 'IntRange', 'TuningRequest', 'TuningJobPublic',
-           'TrialPublic', 'TuningJobDetail', 'TuningStarted']
+__all__ = ['Scalar', 'Dimension', 'Choice', 'Span', 'IntRange', 'TuningRequest', 'TuningJobPublic', 'TrialPublic',
+           'TuningJobDetail', 'TuningStarted']
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #fa9c373a
 Scalar = StrictFloat | StrictInt | Annotated[SafeStr, Field(max_length=1000)] | bool
@@ -67,7 +68,6 @@ class IntRange(BaseModel):
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #1832e480
 Dimension = Annotated[Choice | Span | IntRange, Field(discriminator="type")]
-NameOfParameter = Annotated[SafeStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 # %% ../../../nbs/serve/schemas/70_tuning.ipynb #a494e9f3
 class TuningRequest(ContractRequest):
@@ -80,9 +80,9 @@ class TuningRequest(ContractRequest):
     metric_mode: Literal["max", "min"] = "max"
     num_samples: Annotated[StrictInt, Field(ge=1, le=100)] = 1
     max_concurrent_trials: Annotated[StrictInt, Field(ge=1, le=10)] = 1
-    search_space: Annotated[
-        dict[NameOfParameter, Dimension], Field(min_length=1, max_length=50)
-    ] = Field(examples=[{"learning_rate": {"type": "loguniform", "min": 0.001, "max": 0.1}}])
+    search_space: Annotated[dict[ParameterName, Dimension], Field(min_length=1, max_length=50)] = (
+        Field(examples=[{"learning_rate": {"type": "loguniform", "min": 0.001, "max": 0.1}}])
+    )
     evaluation_set: Annotated[Key, Field(description="Evaluation set of the trials")] | None = None
     sampler: Literal["tpe", "random"] = "tpe"
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = 0
