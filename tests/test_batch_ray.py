@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from tunix_rt.api import create_model
 from tunix_rt.core.files import read_json, sha256_file
-from tunix_rt.data.generators import generate
+from tunix_rt.data.generators import generate_traces
 from tunix_rt.models.weights import save_model
 from tunix_rt.traces.schema import write_traces
 
@@ -42,7 +42,7 @@ def cluster():
 def root(tmp_path_factory):
     "A folder with a small model, questions, and what one machine makes of them."
     folder = tmp_path_factory.mktemp("batch")
-    traces = list(generate(train=48, held_out=0)[0])
+    traces = list(generate_traces(train=48, held_out=0)[0])
     again = [t.model_copy(update={"prompt": f"Please tell: {t.prompt}"}) for t in traces[:10]]
     write_traces(folder / "questions.jsonl", [*traces, *again])
     model = create_model("tiny", traces)

@@ -286,12 +286,12 @@ def test_push_through_kaggles_own_client(
     kaggle: Kaggle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tunix_rt.data.datasets import build_dataset
-    from tunix_rt.data.generators import generate
+    from tunix_rt.data.generators import generate_traces
     from tunix_rt.kaggle.session import SUBMISSION
     from tunix_rt.runs.folder import start_run
     from tunix_rt.runs.lock import release
 
-    build_dataset(generate("golden")[0], name="mine", version="v1")
+    build_dataset(generate_traces("golden")[0], name="mine", version="v1")
     run = start_run(SUBMISSION, tmp_path / "root/outputs/runs/first", {"model": "tiny"})
     release(run.folder)
     whole = finished(tmp_path / "root/outputs/runs/whole", "google/gemma-2-2b")

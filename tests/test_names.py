@@ -1,4 +1,4 @@
-"One name means one thing: what two modules export under one name is the same thing, or is listed here."
+"One name means one thing: two modules export a name only if they mean the same, or it is listed."
 
 import ast
 from collections import defaultdict
@@ -14,10 +14,8 @@ FRONT = ("api", "post_training", "preferences")  # `rt.generate` calls the engin
 # Names that two modules may have, and why. Everything else is found by rule, see `excused`.
 ALLOWED = {
     "Step": "of reasoning, and of training: the field says step to both",
-    "log": "each module's logger",
     "main": "each command's entry point",
     "reason_to_stop": "one question that both training loops ask, each of its own state",
-    "show": "a thing in Jupyter, on the terminal, as a page",
     "step_validity": "a scorer, and the reward that pays for it",
     "token_logprobs": "of tokens that are sampled, and of tokens that are trained on",
 }
@@ -34,13 +32,14 @@ class Export(NamedTuple):
 def commands() -> set[str]:
     "Name the commands that the command line is assembled of."
     tree = ast.parse((PACKAGE / "cli" / "app.py").read_text("utf-8"))
-    sections = next(
+    (sections,) = (
         node.value
         for node in tree.body
-        if isinstance(node, ast.Assign | ast.AnnAssign) and "SECTIONS" in ast.unparse(node)
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "SECTIONS"
     )
-    assert sections is not None
-    return {node.id for node in ast.walk(sections) if isinstance(node, ast.Name)}
+    nodes = list(ast.walk(sections)) if sections else []
+    methods = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return methods | {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
 COMMANDS = commands()

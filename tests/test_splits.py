@@ -8,7 +8,7 @@ import tunix_rt as rt
 from tunix_rt.core.errors import DatasetError
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import build_dataset, part_fingerprint
-from tunix_rt.data.generators import generate
+from tunix_rt.data.generators import generate_traces
 from tunix_rt.runs.lookup import list_runs
 from tunix_rt.store.engine import open_store
 from tunix_rt.tracking.evaluations import evaluate_run
@@ -26,7 +26,7 @@ def root(tmp_path, monkeypatch):
 
 
 def test_a_split_is_trained_on_and_another_one_evaluated(root):
-    traces, _ = generate("arithmetic-steps", train=30, held_out=0, seed=1)
+    traces, _ = generate_traces("arithmetic-steps", train=30, held_out=0, seed=1)
     data = build_dataset(traces, name="mixed", version="v1", splits={"train": 26, "test": 4})
     model = rt.create_model("tiny", data)
     trained = rt.sft(model, data, evaluation_set=data, max_steps=2, batch_size=2, seq_length=128)

@@ -32,7 +32,7 @@ from ..core.plugins import plugin_sources
 from ..core.remote import Incomplete, fetch, fetch_records, push, url_of
 from ..core.settings import inside, resolve, settings
 from .dataset_card import dataset_card, dataset_manifest
-from .generators import PRESETS, generate, recipe_name
+from .generators import PRESETS, generate_traces, recipe_name
 from .near_duplicates import DedupConfig, dedup_config, find_near_duplicates
 from .overlap import EvaluationPrompts
 from tunix_rt.data.selection import (
@@ -711,7 +711,7 @@ def freeze_recipe(
     Returns:
         Training set, and the held-out set (`<recipe>-held-out`) if any
     """
-    parts = generate(recipe, train=train, held_out=held_out, seed=seed)
+    parts = generate_traces(recipe, train=train, held_out=held_out, seed=seed)
     name, split = recipe_name(recipe), PRESETS[recipe].split if recipe in PRESETS else "train"
     names = ((name, split), (f"{name}-held-out", "test"))
     provenance: dict[str, Any] = {"source": "tunix_rt generators", "recipe": recipe}
@@ -759,7 +759,7 @@ def freeze_questions(
     """
     known = list(avoid)
     mix = dict.fromkeys(PRESETS[recipe].mix, 1.0)
-    drawn, _ = generate(recipe, train=count, held_out=0, seed=seed, mix=mix, avoid=known)
+    drawn, _ = generate_traces(recipe, train=count, held_out=0, seed=seed, mix=mix, avoid=known)
     seen = EvaluationPrompts(known)
     new = [t.model_copy(update={"steps": ()}) for t in drawn if not seen.asks(t.prompt)]
     return build_dataset(

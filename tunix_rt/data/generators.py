@@ -28,7 +28,7 @@ from ..traces.schema import Step, Trace, normalized_prompt
 # %% auto #0
 __all__ = ['PROBLEM_FAMILIES', 'PRESETS', 'LIMITS', 'GeneratorFunction', 'ProblemFamily', 'GeneratorSpec', 'shares',
            'SeenProblems', 'fresh_problems', 'as_trace', 'checked_options', 'draw_recipe', 'recipe_name', 'find_recipe',
-           'generate']
+           'generate_traces']
 
 # %% ../../nbs/data/25_generators.ipynb #8db616a7
 @dataclass(frozen=True)
@@ -385,7 +385,7 @@ def _from_function(
     return found[held_out : held_out + train], found[:held_out]
 
 # %% ../../nbs/data/25_generators.ipynb #653e6cb9
-def generate(
+def generate_traces(
     recipe: str = "arithmetic-steps",  # Name in PRESETS, or file.py:name
     *,
     train: int | None = None,  # Number of training problems; the recipe's by default
