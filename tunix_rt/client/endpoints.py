@@ -13,10 +13,10 @@ from uuid import UUID
 
 from tunix_rt.client.transport import (
     Client,
+    download_file,
     quote_segment,
     request,
     request_list,
-    download_file,
     send,
     stream_records,
 )
@@ -37,7 +37,7 @@ from tunix_rt.serve.schemas.evaluation import (
     BaselineSet,
     BaselinesPublic,
     CheckRequest,
-    Evaluation,
+    EvaluationPublic,
     Leaderboard,
     RegressionResult,
 )
@@ -950,14 +950,16 @@ def get_run_metrics(
 def get_evaluation(
     client: Client,
     run_id: UUID,
-) -> Evaluation:
+) -> EvaluationPublic:
     """Show the newest evaluation of a run.
 
     Args:
         client: Server to call
         run_id: Id of a run
     """
-    return request(client, Evaluation, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/evaluation")
+    return request(
+        client, EvaluationPublic, "GET", f"/api/tunix/runs/{quote_segment(run_id)}/evaluation"
+    )
 
 
 def get_leaderboard(
