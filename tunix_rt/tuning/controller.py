@@ -25,7 +25,7 @@ from ..tracking.reconcile import Seen, clean_up, reconcile_runs
 from .jobs import ACTIVE, get_job, spec_of
 from .search_space import draw
 from .study import importances, log, open_study, sampler_for, space_of, study_storage
-from .trials import collect, run_id_of, run_of, trial_id
+from .trials import advance_trial, run_id_of, run_of, trial_id
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -152,7 +152,7 @@ def _step(
         study = open_study(storage, job)
         for trial in job.trials:
             if trial.status in ACTIVE:
-                collect(store, study, job, trial)
+                advance_trial(store, study, job, trial)
         job = get_job(store, job_id)
         while not _hopeless(job) and len(job.trials) < job.num_samples:
             active = sum(trial.status in ACTIVE for trial in job.trials)
@@ -161,7 +161,7 @@ def _step(
             new = _ask(store, study, job)
             if new is None:
                 return
-            collect(store, study, job, new)
+            advance_trial(store, study, job, new)
             job = get_job(store, job_id)
         if job.status == "running":
             _sum_up(store, study, job)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
 # %% auto #0
-__all__ = ['trial_id', 'run_id_of', 'note', 'run_of', 'value_in', 'collect']
+__all__ = ['trial_id', 'run_id_of', 'note', 'run_of', 'value_in', 'advance_trial']
 
 # %% ../../nbs/tuning/40_trials.ipynb #ca939a78
 def trial_id(
@@ -217,7 +217,7 @@ def _end(
     note(store, trial, status, value=value, message=message)
 
 # %% ../../nbs/tuning/40_trials.ipynb #1cd24936
-def collect(
+def advance_trial(
     store: Store,  # Database of jobs and runs
     study: Study,  # Study of the job
     job: TuningJob,  # Job of the trial
