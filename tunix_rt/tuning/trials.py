@@ -223,7 +223,8 @@ def advance_trial(
     job: TuningJob,  # Job of the trial
     trial: Trial,  # Active
 ) -> None:
-    """
+    """Take a trial one step further: queue its run, watch it, evaluate its model, or end it.
+
     Args:
         store: Database of jobs and runs
         study: Study of the job
