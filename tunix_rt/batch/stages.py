@@ -71,7 +71,7 @@ class SampleStage:
         model = load_model(self.model, trainable=False, device=self.device)
         return lambda part, traces: _worked(self, config, model, traces)
 
-
+# %% ../../nbs/batch/20_stages.ipynb #29a22c23
 def _worked(stage: SampleStage, config: Any, model: Any, traces: list[Trace]) -> list[Row]:
     from tunix_rt.models.tokenizer import encode_prompts
     from tunix_rt.rl.rejection_sampling import select_right
@@ -99,7 +99,7 @@ def _worked(stage: SampleStage, config: Any, model: Any, traces: list[Trace]) ->
 
 SAID = {"sample", "output", "finish_reason", "prompt_tokens", "completion_tokens"}
 
-
+# %% ../../nbs/batch/20_stages.ipynb #fa80a2a2
 def _answers(
     stage: SampleStage, model: Any, traces: list[Trace], prompts: list[list[int]]
 ) -> list[list[Prediction]]:
@@ -164,7 +164,7 @@ def counts_of(given: Mapping[str, float], counts: dict[str, int]) -> dict[str, A
     "Join scores and counts as parts of a row."
     return {"scores": dict(given), "counts": counts}
 
-
+# %% ../../nbs/batch/20_stages.ipynb #07ce3a2e
 @dataclass(frozen=True)
 class ScoreStage:
     """Scores of traces, by rule.
@@ -202,7 +202,7 @@ class ScoreStage:
 
         return work
 
-
+# %% ../../nbs/batch/20_stages.ipynb #aabf14ee
 @dataclass(frozen=True)
 class JudgeStage:
     """Grades of traces by a judge, such as a model.

@@ -382,7 +382,7 @@ TopP = Annotated[float, typer.Option(min=0, max=1, help="Draw from this share of
 Seed = Annotated[int, typer.Option(help="Seed of every draw")]
 Dtype = Annotated[str, typer.Option(help="Compute dtype: float32 or bfloat16")]
 
-
+# %% ../../nbs/cli/39_ask.ipynb #405cee56
 def ask(
     model: ModelArgument,
     question: Annotated[
@@ -424,7 +424,7 @@ def ask(
     if sys.stderr.isatty():
         typer.echo(f"{DIM}{words}{PLAIN}", err=True)
 
-
+# %% ../../nbs/cli/39_ask.ipynb #4887c776
 def show_one(
     each: PendingAnswer,  # Question whose turn it is
     asked: Sequence[PendingAnswer],  # All of them

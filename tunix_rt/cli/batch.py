@@ -37,7 +37,7 @@ Others = Annotated[
     list[str] | None, typer.Option("--resource", help="Ray: NAME=COUNT a worker, such as TPU=4")
 ]
 
-
+# %% ../../nbs/cli/22_batch.ipynb #f8fccdb4
 def job_options(
     on: str,  # Where parts are computed
     part_size: int,  # Rows of a part; 0 for the stage's number
@@ -83,7 +83,7 @@ def numbers(
     except ValueError as error:
         raise typer.BadParameter(f"{error}; write NAME=NUMBER", param_hint=option) from None
 
-
+# %% ../../nbs/cli/22_batch.ipynb #a969c5be
 def report(
     manifest: dict[str, Any],  # Manifest of a finished job
     output: str,  # Its folder
@@ -168,7 +168,7 @@ def score(
     where = job_options(on, part_size, concurrency, num_cpus, num_gpus, resource)
     report(run_job(ScoreStage(names, tuple(limits.items())), sources, output, **where), output)
 
-
+# %% ../../nbs/cli/22_batch.ipynb #cf2af4af
 @batch.command()
 def judge(
     sources: Sources,
@@ -222,7 +222,7 @@ def dedup(
     where = job_options(on, part_size, concurrency, num_cpus, num_gpus, resource)
     report(dedup_job(config, sources, output, **where), output)
 
-
+# %% ../../nbs/cli/22_batch.ipynb #9340090a
 @batch.command()
 def decontaminate(
     sources: Sources,

@@ -110,7 +110,7 @@ def dataset(
         allowed = [perform(partial(delete_dataset, store, key), yes, reason) for key in keys]
     _end(all(allowed), yes)
 
-
+# %% ../../nbs/cli/47_deletion.ipynb #3969db40
 def _deletion_of_run(
     store: Store,  # Open database
     name: str,  # Start of an id, or a folder
@@ -140,7 +140,7 @@ def run(
         allowed = [perform(_deletion_of_run(store, name), yes, reason) for name in names]
     _end(all(allowed), yes)
 
-
+# %% ../../nbs/cli/47_deletion.ipynb #0d5b0e9d
 @delete.command()
 def model(
     name: Annotated[

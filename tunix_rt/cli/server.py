@@ -128,7 +128,7 @@ def worker(
         advance_jobs(store)
         typer.echo("did one run" if done else "nothing was waiting")
 
-
+# %% ../../nbs/cli/40_server.ipynb #01b607d1
 def submitting(
     engine: str,  # "slurm", "ray" or "ray://host:port"; "" executes runs here
     resources: dict[str, str],  # Fields of LaunchSpec as typed
