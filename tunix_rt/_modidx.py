@@ -193,6 +193,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'tunix_rt.cli.data.generate': ('cli/data.html#generate', 'tunix_rt/cli/data.py'),
                                    'tunix_rt.cli.data.ingest': ('cli/data.html#ingest', 'tunix_rt/cli/data.py'),
                                    'tunix_rt.cli.data.lengths_text': ('cli/data.html#lengths_text', 'tunix_rt/cli/data.py'),
+                                   'tunix_rt.cli.data.report_import': ('cli/data.html#report_import', 'tunix_rt/cli/data.py'),
+                                   'tunix_rt.cli.data.report_left_out': ('cli/data.html#report_left_out', 'tunix_rt/cli/data.py'),
                                    'tunix_rt.cli.data.traces_of': ('cli/data.html#traces_of', 'tunix_rt/cli/data.py'),
                                    'tunix_rt.cli.data.uncontaminated': ('cli/data.html#uncontaminated', 'tunix_rt/cli/data.py')},
             'tunix_rt.cli.database': { 'tunix_rt.cli.database._in_store': ('cli/database.html#_in_store', 'tunix_rt/cli/database.py'),

@@ -5,7 +5,7 @@
 # %% ../../nbs/cli/20_data.ipynb #91773366
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ from tunix_rt.data.datasets import (
     load_dataset,
 )
 from ..data.exports import FORMATS, export_file, export_lines
-from ..data.formats import FORMATS_IN, import_file
+from ..data.formats import FORMATS_IN, ImportReport, import_file
 from ..data.generators import PRESETS
 from ..data.near_duplicates import DedupConfig, SimilarPrompts, dedup_config
 from ..data.overlap import EvaluationPrompts
@@ -33,8 +33,8 @@ from ..data.ungar import high_card_duel
 from ..traces.schema import Trace, read_traces
 
 # %% auto #0
-__all__ = ['DUEL', 'Home', 'announce', 'generate', 'lengths_text', 'ingest', 'assignments', 'traces_of', 'uncontaminated',
-           'build', 'export']
+__all__ = ['DUEL', 'Home', 'announce', 'generate', 'lengths_text', 'report_import', 'ingest', 'assignments', 'traces_of',
+           'uncontaminated', 'report_left_out', 'build', 'export']
 
 # %% ../../nbs/cli/20_data.ipynb #73c9bd4b
 def announce(
@@ -116,6 +116,28 @@ def lengths_text(
         f"\n{unit} in question and response, and how many are longer than {max_tokens:,}:\n{table}"
     )
 
+# %% ../../nbs/cli/20_data.ipynb #bdf30219
+def report_import(
+    intake: ImportReport,  # Report of the import
+    target: Path,  # File that was written
+) -> None:
+    """Print what was taken in, and why something was not.
+
+    Args:
+        intake: Report of the import
+        target: File that was written
+    """
+    for line, reason in intake.reasons:
+        typer.echo(f"{intake.file}:{line}: left out, because {reason}", err=True)
+    typer.echo(
+        f"{intake.accepted:,} traces taken in, {intake.duplicates:,} copies and {intake.bad:,} bad "
+        f"lines left out\n  in {target}"
+    )
+    if intake.examined:
+        typer.echo(f"  {intake.examined:,} questions of the evaluation set left out")
+    for note, count in sorted(intake.notes.items()):
+        typer.echo(f"  {note} ({count:,})")
+
 # %% ../../nbs/cli/20_data.ipynb #f2e7c18a
 def ingest(
     file: Annotated[
@@ -176,16 +198,7 @@ def ingest(
         encoding=encoding,
         bare=without_working,
     )
-    for line, reason in intake.reasons:
-        typer.echo(f"{intake.file}:{line}: left out, because {reason}", err=True)
-    typer.echo(
-        f"{intake.accepted:,} traces taken in, {intake.duplicates:,} copies and {intake.bad:,} bad "
-        f"lines left out\n  in {target}"
-    )
-    if intake.examined:
-        typer.echo(f"  {intake.examined:,} questions of the evaluation set left out")
-    for note, count in sorted(intake.notes.items()):
-        typer.echo(f"  {note} ({count:,})")
+    report_import(intake, target)
     if max_tokens:
         typer.echo(lengths_text(target, max_tokens, tokenizer))
 
@@ -266,6 +279,30 @@ def uncontaminated(
 
     return kept
 
+# %% ../../nbs/cli/20_data.ipynb #ca08e7ea
+def report_left_out(
+    dataset: Dataset,  # Dataset that was built
+    left_out: Sequence[str],  # Prompts of evaluation sets that were found
+    *,
+    near: bool,  # True if near-duplicates were looked for
+) -> None:
+    """Print what did not get into a dataset.
+
+    Args:
+        dataset: Dataset that was built
+        left_out: Prompts of evaluation sets that were found
+        near: True if near-duplicates were looked for
+    """
+    if near:
+        found = dataset.manifest.get("dedup", {"dropped": 0, "groups": 0})
+        typer.echo(
+            f"  {found['dropped']:,} near-duplicates of {found['groups']:,} traces left out"
+            + f"; they are listed in {DUPLICATES}" * bool(found["dropped"])
+        )
+    if left_out:
+        examples = "; ".join(repr(prompt[:60]) for prompt in left_out[:3])
+        typer.echo(f"  {len(left_out):,} evaluation questions left out, such as {examples}")
+
 # %% ../../nbs/cli/20_data.ipynb #acda6c12
 def build(
     sources: Annotated[
@@ -326,15 +363,7 @@ def build(
         home=home or None,
     )
     announce(dataset)
-    if near:
-        found = dataset.manifest.get("dedup", {"dropped": 0, "groups": 0})
-        typer.echo(
-            f"  {found['dropped']:,} near-duplicates of {found['groups']:,} traces left out"
-            + f"; they are listed in {DUPLICATES}" * bool(found["dropped"])
-        )
-    if left_out:
-        examples = "; ".join(repr(prompt[:60]) for prompt in left_out[:3])
-        typer.echo(f"  {len(left_out):,} evaluation questions left out, such as {examples}")
+    report_left_out(dataset, left_out, near=near is not None)
 
 # %% ../../nbs/cli/20_data.ipynb #1047c4e3
 def export(

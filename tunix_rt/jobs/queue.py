@@ -147,7 +147,8 @@ def rehearse_datasets(
     spec: RunSpec,  # Run as it was requested
     store: Store,  # Database of the queue
 ) -> dict[str, Any]:  # Final values of the row's fields
-    """
+    """Rehearse a run by its parameters and datasets alone.
+
     Args:
         spec: Run as it was requested
         store: Database of the queue

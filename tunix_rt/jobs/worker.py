@@ -97,7 +97,8 @@ class Outcome:
 def from_failure(
     failure: RunFailed,  # Error with the run
 ) -> Outcome:
-    """
+    """Decide what the row of a failed run says.
+
     Args:
         failure: Error with the run
     """

@@ -57,7 +57,8 @@ def note(
     status: str,  # New status
     **columns: Any,  # Other changed columns
 ) -> None:
-    """
+    """Change the row of a trial, unless the trial has ended.
+
     Args:
         store: Database of the trial
         trial: Trial as it was
@@ -78,14 +79,15 @@ def note(
 def run_of(
     store: Store,  # Database of the run
     run_id: UUID,  # Id from `run_id_of`
-) -> RunRow | None:  # None when it was never parameters for
-    """
+) -> RunRow | None:  # None if it was never queued
+    """Find the run of a trial.
+
     Args:
         store: Database of the run
         run_id: Id from `run_id_of`
 
     Returns:
-        None when it was never parameters for
+        None if it was never queued
     """
     try:
         return get_queued(store, run_id)
@@ -184,7 +186,8 @@ def value_in(
     figures: dict[str, Any],  # Figures from `_figures`
     name: str,  # Name of the metric
 ) -> float:  # Finite value
-    """
+    """Look up the figure that a search compares.
+
     Args:
         figures: Figures from `_figures`
         name: Name of the metric
