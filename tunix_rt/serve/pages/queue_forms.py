@@ -99,7 +99,7 @@ class Filled:
         "Whether the run cannot be queued."
         return bool(self.problems) or any(each.error for each in self.fields)
 
-
+# %% ../../../nbs/serve/pages/72_queue_forms.ipynb #64ed4b4a
 def fill(
     store: Store,  # Database that knows the versions
     pipeline: str,  # Untrusted verb
@@ -169,7 +169,7 @@ def form_page(
         opened=changed, problems=filled.problems, source=source, **check_facts(filled, None),
     )  # fmt: skip
 
-
+# %% ../../../nbs/serve/pages/72_queue_forms.ipynb #643854cb
 def check_facts(
     filled: Filled,  # Form
     found: Any,  # Rehearsal; None if it was not rehearsed
@@ -208,7 +208,7 @@ def _source(store: Store, text: str) -> RunRow | None:
     except ValueError:
         raise RunError(f"from is {text[:40]!r}; it has to be the id of a run") from None
 
-
+# %% ../../../nbs/serve/pages/72_queue_forms.ipynb #5179fdfb
 @router.get("/queue/new")
 def new_run_page(request: Request, store: StoreDep, pipeline: Filter = None) -> HTMLResponse:
     "Show the form of a pipeline."
@@ -261,7 +261,7 @@ async def check_part(request: Request, services: ServicesDep) -> HTMLResponse:
 
     return await run_in_slow_pool(services, check)
 
-
+# %% ../../../nbs/serve/pages/72_queue_forms.ipynb #3c1723e0
 def queue_form(
     store: Store,  # Database of the queue
     texts: Mapping[str, str],  # Text of each field
