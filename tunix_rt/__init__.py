@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -45,7 +46,9 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_HOMES))
+    # What a completion offers: the functions and types above, and the packages in use.
+    packages = {name for name, value in globals().items() if isinstance(value, ModuleType)}
+    return sorted({*__all__, *packages})
 
 
 if TYPE_CHECKING:

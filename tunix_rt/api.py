@@ -842,7 +842,7 @@ def sft(
     run: Run | None = None,  # Open run to write into; None opens and finishes one
     run_dir: str = "",  # Run folder, if none is open; "" for a fresh one
 ) -> SFTResult:  # Metrics, run folder and files
-    """Fine-tune a model on worked examples, and write it down as a run.
+    """Fine-tune a model on worked examples, and keep it as a run.
 
     Args:
         model: Model to train, changed in place
