@@ -79,8 +79,11 @@ def build_run(
     traces = [Trace.model_validate({"prompt": f"prompt {n}", **about}) for n in range(len(asked))]
     questions = Questions(traces, asked, 0)
     longest = questions.longest + ANSWER_TOKENS
-    micro = choose_device().micro_batch_size(64, max(seq_length, 256))
-    shape = policy_shape(PROMPTS * GENERATIONS, longest, multiple=micro, seq_length=seq_length)
+    row = policy_shape(1, longest, seq_length=seq_length).seq_length
+    micro = choose_device().micro_batch_size(64, row)
+    shape = policy_shape(
+        PROMPTS * GENERATIONS, longest, multiple=micro, seq_length=seq_length, share_prompts=True
+    )
     return grpo.start_grpo(
         build_model(size),
         build_tokenizer(size),
@@ -115,6 +118,7 @@ def main() -> None:
 
     grpo.collect_groups = clock.timed(collect_and_check)
     clock.start()
+    grpo.compile_ahead(run)
     for _ in range(WARM_UP + options.steps):
         grpo.grpo_step(run)
         jax.block_until_ready(run.state)

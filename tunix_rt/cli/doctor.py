@@ -21,7 +21,7 @@ from .show import columns
 from ..core.errors import TrainingError
 from ..core.formatting import format_bytes
 from ..core.plugins import list_plugins
-from ..core.settings import resolve, settings
+from ..core.settings import resolve, settings, usable_cores
 from ..data.datasets import dataset_names
 from ..runs.lookup import list_runs
 from ..runs.pipelines import list_pipelines
@@ -74,11 +74,10 @@ def machine() -> dict[str, Any]:  # Label to value
         Label to value
     """
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": platform.platform(),
         "python": f"{platform.python_version()} at {sys.executable}",
-        "processors": usable,
+        "processors": usable_cores(),
         "memory": format_bytes(pages * os.sysconf("SC_PAGE_SIZE"), binary=True) if pages else None,
     }
 

@@ -16,7 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from .errors import PathError
 
 # %% auto #0
-__all__ = ['LONGEST_NAME', 'LONGEST_PATH', 'find_root', 'Places', 'Settings', 'settings', 'split_url', 'resolve', 'inside']
+__all__ = ['LONGEST_NAME', 'LONGEST_PATH', 'find_root', 'Places', 'Settings', 'settings', 'split_url', 'resolve', 'inside',
+           'usable_cores']
 
 # %% ../../nbs/core/20_settings.ipynb #844acac0
 def find_root(
@@ -245,3 +246,14 @@ def inside(
             f"named; give a plain relative name"
         )
     return found
+
+# %% ../../nbs/core/20_settings.ipynb #de1e15e1
+def usable_cores() -> int:  # At least 1
+    """Count the processor cores that this process may use.
+
+    Returns:
+        At least 1
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

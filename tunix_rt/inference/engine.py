@@ -8,17 +8,21 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
+from threading import Event
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from ..core.errors import ModelError
+from ..core.settings import usable_cores
 from tunix_rt.inference.decode_loop import (
     DecodeState,
     admit_prompts,
@@ -36,10 +40,11 @@ from ..models.sharding import row_shards
 from ..models.tokenizer import Tokenizer, end_tokens
 
 # %% auto #0
-__all__ = ['NARROWEST', 'PAUSE', 'FEWEST', 'SHARE', 'Request', 'SPLIT', 'Completion', 'make_completion', 'batch_width',
-           'multiple_of', 'admission_size', 'tail_size', 'prompts_spanned', 'Engine', 'mesh_of', 'create_engine',
-           'make_room', 'padded_count', 'prompt_groups', 'admit_group', 'admit_waiting', 'enough_idle',
-           'decode_until_pause', 'collect_finished', 'read_row', 'compact_tail', 'generate', 'SamplingParams']
+__all__ = ['NARROWEST', 'PAUSE', 'FEWEST', 'SHARE', 'Request', 'SPLIT', 'ROWS_EACH', 'SMALL_MODEL', 'MOST_ENGINES', 'Completion',
+           'make_completion', 'batch_width', 'multiple_of', 'admission_size', 'tail_size', 'prompts_spanned', 'Engine',
+           'mesh_of', 'create_engine', 'make_room', 'padded_count', 'prompt_groups', 'admit_group', 'admit_waiting',
+           'enough_idle', 'decode_until_pause', 'collect_finished', 'read_row', 'compact_tail', 'engine_count',
+           'prompt_parts', 'run_engine', 'run_engines', 'generate', 'SamplingParams']
 
 # %% ../../nbs/inference/50_engine.ipynb #61808648
 _all_ = ["SamplingParams"]
@@ -227,7 +232,7 @@ class Engine:
         decoder: Prepared model for decoding
         tokenizer: Tokenizer for the text
         prompts: Tokens of each prompt
-        seeds: Seed of each prompt; None for the one of the settings
+        draws: Seed and number of each prompt, for its random keys
         sampling: Sampling settings
         ends: Tokens that end a response
         dtype: Compute dtype
@@ -249,7 +254,7 @@ class Engine:
     decoder: Decoder  # Prepared model for decoding
     tokenizer: Tokenizer  # Tokenizer for the text
     prompts: Sequence[Sequence[int]]  # Tokens of each prompt
-    seeds: Sequence[int] | None  # Seed of each prompt; None for the one of the settings
+    draws: Sequence[tuple[int, int]]  # Seed and number of each prompt, for its random keys
     sampling: SamplingParams  # Sampling settings
     ends: tuple[int, ...]  # Tokens that end a response
     dtype: Any  # Compute dtype
@@ -272,10 +277,8 @@ class Engine:
 
     def draw(self, request: Request) -> tuple[int, int, int]:
         "Return the three numbers that a request's random key is made from."
-        prompt, sample = request
-        if self.seeds is None:
-            return self.sampling.seed & 0xFFFFFFFF, prompt, sample
-        return self.seeds[prompt] & 0xFFFFFFFF, 0, sample
+        seed, number = self.draws[request[0]]
+        return seed & 0xFFFFFFFF, number, request[1]
 
     def idle_rows(self) -> list[int]:
         "List the idle rows."
@@ -313,8 +316,9 @@ def create_engine(
     batch_size: int,  # Maximum number of rows
     dtype: Any,  # Compute dtype
     mesh: Mesh | None,  # Device mesh; None for a single device
+    decoder: Decoder,  # Model, prepared for decoding
+    draws: Sequence[tuple[int, int]],  # Seed and number of each prompt, for its random keys
     prompt_length: int = 0,  # Tokens that the shapes have room for in a prompt
-    seeds: Sequence[int] | None = None,  # Seed of each prompt; None for the one of the settings
 ) -> Engine:  # Engine with all requests waiting
     """Create an engine with every request waiting.
 
@@ -326,8 +330,9 @@ def create_engine(
         batch_size: Maximum number of rows
         dtype: Compute dtype
         mesh: Device mesh; None for a single device
+        decoder: Model, prepared for decoding
+        draws: Seed and number of each prompt, for its random keys
         prompt_length: Tokens that the shapes have room for in a prompt
-        seeds: Seed of each prompt; None for the one of the settings
 
     Returns:
         Engine with all requests waiting
@@ -344,9 +349,9 @@ def create_engine(
     return Engine(
         model=model,
         tokenizer=tokenizer,
-        decoder=prepare_decoder(model, dtype=dtype, turned=mesh is None and platform() == "cpu"),
+        decoder=decoder,
         prompts=prompts,
-        seeds=seeds,
+        draws=draws,
         sampling=sampling,
         ends=end_tokens(tokenizer),
         dtype=dtype,
@@ -612,6 +617,102 @@ def compact_tail(
     engine.serving = [engine.serving[row] for row in rows]
     engine.lengths, engine.stopped = engine.lengths[rows], engine.stopped[rows]
 
+# %% ../../nbs/inference/50_engine.ipynb #2a6473d7
+ROWS_EACH = 32  # Rows of an engine from which more engines are worth it
+SMALL_MODEL = 32 * 2**20  # Parameters up to which a step is short operations rather than reading
+MOST_ENGINES = 4  # Beyond, nothing was measured
+
+
+def engine_count(
+    model: Gemma,  # Model to sample from
+    batch_size: int,  # Rows of all engines together
+) -> int:  # 1 except for a small model on a CPU
+    """Count the engines that run side by side.
+
+    Args:
+        model: Model to sample from
+        batch_size: Rows of all engines together
+
+    Returns:
+        1 except for a small model on a CPU
+    """
+    size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+    if platform() != "cpu" or mesh_of(model) is not None or size > SMALL_MODEL:
+        return 1
+    return max(1, min(usable_cores(), batch_size // ROWS_EACH, MOST_ENGINES))
+
+
+def prompt_parts(
+    prompts: Sequence[Sequence[int]],  # Tokens of each prompt
+    samples: int,  # Requests of each
+    batch_size: int,  # Rows of all engines together
+    engines: int,  # Engines wanted
+) -> list[list[int]]:  # Prompts of each engine; a single part if the shapes would differ
+    """Deal prompts, sorted by length, to engines.
+
+    Args:
+        prompts: Tokens of each prompt
+        samples: Requests of each
+        batch_size: Rows of all engines together
+        engines: Engines wanted
+
+    Returns:
+        Prompts of each engine; a single part if the shapes would differ
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    parts = [order[start::engines] for start in range(engines)]
+    most = batch_size // engines
+    rows = {min(most, 1 << (len(part) * samples - 1).bit_length()) for part in parts if part}
+    alike = len(rows) == 1 and all(parts)
+    return parts if alike and min(rows) >= ROWS_EACH else [order]
+
+
+def run_engine(
+    engine: Engine,  # Engine, changed in place
+    stop: Event,  # Ends it at the next pause once set
+) -> list[Completion]:  # Finished completions, in the order they ended
+    """Decode until no request is left.
+
+    Args:
+        engine: Engine, changed in place
+        stop: Ends it at the next pause once set
+
+    Returns:
+        Finished completions, in the order they ended
+    """
+    answered: list[Completion] = []
+    while engine.waiting or any(engine.serving) or len(engine.serving) > engine.tail:
+        if stop.is_set():
+            break
+        while engine.waiting and len(engine.idle_rows()) >= enough_idle(engine):
+            admit_waiting(engine)
+        compact_tail(engine)
+        answered += decode_until_pause(engine)
+    return answered
+
+
+def run_engines(
+    engines: Sequence[Engine],  # Engines, changed in place
+) -> list[list[Completion]]:  # Completions of each
+    """Run engines side by side, a thread for each; an error or Ctrl-C stops all of them.
+
+    Args:
+        engines: Engines, changed in place
+
+    Returns:
+        Completions of each
+    """
+    stop = Event()
+    if len(engines) == 1:
+        return [run_engine(engines[0], stop)]
+    with ThreadPoolExecutor(len(engines)) as threads:
+        running = [threads.submit(run_engine, engine, stop) for engine in engines]
+        try:
+            return [thread.result() for thread in running]
+        except BaseException:
+            stop.set()
+            raise
+
 # %% ../../nbs/inference/50_engine.ipynb #9218d5c6
 def generate(
     model: Gemma,  # Model to sample from
@@ -649,22 +750,24 @@ def generate(
                 f"ones must fit in the {model.config.positions} positions that this model knows; "
                 f"shorten it, or ask for fewer new tokens"
             )
-    mesh, answered = mesh_of(model), []
+    mesh = mesh_of(model)
+    parts = prompt_parts(prompts, sampling.samples, batch_size, engine_count(model, batch_size))
+    turned = mesh is None and platform() == "cpu"
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
-        engine = create_engine(
-            model,
-            tokenizer,
-            prompts,
-            sampling,
-            batch_size=batch_size,
-            dtype=dtype,
-            mesh=mesh,
-            prompt_length=prompt_length,
-            seeds=seeds,
-        )
-        while engine.waiting or any(engine.serving) or len(engine.serving) > engine.tail:
-            while engine.waiting and len(engine.idle_rows()) >= enough_idle(engine):
-                admit_waiting(engine)
-            compact_tail(engine)
-            answered += decode_until_pause(engine)
-    return sorted(answered, key=lambda completion: (completion.prompt, completion.sample))
+        decoder = prepare_decoder(model, dtype=dtype, turned=turned)
+
+        def engine(part: Sequence[int]) -> Engine:
+            draws = [(sampling.seed, n) if seeds is None else (seeds[n], 0) for n in part]
+            return create_engine(
+                model, tokenizer, [prompts[n] for n in part], sampling, dtype=dtype, mesh=mesh,
+                batch_size=batch_size // len(parts), decoder=decoder, draws=draws,
+                prompt_length=prompt_length,
+            )  # fmt: skip
+
+        found = run_engines([engine(part) for part in parts])
+    numbered = [
+        replace(said, prompt=part[said.prompt])
+        for part, answered in zip(parts, found, strict=True)
+        for said in answered
+    ]
+    return sorted(numbered, key=lambda completion: (completion.prompt, completion.sample))

@@ -15,8 +15,9 @@ from .config import GemmaConfig, RopeScaling
 from .linear import transposed_product
 
 # %% auto #0
-__all__ = ['BLOCK', 'BLOCKS', 'SAFE_CAP', 'scaled_turns', 'rotary_angles', 'rotate', 'first_visible', 'spans', 'fold',
-           'wide_product', 'wide_transposed', 'unnormalized', 'packed_attention']
+__all__ = ['BLOCK', 'BLOCKS', 'Bounds', 'SAFE_CAP', 'scaled_turns', 'rotary_angles', 'rotate', 'segment_starts', 'first_visible',
+           'shared_prompt', 'spans', 'fold', 'wide_product', 'wide_transposed', 'visible_keys', 'unnormalized',
+           'packed_attention']
 
 # %% ../../nbs/models/30_attention.ipynb #3c12cda7
 def scaled_turns(
@@ -86,6 +87,24 @@ def rotate(
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 # %% ../../nbs/models/30_attention.ipynb #8662f96b
+def segment_starts(
+    segment_ids: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
+) -> jax.Array:  # Index of the first token of each token's sequence, [B, T]
+    """Find where the sequence of each token starts.
+
+    Args:
+        segment_ids: Sequence number of each token, each sequence in one piece, [B, T]
+
+    Returns:
+        Index of the first token of each token's sequence, [B, T]
+    """
+    index = jnp.arange(segment_ids.shape[1])
+    begins = jnp.pad(
+        segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True
+    )
+    return jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+
+
 def first_visible(
     segment_ids: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
     window: int | None,  # Tokens a query may see, itself included; None for all
@@ -99,12 +118,33 @@ def first_visible(
     Returns:
         Index of the first key that each query sees, [B, T]
     """
-    index = jnp.arange(segment_ids.shape[1])
-    begins = jnp.pad(
-        segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True
-    )
-    start = jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
-    return start if window is None else jnp.maximum(start, index - window + 1)
+    start = segment_starts(segment_ids)
+    if window is None:
+        return start
+    return jnp.maximum(start, jnp.arange(segment_ids.shape[1]) - window + 1)
+
+# %% ../../nbs/models/30_attention.ipynb #5d2f267d
+def shared_prompt(
+    segment_ids: jax.Array,  # Sequence number of each token, each sequence in one piece, [B, T]
+    positions: jax.Array,  # Position of each token, counted on from a shared prompt, [B, T]
+    window: int | None,  # Tokens a query may see, itself included; None for all
+) -> tuple[jax.Array, jax.Array]:  # First key that each query sees of it, and the end, [B, T]
+    """Find the keys of the prompt that the sequence of each query continues; none is an empty range.
+
+    Args:
+        segment_ids: Sequence number of each token, each sequence in one piece, [B, T]
+        positions: Position of each token, counted on from a shared prompt, [B, T]
+        window: Tokens a query may see, itself included; None for all
+
+    Returns:
+        First key that each query sees of it, and the end, [B, T]
+    """
+    own, index = segment_starts(segment_ids), jnp.arange(segment_ids.shape[1])
+    start = jax.lax.cummax(jnp.where((own == index) & (positions == 0), index, 0), axis=1)
+    stop = start + jnp.take_along_axis(positions, own, axis=1)
+    if window is None:
+        return start, stop
+    return jnp.maximum(start, start + positions - window + 1), stop
 
 # %% ../../nbs/models/30_attention.ipynb #6f02d7b0
 BLOCK = 128  # Queries per block: small enough to skip keys, large enough to multiply fast
@@ -182,13 +222,42 @@ def wide_transposed(
     return wide_product(a.swapaxes(-1, -2), b)
 
 # %% ../../nbs/models/30_attention.ipynb #477e005f
+Bounds = tuple[jax.Array, ...]  # First visible key of each query; and a shared prompt, [B, T]
 SAFE_CAP = 64.0  # Largest cap for which a sum of exponentials fits into float32
+
+
+def visible_keys(
+    bounds: Bounds,  # Visible keys of each query of the whole sequence
+    block: tuple[int, int, int],  # Block from `spans`
+    group: int,  # Query heads that share a key head
+) -> jax.Array:  # True where a query of the folded block sees a key, [B, 1, G*t, s]
+    """Compare the keys that a block could see with the bounds of its queries.
+
+    Args:
+        bounds: Visible keys of each query of the whole sequence
+        block: Block from `spans`
+        group: Query heads that share a key head
+
+    Returns:
+        True where a query of the folded block sees a key, [B, 1, G*t, s]
+    """
+    start, stop, low = block
+    there = jnp.arange(low, stop)
+
+    def each(bound: jax.Array) -> jax.Array:
+        return jnp.tile(bound[:, start:stop], (1, group))[:, None, :, None]
+
+    place = jnp.tile(jnp.arange(start, stop), group)[:, None]
+    seen = (there >= each(bounds[0])) & (there <= place)
+    if len(bounds) == 1:
+        return seen
+    return seen | ((there >= each(bounds[1])) & (there < each(bounds[2])))
 
 
 def unnormalized(
     query: jax.Array,  # One folded block, scaled, [B, K, G*t, H]
     key: jax.Array,  # Keys that the block could see, [B, K, s, H]
-    first: jax.Array,  # First visible key of each query of the block, [B, t]
+    bounds: Bounds,  # Visible keys of each query of the whole sequence
     block: tuple[int, int, int],  # Block from `spans`
     cap: float | None,  # Soft cap; the query is then scaled by 1 / cap as well
 ) -> tuple[jax.Array, jax.Array | None]:  # exp(score), 0 where masked; tanh of the uncapped score
@@ -197,19 +266,14 @@ def unnormalized(
     Args:
         query: One folded block, scaled, [B, K, G*t, H]
         key: Keys that the block could see, [B, K, s, H]
-        first: First visible key of each query of the block, [B, t]
+        bounds: Visible keys of each query of the whole sequence
         block: Block from `spans`
         cap: Soft cap; the query is then scaled by 1 / cap as well
 
     Returns:
         exp(score), 0 where masked; tanh of the uncapped score
     """
-    start, stop, low = block
-    group = query.shape[2] // (stop - start)
-    place = jnp.tile(jnp.arange(start, stop), group)[:, None]
-    begin = jnp.tile(first[:, start:stop], (1, group))[:, None, :, None]
-    there = jnp.arange(low, stop)
-    seen = (there >= begin) & (there <= place)
+    seen = visible_keys(bounds, block, query.shape[2] // (block[1] - block[0]))
     scores = wide_product(query, key.swapaxes(-1, -2))
     bent = None
     if cap is not None:
@@ -220,23 +284,23 @@ def unnormalized(
     return jnp.where(seen, jnp.exp(scores), 0.0), bent
 
 # %% ../../nbs/models/30_attention.ipynb #a3717467
-def _forward(query, key, value, first, cap, window):
+def _forward(query, key, value, bounds, cap, window):
     "Attend block by block; save only the sums that the weights were divided by."
     read, sums = [], []
     for block in spans(query.shape[2], window):
         start, stop, low = block
         part = query[:, :, start:stop]
-        weights, _ = unnormalized(fold(part, key.shape[1]), key[:, :, low:stop], first, block, cap)
+        weights, _ = unnormalized(fold(part, key.shape[1]), key[:, :, low:stop], bounds, block, cap)
         sums.append(weights.sum(axis=-1, keepdims=True))
         found = wide_product(weights.astype(value.dtype), value[:, :, low:stop])
         read.append((found / sums[-1]).astype(value.dtype).reshape(part.shape))
     read = jnp.concatenate(read, axis=2)
-    return read, (query, key, value, first, read, sums)
+    return read, (query, key, value, bounds, read, sums)
 
 
 def _backward(cap, window, saved, received):
     "Recompute the weights of each block and propagate the gradient through them."
-    query, key, value, first, read, sums = saved
+    query, key, value, bounds, read, sums = saved
     heads = key.shape[1]
     for_query = []
     for_key, for_value = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
@@ -244,7 +308,7 @@ def _backward(cap, window, saved, received):
         start, stop, low = block
         part = query[:, :, start:stop]
         folded = fold(part, heads)
-        weights, bent = unnormalized(folded, key[:, :, low:stop], first, block, cap)
+        weights, bent = unnormalized(folded, key[:, :, low:stop], bounds, block, cap)
         sent = (fold(received[:, :, start:stop], heads) / total).astype(value.dtype)
         found = fold(read[:, :, start:stop], heads).astype(jnp.float32)
         common = (sent.astype(jnp.float32) * found).sum(axis=-1, keepdims=True)
@@ -262,8 +326,8 @@ def _backward(cap, window, saved, received):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(query, key, value, first, cap, window):
-    return _forward(query, key, value, first, cap, window)[0]
+def _attend(query, key, value, bounds, cap, window):
+    return _forward(query, key, value, bounds, cap, window)[0]
 
 
 _attend.defvjp(_forward, _backward)
@@ -278,8 +342,9 @@ def packed_attention(
     scale: float,  # Factor on the scores
     soft_cap: float | None = None,  # Bound on the scores
     window: int | None = None,  # Tokens a query may see, itself included
+    positions: jax.Array | None = None,  # Positions where prompts are shared, [B, T]; else None
 ) -> jax.Array:  # Attention output, [B, N, T, H]
-    """Attend causally within each sequence of a packed batch.
+    """Attend causally within each sequence of a packed batch, and to the prompt that it continues.
 
     Args:
         query: Queries, [B, N, T, H]
@@ -289,10 +354,15 @@ def packed_attention(
         scale: Factor on the scores
         soft_cap: Bound on the scores
         window: Tokens a query may see, itself included
+        positions: Positions where prompts are shared, [B, T]; else None
 
     Returns:
         Attention output, [B, N, T, H]
     """
     window = None if window is None or window >= query.shape[2] else window
     scaled = query * jnp.asarray(scale / (soft_cap or 1.0), query.dtype)
-    return _attend(scaled, key, value, first_visible(segment_ids, window), soft_cap, window)
+    bounds: Bounds = (first_visible(segment_ids, window),)
+    if positions is not None:
+        bounds += shared_prompt(segment_ids, positions, window)
+        window = None  # A prompt may lie any number of places before its last answer
+    return _attend(scaled, key, value, bounds, soft_cap, window)

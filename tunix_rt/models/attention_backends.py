@@ -18,15 +18,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from ..core.errors import ModelError
-from .attention import first_visible, packed_attention
+from .attention import first_visible, packed_attention, shared_prompt
 from .config import GemmaConfig
 from .devices import platform
 from .sharding import ROWS, active_mesh
 
 # %% auto #0
-__all__ = ['TILE', 'TILES', 'Reader', 'BACKENDS', 'ALLOWED', 'cudnn_attention', 'splash_kernel', 'splash_attention', 'splits',
-           'shard_attention', 'attend', 'AttentionChoice', 'card_generation', 'unsupported_reason', 'check_numerics',
-           'choose_attention']
+__all__ = ['TILE', 'TILES', 'Reader', 'BACKENDS', 'SHARE_PROMPTS', 'ALLOWED', 'cudnn_attention', 'splash_kernel',
+           'splash_attention', 'splits', 'shard_attention', 'attend', 'AttentionChoice', 'card_generation',
+           'unsupported_reason', 'check_numerics', 'choose_attention']
 
 # %% ../../nbs/models/35_attention_backends.ipynb #4be91199
 def cudnn_attention(
@@ -38,6 +38,7 @@ def cudnn_attention(
     scale: float,  # Factor on the scores
     soft_cap: float | None = None,  # Bound on the scores, which must be None
     window: int | None = None,  # Tokens a query may see, itself included
+    positions: jax.Array | None = None,  # Positions where prompts are shared, [B, T]; else None
     program: Any = "cudnn",  # Implementation; "xla" for the same call without cuDNN
 ) -> jax.Array:  # Attention output, [B, N, T, H]
     """Attend through cuDNN's flash attention.
@@ -50,6 +51,7 @@ def cudnn_attention(
         scale: Factor on the scores
         soft_cap: Bound on the scores, which must be None
         window: Tokens a query may see, itself included
+        positions: Positions where prompts are shared, [B, T]; else None
         program: Implementation; "xla" for the same call without cuDNN
 
     Returns:
@@ -62,6 +64,9 @@ def cudnn_attention(
         )
     index = jnp.arange(segment_ids.shape[1])
     seen = (index >= first_visible(segment_ids, window)[..., None]) & (index <= index[:, None])
+    if positions is not None:
+        start, stop = shared_prompt(segment_ids, positions, window)
+        seen |= (index >= start[..., None]) & (index < stop[..., None])
     read = jax.nn.dot_product_attention(
         query.swapaxes(1, 2),
         key.swapaxes(1, 2),
@@ -164,7 +169,7 @@ def splash_attention(
     return jax.vmap(row)(query * jnp.asarray(scale, query.dtype), key, value, segment_ids)
 
 # %% ../../nbs/models/35_attention_backends.ipynb #9dc9817b
-Reader = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+Reader = Callable[..., jax.Array]
 
 
 def splits(
@@ -196,40 +201,41 @@ def splits(
 
 
 def shard_attention(
-    read: Reader,  # Attention on one device: (query, key, value, segment_ids) -> output
+    read: Reader,  # Attention on one device: (query, key, value, *of_tokens) -> output
     query: jax.Array,  # Queries, [B, N, T, H]
     key: jax.Array,  # Keys, [B, K, T, H]
     value: jax.Array,  # Values, [B, K, T, H]
-    segment_ids: jax.Array,  # Sequence number of each token, [B, T]
+    *of_tokens: jax.Array,  # Sequence number of each token, and other facts, [B, T] each
 ) -> jax.Array:  # Attention output, [B, N, T, H]
     """Compute attention on each device of the active mesh, for its sequences and heads.
 
     Args:
-        read: Attention on one device: (query, key, value, segment_ids) -> output
+        read: Attention on one device: (query, key, value, *of_tokens) -> output
         query: Queries, [B, N, T, H]
         key: Keys, [B, K, T, H]
         value: Values, [B, K, T, H]
-        segment_ids: Sequence number of each token, [B, T]
+        *of_tokens: Sequence number of each token, and other facts, [B, T] each
 
     Returns:
         Attention output, [B, N, T, H]
     """
     mesh = active_mesh()
     if mesh is None or mesh.size == 1 or mesh.manual_axes:
-        return read(query, key, value, segment_ids)
+        return read(query, key, value, *of_tokens)
     batch, heads, length, _ = query.shape
     over, for_query, for_key = splits(mesh, rows=batch, query_heads=heads, key_heads=key.shape[1])
     rows = over or None
     shared, own = PartitionSpec(rows, for_key), PartitionSpec(rows, for_query)
     return jax.shard_map(
         read,
-        in_specs=(own, shared, shared, PartitionSpec(rows)),
+        in_specs=(own, shared, shared, *[PartitionSpec(rows)] * len(of_tokens)),
         out_specs=own,
         check_vma=False,
-    )(query, key, value, segment_ids)
+    )(query, key, value, *of_tokens)
 
 # %% ../../nbs/models/35_attention_backends.ipynb #f6b2daf2
 BACKENDS = ("xla", "cudnn", "splash")
+SHARE_PROMPTS = ("xla", "cudnn")  # Those that can attend to a prompt that several answers share
 
 
 def attend(
@@ -241,6 +247,7 @@ def attend(
     scale: float,  # Factor on the scores
     soft_cap: float | None = None,  # Bound on the scores
     window: int | None = None,  # Tokens a query may see, itself included
+    positions: jax.Array | None = None,  # Positions where prompts are shared, [B, T]; else None
     implementation: str = "xla",  # Name in BACKENDS
 ) -> jax.Array:  # Attention output, [B, N, T, H]
     """Attend causally within each sequence, with the chosen backend.
@@ -253,6 +260,7 @@ def attend(
         scale: Factor on the scores
         soft_cap: Bound on the scores
         window: Tokens a query may see, itself included
+        positions: Positions where prompts are shared, [B, T]; else None
         implementation: Name in BACKENDS
 
     Returns:
@@ -265,9 +273,20 @@ def attend(
     window = None if window is None or window >= query.shape[2] else window
     given: dict[str, Any] = dict(scale=scale, soft_cap=soft_cap, window=window)
     if implementation == "xla":
-        return packed_attention(query, key, value, segment_ids, **given)
-    kernel = cudnn_attention if implementation == "cudnn" else splash_attention
-    return shard_attention(partial(kernel, **given), query, key, value, segment_ids)
+        return packed_attention(query, key, value, segment_ids, positions=positions, **given)
+    if positions is None:
+        kernel = cudnn_attention if implementation == "cudnn" else splash_attention
+        return shard_attention(partial(kernel, **given), query, key, value, segment_ids)
+    if implementation not in SHARE_PROMPTS:
+        raise ModelError(
+            f"{implementation} attention cannot read a prompt that several answers share; repeat "
+            f"the prompt before each, or use one of {', '.join(SHARE_PROMPTS)}"
+        )
+
+    def read(*given_here: jax.Array) -> jax.Array:
+        return cudnn_attention(*given_here[:4], positions=given_here[4], **given)
+
+    return shard_attention(read, query, key, value, segment_ids, positions)
 
 # %% ../../nbs/models/35_attention_backends.ipynb #3e4000c7
 @dataclass(frozen=True)

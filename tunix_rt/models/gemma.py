@@ -524,6 +524,7 @@ def attention_context(
     *,
     sliding: bool,  # True for a sliding layer
     attention: str,  # Name of the attention backend
+    shared_prompts: bool = False,  # True if sequences may continue a prompt before them
 ) -> AttentionContext:  # Inputs for `run_layer`
     """Prepare the inputs of attention for one kind of layer.
 
@@ -533,6 +534,7 @@ def attention_context(
         segment_ids: Sequence number of each token, 0 for padding, [B, T]
         sliding: True for a sliding layer
         attention: Name of the attention backend
+        shared_prompts: True if sequences may continue a prompt before them
 
     Returns:
         Inputs for `run_layer`
@@ -543,6 +545,7 @@ def attention_context(
         scale=config.query_scale**-0.5,
         soft_cap=config.attention_soft_cap,
         window=config.window if sliding else None,
+        positions=positions if shared_prompts else None,
         implementation=attention,
     )
     return AttentionContext(rotary_angles(config, positions, sliding=sliding), read)
@@ -675,6 +678,7 @@ def hidden_states(
     dtype: Any = jnp.float32,  # Compute dtype; parameters keep their own
     remat: str = "none",  # Rematerialization policy: "none", "dots" or "full"
     attention: str = "xla",  # Name of the attention backend
+    shared_prompts: bool = False,  # True if a sequence at a position above 0 continues a prompt
     key: jax.Array | None = None,  # Key for adapter dropout in training; None for no dropout
 ) -> jax.Array:  # Output of the last norm, [B, T, D]
     """Run a packed batch through every layer.
@@ -687,12 +691,16 @@ def hidden_states(
         dtype: Compute dtype; parameters keep their own
         remat: Rematerialization policy: "none", "dots" or "full"
         attention: Name of the attention backend
+        shared_prompts: True if a sequence at a position above 0 continues a prompt
         key: Key for adapter dropout in training; None for no dropout
 
     Returns:
         Output of the last norm, [B, T, D]
     """
-    context = partial(attention_context, model.config, positions, segment_ids, attention=attention)
+    context = partial(
+        attention_context, model.config, positions, segment_ids,
+        attention=attention, shared_prompts=shared_prompts,
+    )  # fmt: skip
     contexts = {sliding: context(sliding=sliding) for sliding in (False, True)}
     run = run_scanned_layers if model.scan_layers else run_layers
     x = run(model, embed(model, tokens, dtype), contexts, remat=remat, key=key)

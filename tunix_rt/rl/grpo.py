@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from tqdm import tqdm
 
 from ..core.errors import TrainingError
 from ..core.files import canonical_json, sha256_text
+from ..models.attention_backends import SHARE_PROMPTS
 from ..models.gemma import Gemma
-from ..models.sharding import row_shards
+from ..models.sharding import feed, row_shards
 from ..models.tokenizer import Tokenizer
 from ..rewards.functions import RewardSet
 from .difficulty import DifficultyPools, new_pools
@@ -74,8 +76,8 @@ from tunix_rt.training.train_step import (
 
 # %% auto #0
 __all__ = ['WHOLE', 'GRPOLoopConfig', 'GRPOTrainResult', 'GRPOState', 'minibatches', 'pack_minibatches', 'update_policy',
-           'per_token', 'grpo_step', 'write_if_due', 'evaluate_held_out', 'save', 'reason_to_stop', 'run_grpo',
-           'append_line', 'train_config_for', 'start_grpo', 'resume_grpo', 'finish_grpo', 'train_grpo']
+           'per_token', 'compile_ahead', 'grpo_step', 'write_if_due', 'evaluate_held_out', 'save', 'reason_to_stop',
+           'run_grpo', 'append_line', 'train_config_for', 'start_grpo', 'resume_grpo', 'finish_grpo', 'train_grpo']
 
 # %% ../../nbs/rl/60_grpo.ipynb #3d31def1
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class GRPOState:
         number: Steps taken
         saved: Steps in the newest checkpoint
         scoring: Options of the rewards
+        compiling: Update that another thread is compiling
     """
 
     state: TrainState  # Parameters and optimizer, replaced by every update
@@ -177,6 +180,7 @@ class GRPOState:
     number: int = 0  # Steps taken
     saved: int = 0  # Steps in the newest checkpoint
     scoring: dict[str, Any] = field(default_factory=dict)  # Options of the rewards
+    compiling: Future[Any] | None = None  # Update that another thread is compiling
 
     def policy(self) -> Gemma:
         "Put the model together from its current parameters."
@@ -258,6 +262,8 @@ def update_policy(
     """
     found: list[dict[str, float]] = []
     batches = pack_minibatches(run, answers)
+    if run.compiling is not None and batches:
+        run.step, run.compiling = replace(run.step, update=run.compiling.result()), None
     for _ in range(run.config.num_iterations):
         for batch in batches:
             counted = max(int(batch.loss_mask.sum()), 1)
@@ -302,6 +308,31 @@ def per_token(
         for name, value in figures.items()
         if name != "tokens"
     }
+
+# %% ../../nbs/rl/60_grpo.ipynb #699da528
+def compile_ahead(
+    run: GRPOState,  # Run before a step; `update_policy` waits for the program
+) -> None:
+    """Compile the update in another thread.
+
+    Args:
+        run: Run before a step; `update_policy` waits for the program
+    """
+    if run.number >= run.config.max_steps:
+        return
+    empty = pack_answers(
+        [], run.shape, run.config.loss, max_length=run.config.max_new_tokens,
+        shards=row_shards(run.step.mesh),
+    )  # fmt: skip
+    mesh = run.step.mesh
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if mesh else None)
+
+    shapes = jax.tree.map(shape, (run.state, feed(empty, mesh)))
+    step, thread = run.step, ThreadPoolExecutor(1)
+    run.compiling = thread.submit(lambda: step.lower(*shapes).compile())
+    thread.shutdown(wait=False)
 
 # %% ../../nbs/rl/60_grpo.ipynb #a1b8cc8f
 def grpo_step(
@@ -507,6 +538,7 @@ def start_grpo(
     objective = policy_objective(
         train_config, config.loss, temperature=config.temperature, beta=config.beta,
         importance_cap=config.importance_cap, attention=attention,
+        shared_prompts=shape.share_prompts,
     )  # fmt: skip
     state, step = make_step(
         model, objective, train_config, mesh=mesh, count=lambda batch: 1.0, padded=True
@@ -519,6 +551,7 @@ def start_grpo(
     logprobs = logprobs_program(
         merge, micro_batch_size=train_config.micro_batch_size, shards=row_shards(mesh),
         temperature=config.temperature, dtype=jnp.dtype(train_config.dtype), attention=attention,
+        shared_prompts=shape.share_prompts,
     )  # fmt: skip
     reference = jax.tree.map(jnp.copy, state.params) if config.beta else None
     essence = replace(train_config, micro_batch_size=0, remat="none").fingerprint
@@ -632,7 +665,10 @@ def train_grpo(
     longest = questions.longest + config.max_new_tokens
     answers = -(-config.prompts_per_step * config.num_generations // config.num_minibatches)
     multiple = max(micro_batch_size, row_shards(mesh))
-    shape = policy_shape(answers, longest, multiple=multiple, seq_length=seq_length)
+    shape = policy_shape(
+        answers, longest, multiple=multiple, seq_length=seq_length,
+        share_prompts=attention in SHARE_PROMPTS,
+    )  # fmt: skip
     train_config = train_config_for(config, shape, micro_batch_size=micro_batch_size, **numbers)
     with catch_signals() as asked:
         run = start_grpo(
@@ -643,6 +679,7 @@ def train_grpo(
         )  # fmt: skip
         try:
             resumed = resume_grpo(run, continue_from)
+            compile_ahead(run)
             stopped_by = run_grpo(run) if run.number < config.max_steps else "steps"
             best = run.number if stopped_by == "signal" else finish_grpo(run)
         finally:

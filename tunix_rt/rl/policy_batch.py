@@ -5,7 +5,7 @@
 # %% ../../nbs/rl/30_policy_batch.ipynb #27778db7
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.errors import TrainingError
-from ..inference.kv_cache import bucket_length
+from ..models.attention import BLOCK
 from ..models.gemma import Gemma
 from .policy_loss import PolicyBatch, PolicyLoss, token_weights
 from ..training.logprobs import batch_logprobs
@@ -22,7 +22,8 @@ from ..training.packing import best_fit
 from ..training.train_step import micro_batches, used_slices
 
 # %% auto #0
-__all__ = ['Answer', 'PolicyShape', 'policy_shape', 'pack_answers', 'dealt', 'logprobs_program']
+__all__ = ['LONG', 'STEP', 'Answer', 'PolicyShape', 'policy_shape', 'assign_rows', 'lay_out_row', 'pack_answers', 'dealt',
+           'logprobs_program']
 
 # %% ../../nbs/rl/30_policy_batch.ipynb #ef18564a
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Answer:
     counted: bool = True  # False for an answer without a reward, or cut off and masked
 
 # %% ../../nbs/rl/30_policy_batch.ipynb #aeee9e30
+LONG = 1024  # Tokens up to which a row has room for two answers
+STEP = 2 * BLOCK  # A row is a multiple of so many tokens
+
+
 @dataclass(frozen=True)
 class PolicyShape:
     """The fixed shape of a batch of answers.
@@ -51,10 +56,12 @@ class PolicyShape:
     Attributes:
         seq_length: T, tokens in a row
         rows: R, rows in a batch, a multiple of `multiple`
+        share_prompts: True to write a prompt once for all its answers in a row
     """
 
     seq_length: int  # T, tokens in a row
     rows: int  # R, rows in a batch, a multiple of `multiple`
+    share_prompts: bool = False  # True to write a prompt once for all its answers in a row
 
     @property
     def tokens(self) -> int:
@@ -68,6 +75,7 @@ def policy_shape(
     *,
     multiple: int = 1,  # Rows computed at a time, or shards; the rows are a multiple of it
     seq_length: int = 0,  # T; 0 for a choice by length
+    share_prompts: bool = False,  # True to write a prompt once for all its answers in a row
 ) -> PolicyShape:  # Shape in which any answers fit
     """Choose the shape of the batches of a run.
 
@@ -76,18 +84,81 @@ def policy_shape(
         longest: Most tokens of a prompt and its answer
         multiple: Rows computed at a time, or shards; the rows are a multiple of it
         seq_length: T; 0 for a choice by length
+        share_prompts: True to write a prompt once for all its answers in a row
 
     Returns:
         Shape in which any answers fit
     """
-    seq_length = seq_length or bucket_length(max(longest, 256))
+    two = max(2 * longest, 256)
+    seq_length = seq_length or -(-(two if two <= LONG else longest) // STEP) * STEP
     if seq_length < longest:
         raise TrainingError(
             f"rows of {seq_length} tokens are too short for a prompt and an answer of {longest}; "
             f"raise seq_length, or lower max_new_tokens"
         )
     rows = -(-answers // (seq_length // longest))
-    return PolicyShape(seq_length, -(-rows // multiple) * multiple)
+    return PolicyShape(seq_length, -(-rows // multiple) * multiple, share_prompts)
+
+# %% ../../nbs/rl/30_policy_batch.ipynb #6068049d
+def assign_rows(
+    answers: Sequence[Answer],  # Answers of one update
+    shape: PolicyShape,  # Length of a row, and whether prompts are shared
+) -> list[list[int]]:  # Indices of the answers in each row
+    """Assign answers to rows.
+
+    Args:
+        answers: Answers of one update
+        shape: Length of a row, and whether prompts are shared
+
+    Returns:
+        Indices of the answers in each row
+    """
+    sizes = [len(answer.prompt) + len(answer.tokens) for answer in answers]
+    if not shape.share_prompts:
+        return best_fit(sizes, shape.seq_length)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index in sorted(range(len(answers)), key=lambda index: -sizes[index]):
+        groups.setdefault(tuple(answers[index].prompt), []).append(index)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for prompt, members in groups.items():
+        saved, holding = len(prompt) - 1, set[int]()
+        for member in members:
+            fits = [row for row in holding if room[row] >= sizes[member] - saved]
+            fits = fits or [row for row, left in enumerate(room) if left >= sizes[member]]
+            row = min(fits, key=room.__getitem__, default=len(rows))
+            if row == len(rows):
+                rows.append([])
+                room.append(shape.seq_length)
+            rows[row].append(member)
+            room[row] -= sizes[member] - saved * (row in holding)
+            holding.add(row)
+    return rows
+
+
+def lay_out_row(
+    answers: Sequence[Answer],  # Answers of one update
+    members: Sequence[int],  # Indices of those in the row, answers to one prompt together
+    share_prompts: bool,  # True to write a prompt once
+) -> Iterator[tuple[int, list[int], int | None]]:  # First position, tokens, index of the answer
+    """Yield the sequences of a row; a shared prompt is one without an answer.
+
+    Args:
+        answers: Answers of one update
+        members: Indices of those in the row, answers to one prompt together
+        share_prompts: True to write a prompt once
+
+    Returns:
+        First position, tokens, index of the answer
+    """
+    before: Sequence[int] | None = None
+    for member in members:
+        prompt, tokens = answers[member].prompt, answers[member].tokens
+        start = len(prompt) - 1 if share_prompts else 0
+        if start and list(prompt) != before:
+            before = list(prompt)
+            yield 0, before[:start], None
+        yield start, [*prompt[start:], *tokens], member
 
 # %% ../../nbs/rl/30_policy_batch.ipynb #7ae9af9f
 def pack_answers(
@@ -110,7 +181,7 @@ def pack_answers(
     Returns:
         NumPy arrays [R, T]; old log-probabilities NaN, those of a reference 0
     """
-    assigned = best_fit([len(a.prompt) + len(a.tokens) for a in answers], shape.seq_length)
+    assigned = assign_rows(answers, shape)
     if len(assigned) > shape.rows:
         raise TrainingError(
             f"{len(answers)} answers need {len(assigned)} rows of {shape.seq_length} tokens, and "
@@ -124,16 +195,18 @@ def pack_answers(
     of_token, advantages, sampler, reference = floats
     for number, members in enumerate(assigned):
         row, start = dealt(number, shape.rows, shards), 0
-        for segment, member in enumerate(members, start=1):
-            answer = answers[member]
-            whole = [*answer.prompt, *answer.tokens]
+        laid = lay_out_row(answers, members, shape.share_prompts)
+        for segment, (first, whole, member) in enumerate(laid, start=1):
             here = slice(start, start + len(whole))
-            said = slice(start + len(answer.prompt), start + len(whole))
             tokens[row, here], segment_ids[row, here] = whole, segment
-            positions[row, here] = np.arange(len(whole))
+            positions[row, here] = np.arange(first, first + len(whole))
+            start += len(whole)
+            if member is None:
+                continue
+            answer = answers[member]
+            said = slice(start - len(answer.tokens), start)
             mask[row, said], of_token[row, said] = answer.counted, weight[member]
             advantages[row, said], sampler[row, said] = answer.advantage, answer.logprobs
-            start += len(whole)
     return PolicyBatch(
         tokens, segment_ids, positions, mask.astype(bool), of_token, advantages, sampler,
         np.full_like(sampler, np.nan), reference,
@@ -164,7 +237,7 @@ def logprobs_program(
     micro_batch_size: int,  # Rows computed at a time; 0 for all
     shards: int = 1,  # Shards of the rows
     temperature: float = 1.0,  # Temperature that the answers were sampled at
-    **how: Any,  # Options of `hidden_states`: dtype, remat, attention
+    **how: Any,  # Options of `hidden_states`: dtype, remat, attention, shared_prompts
 ) -> Callable[[Any, Any, PolicyBatch], jax.Array]:  # Compiled: trained, frozen, batch -> [R, T]
     """Compile the log-probabilities of the counted answers of a batch; 0 elsewhere.
 
@@ -173,7 +246,7 @@ def logprobs_program(
         micro_batch_size: Rows computed at a time; 0 for all
         shards: Shards of the rows
         temperature: Temperature that the answers were sampled at
-        **how: Options of `hidden_states`: dtype, remat, attention
+        **how: Options of `hidden_states`: dtype, remat, attention, shared_prompts
 
     Returns:
         Compiled: trained, frozen, batch -> [R, T]

@@ -263,6 +263,7 @@ def policy_objective(
     beta: float = 0.0,  # Weight of the KL penalty
     importance_cap: float = 2.0,  # Largest weight for a gap between sampler and trainer
     attention: str = "xla",  # Attention implementation, from `choose_attention`
+    shared_prompts: bool = False,  # True if answers in a row share their prompt
 ) -> Objective:  # Normalized loss of a batch, and sums over its tokens
     """Build the objective of learning from rewards.
 
@@ -273,6 +274,7 @@ def policy_objective(
         beta: Weight of the KL penalty
         importance_cap: Largest weight for a gap between sampler and trainer
         attention: Attention implementation, from `choose_attention`
+        shared_prompts: True if answers in a row share their prompt
 
     Returns:
         Normalized loss of a batch, and sums over its tokens
@@ -283,6 +285,7 @@ def policy_objective(
         found = batch_logprobs(
             model, *rows, loss_mask=jnp.asarray(batch.loss_mask), temperature=temperature,
             dtype=jnp.dtype(train_config.dtype), remat=train_config.remat, attention=attention,
+            shared_prompts=shared_prompts,
         )  # fmt: skip
         how: Any = {"beta": beta, "importance_cap": importance_cap}
         losses, figures = token_losses(found.logprobs, batch, loss, **how)
