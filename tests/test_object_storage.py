@@ -211,6 +211,52 @@ def test_killed_in_the_middle_of_an_upload_and_resumed_elsewhere(office: Machine
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.parametrize("left", [1, 2])
+def test_two_machines_train_into_a_bucket_and_those_that_are_left_finish(
+    office: Machine, port: int, left: int
+):
+    url, model = f"s3://bucket/runs/pair-{left}", ["-p", "model=s3://bucket/start"]
+    words = [*TRAIN, *model, "--run-dir", url, "--resume", "--unfinished-code", "75"]
+
+    def machines(name: str, count: int) -> list[Machine]:
+        several = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
+        several["JAX_NUM_PROCESSES"] = str(count)
+        return [
+            Machine(office.folder.parent / f"{name}-{left}-{i}", port, **KEYS, **several,
+                    JAX_PROCESS_ID=str(i))
+            for i in range(count)
+        ]  # fmt: skip
+
+    def pushed() -> bool:
+        found = office.ask_store(f"p = '{url[5:]}/inventory.json'; found = "
+                                 "json.loads(fs.cat(p))['files'] if fs.exists(p) else {}")  # fmt: skip
+        return any(name.startswith("checkpoints/6/") for name in found)
+
+    first, second = machines("before", 2)
+    both = [each.start(*words) for each in (first, second)]
+    end = time.monotonic() + 300
+    while not pushed():
+        assert both[0].poll() is None and time.monotonic() < end, both[0].communicate()[0][-3000:]
+        time.sleep(1)
+    os.killpg(both[1].pid, signal.SIGKILL)
+    output, _ = both[0].communicate(timeout=120)
+    assert both[0].returncode == 1 and "lost one of the other 1 processes" in output, output[-3000:]
+    assert list((first.folder / "m" / url.replace("://", "/")).glob("checkpoints/*"))
+    assert not list((second.folder / "m" / url.replace("://", "/")).glob("checkpoints*"))
+
+    others = machines("after", left)
+    again = [each.start(*words) for each in others]
+    for process in again:
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output[-3000:]
+    mine = others[0].folder / "m" / url.replace("://", "/")
+    whole = office.folder.parent / "whole/outputs/whole"
+    assert json.loads((mine / "run.json").read_text())["results"]["resumed_from"] >= 6
+    assert [step for step, _ in losses(mine)] == [step for step, _ in losses(whole)]
+    pairs = zip(losses(mine), losses(whole), strict=True)
+    assert all(one[1] == pytest.approx(other[1], abs=1e-4) for one, other in pairs)
+
+
 def test_a_third_machine_shows_evaluates_and_compares_it(office: Machine, port: int):
     third = Machine(office.folder.parent / "third", port)
     assert "completed" in third.run("show", "s3://bucket/runs/mine")
