@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 from .data import assignments
 from .show import TYPED, columns, way_on
 from ..core.errors import ModelError, TunixError
-from ..core.remote import url_of
+from ..core.remote import fetch, url_of
 from ..core.settings import resolve, settings
 from ..models.config import PRESETS
 from ..registry.model_refs import pin_spec
@@ -205,7 +205,7 @@ def is_done(
     Returns:
         True if its run is completed, with no work left
     """
-    folder = resolve(run_dir)
+    folder = fetch(resolve(run_dir), without=("checkpoints", "model"), missing_ok=True)
     return (folder / RECORD).is_file() and not read_run(folder).resumable
 
 # %% ../../nbs/cli/25_pipelines.ipynb #82b63743
