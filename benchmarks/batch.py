@@ -4,15 +4,15 @@
     python benchmarks/batch.py --memory     # peak memory of score at 100 k, 300 k and 1 M rows
 
 A core-second is a second of processor time, of all processes that take part: the command, and on
-Ray the daemons, drivers and actors of both nodes as well. It is the same on a busy machine and on a
-calm one, which a second of the clock is not. Each job is run with few rows and with many. What the
-additional rows cost is the rate; what is left of the small job is the start, which Ray pays once for
-a job: imports in each actor, and for `sample` compiling in each. Overhead is one minus the ratio of
-the rates. "idle" is what the daemons of the cluster use while nobody asks them, for the seconds that
-the rows took; it is part of the figure on Ray, and grows where the clock runs slower.
+Ray the daemons, drivers and actors of both nodes as well. It is about the same on a busy machine
+and on a calm one, which a second of the clock is not. Each job is run with few rows and with many.
+What the additional rows cost is the rate; what is left of the small job is the start, which is paid
+once for a job: imports, and for `sample` compiling, in each actor. Overhead is one minus the ratio
+of the rates. "idle" is what the daemons of the cluster use while nobody asks them, in the seconds
+that the rows took; it is part of the figure on Ray, and grows where the clock runs slower.
 
-Both nodes are on this machine, with a core each. The cluster needs an environment with ray, which is
-made on first use; TUNIX_RT_BENCH_RAY names an interpreter that has it.
+Both nodes are on this machine, with a core each. The cluster needs an environment with ray, which
+is made on first use; TUNIX_RT_BENCH_RAY names an interpreter that has it.
 """
 
 from __future__ import annotations
@@ -218,8 +218,9 @@ def run_job(root: Path, job: Job, rows: int, where: Where) -> dict[str, float]:
     with Watch(where.top) if where.top else contextlib.nullcontext() as watch:
         began = time.perf_counter()
         process = subprocess.Popen(
-            command, env=known, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            command, env=known, cwd=root, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
         assert process.stdout
         said = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tunix_rt.core.errors import TrainingError
 from tunix_rt.models.config import GemmaConfig, preset
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.lora import LoraConfig, add_lora
 from tunix_rt.models.sharding import bytes_per_device, feed, make_mesh, place
-from tunix_rt.core.errors import TrainingError
 from tunix_rt.training.checkpoints import (
     Checkpoints,
     LeaderCheckpoints,

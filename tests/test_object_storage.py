@@ -228,8 +228,8 @@ def test_two_machines_train_into_a_bucket_and_those_that_are_left_finish(
         ]  # fmt: skip
 
     def pushed() -> bool:
-        found = office.ask_store(f"p = '{url[5:]}/inventory.json'; found = "
-                                 "json.loads(fs.cat(p))['files'] if fs.exists(p) else {}")  # fmt: skip
+        read = "json.loads(fs.cat(p))['files'] if fs.exists(p) else {}"
+        found = office.ask_store(f"p = '{url[5:]}/inventory.json'; found = {read}")
         return any(name.startswith("checkpoints/6/") for name in found)
 
     first, second = machines("before", 2)

@@ -82,9 +82,7 @@ def folder_of(queue: Store, place: Path, run_id: UUID) -> Path:
     return place / (get_queued(queue, run_id).folder or ".nowhere")
 
 
-def test_a_queued_run_is_a_job_whose_log_and_end_reach_the_queue(
-    queue: Store, place: Path
-) -> None:
+def test_a_queued_run_is_a_job_whose_log_and_end_reach_the_queue(queue: Store, place: Path) -> None:
     run_id, worker = submit(queue, 2)
     wait_for(lambda: get_queued(queue, run_id).status == "running", 300)
     worker.join(900)
@@ -137,7 +135,7 @@ def test_a_node_dies_and_slurm_starts_the_run_on_the_other(
         except ProcessLookupError:
             continue
     state: Any = lambda: ask("squeue", "--noheader", "--format=%T")  # noqa: E731
-    wait_for(lambda: state() == "PENDING", 120)  # the controller has missed it, and requeued the job
+    wait_for(lambda: state() == "PENDING", 120)  # the controller missed it, and requeued the job
     ask("scontrol", "update", "JobId=1", "StartTime=now")  # else it waits for two minutes
     wait_for(lambda: ask("squeue", "--noheader", "--format=%N") not in ("", node), 120)
     worker.join(600)

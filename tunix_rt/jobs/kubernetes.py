@@ -91,7 +91,9 @@ def pod_spec(
     """
     shared = {"name": "shared", "persistentVolumeClaim": {"claimName": spec.claim}}
     places = [
-        {"name": "shared", "mountPath": f"{ROOT}/{at}", "subPath": at} for at in ("data", "outputs")
+        {"name": "shared", "mountPath": f"{ROOT}/{at}", "subPath": at}
+        for at in ("data", "outputs")
+        if spec.claim
     ]
     words = [
         word.replace("$(", "$$(") for word in command_words(spec)
@@ -103,7 +105,10 @@ def pod_spec(
         "env": pod_environment(spec),
         "ports": [{"containerPort": PORT}],
         "resources": pod_resources(spec),
-        "volumeMounts": [*(places if spec.claim else []), {"name": "memory", "mountPath": "/dev/shm"}],
+        "volumeMounts": [
+            *(places if spec.claim else []),
+            {"name": "memory", "mountPath": "/dev/shm"},
+        ],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},

@@ -78,8 +78,8 @@ def sky_task(
         )
     if spec.storage and split_url(spec.run_dir):
         raise RunError(
-            f"storage is {spec.storage!r}, and run_dir is in a bucket already: {spec.run_dir}. Give "
-            f"one of the two"
+            f"storage is {spec.storage!r}, and run_dir is in a bucket already: {spec.run_dir}. "
+            f"Give one of the two"
         )
     script = SCRIPT.format(port=PORT) if spec.hosts > 1 else ""
     bucket = {"source": spec.storage, "mode": "MOUNT"}
