@@ -84,6 +84,15 @@ def processes() -> dict[int, Process]:
     return found
 
 
+def high_water(pid: int) -> int:
+    "Read the most memory that a process has held, in bytes."
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 def is_actor(pid: int) -> bool:
     "Return whether a process is an actor of Ray Data, which says so in its title."
     with contextlib.suppress(OSError):
@@ -217,19 +226,21 @@ def run_job(root: Path, job: Job, rows: int, where: Where) -> dict[str, float]:
         known["RAY_ADDRESS"] = where.address
     with Watch(where.top) if where.top else contextlib.nullcontext() as watch:
         began = time.perf_counter()
-        process = subprocess.Popen(
-            command, env=known, cwd=root, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        assert process.stdout
-        said = process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
+        with (root / "said.txt").open("wb") as said:
+            process = subprocess.Popen(
+                command, env=known, cwd=root, stdout=said, stderr=subprocess.STDOUT
+            )
+        ended, peak = 0, 0
+        while not ended:
+            peak = max(peak, high_water(process.pid))
+            time.sleep(TICK / 2)
+            ended, status, used = os.wait4(process.pid, os.WNOHANG)
         process.returncode = os.waitstatus_to_exitcode(status)
         clock = time.perf_counter() - began
-    assert process.returncode == 0, said[-3000:]
+    assert process.returncode == 0, (root / "said.txt").read_text()[-3000:]
     subprocess.run(["rm", "-rf", str(root / output)], check=True)
     driver = used.ru_utime + used.ru_stime
-    found = {"rows": rows, "clock": clock, "driver": driver, "driver_peak": used.ru_maxrss * 1024}
+    found = {"rows": rows, "clock": clock, "driver": driver, "driver_peak": peak}
     theirs = watch.seconds if watch else 0.0
     return {**found, "core_seconds": driver + theirs, "actor_peak": watch.actor if watch else 0}
 

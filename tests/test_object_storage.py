@@ -80,6 +80,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 class Machine:
     "A machine of its own: its root, its mirrors, its home, and a road to the bucket."
 
+    scheme = "s3"
+
     def __init__(self, folder: Path, port: int, **variables: str):
         self.folder = folder
         folder.mkdir()
@@ -105,7 +107,8 @@ class Machine:
     def ask_store(self, code: str) -> object:
         "Run code with `fs`, the store, and return what it puts into `found`."
         code = (
-            f"import fsspec, json; fs = fsspec.filesystem('s3'); {code}; print(json.dumps(found))"
+            f"import fsspec, json; fs = fsspec.filesystem({self.scheme!r}); {code}; "
+            f"print(json.dumps(found))"
         )
         process = python(code, site=self.folder, **self.variables)
         output, _ = process.communicate(timeout=60)
@@ -120,9 +123,9 @@ class Road:
     later checkpoint does not get through.
     """
 
-    def __init__(self, port: int, run: bytes):
+    def __init__(self, port: int, run: bytes, verb: bytes = b"PUT "):
         self.server, self.target = socket.create_server(("127.0.0.1", 0)), ("127.0.0.1", port)
-        self.run, self.armed, self.passes = b"PUT " + run, False, 3
+        self.run, self.armed, self.passes = verb + run, False, 3
         self.blocked = threading.Event()
         threading.Thread(target=self.accept, daemon=True).start()
 
