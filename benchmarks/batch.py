@@ -50,7 +50,7 @@ class Job:
 
 JOBS = {
     "score": Job("score", 4_000, 64_000, "traces"),
-    "dedup": Job("dedup --threshold 0.8", 4_000, 20_000, "traces"),
+    "dedup": Job("dedup --threshold 0.8", 4_000, 64_000, "traces"),
     "sample": Job(
         "sample --model model --samples 4 --max-new-tokens 48 --batch-size 64 --prompt-length 64 "
         "--part-size 64", 256, 1_280, "questions",
@@ -252,8 +252,10 @@ def write_sources(root: Path, wanted: set[tuple[str, int]]) -> None:
     from tunix_rt.models.weights import save_model
     from tunix_rt.traces.schema import write_traces
 
-    most = min(max(rows for _, rows in wanted), 20_000)  # the generators know no more
-    traces = list(generate(train=most, held_out=0)[0])
+    most = min(max(rows for _, rows in wanted), 64_000)
+    long = {"digits": (3, 8)}  # enough for as many problems that are not alike
+    options = {"addition": long, "subtraction": long}
+    traces = generate(train=most, held_out=0, mix=dict.fromkeys(options, 1.0), options=options)[0]
     for name, rows in wanted:
         whole, rest = divmod(rows, most)
         with (root / f"{name}-{rows}.jsonl").open("wb") as file:
