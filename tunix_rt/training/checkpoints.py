@@ -72,6 +72,10 @@ class Checkpoints:
         "Find the step with the lowest loss."
         return self.manager.best_step()
 
+    def saving(self) -> bool:
+        "Return whether a save is under way in this process."
+        return bool(self.manager.is_saving_in_progress())
+
     def wait(self) -> None:
         "Wait until pending saves are on disk."
         self.manager.wait_until_finished()
@@ -218,6 +222,10 @@ class LeaderCheckpoints(Checkpoints):
     def best(self) -> int | None:
         "Find the step with the lowest loss."
         return broadcast_json(None if jax.process_index() else super().best())
+
+    def saving(self) -> bool:
+        "Return whether a save is under way in this process, which only process 0 does."
+        return jax.process_index() == 0 and super().saving()
 
     def wait(self) -> None:
         "Wait until pending saves of process 0 are on its disk."

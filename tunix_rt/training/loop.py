@@ -388,7 +388,7 @@ def poll_save(
     Returns:
         True while a save is running
     """
-    if "save" in loop.clock.running and not loop.checkpoints.manager.is_saving_in_progress():
+    if "save" in loop.clock.running and not loop.checkpoints.saving():
         began = loop.clock.running.pop("save")
         loop.clock.took["save"].append(loop.clock.now() - began)
     return "save" in loop.clock.running

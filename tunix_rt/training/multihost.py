@@ -208,7 +208,7 @@ def explain_lost_process() -> Iterator[None]:
     "Say that another process is gone where JAX reports a broken connection."
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # some of Gloo's are the latter
         if jax.process_count() == 1 or not LOST.search(str(error)):
             raise
         raise TrainingError(
