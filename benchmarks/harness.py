@@ -43,12 +43,14 @@ INSTALLS = {
     "trl": [["torch==2.13.0"], ["trl", "transformers", "datasets", "accelerate"]],
     "tunix": [["google-tunix==0.1.7"]],
     "torch": [["torch==2.13.0"], ["transformers", "peft", "accelerate"]],
+    "ray": [["-e", f"{ROOT}[ray]"]],
 }
 PACKAGES = {
     "torch": ["torch", "transformers", "peft"],
     "trl": ["torch", "transformers", "trl"],
     "tunix": ["google-tunix", "jax", "flax"],
     "ours": ["jax", "flax", "optax"],
+    "ray": ["ray", "pyarrow", "jax"],
 }
 
 
@@ -76,7 +78,7 @@ def python_of(
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     ready = folder / "ready"
     if not ready.exists():
-        print(f"making {folder.relative_to(ROOT)}: this downloads 1.5 GB or more", flush=True)
+        print(f"making {folder.relative_to(ROOT)}: this downloads up to 1.5 GB", flush=True)
         venv.create(folder, with_pip=True)
         for packages in INSTALLS[environment]:
             subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)

@@ -19,13 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tunix_rt.core.errors import TrainingError
 from tunix_rt.models.config import GemmaConfig, preset
 from tunix_rt.models.gemma import Gemma
 from tunix_rt.models.lora import LoraConfig, add_lora
 from tunix_rt.models.sharding import bytes_per_device, feed, make_mesh, place
-from tunix_rt.training.checkpoints import Checkpoints, restore_state, save_state
+from tunix_rt.training.checkpoints import (
+    Checkpoints,
+    LeaderCheckpoints,
+    restore_state,
+    save_state,
+)
 from tunix_rt.training.config import TrainConfig
-from tunix_rt.training.multihost import join_hosts
+from tunix_rt.training.multihost import join_hosts, require_shared
 from tunix_rt.training.packing import PackedBatch, get_batch
 from tunix_rt.training.sft import sft_objective
 from tunix_rt.training.train_step import Step, TrainState, make_step
@@ -193,15 +199,48 @@ def host(coordinator: str, index: int, folder: Path) -> dict[str, Any]:
     saved = Checkpoints(folder, IDENTITY)
     save_state(saved, 3, state, loss=1.0, memory={})
     saved.close()
-    return {"met": met, "losses": losses, "rows": mine, "held": sharing(state)["params"]}
+    led = through_leader(folder.with_name(f"led-{index}"), state)
+    held = sharing(state)["params"]
+    return {"met": met, "losses": losses, "rows": mine, "held": held, "led": led}
+
+
+def through_leader(folder: Path, state: TrainState) -> dict[str, Any]:
+    "Save and restore where the folders of the two processes are two disks."
+    saved = LeaderCheckpoints(folder, IDENTITY)
+    before = (saved.steps(), restore_state(saved, state))
+    save_state(saved, 3, state, loss=1.0, memory={"seconds": 1.5})
+    saved.wait()
+    step, back, memory = restore_state(saved, state)  # type: ignore[misc]
+    saved.close()
+
+    def same(one: jax.Array, other: jax.Array) -> bool:
+        mine = zip(one.addressable_shards, other.addressable_shards, strict=True)
+        return one.sharding == other.sharding and all((a.data == b.data).all() for a, b in mine)
+
+    try:
+        require_shared(folder)
+        refusal = ""
+    except TrainingError as error:
+        refusal = str(error)
+    require_shared(folder.parent)
+    return {
+        "before": before,
+        "files": folder.exists(),
+        "after": (step, memory),
+        "same": all(jax.tree.leaves(jax.tree.map(same, state, back))),
+        "refusal": refusal,
+    }
 
 
 def after_hosts(folder: Path, step: Step, alone: TrainState) -> dict[str, Any]:
     "Go on alone from what two processes saved, and from the same without them."
-    saved = Checkpoints(folder, IDENTITY)
-    _, restored, _ = restore_state(saved, jax.tree.map(jnp.array, alone))  # type: ignore[misc]
-    saved.close()
-    return {"losses": go_on(restored, step, 3, 5)[1], "expected": go_on(alone, step, 3, 5)[1]}
+    losses = {}
+    for name in (folder.name, "led-0"):
+        saved = Checkpoints(folder.with_name(name), IDENTITY)
+        _, restored, _ = restore_state(saved, jax.tree.map(jnp.array, alone))  # type: ignore[misc]
+        saved.close()
+        losses[name] = go_on(restored, step, 3, 5)[1]
+    return {"losses": losses, "expected": go_on(alone, step, 3, 5)[1]}
 
 
 def main(task: str, *words: str) -> None:

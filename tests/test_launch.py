@@ -66,7 +66,63 @@ def test_the_same_request_is_the_same_job(written: Any) -> None:
     assert written("--on slurm -p max_steps=9") != written("--on slurm -p max_steps=10")
 
 
-def test_a_jobset_restarts_all_of_its_pods_and_its_job_fits_the_schema(written: Any) -> None:
+def closed(required: str = "", **known: Any) -> dict[str, Any]:
+    "A schema for an object with no other fields than these."
+    what = {"type": "object", "additionalProperties": False}
+    return {**what, "properties": known, "required": required.split()}
+
+
+TEXT, TRUTH, COUNT = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
+LABELS = {"type": "object", "additionalProperties": TEXT}
+NETWORK = closed(enableDNSHostnames=TRUTH, subdomain=TEXT, publishNotReadyAddresses=TRUTH)
+STRATEGY = {"enum": ["Recreate", "BlockingRecreate", "InPlaceRestart"]}
+FAILURES = closed(maxRestarts=COUNT, restartStrategy=STRATEGY, rules={"type": "array"})
+JOBS = closed("name template", name=TEXT, groupName=TEXT, replicas=COUNT, template={})
+JOBSET = closed(  # Fields of jobset.x-k8s.io/v1alpha2 that we write, and their neighbors
+    "apiVersion kind metadata spec",
+    apiVersion={"const": "jobset.x-k8s.io/v1alpha2"}, kind={"const": "JobSet"},
+    metadata=closed("name", name=TEXT, namespace=TEXT, labels=LABELS, annotations=LABELS),
+    spec=closed(
+        network=NETWORK, failurePolicy=FAILURES, suspend=TRUTH, ttlSecondsAfterFinished=COUNT,
+        replicatedJobs={"type": "array", "items": JOBS},
+    ),
+)  # fmt: skip
+WHERE = "--on kubernetes --image me/a:1"
+SLICE = "--devices-per-host 4 --accelerator tpu-v5-lite-podslice --topology 4x4"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{WHERE} --claim tunix-rt",
+        f"{WHERE} --run-dir s3://bucket/runs/mine --env AWS_REGION=here --minutes 60",
+        f"{WHERE} --claim a --hosts 4 {SLICE} --namespace b --queue c",
+        f"{WHERE} --claim a --hosts 2 --devices-per-host 8 --accelerator H100 --restarts 0",
+    ],
+)
+def test_every_jobset_and_its_job_fit_the_schemas(written: Any, line: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    made = yaml.safe_load(written(line))
+    jsonschema.validate(made, JOBSET)
+    wrong = {**made, "spec": {**made["spec"], "maxRestarts": 3}}
+    with pytest.raises(jsonschema.ValidationError, match="maxRestarts"):
+        jsonschema.validate(wrong, JOBSET)
+    validate = pytest.importorskip("kubernetes_validate")
+    for each in made["spec"]["replicatedJobs"]:
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}}
+        validate.validate({**job, **each["template"]}, validate.latest_version(), strict=True)
+
+
+def test_a_run_in_a_bucket_needs_no_claim(written: Any) -> None:
+    made = written(f"{WHERE} --run-dir s3://bucket/runs/mine --hosts 2")
+    assert "persistentVolumeClaim" not in made and "s3://bucket/runs/mine" in made
+    assert "or a run_dir in a bucket" in written(WHERE)
+    script = written("--on slurm --hosts 2 --run-dir gs://bucket/runs/mine")
+    assert "--run-dir gs://bucket/runs/mine --resume" in script
+    assert "every node of the cluster mounts" in written("--on ray --run-dir s3://bucket/runs/mine")
+
+
+def test_a_jobset_restarts_all_of_its_pods_and_recognizes_them(written: Any) -> None:
     where = "--on kubernetes --hosts 4 --devices-per-host 8 --image me/a:1 --claim tunix-rt"
     made = yaml.safe_load(written(f"{where} --queue research --cpus-per-host 16"))
     [hosts] = made["spec"]["replicatedJobs"]
@@ -77,9 +133,6 @@ def test_a_jobset_restarts_all_of_its_pods_and_its_job_fits_the_schema(written: 
     known = {each["name"]: each.get("value") for each in container["env"]}
     name = made["metadata"]["name"]
     assert known["JAX_COORDINATOR_ADDRESS"] == f"{name}-hosts-0-0.{name}:8476"
-    validate = pytest.importorskip("kubernetes_validate")
-    head = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}}
-    validate.validate(head | {"spec": job}, validate.latest_version(), strict=True)
 
 
 @pytest.mark.skipif("TUNIX_RT_SKYPILOT" not in os.environ, reason="names a Python with skypilot")
@@ -146,6 +199,15 @@ def test_kustomize_builds_the_folder() -> None:
     objects = [each for each in yaml.safe_load_all(made.stdout) if each]
     assert len(objects) == len(resources())
     assert {each["metadata"]["namespace"] for each in objects} == {"tunix-rt"}
+    validate = pytest.importorskip("kubernetes_validate")
+    for each in objects:
+        validate.validate(each, validate.latest_version(), strict=True)
+
+
+def test_the_kustomize_folder_fits_the_schemas() -> None:
+    validate = pytest.importorskip("kubernetes_validate")
+    for each in resources():
+        validate.validate(each, validate.latest_version(), strict=True)
 
 
 def environment(root: Path, **more: str) -> dict[str, str]:
@@ -248,6 +310,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 MpiDefault=none
+SlurmdTimeout=10
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
 PartitionName=cpu Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP

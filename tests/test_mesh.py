@@ -118,5 +118,15 @@ def test_two_processes_train_as_one(found: dict[str, Any]) -> None:
         assert host["rows"] == 8, "each hands over its half of sixteen rows"
         held, whole = host["held"]
         assert whole / 4 <= held < whole / 3.5
-    went_on = found["after hosts"]["losses"]
-    assert went_on == pytest.approx(found["after hosts"]["expected"], abs=1e-4)
+    for went_on in found["after hosts"]["losses"].values():
+        assert went_on == pytest.approx(found["after hosts"]["expected"], abs=1e-4)
+
+
+def test_one_process_writes_for_all_where_no_disk_is_shared(found: dict[str, Any]) -> None:
+    for index in range(2):
+        led = found[f"host {index}"]["led"]
+        assert led["before"] == [[], None] and led["after"] == [3, {"seconds": 1.5}]
+        assert led["same"], "each device has the part that it had"
+        assert led["files"] == (index == 0)
+        assert "not on a disk that process 1 sees" in led["refusal"]
+        assert "s3://bucket/runs/mine" in led["refusal"]

@@ -80,6 +80,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 class Machine:
     "A machine of its own: its root, its mirrors, its home, and a road to the bucket."
 
+    scheme = "s3"
+
     def __init__(self, folder: Path, port: int, **variables: str):
         self.folder = folder
         folder.mkdir()
@@ -105,7 +107,8 @@ class Machine:
     def ask_store(self, code: str) -> object:
         "Run code with `fs`, the store, and return what it puts into `found`."
         code = (
-            f"import fsspec, json; fs = fsspec.filesystem('s3'); {code}; print(json.dumps(found))"
+            f"import fsspec, json; fs = fsspec.filesystem({self.scheme!r}); {code}; "
+            f"print(json.dumps(found))"
         )
         process = python(code, site=self.folder, **self.variables)
         output, _ = process.communicate(timeout=60)
@@ -120,9 +123,9 @@ class Road:
     later checkpoint does not get through.
     """
 
-    def __init__(self, port: int, run: bytes):
+    def __init__(self, port: int, run: bytes, verb: bytes = b"PUT "):
         self.server, self.target = socket.create_server(("127.0.0.1", 0)), ("127.0.0.1", port)
-        self.run, self.armed, self.passes = b"PUT " + run, False, 3
+        self.run, self.armed, self.passes = verb + run, False, 3
         self.blocked = threading.Event()
         threading.Thread(target=self.accept, daemon=True).start()
 
@@ -209,6 +212,52 @@ def test_killed_in_the_middle_of_an_upload_and_resumed_elsewhere(office: Machine
     assert losses(mine) == losses(whole.folder / "outputs/whole")
     weights = [f / "model/model.safetensors" for f in (mine, whole.folder / "outputs/whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("left", [1, 2])
+def test_two_machines_train_into_a_bucket_and_those_that_are_left_finish(
+    office: Machine, port: int, left: int
+):
+    url, model = f"s3://bucket/runs/pair-{left}", ["-p", "model=s3://bucket/start"]
+    words = [*TRAIN, *model, "--run-dir", url, "--resume", "--unfinished-code", "75"]
+
+    def machines(name: str, count: int) -> list[Machine]:
+        several = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
+        several["JAX_NUM_PROCESSES"] = str(count)
+        return [
+            Machine(office.folder.parent / f"{name}-{left}-{i}", port, **KEYS, **several,
+                    JAX_PROCESS_ID=str(i))
+            for i in range(count)
+        ]  # fmt: skip
+
+    def pushed() -> bool:
+        read = "json.loads(fs.cat(p))['files'] if fs.exists(p) else {}"
+        found = office.ask_store(f"p = '{url[5:]}/inventory.json'; found = {read}")
+        return any(name.startswith("checkpoints/6/") for name in found)
+
+    first, second = machines("before", 2)
+    both = [each.start(*words) for each in (first, second)]
+    end = time.monotonic() + 300
+    while not pushed():
+        assert both[0].poll() is None and time.monotonic() < end, both[0].communicate()[0][-3000:]
+        time.sleep(1)
+    os.killpg(both[1].pid, signal.SIGKILL)
+    output, _ = both[0].communicate(timeout=120)
+    assert both[0].returncode == 1 and "lost one of the other 1 processes" in output, output[-3000:]
+    assert list((first.folder / "m" / url.replace("://", "/")).glob("checkpoints/*"))
+    assert not list((second.folder / "m" / url.replace("://", "/")).glob("checkpoints*"))
+
+    others = machines("after", left)
+    again = [each.start(*words) for each in others]
+    for process in again:
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output[-3000:]
+    mine = others[0].folder / "m" / url.replace("://", "/")
+    whole = office.folder.parent / "whole/outputs/whole"
+    assert json.loads((mine / "run.json").read_text())["results"]["resumed_from"] >= 6
+    assert [step for step, _ in losses(mine)] == [step for step, _ in losses(whole)]
+    pairs = zip(losses(mine), losses(whole), strict=True)
+    assert all(one[1] == pytest.approx(other[1], abs=1e-4) for one, other in pairs)
 
 
 def test_a_third_machine_shows_evaluates_and_compares_it(office: Machine, port: int):

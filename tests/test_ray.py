@@ -49,7 +49,9 @@ class TwoNodes:
         self.before = dict(os.environ)
         os.environ.update(known, RAY_USAGE_STATS_ENABLED="0")  # inherited by what Ray starts
         dashboard = {"include_dashboard": True, "dashboard_port": free_port()}
-        head = {**self._node(), **dashboard}
+        self.client = f"ray://127.0.0.1:{free_port()}"
+        door = {"ray_client_server_port": int(self.client.rpartition(":")[2])}
+        head = {**self._node(), **dashboard, **door}
         self.cluster = utils.Cluster(initialize_head=True, connect=False, head_node_args=head)
         self.second = self.add()
         self.variables = {**known, "RAY_ADDRESS": self.cluster.address}
@@ -139,6 +141,15 @@ def test_a_launched_run_saves_when_it_is_asked_to_stop_and_resumes(
     assert same(losses(run), losses(place / "outputs/runs/alone"))
 
 
+def test_a_run_is_launched_from_outside_through_the_client_server(
+    nodes: TwoNodes, place: Path
+) -> None:
+    run = place / "outputs/runs/ray-client"
+    output = end(nodes.launch(run, "--hosts", "2", "--on", nodes.client))
+    assert "completed on Ray" in output
+    assert same(losses(run), losses(place / "outputs/runs/alone"))
+
+
 @pytest.fixture
 def queue(nodes: TwoNodes, place: Path, tmp_path: Path) -> Iterator[Store]:
     "A queue in SQLite, with the root of the cluster."
@@ -149,12 +160,12 @@ def queue(nodes: TwoNodes, place: Path, tmp_path: Path) -> Iterator[Store]:
     settings.cache_clear()
 
 
-def submit(queue: Store, nodes: TwoNodes) -> tuple[UUID, threading.Thread]:
+def submit(queue: Store, address: str) -> tuple[UUID, threading.Thread]:
     "Queue a training, and start a worker that submits it."
     words = [word for word in TRAINED.split() if word != "-p"]
     spec = make_spec("train", dict(word.split("=") for word in words), as_text=True)
     run_id = enqueue(queue, spec).id
-    runs = SubmittedRuns(RayJobs(nodes.jobs), {"hosts": 2, "grace_seconds": 120}, poll_seconds=0.5)
+    runs = SubmittedRuns(RayJobs(address), {"hosts": 2, "grace_seconds": 120}, poll_seconds=0.5)
     options = {"once": True, "attempt": runs, "lease_seconds": 60.0}
     thread = threading.Thread(target=work, args=(queue,), kwargs=options, daemon=True)
     thread.start()
@@ -166,10 +177,11 @@ def printed(queue: Store, run_id: UUID) -> str:
     return "".join(line.chunk for line in read_log(queue, run_id))
 
 
+@pytest.mark.parametrize("door", ["jobs", "client"])
 def test_a_queued_run_is_a_job_whose_log_and_end_reach_the_queue(
-    nodes: TwoNodes, place: Path, queue: Store
+    nodes: TwoNodes, place: Path, queue: Store, door: str
 ) -> None:
-    run_id, worker = submit(queue, nodes)
+    run_id, worker = submit(queue, getattr(nodes, door))
     worker.join(900)
     row = get_queued(queue, run_id)
     assert row.status == "completed", (row.message, row.stderr)
@@ -179,7 +191,7 @@ def test_a_queued_run_is_a_job_whose_log_and_end_reach_the_queue(
 
 
 def test_a_cancellation_lets_the_job_save(nodes: TwoNodes, place: Path, queue: Store) -> None:
-    run_id, worker = submit(queue, nodes)
+    run_id, worker = submit(queue, nodes.jobs)
 
     def begun() -> bool:
         folder = get_queued(queue, run_id).folder

@@ -131,7 +131,7 @@ def on_ray(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         size = pool_size(ray, resources, len(parts))
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=size)
+        pool = ray.data.ActorPoolStrategy(min_size=1, initial_size=size, max_size=size)
         items = [part._asdict() for part in parts]
         data = ray.data.from_items(items, override_num_blocks=min(len(items), BLOCKS))
         results = data.map_batches(

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ..core.errors import RunError
+from ..core.settings import split_url
 from .launch import PORT, LaunchSpec, check_fields, check_launch, command_words
 
 # %% auto #0
@@ -88,8 +89,11 @@ def pod_spec(
     Returns:
         PodSpec
     """
+    shared = {"name": "shared", "persistentVolumeClaim": {"claimName": spec.claim}}
     places = [
-        {"name": "shared", "mountPath": f"{ROOT}/{at}", "subPath": at} for at in ("data", "outputs")
+        {"name": "shared", "mountPath": f"{ROOT}/{at}", "subPath": at}
+        for at in ("data", "outputs")
+        if spec.claim
     ]
     words = [
         word.replace("$(", "$$(") for word in command_words(spec)
@@ -101,7 +105,10 @@ def pod_spec(
         "env": pod_environment(spec),
         "ports": [{"containerPort": PORT}],
         "resources": pod_resources(spec),
-        "volumeMounts": [*places, {"name": "memory", "mountPath": "/dev/shm"}],
+        "volumeMounts": [
+            *(places if spec.claim else []),
+            {"name": "memory", "mountPath": "/dev/shm"},
+        ],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -115,7 +122,7 @@ def pod_spec(
         "automountServiceAccountToken": False,
         "containers": [container],
         "volumes": [
-            {"name": "shared", "persistentVolumeClaim": {"claimName": spec.claim}},
+            *([shared] if spec.claim else []),
             {"name": "memory", "emptyDir": {"medium": "Memory"}},  # NCCL wants more than 64 MiB
         ],
     }
@@ -131,13 +138,17 @@ def check_kubernetes(
     """
     check_fields("kubernetes", spec)
     check_launch(spec)
-    for name, why in {
-        "image": "the pods need a container image with tunix_rt; build one from the Dockerfile",
-        "claim": "the pods need a PersistentVolumeClaim that all of them may write (ReadWriteMany)",
-    }.items():
-        if not getattr(spec, name):
-            raise RunError(f"{name} is empty, and {why}")
-    if not spec.run_dir.startswith(f"{ROOT}/outputs/"):
+    if not spec.image:
+        raise RunError(
+            "image is empty, and the pods need a container image with tunix_rt; build one from the "
+            "Dockerfile"
+        )
+    if not (spec.claim or split_url(spec.run_dir)):
+        raise RunError(
+            "claim is empty, and the pods need a PersistentVolumeClaim that all of them may write "
+            "(ReadWriteMany), or a run_dir in a bucket, such as s3://bucket/runs/mine"
+        )
+    if not split_url(spec.run_dir) and not spec.run_dir.startswith(f"{ROOT}/outputs/"):
         raise RunError(
             f"run_dir is {spec.run_dir!r}, outside of the claim, which is mounted at "
             f"{ROOT}/outputs and {ROOT}/data. Give a folder below {ROOT}/outputs"

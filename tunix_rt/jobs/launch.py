@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..core.errors import RunError
+from ..core.settings import split_url
 from ..runs.hosts import MULTIHOST
 from ..runs.pipelines import list_pipelines
 from ..runs.run_spec import RunSpec, make_spec
@@ -34,7 +35,7 @@ class LaunchSpec:
     Attributes:
         run: Pipeline with its checked parameters
         name: Name of the job
-        run_dir: Run folder, on storage that all hosts share
+        run_dir: Run folder, on storage that all hosts share or in a bucket
         hosts: Number of machines, with one process each
         devices: GPUs or TPU chips of one host; 0 computes on its processor
         accelerator: Kind of device, in the words of the engine; "" for any
@@ -58,7 +59,7 @@ class LaunchSpec:
 
     run: RunSpec  # Pipeline with its checked parameters
     name: str  # Name of the job
-    run_dir: str  # Run folder, on storage that all hosts share
+    run_dir: str  # Run folder, on storage that all hosts share or in a bucket
     hosts: int = 1  # Number of machines, with one process each
     devices: int = 0  # GPUs or TPU chips of one host; 0 computes on its processor
     accelerator: str = ""  # Kind of device, in the words of the engine; "" for any
@@ -172,10 +173,11 @@ def check_launch(
         )
     if "run_dir" in spec.run.given:
         raise RunError("run_dir is given as a parameter too; give it as the option alone")
-    if not spec.run_dir.startswith("/"):
+    if not (spec.run_dir.startswith("/") or split_url(spec.run_dir)):
         raise RunError(
             f"run_dir is {spec.run_dir!r}; give the absolute path of a folder on storage that all "
-            f"hosts share, where a restarted run finds its checkpoints"
+            f"hosts share, or a URL such as s3://bucket/runs/mine, where a restarted run finds its "
+            f"checkpoints"
         )
     _check_numbers(spec)
 

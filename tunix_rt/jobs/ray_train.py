@@ -112,6 +112,11 @@ def scaling_options(
             f"minutes is {spec.minutes}, and Ray has no time limit for a job; leave it out, and "
             f"give the pipeline -p max_minutes=... if it is to stop itself"
         )
+    if not spec.run_dir.startswith("/"):
+        raise RunError(
+            f"run_dir is {spec.run_dir}, and Ray Train keeps its own notes beside the run, for all "
+            f"hosts. Give a folder that every node of the cluster mounts"
+        )
     resources = host_resources(spec)
     elastic = 0 < spec.min_hosts < spec.hosts
     return {

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..core.errors import RunError
+from ..core.settings import split_url
 from tunix_rt.jobs.launch import (
     PORT,
     UNFINISHED,
@@ -74,6 +75,11 @@ def sky_task(
         raise RunError(
             "SkyPilot has no time limit for a run and no time to save in; leave minutes and "
             "grace_seconds out, and give the pipeline -p max_minutes=... if it is to stop itself"
+        )
+    if spec.storage and split_url(spec.run_dir):
+        raise RunError(
+            f"storage is {spec.storage!r}, and run_dir is in a bucket already: {spec.run_dir}. "
+            f"Give one of the two"
         )
     script = SCRIPT.format(port=PORT) if spec.hosts > 1 else ""
     bucket = {"source": spec.storage, "mode": "MOUNT"}

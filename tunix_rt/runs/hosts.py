@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import uuid4
 
 from ..core.errors import RunError
@@ -99,11 +98,12 @@ def process_folder(
     if not run_dir:
         raise RunError(
             f"{place.count} processes were started by {place.source}, and each would make a run "
-            f"folder of its own. Give --run-dir, a folder on storage that all of them see"
+            f"folder of its own. Give --run-dir, a folder on storage that all of them see or in a "
+            f"bucket, such as s3://bucket/runs/mine"
         )
     if place.leads:
         return run_dir
-    return str(Path(run_dir) / HOSTS / f"{place.index}-{uuid4().hex[:8]}")
+    return f"{run_dir.rstrip('/')}/{HOSTS}/{place.index}-{uuid4().hex[:8]}"
 
 
 def check_multihost(

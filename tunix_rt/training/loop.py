@@ -21,7 +21,13 @@ from tqdm import tqdm
 
 from ..core.errors import TrainingError
 from ..models.gemma import Gemma
-from .checkpoints import Checkpoints, restore_state, resume_from, save_state
+from tunix_rt.training.checkpoints import (
+    Checkpoints,
+    open_checkpoints,
+    restore_state,
+    resume_from,
+    save_state,
+)
 from .config import TrainConfig, schedule
 from .metrics_log import MetricsLog, append, append_extra, rewind
 from .multihost import agree_on_stop, leader_folder
@@ -382,7 +388,7 @@ def poll_save(
     Returns:
         True while a save is running
     """
-    if "save" in loop.clock.running and not loop.checkpoints.manager.is_saving_in_progress():
+    if "save" in loop.clock.running and not loop.checkpoints.saving():
         began = loop.clock.running.pop("save")
         loop.clock.took["save"].append(loop.clock.now() - began)
     return "save" in loop.clock.running
@@ -604,7 +610,7 @@ def train(
         state, step = make_step(model, objective, train_config, mesh=mesh, count=count)
         _give_up(model, state)
         progress = MetricsLog(folder / "metrics.jsonl")
-        checkpoints = Checkpoints(
+        checkpoints = open_checkpoints(
             folder / "checkpoints", identity | {"recipe": _essence(train_config)}
         )
         try:

@@ -5,22 +5,27 @@
 # %% ../../nbs/training/35_multihost.ipynb #e9589d67
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from ..core.errors import ModelError, TrainingError
+from ..core.files import canonical_json
 from ..runs.hosts import ADDRESS, HOSTS, SOURCES, detect_place
 
 # %% auto #0
-__all__ = ['SILENCE', 'LONGEST', 'REASONS', 'LOST', 'join_hosts', 'join_if_several', 'leader_folder', 'agree_on_stop',
-           'explain_lost_process']
+__all__ = ['SILENCE', 'ROUND', 'LOOKS', 'REASONS', 'LOST', 'join_hosts', 'join_if_several', 'broadcast_json', 'leader_folder',
+           'require_shared', 'agree_on_stop', 'explain_lost_process']
 
 # %% ../../nbs/training/35_multihost.ipynb #7c3e38cc
 SILENCE = 30  # Seconds without a sign of life after which a process counts as dead
@@ -100,7 +105,28 @@ def join_if_several(
     return join_hosts(address, place.count, place.index)
 
 # %% ../../nbs/training/35_multihost.ipynb #e8e0527d
-LONGEST = 4096  # Largest path to broadcast, in bytes
+ROUND = 4096  # Bytes to which a message is filled up
+
+
+def broadcast_json(
+    value: Any,  # Value of process 0, as JSON; that of other processes is ignored
+) -> Any:  # Value of process 0
+    """Send a value from process 0 to all; with several processes, all must call.
+
+    Args:
+        value: Value of process 0, as JSON; that of other processes is ignored
+
+    Returns:
+        Value of process 0
+    """
+    if jax.process_count() == 1:
+        return value
+    content = canonical_json(value).encode() if jax.process_index() == 0 else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(-len(content) // ROUND * -ROUND)))
+    told = np.zeros(size, np.uint8)
+    told[: len(content)] = np.frombuffer(content, np.uint8)
+    heard = np.asarray(multihost_utils.broadcast_one_to_all(told), np.uint8)
+    return json.loads(heard.tobytes().rstrip(b"\0"))
 
 
 def leader_folder(
@@ -116,11 +142,38 @@ def leader_folder(
     """
     if jax.process_count() == 1:
         return folder
-    told = np.zeros(LONGEST, np.uint8)
-    name = str(folder.absolute()).encode()
-    told[: len(name)] = np.frombuffer(name, np.uint8)
-    heard = np.asarray(multihost_utils.broadcast_one_to_all(told), np.uint8)
-    return Path(heard.tobytes().rstrip(b"\0").decode())
+    return Path(broadcast_json(str(folder.absolute())))
+
+# %% ../../nbs/training/35_multihost.ipynb #7b5ec605
+LOOKS = 10  # Times that a process looks, half a second apart: a network share may be late
+
+
+def require_shared(
+    folder: Path,  # Run folder of process 0
+) -> None:
+    """Refuse a folder that some process does not see; with several processes, all must call.
+
+    Args:
+        folder: Run folder of process 0
+    """
+    if jax.process_count() == 1:
+        return
+    mark = folder / broadcast_json(f".seen-{uuid4().hex[:8]}")
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    multihost_utils.sync_global_devices("made a file to look for")
+    seen = any(mark.exists() or time.sleep(0.5) for _ in range(LOOKS))
+    everybody = np.asarray(multihost_utils.process_allgather(np.array(seen)))
+    if jax.process_index() == 0:
+        mark.unlink()
+    if not everybody.all():
+        blind = ", ".join(map(str, np.flatnonzero(~everybody.ravel())))
+        raise TrainingError(
+            f"the run folder of process 0, {folder}, is not on a disk that process {blind} sees, "
+            f"and each process writes its part of a checkpoint there. Give --run-dir on storage "
+            f"that all hosts mount, or in a bucket, such as s3://bucket/runs/mine"
+        )
 
 # %% ../../nbs/training/35_multihost.ipynb #6e6b6fa5
 REASONS = ("", "minutes", "signal")  # Reasons to end before the last step
@@ -155,7 +208,7 @@ def explain_lost_process() -> Iterator[None]:
     "Say that another process is gone where JAX reports a broken connection."
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # some of Gloo's are the latter
         if jax.process_count() == 1 or not LOST.search(str(error)):
             raise
         raise TrainingError(
