@@ -1,8 +1,10 @@
-"""Does a model of a million parameters check, or does it only say so? Every row of docs/checking.md.
+"""Does a small model check, or does it only say so? Every row of docs/checking.md.
 
-A row trains one model on worked sums with checks, puts an error into 500 held-out workings, and
-counts what it finds, corrects and imagines. The row `verifier` trains a model that solves about
-half of its questions and a step verifier, and lets the verifier choose among eight answers.
+Every row but `from fresh weights` starts from the model that the demo trains: it works sums out,
+and has never seen a check. A row trains it on worked sums with checks, puts an error into 500
+held-out workings, and counts what the model finds, corrects and imagines. The row `verifier` trains
+a model that solves about half of its questions and a step verifier, and lets the verifier choose
+among eight answers.
 
     python benchmarks/checking.py                      # all rows that the results do not have yet
     python benchmarks/checking.py dense-0 --again      # one row, measured again
@@ -19,14 +21,14 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import tunix_rt as rt
 from tunix_rt.data.error_injection import KINDS, CheckSpec, verifier_trace
 from tunix_rt.data.generators import generate
-from tunix_rt.evaluation.error_detection import ErrorDetection, detect_errors
+from tunix_rt.evaluation.error_detection import ErrorDetection, detect_errors, summarize
 from tunix_rt.evaluation.predict import predict
 from tunix_rt.evaluation.statistics import Figure
 from tunix_rt.evaluation.step_verifier import best_of_n, verify_predictions
@@ -41,7 +43,7 @@ FOUR = (*THREE, "word_problem")
 COLUMNS = ("detection", "localization", "correction", "caught and corrected")
 # Totals that are off by one are the hardest to find, so they are half of the errors in a column.
 HARDER = (*KINDS, "off_by_one", "off_by_one")
-DENSE = CheckSpec(errors=0.7, placement="step", kinds=HARDER, wrong_steps=0.3)
+DENSE = CheckSpec(errors=0.8, placement="step", kinds=HARDER, wrong_steps=0.3)
 
 
 @dataclass(frozen=True)
@@ -51,43 +53,69 @@ class Row:
     what: str  # Row of the table
     checks: CheckSpec  # Checks and errors of the training traces
     families: Sequence[str] = TWO  # Families, equally often
-    steps: int = 600  # Updates
-    batch_size: int = 8  # Packed rows in an update
+    steps: int = 300  # Updates
+    batch_size: int = 4  # Packed rows in an update
     seq_length: int = 512  # Tokens in a row
     train: int = 8000  # Training traces
-    seed: int = 0  # Seed of the weights and the order of the data
+    seed: int = 0  # Seed of fresh weights and of the order of the data
+    fresh: bool = False  # Start from fresh weights
     measured: Sequence[str] = ()  # Families to measure one by one as well
 
 
 ROWS = {
-    "control": Row("no error in any trace", CheckSpec(errors=0.0, placement="step"), steps=300),
-    "sparse-0": Row("one error in a trace", CheckSpec(errors=0.7, placement="step")),
+    "control": Row("no error in any trace", CheckSpec(errors=0.0, placement="step")),
+    "one": Row("one error in a trace", CheckSpec(errors=0.8, placement="step")),
     "dense-0": Row("an error in every third step", DENSE),
     "dense-1": Row("an error in every third step", DENSE, seed=1),
     "dense-2": Row("an error in every third step", DENSE, seed=2),
-    "families": Row("an error in every third step", DENSE, FOUR, train=16_000, measured=FOUR),
-    "end": Row("one error, checks at the end", CheckSpec(errors=0.7, kinds=HARDER)),
+    "families": Row("an error in every third step", DENSE, FOUR, measured=FOUR),
+    "end": Row("one error, checks at the end", CheckSpec(errors=0.8, kinds=HARDER)),
+    "fresh": Row("an error in every third step, from fresh weights", DENSE, steps=600, fresh=True),
 }
 
 
-def held_out(row: Row) -> tuple[list[Trace], list[Trace]]:
+def base_model(folder: Path) -> tuple[Path, set[str]]:
+    "Train the demo's model once, and list the sums that it has read."
+    data, test_set = rt.make_dataset("arithmetic-steps", version="demo", train=20_000, held_out=500)
+    if not (folder / "model").is_dir():
+        model = rt.create_model("tiny", data.train_traces(), seed=42)
+        rt.sft(
+            model, data, evaluation_set=test_set, max_steps=800, learning_rate=0.02, seed=42,
+            run_dir=str(folder),
+        )  # fmt: skip
+    return folder, {key for trace in data.train_traces() for key in sums_in(trace)}
+
+
+def sums_in(trace: Trace) -> list[str]:
+    "Name what a trace works out, however it is worded: sums by their numbers, else the prompt."
+    results = [step.content.split(" = ")[0] for step in trace.steps if step.type == "result"]
+    if any(step.type == "plan" for step in trace.steps) or not results:
+        return [trace.prompt]
+    left, sign, right = (results[0].split(" ") + ["", ""])[:3]
+    return [" ".join([sign, *sorted((left, right))])]
+
+
+def held_out(row: Row, known: set[str]) -> tuple[list[Trace], list[Trace]]:
     "Make the training traces of a row, and held-out ones without an error in the same form."
-    return generate(
-        "arithmetic-checks", train=row.train, held_out=HELD_OUT, checks=row.checks,
+    train, asked = generate(
+        "arithmetic-checks", train=row.train, held_out=4 * HELD_OUT, checks=row.checks,
         mix=dict.fromkeys(row.families, 1.0),
         options={name: {"digits": (2, 3)} for name in row.families if name != "word_problem"},
     )  # fmt: skip
+    clean = [trace for trace in asked if not known.intersection(sums_in(trace))]
+    return train, clean[:HELD_OUT]
 
 
-def trained(traces: Sequence[Trace], row: Row, folder: Path) -> rt.Model:
+def trained(traces: Sequence[Trace], row: Row, folder: Path, base: Path) -> rt.Model:
     "Train a fresh model, resume an interrupted training, or load a finished one."
     if (folder / "model").is_dir():
         return rt.load_model(str(folder))
-    model = rt.create_model("tiny", traces, seed=row.seed)
+    fresh = rt.create_model("tiny", traces, seed=row.seed) if row.fresh else None
+    model = fresh or rt.load_model(str(base))
     rt.sft(
         model, traces, max_steps=row.steps, batch_size=row.batch_size, seq_length=row.seq_length,
-        optimizer="muon", learning_rate=0.02, checkpoint_every=100, log_every=25,
-        validate_every=200, seed=row.seed, run_dir=str(folder),
+        optimizer="muon", learning_rate=0.02 if row.fresh else 0.01,
+        checkpoint_every=100, log_every=25, validate_every=200, seed=row.seed, run_dir=str(folder),
     )  # fmt: skip
     return model
 
@@ -110,18 +138,18 @@ def detection_figures(found: ErrorDetection) -> dict[str, Any]:
     }
 
 
-def measure_row(row: Row, folder: Path) -> dict[str, Any]:
+def measure_row(row: Row, folder: Path, base: Path, known: set[str]) -> dict[str, Any]:
     "Train the model of a row, and put errors into its working."
-    train, asked = held_out(row)
-    model = trained(train, row, folder)
+    train, asked = held_out(row, known)
+    model = trained(train, row, folder, base)
     found = detect_errors(model.module, model.tokenizer, asked, name=folder.name)
     (folder / "detection.json").write_text(found.model_dump_json())
     figures = detection_figures(found)
+    halves = found.results[: len(asked)], found.results[len(asked) :]
     for family in row.measured:
-        _, one = held_out(replace(row, families=(family,), train=0))
-        prompts = {trace.prompt for trace in train}
-        fresh = [trace for trace in one if trace.prompt not in prompts]
-        alone = detect_errors(model.module, model.tokenizer, fresh, name=family)
+        here = [i for i, trace in enumerate(asked) if (trace.meta or {})["family"] == family]
+        injected, controls = ([part[i] for i in here] for part in halves)
+        alone = summarize(injected, controls, name=family)
         figures.setdefault("by family", {})[family] = detection_figures(alone)
     return figures
 
@@ -133,24 +161,25 @@ def without_checks(trace: Trace) -> Trace:
     return trace.model_copy(update={"steps": steps})
 
 
-def choose_by_verifier(folder: Path) -> dict[str, Any]:
-    "Let a step verifier choose among eight answers of a model that is right about half of the time."
-    clean = Row("", CheckSpec(errors=0.0), THREE, steps=SOLVER_STEPS, seq_length=256)
-    solved, asked = held_out(clean)
+def choose_by_verifier(folder: Path, base: Path, known: set[str]) -> dict[str, Any]:
+    "Let a step verifier choose among eight answers of a model that is right half of the time."
+    clean = Row("", CheckSpec(errors=0.0), THREE, SOLVER_STEPS, 8, 256, fresh=True)
+    solved, asked = held_out(clean, known)
     questions = [without_checks(trace) for trace in asked]
-    solver = trained([without_checks(trace) for trace in solved], clean, folder / "solver")
+    solver = trained([without_checks(trace) for trace in solved], clean, folder / "solver", base)
     spec = CheckSpec(errors=0.8, kinds=HARDER)
     judged = Row("", spec, THREE, train=12_000)
-    working, _ = held_out(judged)
-    verifier = trained([verifier_trace(trace) for trace in working], judged, folder / "verifier")
+    working, _ = held_out(judged, known)
+    verifier = trained(
+        [verifier_trace(trace) for trace in working], judged, folder / "verifier", base
+    )
     sampling = SamplingParams(max_new_tokens=128, temperature=1.0, samples=8)
     samples = predict(solver.module, solver.tokenizer, questions, sampling)
     verdicts = verify_predictions(verifier.module, verifier.tokenizer, samples)
     found = best_of_n(questions, samples, verdicts)
     print(found)
-    kept = [
-        s.model_dump(mode="json") | {"verdict": v} for s, v in zip(samples, verdicts, strict=True)
-    ]
+    pairs = zip(samples, verdicts, strict=True)
+    kept = [said.model_dump(mode="json") | {"verdict": verdict} for said, verdict in pairs]
     (folder / "samples.json").write_text(json.dumps(kept))
     names = ("single", "majority", "verified", "any_right", "accepted_right", "rejected_wrong")
     gain = found.difference
@@ -173,6 +202,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "checking.json")
     given = parser.parse_args()
     os.environ["TUNIX_RT_ROOT"] = str(given.folder.resolve())
+    base, known_sums = base_model(given.folder.resolve() / "base")
     known = json.loads(given.results.read_text()) if given.results.is_file() else {}
     for name in given.rows or ALL:
         if name in known and not given.again:
@@ -180,7 +210,8 @@ def main() -> None:
         folder, began, clock = given.folder.resolve() / name, time.monotonic(), time.process_time()
         folder.mkdir(parents=True, exist_ok=True)
         row = ROWS.get(name)
-        found = measure_row(row, folder) if row else choose_by_verifier(folder)
+        how = (folder, base, known_sums)
+        found = measure_row(row, *how) if row else choose_by_verifier(*how)
         known[name] = found | {
             "row": asdict(row) if row else {},
             "seconds": time.monotonic() - began, "core_seconds": time.process_time() - clock,
