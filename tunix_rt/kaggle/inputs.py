@@ -11,15 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import tunix_rt
-from ..data.datasets import Dataset, freeze_questions, freeze_recipe, load_dataset
+from tunix_rt.data.datasets import (
+    Dataset,
+    build_dataset,
+    freeze_questions,
+    freeze_recipe,
+    load_dataset,
+)
 from ..data.generators import PRESETS
 from ..data.overlap import check_no_overlap
 from .environment import Place, find_dataset
 from .metadata import KaggleError
 
 # %% auto #0
-__all__ = ['KEYS', 'EVALUATION_SET', 'FRESH', 'GEMMA', 'FRESH_PRACTICE', 'GEMMA_PRACTICE', 'one_set', 'find_inputs', 'Choice',
-           'common', 'choose_config', 'find_questions', 'choose_practice', 'steps_in']
+__all__ = ['KEYS', 'EVALUATION_SET', 'FRESH', 'GEMMA', 'METHODS', 'FRESH_PRACTICE', 'GEMMA_PRACTICE', 'one_set', 'find_inputs',
+           'Choice', 'common', 'choose_config', 'find_questions', 'hold_back', 'choose_practice', 'steps_in']
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #961829fb
 KEYS = re.compile(r"(golden|dev-reasoning)-(v\d+)")  # Small sets that any machine can make
@@ -199,7 +205,40 @@ def find_questions(
     check_no_overlap(found.train_traces(), test_set)
     return found
 
+# %% ../../nbs/kaggle/40_inputs.ipynb #49b09b10
+def hold_back(
+    questions: Dataset,  # Questions to practice on
+    count: int,  # Most questions to hold back; a quarter of them at most
+) -> tuple[Dataset, Dataset]:  # Questions held back, and the others
+    """Split questions into some that decide which round is kept and the rest.
+
+    Args:
+        questions: Questions to practice on
+        count: Most questions to hold back; a quarter of them at most
+
+    Returns:
+        Questions held back, and the others
+    """
+    traces = list(questions.train_traces())
+    count = min(count, len(traces) // 4)
+    if not count:
+        raise KaggleError(
+            f"{questions.key} has {len(traces)} questions, too few to hold some back for choosing "
+            f"a round; give four or more, or choose practice='grpo'"
+        )
+    name, version = (
+        str(questions.manifest["dataset_name"]),
+        str(questions.manifest["dataset_version"]),
+    )
+    facts = {"source": questions.key, "fingerprint": questions.fingerprint}
+    watched, rest = (
+        build_dataset(part, name=f"{name}-{label}", version=version, provenance=facts)
+        for label, part in (("watched", traces[:count]), ("practiced", traces[count:]))
+    )
+    return watched, rest
+
 # %% ../../nbs/kaggle/40_inputs.ipynb #76cb552d
+METHODS = {"grpo": "grpo", "rejection": "practice", "preference": "preference"}  # To pipelines
 FRESH_PRACTICE = {
     "learning_rate": Choice(1e-4, "AdamW; at a higher one a small model stops ending its answers"),
     "prompts_per_step": Choice(16, "enough groups in which some answers are right and some wrong"),
@@ -222,27 +261,75 @@ GEMMA_PRACTICE = {
 }
 
 
+def _rejection(tiny: bool) -> dict[str, Choice]:
+    "Choices of the practice notebook."
+    return {
+        "questions": Choice(250 if tiny else 256, "asked in a round"),
+        "samples": Choice(8, "answers to each question"),
+        "keep_per_question": Choice(4, "right answers of one question, unlike in their wording"),
+        "rounds": Choice(100, "until the time is over"),
+        "patience": Choice(2, "rounds without a gain that end it"),
+        "max_steps": Choice(40 if tiny else 16, "updates in a round"),
+        "batch_size": Choice(8 if tiny else 32, "as in training"),
+        "seq_length": Choice(256 if tiny else 1024, "as in training"),
+        "learning_rate": Choice(
+            3e-4 if tiny else 1e-4, "constant; one's own answers surprise little"
+        ),
+        "generation_batch_size": Choice(64 if tiny else 128, "answers sampled at a time"),
+        "limit": Choice(0, "all that are held back decide which round is kept"),
+    }
+
+
+def _preference(tiny: bool) -> dict[str, Choice]:
+    "Choices of the preference notebook."
+    return {
+        "num_generations": Choice(
+            8, "answers to each question; the best is preferred to the worst"
+        ),
+        "max_pairs": Choice(0, "every question whose answers differ in reward gives a pair"),
+        "batch_size": Choice(8, "packed rows of both answers"),
+        "generation_batch_size": Choice(64 if tiny else 128, "answers sampled at a time"),
+        "validation_pairs": Choice(16, "held back, to watch how they are ranked"),
+    }
+
+
 def choose_practice(
     model: str,  # "tiny", or a published Gemma
     adapters: bool,  # True if adapters are trained
     *,
+    method: str = "grpo",  # One of METHODS
     max_new_tokens: int,  # Longest answer, in tokens
-    reward_funcs: str = "correct",  # Rewards, with commas
-) -> dict[str, Choice]:  # Choices by parameter of the grpo notebook
+    reward_funcs: str = "correct",  # Rewards, with commas; rejection asks for right answers only
+) -> dict[str, Choice]:  # Choices by parameter of the notebook that the method executes
     """Choose the hyperparameters of practice, with reasons.
 
     Args:
         model: "tiny", or a published Gemma
         adapters: True if adapters are trained
+        method: One of METHODS
         max_new_tokens: Longest answer, in tokens
-        reward_funcs: Rewards, with commas
+        reward_funcs: Rewards, with commas; rejection asks for right answers only
 
     Returns:
-        Choices by parameter of the grpo notebook
+        Choices by parameter of the notebook that the method executes
     """
-    chosen = dict(FRESH_PRACTICE if model == "tiny" else GEMMA_PRACTICE)
+    if method not in METHODS:
+        raise KaggleError(f"practice is {method!r}; choose one of {', '.join(METHODS)}, or none")
+    tiny = model == "tiny"
+    gemma = GEMMA_PRACTICE if not tiny else {}
+    if method == "grpo":
+        chosen = dict(gemma or FRESH_PRACTICE)
+    else:
+        chosen = (_rejection if method == "rejection" else _preference)(tiny)
+        chosen |= {name: gemma[name] for name in ("base_dtype", "dtype", "remat") if gemma}
     chosen["max_new_tokens"] = Choice(max_new_tokens, "as in the evaluation")
-    chosen["reward_funcs"] = Choice(reward_funcs, "paid only in the right form")
+    if method != "rejection":
+        chosen["reward_funcs"] = Choice(reward_funcs, "paid only in the right form")
+    elif reward_funcs != "correct":
+        raise KaggleError(
+            f"rejection keeps right answers and reads no reward, so reward_funcs={reward_funcs!r} "
+            f"would do nothing; choose practice='grpo' or 'preference'"
+        )
     if adapters:
         chosen["export"] = Choice("both", "adapters for the judges, merged weights for everybody")
     return chosen
