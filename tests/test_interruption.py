@@ -85,13 +85,16 @@ def test_demo_cut_between_its_parts_ends_with_the_same_predictions(root: Path) -
 @pytest.mark.nightly
 def test_demo_cut_after_practice_does_not_practice_again(root: Path) -> None:
     words = ["demo", *DEMO, "-p", "practice=true", "--run-dir", str(root / "outputs/runs/demo")]
-    demo, practiced = (root / "outputs/runs" / name for name in ("demo", "demo-practiced"))
-    cut_when(root, lambda: (practiced / "run.json").is_file(), *words)
-    before = (root / "outputs/runs/demo-practice/run.json").read_bytes()
+    demo, record = root / "outputs/runs/demo", root / "outputs/runs/demo-practice/run.json"
+    cut_when(root, lambda: record.is_file() and '"completed"' in record.read_text(), *words)
+    before = record.read_bytes()
     finish(root, *words)
-    assert (root / "outputs/runs/demo-practice/run.json").read_bytes() == before
+    assert record.read_bytes() == before
     page, told = (demo / "report.html").read_text(), json.loads((demo / "run.json").read_text())
-    assert "with reasoning → after practice" in page and "practiced on" in page
-    assert told["results"]["practice"]["steps"] == 2
-    (questions,) = (root / "data/datasets").glob("arithmetic-steps-questions-*/traces.jsonl")
-    assert all(json.loads(line)["steps"] == [] for line in questions.read_text().splitlines())
+    # Two steps teach nothing, so no answer was right, and both the page and the record say so.
+    assert "practiced on" in page and "no round helped (nothing right)" in page
+    assert told["results"]["practice"]["rounds"] == 0
+    asked = list((root / "data/datasets").glob("arithmetic-steps-questions-*/traces.jsonl"))
+    assert len(asked) == 2, "questions to watch, and questions to practice on"
+    for questions in asked:
+        assert all(json.loads(line)["steps"] == [] for line in questions.read_text().splitlines())

@@ -67,6 +67,7 @@ class GeneratorSpec:
         clear_of: Recipes whose questions are excluded
         split: Name of the first part as a dataset split
         checks: Checks and errors in the working; None for none
+        train_mix: Shares of training problems, if others
     """
 
     mix: Mapping[str, float]  # Family to its share; shares need not add up to one
@@ -76,6 +77,7 @@ class GeneratorSpec:
     clear_of: tuple[str, ...] = ()  # Recipes whose questions are excluded
     split: str = "train"  # Name of the first part as a dataset split
     checks: CheckSpec | None = None  # Checks and errors in the working; None for none
+    train_mix: Mapping[str, float] | None = None  # Shares of training problems, if others
 
 
 PRESETS: dict[str, GeneratorSpec] = {
@@ -299,11 +301,15 @@ def draw_recipe(
             f"options name the family {unknown[0]!r}; "
             f"the families are {', '.join(PROBLEM_FAMILIES)}"
         )
-    streams = {family: Random(f"{name}/{seed}/{family}") for family in recipe.mix}
+    train_mix = recipe.train_mix or recipe.mix
+    streams = {family: Random(f"{name}/{seed}/{family}") for family in {**recipe.mix, **train_mix}}
     parts: list[list[Trace]] = []
-    for part, size in (("held out", recipe.held_out), ("train", recipe.train)):
+    for part, size, mix in (
+        ("held out", recipe.held_out, recipe.mix),
+        ("train", recipe.train, train_mix),
+    ):
         traces = []
-        for family, count in shares(recipe.mix, size).items():
+        for family, count in shares(mix, size).items():
             problems = fresh_problems(
                 family,
                 count,
@@ -392,6 +398,7 @@ def generate_traces(
     held_out: int | None = None,  # Number of evaluation problems; the recipe's by default
     seed: int = 42,  # Seed of every draw
     mix: Mapping[str, float] | None = None,  # Family to share; the recipe's by default
+    train_mix: Mapping[str, float] | None = None,  # Shares of training problems, if others
     options: Mapping[str, Mapping[str, Any]] | None = None,  # Family to options, or the recipe's
     checks: CheckSpec | None = None,  # Checks and errors in the working; the recipe's by default
     avoid: Iterable[Trace] = (),  # Traces whose prompts are excluded
@@ -404,6 +411,7 @@ def generate_traces(
         held_out: Number of evaluation problems; the recipe's by default
         seed: Seed of every draw
         mix: Family to share; the recipe's by default
+        train_mix: Shares of training problems, if others
         options: Family to options, or the recipe's
         checks: Checks and errors in the working; the recipe's by default
         avoid: Traces whose prompts are excluded
@@ -413,7 +421,7 @@ def generate_traces(
     """
     base = find_recipe(recipe)
     if not isinstance(base, GeneratorSpec):
-        if mix or options or checks:
+        if mix or train_mix or options or checks:
             raise DatasetError(
                 f"{recipe} is a function, so it has no mix, options or checks; give it arguments "
                 f"in brackets"
@@ -424,6 +432,7 @@ def generate_traces(
         train=base.train if train is None else train,
         held_out=base.held_out if held_out is None else held_out,
         mix=base.mix if mix is None else mix,
+        train_mix=train_mix or (base.train_mix if mix is None else None),
         options={**base.options, **(options or {})},
         checks=checks or base.checks,
     )
