@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..core.settings import Settings
+from .admission import HEALTH, AdmissionQueue, lane_of
 
 # %% auto #0
-__all__ = ['MOST_HEADER_BYTES', 'OVERHEAD', 'MOST_PIPELINED', 'SLOWEST', 'SMALLEST', 'UNREAD', 'TOO_LARGE', 'TOO_MANY',
+__all__ = ['MOST_HEADER_BYTES', 'OVERHEAD', 'MOST_PIPELINED', 'SLOWEST', 'SMALLEST', 'PIECE', 'UNREAD', 'TOO_LARGE', 'TOO_MANY',
            'TOO_SLOW', 'TOO_SMALL', 'RESERVED', 'SETTLED', 'Refused', 'closing_response', 'LimitedProtocol',
            'is_waiting', 'overdue', 'sweep', 'most_connections', 'least_missed', 'make_room', 'limited']
 
@@ -25,6 +26,7 @@ OVERHEAD = 32  # Bytes that a header counts for, besides its own
 MOST_PIPELINED = 100  # Requests that wait for the response to an earlier one
 SLOWEST = 1024  # Bytes a second of a body, on average
 SMALLEST = 32  # Bytes of a chunk, on average over a thousand
+PIECE = 4096  # Bytes of a body for which its reader is woken, before the end
 UNREAD = 2  # Times as long as a client may be silent, it may read nothing of a response
 
 TOO_LARGE = f"the headers are larger than {MOST_HEADER_BYTES:,} bytes; send less in them"
@@ -68,12 +70,20 @@ class LimitedProtocol(HttpToolsProtocol):
 
     patience: ClassVar[float] = 30.0  # Seconds that a client may be silent
     most: ClassVar[int] = 2000  # Connections of the server
+    queue: ClassVar[AdmissionQueue] = AdmissionQueue()
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self.refused: Refused | None = None
         self.header_bytes = self.unclaimed = self.body_bytes = self.body_pieces = self.unsent = 0
         self.since = self.moved = self.loop.time()  # Of this state, and of its last progress
+        self.served, self.app = self.app, self.admitted
+
+    async def admitted(self, scope: Any, receive: Any, send: Any) -> None:
+        "Let the app respond as soon as it is the turn of the request."
+        await self.queue.enter(lane_of(scope), urgent=scope["path"] == HEALTH)
+        if not self.transport.is_closing():
+            await self.served(scope, receive, send)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         "Begin to wait for a request."
@@ -138,7 +148,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.body_pieces % 1000 == 0 and self.body_bytes < SMALLEST * self.body_pieces:
             self.refused = Refused(400, TOO_SMALL)
             raise self.refused
-        super().on_body(body)
+        if self.cycle.response_complete or len(self.cycle.body) + len(body) >= PIECE:
+            super().on_body(body)
+        else:
+            self.cycle.body += body  # whoever reads the body is not woken for so little
 
     def on_response_complete(self) -> None:
         "Begin to wait for the next request."
@@ -292,5 +305,6 @@ def limited(
     limits = {
         "patience": settings.idle_seconds,
         "most": most_connections(settings.max_connections),
+        "queue": AdmissionQueue(),
     }
     return type("LimitedProtocol", (LimitedProtocol,), limits)
