@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 # %% auto #0
-__all__ = ['AT_ONCE', 'LONG', 'HEALTH', 'WHOSE', 'AdmissionQueue', 'lane_of']
+__all__ = ['AT_ONCE', 'LONG', 'Start', 'HEALTH', 'WHOSE', 'AdmissionQueue', 'lane_of']
 
 # %% ../../nbs/serve/81_admission.ipynb #40731300
-AT_ONCE = 8  # Requests that start in one turn of the event loop
+AT_ONCE = 4  # Requests that start in one turn of the event loop
 LONG = 0.02  # Seconds of a turn after which only one starts
+
+
+Start = Callable[[], None]
 
 
 class AdmissionQueue:
     "The requests of a server that wait for their turn to start."
 
     def __init__(self) -> None:
-        self.urgent = deque[asyncio.Future[None]]()
-        self.lanes: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
+        self.urgent = deque[Start]()
+        self.lanes: OrderedDict[Hashable, deque[Start]] = OrderedDict()
         self.left = AT_ONCE  # Requests that may still start in this turn
         self.handle: asyncio.Handle | None = None
         self.turned = 0.0  # Time of the event loop at which this turn began
@@ -39,19 +43,36 @@ class AdmissionQueue:
             lane: Identity of the client
             urgent: True to go before all others
         """
+        self._wake()
+        if self.left and not self.urgent and (urgent or not self.lanes):
+            self.left -= 1
+            return
+        waiting = asyncio.get_running_loop().create_future()
+        if urgent:
+            self.urgent.append(partial(_resume, waiting))
+        else:
+            self.later(lane, partial(_resume, waiting))
+        await waiting
+
+    def later(
+        self,
+        lane: Hashable,  # Identity of the client, or of a kind of work
+        start: Start,  # Called in its turn
+    ) -> None:
+        """Let something wait for its turn.
+
+        Args:
+            lane: Identity of the client, or of a kind of work
+            start: Called in its turn
+        """
+        self._wake()
+        self.lanes.setdefault(lane, deque()).append(start)
+
+    def _wake(self) -> None:
         loop = asyncio.get_running_loop()
         if self.handle is None:
             self.turned, self.left = loop.time(), AT_ONCE
             self.handle = loop.call_soon(self._turn)
-        if self.left and not self.urgent and (urgent or not self.lanes):
-            self.left -= 1
-            return
-        waiting = loop.create_future()
-        if urgent:
-            self.urgent.append(waiting)
-        else:
-            self.lanes.setdefault(lane, deque()).append(waiting)
-        await waiting
 
     def _turn(self) -> None:
         """Let the next ones start; the queue rests after a turn in which nobody came."""
@@ -60,10 +81,10 @@ class AdmissionQueue:
         self.left = AT_ONCE if now - self.turned < LONG else 1
         self.turned = now
         for _ in range(min(AT_ONCE, len(self.urgent))):
-            _resume(self.urgent)
+            self.urgent.pop()()  # the newest, whose client has not given up
         while self.left and self.lanes:
             lane, waiting = self.lanes.popitem(last=False)
-            _resume(waiting)
+            waiting.popleft()()
             self.left -= 1
             if waiting:
                 self.lanes[lane] = waiting
@@ -71,10 +92,9 @@ class AdmissionQueue:
         self.handle = loop.call_soon(self._turn) if again else None
 
 
-def _resume(waiting: deque[asyncio.Future[None]]) -> None:
-    first = waiting.popleft()
-    if not first.done():  # its request was cancelled
-        first.set_result(None)
+def _resume(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():  # else its request was cancelled
+        waiting.set_result(None)
 
 # %% ../../nbs/serve/81_admission.ipynb #3aa37c5a
 HEALTH = "/api/health"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from asyncio import Transport
 from collections.abc import Iterable
+from functools import partial
+from itertools import islice
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -16,14 +18,16 @@ from ..core.settings import Settings
 from .admission import HEALTH, AdmissionQueue, lane_of
 
 # %% auto #0
-__all__ = ['MOST_HEADER_BYTES', 'OVERHEAD', 'MOST_PIPELINED', 'SLOWEST', 'SMALLEST', 'PIECE', 'UNREAD', 'TOO_LARGE', 'TOO_MANY',
-           'TOO_SLOW', 'TOO_SMALL', 'RESERVED', 'SETTLED', 'Refused', 'closing_response', 'LimitedProtocol',
-           'is_waiting', 'overdue', 'sweep', 'most_connections', 'least_missed', 'make_room', 'limited']
+__all__ = ['MOST_HEADER_BYTES', 'OVERHEAD', 'MOST_PIPELINED', 'MOST_CLOSED', 'SLOWEST', 'SMALLEST', 'PIECE', 'UNREAD',
+           'TOO_LARGE', 'TOO_MANY', 'TOO_SLOW', 'TOO_SMALL', 'RESERVED', 'SETTLED', 'Refused', 'closing_response',
+           'LimitedProtocol', 'is_waiting', 'overdue', 'sweep', 'most_connections', 'least_missed', 'make_room',
+           'limited']
 
 # %% ../../nbs/serve/82_connections.ipynb #94b0151d
 MOST_HEADER_BYTES = 64 * 1024  # Address, headers and trailers of a request
 OVERHEAD = 32  # Bytes that a header counts for, besides its own
 MOST_PIPELINED = 100  # Requests that wait for the response to an earlier one
+MOST_CLOSED = 100  # Connections that a sweep closes, so that others wait for it no longer
 SLOWEST = 1024  # Bytes a second of a body, on average
 SMALLEST = 32  # Bytes of a chunk, on average over a thousand
 PIECE = 4096  # Bytes of a body for which its reader is woken, before the end
@@ -89,6 +93,15 @@ class LimitedProtocol(HttpToolsProtocol):
         "Begin to wait for a request."
         super().connection_made(transport)
         make_room(self.connections, self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        "Let whoever writes a response know that its client has gone, in its turn."
+        self.connections.discard(self)
+        if self.cycle is None or self.cycle.response_complete:
+            super().connection_lost(exc)
+            return
+        self.cycle.disconnected = True
+        self.queue.later("departed", partial(super().connection_lost, exc))
 
     def data_received(self, data: bytes) -> None:
         "Parse a piece of input, unless it is one too many."
@@ -211,15 +224,16 @@ def sweep(
     Returns:
         Connections closed
     """
-    late = [each for each in connections if isinstance(each, LimitedProtocol) if overdue(each, now)]
-    for each in late:
+    late = (each for each in connections if isinstance(each, LimitedProtocol) if overdue(each, now))
+    closed = list(islice(late, MOST_CLOSED))
+    for each in closed:
         if each.flow.write_paused:
             each.transport.abort()
         elif is_waiting(each) and not each.unclaimed:
             each.transport.close()  # an idle connection, which ends without a word
         else:
             each.refuse(Refused(408, TOO_SLOW))
-    return len(late)
+    return len(closed)
 
 # %% ../../nbs/serve/82_connections.ipynb #a3552d98
 RESERVED = 128  # File descriptors for everything else

@@ -90,8 +90,8 @@ class Server(uvicorn.Server):
         await accept_many(self)
 
     async def on_tick(self, counter: int) -> bool:
-        "Close, once a second, the connections whose clients take too long."
-        if counter % 10 == 0:
+        "Close, twice a second, the connections whose clients take too long."
+        if counter % 5 == 0:
             sweep(list(self.server_state.connections), asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
