@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from tunix_rt.core.errors import MissingError
 from tunix_rt.core.settings import resolve, settings
 from tunix_rt.data.datasets import build_dataset, load_dataset
 from tunix_rt.jobs.leases import claim
-from tunix_rt.jobs.queue import enqueue, get_queued
+from tunix_rt.jobs.queue import enqueue, get_queued, request_cancel
 from tunix_rt.registry import deletion
 from tunix_rt.registry.models import version_folder
 from tunix_rt.registry.promotion import promote, verify_version
@@ -33,19 +32,35 @@ from tunix_rt.store.deletions import (
     settle_deletions,
 )
 from tunix_rt.store.engine import open_store
+from tunix_rt.store.preferences import keep_preferences
+from tunix_rt.store.ratings import add_rating
+from tunix_rt.store.search_index import update_index
 from tunix_rt.store.tables import EvaluationRow, RunRow
 from tunix_rt.store.tokens import create_token
 from tunix_rt.store.traces import add_score, add_traces, count_traces, list_traces
 from tunix_rt.traces.schema import Trace
 from tunix_rt.tracking import delete_dataset as datasets
+from tunix_rt.tracking import delete_preferences as preferences
 from tunix_rt.tracking.baselines import list_baselines, set_baseline
 from tunix_rt.tracking.delete_dataset import delete_dataset, verify_dataset
+from tunix_rt.tracking.delete_preferences import delete_preferences
 from tunix_rt.tracking.evaluations import evaluate_run
 from tunix_rt.tracking.reconcile import clean_up
 
 
 def traces(*numbers, **meta):
     return [Trace.model_validate(sum_trace(number, **meta)) for number in numbers]
+
+
+def rated(store, name: str):
+    "Two answers to one prompt, rated and kept as a pair."
+    two = add_traces(store, traces(1, 1, by=name))
+    for each, stars in zip(two, (5, 1), strict=True):
+        add_rating(store, each.id, author="ann", stars=stars)
+    worse = Trace.model_validate(sum_trace(1) | {"final_answer": "wrong"})
+    add_rating(store, add_traces(store, [worse])[0].id, author="ann", stars=2)
+    update_index(store)
+    return keep_preferences(store, name)[0]
 
 
 # Traces
@@ -149,6 +164,9 @@ def test_pages_delete_what_was_confirmed_and_say_who(own_page, root):
     set_baseline(store, "a/b", id, "score")
     ids = [each.id for each in add_traces(store, traces(*range(4)))]
     build_dataset(traces(1), name="spare", version="v1")
+    rated(store, "r-v1")
+    assert '"/preferences/r-v1/delete"' in page.get("/datasets").text
+    assert page.get("/preferences/r-v1").status_code == 200
 
     stopped = page.get(f"/runs/{id}/delete").text
     for needed in (f"/models/versions/{version.id}/delete", "/baselines/a%2Fb/delete"):
@@ -159,7 +177,7 @@ def test_pages_delete_what_was_confirmed_and_say_who(own_page, root):
     page.post(f"/models/{version.model_id}/aliases/remove", data={"alias": "champion"})
     for path, word in (
         (f"/traces/{ids[0]}", "yes"), ("/traces", "3"), ("/datasets/spare-v1", "spare-v1"),
-        ("/baselines/a%2Fb", "yes"), (f"/models/versions/{version.id}", "adder@v1"),
+        ("/preferences/r-v1", "r-v1"), ("/baselines/a%2Fb", "yes"), (f"/models/versions/{version.id}", "adder@v1"),
         (f"/runs/{id}", "yes"),
     ):  # fmt: skip
         address = f"{path}/delete?source=tests" if path == "/traces" else f"{path}/delete"
@@ -174,7 +192,7 @@ def test_pages_delete_what_was_confirmed_and_say_who(own_page, root):
     assert {each["action"] for each in log} >= {"delete_search_form", "delete_one_run_form"}
     assert [each["count"] for each in log if each["action"] == "delete_search_form"] == [3]
     listed = page.get("/deletions").text
-    assert listed.count("pages, testclient") == 6 and "&lt;b&gt;spring" in listed
+    assert listed.count("pages, testclient") == 7 and "&lt;b&gt;spring" in listed
 
 
 def test_who_may_only_read_sees_no_button_and_deletes_nothing(own_page, root):
@@ -311,6 +329,35 @@ def test_a_run_that_a_process_holds_stays(store, root):
     assert deletion.delete_run(store, id, who="a").deleted
 
 
+def test_preferences_that_a_run_was_given_stay(store, api, root):
+    file, path = rated(store, "rated-v1"), "/api/traces/preferences/rated-v1"
+    assert api.get("/api/traces/preferences").json() == {"data": ["rated-v1"]}
+    assert api.get(path).text == file.read_text() and "rejected" in file.read_text()
+    waiting = enqueue(store, "preference", {"pairs": f"data/datasets/{file.name}"})
+    refused = api.delete(path)
+    assert refused.status_code == 409 and f"{waiting.id} (preference, pending)" in refused.text
+    assert api.delete("/api/traces/preferences/rated-v2").status_code == 404
+    assert api.delete("/api/traces/preferences/..%2Fx").status_code == 404
+    assert api.delete(f"{path}?dryrun=true").status_code == 422
+
+    request_cancel(store, waiting.id)
+    assert deletion.delete_run(store, waiting.id, who="a").deleted
+    preview = api.delete(f"{path}?dry_run=true").json()
+    assert (preview["what"], preview["deleted"], preview["dependents"]) == (
+        "preferences",
+        False,
+        [],
+    )
+    assert file.is_file() and preview["size_bytes"] == file.stat().st_size
+    done = api.delete(path, params={"reason": "old"})
+    assert done.json()["deleted"] and not file.exists() and api.get(path).status_code == 404
+    assert api.delete(path).status_code == 404
+    (row,) = api.get("/api/deletions", params={"what": "preferences"}).json()["data"]
+    assert (row["name"], row["reason"], len(row["fingerprint"])) == ("rated-v1", "old", 64)
+    acts = [(each["action"], each["target"]) for each in api.get("/api/audit").json()["data"]]
+    assert acts.count(("remove_preferences", "rated-v1")) == 1
+
+
 def test_two_who_delete_a_run_and_a_version_delete_it_once(store, api, root):
     id = make_run(store, root, 3)
     version = promote(store, "adder", id)
@@ -354,12 +401,13 @@ def killed_at(point: str, database_url: str, act) -> None:
     child = os.fork()
     if not child:
         try:
-            if point == "rmtree":
-                shutil.rmtree = die
+            if point == "remove":
+                folders.remove_path = die
             elif point == "commit":
-                datasets.hiding = deletion.hiding = die_inside
+                datasets.hiding = deletion.hiding = preferences.hiding = die_inside
             else:
-                datasets.record_deletion = deletion.record_deletion = die
+                for module in (datasets, deletion, preferences):
+                    module.record_deletion = die
             act(open_store(database_url))
         finally:
             os._exit(1)
@@ -375,7 +423,7 @@ def die_inside(folder, act_id):
 
 
 @pytest.mark.parametrize(
-    ("point", "there"), [("record", True), ("commit", True), ("rmtree", False)]
+    ("point", "there"), [("record", True), ("commit", True), ("remove", False)]
 )
 def test_a_killed_deletion_is_undone_or_finished_by_the_next_start(
     store, database_url, root, point, there
@@ -398,3 +446,8 @@ def test_a_killed_deletion_is_undone_or_finished_by_the_next_start(
     killed_at(point, database_url, lambda own: delete_dataset(own, "doomed-v1", who="a"))
     settle_deletions(store)
     assert (root / "data/datasets/doomed-v1").is_dir() is there
+
+    file = rated(store, "doomed-v1")
+    killed_at(point, database_url, lambda own: delete_preferences(own, "doomed-v1", who="a"))
+    settle_deletions(store)
+    assert file.is_file() is there and not list(file.parent.glob(".*"))

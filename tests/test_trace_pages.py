@@ -4,18 +4,25 @@ import json
 import re
 import time
 from contextlib import closing
+from html import unescape
+from urllib.parse import quote
 
 import pytest
-from serving import serving, sum_trace
+from serving import make_run, serving, sum_trace
 from test_pages import BROWSER, EVIL, evil_trace
 
 from tunix_rt.data.datasets import load_dataset
+from tunix_rt.store.datasets import build_from_store
+from tunix_rt.store.deletions import TraceChoice, delete_traces
 from tunix_rt.store.engine import open_store
-from tunix_rt.store.ratings import list_ratings
+from tunix_rt.store.preferences import keep_preferences
+from tunix_rt.store.ratings import add_rating, list_ratings
 from tunix_rt.store.search_index import update_index
 from tunix_rt.store.traces import add_traces, get_trace
 from tunix_rt.store.versions import versions_of
+from tunix_rt.traces.display import UNSEEN
 from tunix_rt.traces.schema import Trace
+from tunix_rt.tracking.run_notes import annotate
 
 
 @pytest.fixture
@@ -79,6 +86,78 @@ def test_hostile_traces_are_shown_and_harm_nobody(pages, kind):
         assert time.process_time() - start < 5, path
     if kind == "steps":
         assert "a form holds 200" in page(pages, f"/traces/{id}/edit", status=400)
+
+
+ODD = "7\u202e4\u200f\x1b[31m\x01\x7f\u200b\ufeff\U000e0041."
+
+
+def unseen(text: str) -> list[str]:
+    "What cannot be seen on a page, but for the fields of forms and the text of code."
+    raw = r'<textarea.*?</textarea>|value="[^"]*"|<bdi data-unseen="[^"]*">.</bdi>'
+    return UNSEEN.findall(re.sub(raw, "", text, flags=re.DOTALL))
+
+
+def test_what_cannot_be_seen_is_visible_everywhere(pages, root):
+    odd = sum_trace(1, source=ODD, category=ODD, **{ODD: ODD})
+    odd |= {"prompt": f"{ODD} **bold** ```a``` {ODD}", "final_answer": ODD}
+    odd["steps"] = [{"i": 0, "type": ODD, "content": f"{ODD}\n```{ODD}\nx = '{ODD}'\n```"}]
+    ids = stored(pages, odd, odd | {"final_answer": f"{ODD} no"})
+    for id, stars in zip(ids, (5, 1), strict=True):
+        add_rating(pages.store, id, author=ODD, stars=stars, note=ODD)
+    data = build_from_store(pages.store, name="odd", version="v1")
+    with (data.folder / "README.md").open("a") as file:
+        file.write(ODD)
+    keep_preferences(pages.store, "odd-v1")
+    run = make_run(pages.store, root, 1)
+    annotate(pages.store, run, name=ODD, note=ODD, tags=[ODD])
+    wrong = quote(ODD)
+    for path in (
+        "/traces", f"/traces?text={wrong}", f"/traces?source={wrong}", f"/traces/{ids[0]}",
+        f"/traces/{ids[0]}?view=plain", f"/traces/{ids[0]}/edit", f"/traces/{ids[0]}/delete",
+        f"/traces/compare?ids={ids[0]}&ids={ids[1]}", "/traces/build", f"/traces/pairs?text=bold",
+        "/datasets/odd-v1", "/preferences/odd-v1", "/runs", f"/runs/{run}", f"/runs?filter={wrong}",
+        f"/runs/{wrong}", f"/datasets/{wrong}", f"/preferences/{wrong}", f"/leaderboard?evaluation_set={wrong}",
+        f"/queue/new?pipeline=train&dataset={wrong}", f"/queue/dataset?dataset_name={wrong}",
+    ):  # fmt: skip
+        text = pages.get(path).text
+        assert unseen(text) == [], (path, unseen(text))
+    assert r"7\u202e4\u200f\x1b[31m\x01\x7f\u200b\ufeff\U000e0041." in page(
+        pages, f"/traces/{ids[1]}"
+    )
+    code = page(pages, f"/traces/{ids[0]}").partition("<pre><code")[2].partition("</code>")[0]
+    assert unescape(re.sub("<[^>]*>", "", code.partition(">")[2])) == f"x = '{ODD}'\n"
+    pages.post(f"/traces/{ids[0]}/delete", data={"confirm": "yes", "reason": ODD})
+    assert unseen(pages.get("/deletions").text) == []
+
+
+def test_an_edit_keeps_what_cannot_be_seen(pages):
+    (id,) = stored(pages, sum_trace(1) | {"prompt": ODD})
+    form = page(pages, f"/traces/{id}/edit")
+    (field,) = re.findall(r'<textarea name="prompt".*?>\n(.*?)</textarea>', form, re.DOTALL)
+    assert unescape(field) == ODD
+
+
+def test_what_a_build_left_out_is_shown_beside_what_was_kept(pages):
+    told = "Ann has {} red pears in her basket and Ben has 4 in his. How many have they {} now?"
+    asked = [sum_trace(1) | {"prompt": told.format(3, word)} for word in ("together", "all in all")]
+    asked.append(sum_trace(1) | {"prompt": told.format(5, "together"), "final_answer": "9"})
+    ids = stored(pages, *asked)
+    build_from_store(pages.store, name="pears", version="v1", dedup={"threshold": 0.5})
+    found = pages.get("/api/datasets/pears-v1/near-duplicates").json()
+    assert (found["total"], found["compared"], found["pagination"]["next_offset"]) == (1, 3, None)
+    (one,) = found["data"]
+    assert {one["id"], one["kept"]} == {str(ids[0]), str(ids[1])} and "from 50% on" in one["reason"]
+    assert "/datasets/pears-v1/near-duplicates" in page(pages, "/datasets/pears-v1")
+    text = page(pages, "/datasets/pears-v1/near-duplicates")
+    assert "<ins>" in text and f"/traces/compare?base={one['kept']}&amp;other={one['id']}" in text
+    assert (
+        page(pages, "/datasets/pears-v1/near-duplicates?offset=1").count("There are no more") == 1
+    )
+    delete_traces(pages.store, TraceChoice(ids=ids[:2]), who="ann")
+    assert "was deleted from the store" in page(pages, "/datasets/pears-v1/near-duplicates")
+    assert pages.get("/api/datasets/none-v1/near-duplicates").status_code == 404
+    plain = page(pages, "/datasets/sums-v1/near-duplicates")
+    assert "built without <code>dedup</code>" in plain
 
 
 def test_hostile_searches_are_shown_as_they_were_typed(pages):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
 
-from ..core.files import remove_abandoned, taking_over
+from ..core.files import remove_abandoned, remove_path, taking_over
 from ..core.settings import resolve, settings
 from .folder import RECORD
 from .lock import held, keeping_out
@@ -191,8 +190,7 @@ def remove_leftover(
         with keeping_out(leftover.run) as empty:
             if not empty or (leftover.path == leftover.run and (leftover.run / RECORD).exists()):
                 return False
-            path = leftover.path
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove_path(leftover.path)
         return True
     except OSError:  # it is gone, or belongs to another user
         return False

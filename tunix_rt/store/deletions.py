@@ -8,7 +8,6 @@ from __future__ import annotations
 import getpass
 import os
 import re
-import shutil
 import socket
 from array import array
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from sqlalchemy import ColumnElement, Text, cast, delete, exists, func, insert, 
 from sqlalchemy.orm import Session
 
 from ..core.errors import PathError, TraceError, TunixError
-from ..core.files import own, sync_folder, taking_over
+from ..core.files import own, remove_path, sync_folder, taking_over
 from ..core.settings import resolve, settings
 from ..data.membership import datasets_with
 from .engine import Store
@@ -211,7 +210,9 @@ class Removal:
         shown = "; ".join(map(str, self.dependents[:5]))
         more = f"; and {len(self.dependents) - 5:,} more" if len(self.dependents) > 5 else ""
         kind = self.what.replace("_", " ")
-        return f"the {kind} {self.name} was not deleted, because it is in use: {shown}{more}"
+        was, it_is = ("were", "they are") if kind == "preferences" else ("was", "it is")
+        why = f"because {it_is} in use: {shown}{more}"
+        return f"the {kind} {self.name} {was} not deleted, {why}"
 
 
 class InUse(TunixError):
@@ -470,13 +471,13 @@ HIDDEN = re.compile(r"\.(?P<name>.+)\.deleted-(?P<act>[0-9a-f]{32})", re.DOTALL)
 
 @contextmanager
 def hiding(
-    folder: Path,  # Folder to hide; may be missing
+    folder: Path,  # Folder or file to hide; may be missing
     act_id: UUID,  # Id of the act, as in its record
 ) -> Iterator[Path]:  # Hidden folder, removed when the block ends
-    """Hide a folder for a transaction: if the block fails, it is back, and otherwise it is removed.
+    """Hide a folder or file for a transaction: back if the block fails, and otherwise removed.
 
     Args:
-        folder: Folder to hide; may be missing
+        folder: Folder or file to hide; may be missing
         act_id: Id of the act, as in its record
 
     Returns:
@@ -501,7 +502,8 @@ def hiding(
             if not folder.exists():
                 hidden.rename(folder)
             raise
-        shutil.rmtree(hidden, ignore_errors=True)
+        with suppress(OSError):  # what stays is removed at the next start
+            remove_path(hidden)
     finally:
         os.close(handle)
 
@@ -570,7 +572,7 @@ def settle_deletions(
                 continue
             back = each.path.with_name(match["name"])
             if each.decided:
-                shutil.rmtree(each.path)
+                remove_path(each.path)
             elif not back.exists():
                 each.path.rename(back)
             else:

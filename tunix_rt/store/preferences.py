@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from pathlib import Path
@@ -16,7 +17,7 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from ..core.errors import DatasetError, TraceError
+from ..core.errors import DatasetError, MissingError, TraceError
 from ..core.files import canonical_json, replacing
 from ..core.settings import resolve, settings
 from ..data.selection import prompt_digest
@@ -28,7 +29,7 @@ from .traces import get_traces
 from ..traces.render import render_response
 
 # %% auto #0
-__all__ = ['Kind', 'SUFFIX', 'preference_records', 'preferences_file', 'list_preferences', 'keep_preferences']
+__all__ = ['Kind', 'SUFFIX', 'preference_records', 'preferences_file', 'list_preferences', 'kept_file', 'keep_preferences']
 
 # %% ../../nbs/store/55_preferences.ipynb #6afc1607
 Kind = Literal["pairs", "rated"]
@@ -165,6 +166,24 @@ def list_preferences() -> list[str]:  # Names, sorted
     """
     files = resolve(settings().datasets).glob(f"[!.]*{SUFFIX}")
     return sorted(file.name.removesuffix(SUFFIX) for file in files if file.is_file())
+
+
+def kept_file(
+    name: str,  # Untrusted name
+) -> Path:  # File that is there
+    """Find the file of kept preferences, or refuse.
+
+    Args:
+        name: Untrusted name
+
+    Returns:
+        File that is there
+    """
+    with suppress(DatasetError):  # no name that any could have
+        if (file := preferences_file(name)).is_file():
+            return file
+    known = ", ".join(list_preferences()[:10]) or "none"
+    raise MissingError(f"there are no preferences {name[:80]!r}; those that are kept: {known}")
 
 
 def keep_preferences(

@@ -570,7 +570,7 @@ class AuditEntry(Base):
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 # %% ../../nbs/store/10_tables.ipynb #7ed40f0d
-DELETABLE = ("trace", "dataset", "run", "model", "model_version", "baseline")
+DELETABLE = ("trace", "dataset", "run", "model", "model_version", "baseline", "preferences")
 
 
 class DeletionRow(Base):

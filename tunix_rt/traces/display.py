@@ -15,17 +15,20 @@ from ..core.files import canonical_json
 from .rubric import Criterion, rubric_of
 
 # %% auto #0
-__all__ = ['FOLD', 'STYLE', 'STEPS_SHOWN', 'visible', 'Html', 'excerpt', 'text_block', 'text_html', 'StepLike', 'TraceLike',
-           'trace_text', 'trace_html', 'traces_html']
+__all__ = ['UNSEEN', 'FOLD', 'STYLE', 'STEPS_SHOWN', 'visible', 'visible_code', 'Html', 'excerpt', 'text_block', 'text_html',
+           'StepLike', 'TraceLike', 'trace_text', 'trace_html', 'traces_html']
 
 # %% ../../nbs/traces/10_display.ipynb #20744b68
-_unseen = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u2069"
+    r"\ufeff\U000e0000-\U000e007f]"
+)  # Controls, marks and overrides of direction, spaces without width, and tags
 
 
 def visible(
     text: str,  # Untrusted text
 ) -> str:  # Same text, safe to print in a terminal
-    """Escape control characters and direction overrides.
+    """Escape characters that cannot be seen, and that change what is seen.
 
     Args:
         text: Untrusted text
@@ -34,7 +37,26 @@ def visible(
         Same text, safe to print in a terminal
     """
     lines = text.replace("\r\n", "\n")
-    return _unseen.sub(lambda found: ascii(found.group())[1:-1], lines)
+    return UNSEEN.sub(lambda found: ascii(found.group())[1:-1], lines)
+
+
+def visible_code(
+    text: str,  # Untrusted text
+) -> str:  # HTML that shows what `visible` shows, and of which the text itself is copied
+    """Show characters that cannot be seen beside themselves.
+
+    Args:
+        text: Untrusted text
+
+    Returns:
+        HTML that shows what `visible` shows, and of which the text itself is copied
+    """
+
+    def both(found: re.Match[str]) -> str:
+        shown = escape(visible(found.group()))
+        return f'<bdi data-unseen="{shown}">{found.group()}</bdi>'
+
+    return UNSEEN.sub(both, escape(text.replace("\0", "\\x00").replace("\r\n", "\n")))
 
 # %% ../../nbs/traces/10_display.ipynb #4ffc40f1
 class Html(str):

@@ -33,22 +33,28 @@ from ..store.engine import Store
 from ..store.tables import DeletionRow, RunRow, TuningJob
 
 # %% auto #0
-__all__ = ['dataset_dependents', 'delete_dataset', 'verify_dataset']
+__all__ = ['names_path', 'dataset_dependents', 'delete_dataset', 'verify_dataset']
 
 # %% ../../nbs/tracking/90_delete_dataset.ipynb #9b8d6097
-def _names(
+def names_path(
     value: Any,  # Value of a parameter
-    key: str,  # Key of the dataset
-    folder: Path,  # Its folder
+    key: str,  # Key of a dataset, or name of kept preferences
+    path: Path,  # Its folder or file
 ) -> bool:
+    """
+    Args:
+        value: Value of a parameter
+        key: Key of a dataset, or name of kept preferences
+        path: Its folder or file
+    """
     if isinstance(value, list | tuple | dict):
         inner = value.values() if isinstance(value, dict) else value
-        return any(_names(each, key, folder) for each in inner)
+        return any(names_path(each, key, path) for each in inner)
     if not isinstance(value, str) or key not in value:
         return False
     name = value.partition(":")[0]
     try:
-        return name == key or ("/" in name and resolve(name) == folder)
+        return name == key or ("/" in name and resolve(name) == path)
     except (PathError, OSError):
         return False
 
@@ -64,7 +70,7 @@ def _rows_naming(
     columns = (RunRow.id, RunRow.pipeline, RunRow.status, RunRow.dataset_key)
     query = select(*columns, RunRow.parameters, RunRow.request).where(likely)
     for row in session.execute(query.order_by(RunRow.queued_at.desc())):
-        if row.dataset_key == key or _names([row.parameters, row.request], key, folder):
+        if row.dataset_key == key or names_path([row.parameters, row.request], key, folder):
             yield Dependent("run", str(row.id), f"({row.pipeline}, {row.status}) names it")
     searches = select(TuningJob.id, TuningJob.name).where(TuningJob.dataset_key == key)
     for job in session.execute(searches):
@@ -77,7 +83,7 @@ def _folders_naming(
 ) -> Iterator[Dependent]:
     for run in list_runs():
         named = (run.facts.get("dataset") or {}).get("key") == key
-        if named or _names(run.parameters, key, folder):
+        if named or names_path(run.parameters, key, folder):
             yield Dependent("run", run.run_id, f"({run.folder.name}, {run.status}) names it")
 
 

@@ -6,24 +6,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, get_args
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
+from ...core.errors import MissingError
 from ...core.settings import resolve, settings
 from ...data.datasets import Dataset, dataset_folder, is_shipped
+from ...data.left_out import dedup_of
 from ...jobs.queue import list_queued
 from ..dependencies import DatasetKey, StoreDep
 from .rendering import Skip, around, show
 from ..routers.datasets import get_dataset, list_datasets
 from ..schemas.datasets import Format
 from ..strict_json import StrictRoute
+from ...store.preferences import kept_file, list_preferences
 from ...traces.display import traces_html
 
 # %% auto #0
-__all__ = ['router', 'AT_ONCE', 'CARD', 'FORMATS', 'dataset_facts', 'datasets_page', 'dataset_page']
+__all__ = ['router', 'AT_ONCE', 'CARD', 'FORMATS', 'dataset_facts', 'kept_preferences', 'datasets_page', 'dataset_page']
 
 # %% ../../../nbs/serve/pages/40_datasets.ipynb #1e935cba
 router = APIRouter(route_class=StrictRoute, include_in_schema=False)
@@ -57,6 +62,20 @@ def dataset_facts(
     return {name: value for name, value in facts.items() if value is not None}
 
 # %% ../../../nbs/serve/pages/40_datasets.ipynb #82fc18d3
+def kept_preferences() -> list[tuple[str, int, datetime]]:  # Name, bytes, time
+    """List the preferences that were kept from ratings.
+
+    Returns:
+        Name, bytes, time
+    """
+    found = []
+    for name in list_preferences():
+        with suppress(MissingError, OSError):  # deleted meanwhile
+            stat = kept_file(name).stat()
+            found.append((name, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)))
+    return found
+
+
 @router.get("/datasets")
 def datasets_page(request: Request, offset: Skip = 0) -> HTMLResponse:
     "List datasets."
@@ -65,6 +84,7 @@ def datasets_page(request: Request, offset: Skip = 0) -> HTMLResponse:
         request,
         "datasets.html",
         datasets=page.data,
+        preferences=[] if offset else kept_preferences(),
         **around(request, "offset", page.pagination.next_offset),
     )
 
@@ -83,6 +103,7 @@ def dataset_page(request: Request, store: StoreDep, dataset_key: DatasetKey) -> 
         built=manifest.get("created_at"),
         facts=dataset_facts(manifest),
         formats=FORMATS,
+        dropped=dedup_of(manifest).get("dropped", 0),
         traces=traces_html(list(islice(Dataset(folder, manifest), 6)), limit=5, style=False),
         runs=list_queued(store, dataset_key=dataset_key, limit=10).runs,
         shipped=is_shipped(folder),

@@ -28,6 +28,7 @@ from .predictions import sent_to
 from .rendering import blank_is_none, may_write, show
 from .traces import ListDep, searched
 from ..routers.deletions import Who
+from ..routers.trace_search import PreferencesName
 from ..schemas.types import Name, SafeStr
 from ..strict_json import StrictRoute
 from tunix_rt.store.deletions import (
@@ -43,11 +44,13 @@ from ...store.engine import Store
 from ...store.traces import get_trace
 from ...tracking.baselines import delete_baseline
 from ...tracking.delete_dataset import delete_dataset
+from ...tracking.delete_preferences import delete_preferences
 
 # %% auto #0
 __all__ = ['Confirm', 'Reason', 'router', 'Writer', 'AT_ONCE', 'LISTS', 'Deletable', 'refuse_readers', 'dependent_address',
            'delete_trace', 'delete_search', 'delete_frozen', 'delete_one_run', 'delete_one_version', 'delete_one_model',
-           'delete_one_baseline', 'preview_page', 'delete_it', 'add_pages', 'deletions_page', 'deleted_page']
+           'delete_one_baseline', 'delete_kept_preferences', 'preview_page', 'delete_it', 'add_pages', 'deletions_page',
+           'deleted_page']
 
 # %% ../../../nbs/serve/pages/73_deletion.ipynb #0103d0ab
 @dataclass(frozen=True)
@@ -204,6 +207,18 @@ def delete_one_baseline(store: StoreDep, baseline_name: Name) -> Deletable:
         command=f"tunix-rt delete baseline {shlex.quote(baseline_name)} --yes",
     )
 
+
+def delete_kept_preferences(store: StoreDep, preferences_name: PreferencesName) -> Deletable:
+    "Provide the deletion of kept preferences."
+    return Deletable(
+        title=f"the preferences {preferences_name}",
+        act=partial(delete_preferences, store, preferences_name),
+        back=f"/preferences/{quote(preferences_name, safe='')}",
+        then="/datasets",
+        command=f"tunix-rt delete preferences {shlex.quote(preferences_name)} --yes",
+        typed=preferences_name,
+    )
+
 # %% ../../../nbs/serve/pages/73_deletion.ipynb #8614f641
 Confirm = Annotated[SafeStr, Form(max_length=300)]
 Reason = Annotated[SafeStr | None, BeforeValidator(blank_is_none), Form(max_length=1000)]
@@ -309,12 +324,13 @@ add_pages("/runs/{run_id}/delete", delete_one_run)
 add_pages("/models/versions/{version_id}/delete", delete_one_version)
 add_pages("/models/{model_id}/delete", delete_one_model)
 add_pages("/baselines/{baseline_name:path}/delete", delete_one_baseline)
+add_pages("/preferences/{preferences_name}/delete", delete_kept_preferences)
 
 # %% ../../../nbs/serve/pages/73_deletion.ipynb #2554e87f
 AT_ONCE = 100  # Acts, or things of one act, on a page
 LISTS = {
     "trace": "/traces", "dataset": "/datasets", "run": "/runs", "model": "/models",
-    "model_version": "/models", "baseline": "/queue/baseline",
+    "model_version": "/models", "baseline": "/queue/baseline", "preferences": "/datasets",
 }  # Kind to the page that lists what is left of it  # fmt: skip
 
 

@@ -14,10 +14,11 @@ from xml.etree.ElementTree import Element, tostring
 from latex2mathml.converter import Converter
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
+from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
-from ...traces.display import FOLD, excerpt, text_html, visible
+from ...traces.display import FOLD, excerpt, text_html, visible, visible_code
 
 # %% auto #0
 __all__ = ['ENDS', 'LONGEST_FORMULA', 'DRAWING', 'MARKDOWN_LIMIT', 'formula_html', 'parser', 'markdown_html', 'is_markdown',
@@ -134,6 +135,22 @@ def _heading(self: Any, tokens: list[Token], place: int, options: Any, env: Any)
     return f"<{'/' * (token.nesting < 0)}h{min(int(token.tag[1]) + 3, 6)}>"
 
 
+def _code_block(self: Any, tokens: list[Token], place: int, options: Any, env: Any) -> str:
+    return f"<pre><code>{visible_code(tokens[place].content)}</code></pre>\n"
+
+
+def _made_visible(state: StateCore) -> None:
+    "Escape what cannot be seen, but for the text of code blocks; a rule of the parser."
+    for token in (each for outer in state.tokens for each in (outer, *(outer.children or ()))):
+        token.info = visible(token.info)
+        token.attrs = {
+            name: visible(value) if isinstance(value, str) else value
+            for name, value in token.attrs.items()
+        }
+        if token.type not in ("fence", "code_block"):
+            token.content = visible(token.content)
+
+
 @lru_cache(maxsize=1)
 def parser() -> MarkdownIt:
     "Create the Markdown parser."
@@ -142,8 +159,11 @@ def parser() -> MarkdownIt:
     made.inline.ruler.before("escape", "formula", _inline_formula)
     ends: Any = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     made.block.ruler.before("fence", "formula", _block_formula, ends)
+    made.core.ruler.push("visible", _made_visible)
+    made.options["highlight"] = lambda code, language, attributes: visible_code(code)
     for name, rule in (
         ("formula", _formula),
+        ("code_block", _code_block),
         ("table_open", _table_open),
         ("table_close", _table_close),
         ("heading_open", _heading),
@@ -158,6 +178,13 @@ def _with_rel(html: str) -> str:
     return html.replace('<a href="', '<a rel="nofollow noopener noreferrer" href="')
 
 
+_HIDDEN = re.compile(r"\x00|\r(?!\n)")  # What the parser would replace or take for a line's end
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return visible(found.group())
+
+
 def markdown_html(
     text: str,  # Untrusted text
 ) -> str:  # HTML
@@ -169,7 +196,8 @@ def markdown_html(
     Returns:
         HTML
     """
-    return f'<div class="markdown" dir="auto">{_with_rel(parser().render(visible(text)))}</div>'
+    html = parser().render(_HIDDEN.sub(_escaped, text))
+    return f'<div class="markdown" dir="auto">{_with_rel(html)}</div>'
 
 # %% ../../../nbs/serve/pages/12_markdown.ipynb #8e0f2083
 _SIGNS = re.compile(

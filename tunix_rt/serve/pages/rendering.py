@@ -27,12 +27,12 @@ from ...evaluation.transcripts import TRANSCRIPT_STYLE
 from ..schemas.types import SafeStr
 from ..strict_json import StrictRoute
 from ...traces.diff import COMPARE_STYLE
-from ...traces.display import STYLE, Html, excerpt, text_html
+from ...traces.display import STYLE, Html, excerpt, text_html, visible
 
 # %% auto #0
 __all__ = ['POLICY', 'RENDERERS', 'KINDS', 'router', 'FOREVER', 'MARKS', 'Short', 'Filter', 'Skip', 'static_file', 'address_of',
-           'static_page', 'moment_html', 'figure_text', 'status_html', 'model_text', 'templates', 'may_write', 'show',
-           'blank_is_none', 'around']
+           'static_page', 'moment_html', 'figure_text', 'status_html', 'model_text', 'seen_text', 'typed_text',
+           'templates', 'may_write', 'show', 'blank_is_none', 'around']
 
 # %% ../../../nbs/serve/pages/10_rendering.ipynb #e1684794
 POLICY = (
@@ -189,6 +189,34 @@ def model_text(
     return excerpt(name or "–", length)
 
 # %% ../../../nbs/serve/pages/10_rendering.ipynb #74b6cf93
+def seen_text(
+    value: Any,  # Value of an expression in a template
+) -> Any:  # HTML and numbers as they are
+    """Make a text visible that is about to be put on a page.
+
+    Args:
+        value: Value of an expression in a template
+
+    Returns:
+        HTML and numbers as they are
+    """
+    return visible(value) if type(value) is str else value
+
+
+def typed_text(
+    value: object,  # Content of a field
+) -> Html:  # Escaped, and as it is otherwise
+    """Fill a field of a form with a text that comes back unchanged.
+
+    Args:
+        value: Content of a field
+
+    Returns:
+        Escaped, and as it is otherwise
+    """
+    return Html(escape(str(value)), plain=str(value))
+
+
 @lru_cache(maxsize=1)
 def templates() -> Environment:
     "Create the template environment."
@@ -198,6 +226,7 @@ def templates() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=seen_text,
     )
     made.globals |= {
         "address_of": address_of,
@@ -208,7 +237,7 @@ def templates() -> Environment:
         "when": moment_html,
     }
     made.filters |= {"excerpt": excerpt, "figure": figure_text, "bytes": format_bytes}
-    made.filters["model"] = model_text
+    made.filters |= {"model": model_text, "typed": typed_text}
     return made
 
 

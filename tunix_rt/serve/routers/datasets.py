@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from tunix_rt.data.datasets import (
     read_manifest,
 )
 from ...data.exports import export_lines, exported_line
+from ...data.left_out import dedup_of, read_left_out, reason_text
 from tunix_rt.serve.dependencies import (
     DatasetKey,
     LimitQuery,
@@ -46,6 +48,8 @@ from tunix_rt.serve.schemas.datasets import (
     ImportFormat,
     IngestedFile,
     IngestRequest,
+    NearDuplicatePublic,
+    NearDuplicatesPage,
 )
 from ..schemas.traces import Pagination
 from ..schemas.types import IGNORED, Name, SafeStr
@@ -61,7 +65,7 @@ from ...store.engine import Store
 
 # %% auto #0
 __all__ = ['router', 'BODY', 'PIECE', 'build_dataset', 'ingest_dataset', 'upload_dataset', 'in_pieces', 'export_dataset',
-           'get_dataset', 'list_datasets', 'text_or_none']
+           'get_dataset', 'list_near_duplicates', 'list_datasets', 'text_or_none']
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #73888189
 router = APIRouter(route_class=StrictRoute, tags=["datasets"])
@@ -229,6 +233,28 @@ def get_dataset(dataset_key: DatasetKey) -> dict[str, Any]:
     "Show the manifest of a dataset."
     folder = dataset_folder(dataset_key, resolve(settings().datasets))
     return read_manifest(folder)
+
+# %% ../../../nbs/serve/routers/25_datasets.ipynb #1738cf5b
+@router.get("/api/datasets/{dataset_key}/near-duplicates")
+def list_near_duplicates(
+    dataset_key: DatasetKey, limit: LimitQuery = 20, offset: OffsetQuery = 0
+) -> NearDuplicatesPage:
+    "List the traces that a build with dedup left out, each beside the one that was kept."
+    folder = dataset_folder(dataset_key, resolve(settings().datasets))
+    data = Dataset(folder, read_manifest(folder))
+    dedup = dedup_of(data.manifest)
+    some = list(islice(read_left_out(data, offset), limit + 1))
+    shown = [
+        NearDuplicatePublic(**asdict(each), reason=reason_text(each.similarity, dedup))
+        for each in some[:limit]
+    ]
+    more = offset + limit if len(some) > limit else None
+    return NearDuplicatesPage(
+        data=shown,
+        total=dedup.get("dropped", 0),
+        compared=dedup.get("compared", 0),
+        pagination=Pagination(limit=limit, offset=offset, next_offset=more),
+    )
 
 # %% ../../../nbs/serve/routers/25_datasets.ipynb #07bc3473
 @router.get("/api/datasets")

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
 from ...core.files import canonical_json
 from ...data.membership import datasets_with
 from ..authors import author_of
 from ..dependencies import LimitQuery, ServicesDep, StoreDep
+from .datasets import in_pieces
 from .ungar import LINES
 from tunix_rt.serve.schemas.trace_search import (
     THUMBS,
@@ -36,6 +37,7 @@ from ..strict_json import StrictRoute
 from tunix_rt.store.preferences import (
     Kind,
     keep_preferences,
+    kept_file,
     list_preferences,
     preference_records,
 )
@@ -49,9 +51,9 @@ from ...store.versions import add_version, versions_of
 from ...traces.schema import Trace
 
 # %% auto #0
-__all__ = ['router', 'Filter', 'SEARCHED', 'QueryDep', 'asked_query', 'search_traces', 'export_preferences',
-           'keep_rated_preferences', 'list_kept_preferences', 'rate_trace', 'list_ratings', 'remove_rating',
-           'create_version', 'get_trace_context']
+__all__ = ['router', 'Filter', 'SEARCHED', 'QueryDep', 'PreferencesName', 'asked_query', 'search_traces', 'export_preferences',
+           'keep_rated_preferences', 'list_kept_preferences', 'read_kept_preferences', 'rate_trace', 'list_ratings',
+           'remove_rating', 'create_version', 'get_trace_context']
 
 # %% ../../../nbs/serve/routers/22_trace_search.ipynb #a5dc833e
 router = APIRouter(route_class=StrictRoute, tags=["traces"])
@@ -135,6 +137,27 @@ def keep_rated_preferences(services: ServicesDep, body: PreferencesRequest) -> P
 def list_kept_preferences() -> PreferencesListed:
     "List the preferences that were kept."
     return PreferencesListed(data=list_preferences())
+
+# %% ../../../nbs/serve/routers/22_trace_search.ipynb #a684d655
+PreferencesName = Annotated[
+    SafeStr, Path(max_length=64, description='Name of kept preferences, such as "rated-v1"')
+]
+
+
+@router.get(
+    "/api/traces/preferences/{preferences_name}",
+    response_class=StreamingResponse,
+    responses=LINES,
+)
+def read_kept_preferences(preferences_name: PreferencesName) -> StreamingResponse:
+    "Read preferences that were kept."
+    path = kept_file(preferences_name)
+
+    def pieces() -> Iterator[bytes]:
+        with path.open("rb") as file:
+            yield from in_pieces(file)
+
+    return StreamingResponse(pieces(), media_type="application/x-ndjson")
 
 # %% ../../../nbs/serve/routers/22_trace_search.ipynb #5e55384d
 @router.post("/api/traces/{trace_id}/ratings", status_code=201)

@@ -123,7 +123,7 @@ async def stream_tunix_run_logs(
     last_event_id: Annotated[int | None, Header(ge=0, lt=2**62)] = None,
 ) -> StreamingResponse:
     "Follow the log of a run until it ends."
-    await services.watch.call(get_queued, services.store, run_id)
+    await services.watch.check(run_id)
     start = since_seq if last_event_id is None else last_event_id
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     events = stream_log(services.watch, run_id, start)

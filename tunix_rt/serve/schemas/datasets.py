@@ -23,8 +23,8 @@ from tunix_rt.serve.schemas.types import (
 
 # %% auto #0
 __all__ = ['Seed', 'ImportFormat', 'Annotations', 'Encoding', 'Format', 'DedupRequest', 'BuildRequest', 'DatasetBuilt',
-           'IngestRequest', 'BadLine', 'IngestedFile', 'DatasetSummary', 'DatasetPage', 'EngineStatus', 'DuelRequest',
-           'DuelPreview', 'DuelsPlayed']
+           'NearDuplicatePublic', 'NearDuplicatesPage', 'IngestRequest', 'BadLine', 'IngestedFile', 'DatasetSummary',
+           'DatasetPage', 'EngineStatus', 'DuelRequest', 'DuelPreview', 'DuelsPlayed']
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #4bd9d192
 Seed = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
@@ -89,6 +89,24 @@ class DatasetBuilt(ResponseModel):
     duplicates: int = Field(description="Those that repeat the content of another; left out")
     near_duplicates: int = Field(0, description="Those left out by dedup")
     limited: int = Field(description="Those left out by the limit")
+
+# %% ../../../nbs/serve/schemas/30_datasets.ipynb #75481898
+class NearDuplicatePublic(BaseModel):
+    "A trace that a build left out."
+
+    id: UUID = Field(description="Id of the trace that was left out")
+    kept: UUID = Field(description="Id of the trace that was kept instead")
+    similarity: float = Field(description="Jaccard similarity of the two, up to 1")
+    reason: str = Field(description="Why it was left out, for people")
+
+
+class NearDuplicatesPage(BaseModel):
+    "Some of the traces that a build left out, in the order of the candidates."
+
+    data: list[NearDuplicatePublic]
+    total: int = Field(description="Number of those that the build left out")
+    compared: int = Field(description="Number of traces that the build compared")
+    pagination: Pagination
 
 # %% ../../../nbs/serve/schemas/30_datasets.ipynb #d9b0b968
 ImportFormat = Literal[

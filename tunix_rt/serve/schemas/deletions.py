@@ -18,7 +18,7 @@ from ...store.deletions import Removal
 __all__ = ['What', 'DependentPublic', 'RemovalPublic', 'removal_shown', 'DeletionPublic', 'DeletionsPublic', 'DatasetVerified']
 
 # %% ../../../nbs/serve/schemas/85_deletions.ipynb #5572fcbf
-What = Literal["trace", "dataset", "run", "model", "model_version", "baseline"]
+What = Literal["trace", "dataset", "run", "model", "model_version", "baseline", "preferences"]
 
 
 class DependentPublic(BaseModel):

@@ -3,11 +3,25 @@
 
 const MOST = 400_000; // Characters of a log that stay on the page
 
+// Characters that cannot be seen, and change what is seen, as escapes; as `visible` does on the server.
+const UNSEEN =
+  /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u2069\ufeff\u{e0000}-\u{e007f}]/gu;
+
+const COLOR = /\x1b\[[0-9;?]*[A-Za-z]/g; // what colors a terminal
+
+function visible(text) {
+  return text.replaceAll("\r\n", "\n").replace(UNSEEN, (character) => {
+    const code = character.codePointAt(0);
+    const [start, size] = code > 0xffff ? ["\\U", 8] : code > 0xff ? ["\\u", 4] : ["\\x", 2];
+    return start + code.toString(16).padStart(size, "0");
+  });
+}
+
 // The log of a run at work: pieces as they come, and a fresh page when the run has ended. A carriage
 // return overwrites its line, as in a terminal: a bar of progress is one line, and not hundreds.
 function overwritten(line) {
   const written = line.split("\r").filter((part) => part.trim());
-  return written.length ? written[written.length - 1] : "";
+  return written.length ? visible(written[written.length - 1].replace(COLOR, "")) : "";
 }
 
 function follow(log) {
@@ -91,7 +105,7 @@ async function draw(charts, drawn) {
     old?.root.parentElement.remove();
     const figure = document.createElement("figure");
     const caption = document.createElement("figcaption");
-    caption.textContent = title;
+    caption.textContent = visible(title);
     figure.append(caption);
     charts.append(figure);
     drawn.set(title, plot(figure, title, curves));

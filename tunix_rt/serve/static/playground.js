@@ -25,6 +25,7 @@ function clear(side) {
   side.querySelector(".written").hidden = false;
   for (const part of side.querySelectorAll(".reasoning, .answer, .figures")) part.textContent = "";
   side.querySelector(".written a")?.remove();
+  side.said = { reasoning: "", answer: "" }; // as the model wrote it; the page shows it visibly
   const keep = side.querySelector(".keep");
   [keep.hidden, keep.disabled, keep.textContent] = [true, false, "Keep as trace"];
   side.classList.remove("bad");
@@ -68,8 +69,11 @@ async function ask(side, question, settings, signal) {
   for await (const event of events(response)) {
     if (event.error) return fail(side, event.error.message);
     const choice = event.choices?.[0];
-    thought.append(choice?.delta?.reasoning_content ?? "");
-    answer.append(choice?.delta?.content ?? "");
+    const [more, said] = [choice?.delta?.reasoning_content ?? "", choice?.delta?.content ?? ""];
+    side.said.reasoning += more;
+    side.said.answer += said;
+    thought.append(visible(more));
+    answer.append(visible(said));
     reason = choice?.finish_reason ?? reason;
     if (event.usage) {
       const seconds = (performance.now() - begun) / 1000;
@@ -113,8 +117,8 @@ stopButton?.addEventListener("click", () => stopping?.abort());
 // One click makes a trace of what is on the page.
 async function keepTrace(side, button) {
   button.disabled = true;
-  const answer = side.querySelector(".answer").textContent.trim();
-  const lines = side.querySelector(".reasoning").textContent.split("\n").filter((line) => line.trim());
+  const answer = side.said.answer.trim();
+  const lines = side.said.reasoning.split("\n").filter((line) => line.trim());
   const steps = lines.map((content, i) => ({ i, type: "reasoning", content }));
   const trace = {
     trace_version: "1.0",

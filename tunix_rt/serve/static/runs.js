@@ -126,7 +126,7 @@ async function overlay(charts) {
   const figures = names.map((name) => {
     const figure = document.createElement("figure");
     const caption = document.createElement("figcaption");
-    caption.textContent = name;
+    caption.textContent = visible(name);
     const plot = document.createElement("div");
     plot.className = "plot";
     figure.append(caption, plot);
