@@ -12,14 +12,15 @@ from typing import Any
 
 import tunix_rt
 from ..data.datasets import Dataset, freeze_questions, freeze_recipe, load_dataset
-from ..data.generators import PRESETS
+from ..data.generators import PRESETS, GeneratorSpec, find_recipe
 from ..data.overlap import check_no_overlap
 from .environment import Place, find_dataset
 from .metadata import KaggleError
+from .plugins import names_recipe
 
 # %% auto #0
-__all__ = ['KEYS', 'EVALUATION_SET', 'FRESH', 'GEMMA', 'FRESH_PRACTICE', 'GEMMA_PRACTICE', 'one_set', 'find_inputs', 'Choice',
-           'common', 'choose_config', 'find_questions', 'choose_practice', 'steps_in']
+__all__ = ['KEYS', 'EVALUATION_SET', 'OWN_TRAIN', 'FRESH', 'GEMMA', 'FRESH_PRACTICE', 'GEMMA_PRACTICE', 'one_set', 'find_inputs',
+           'Choice', 'common', 'choose_config', 'find_questions', 'choose_practice', 'steps_in']
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #961829fb
 KEYS = re.compile(r"(golden|dev-reasoning)-(v\d+)")  # Small sets that any machine can make
@@ -46,9 +47,12 @@ def one_set(
     return load_dataset(find_dataset(place, name))
 
 
+OWN_TRAIN = 1_000  # Examples of a recipe of one's own that does not say how many
+
+
 def find_inputs(
     place: Place,  # Current environment
-    dataset: str,  # Recipe, key, or path of a folder
+    dataset: str,  # Recipe, key, path of a folder, or file.py:name
     evaluation_set: str = "",  # Key or path of a folder; "" for the default
     *,
     train: int = 0,  # Examples to generate from a recipe; 0 for its own number
@@ -59,7 +63,7 @@ def find_inputs(
 
     Args:
         place: Current environment
-        dataset: Recipe, key, or path of a folder
+        dataset: Recipe, key, path of a folder, or file.py:name
         evaluation_set: Key or path of a folder; "" for the default
         train: Examples to generate from a recipe; 0 for its own number
         held_out: Questions to hold out from a recipe; 0 for its own number
@@ -68,8 +72,11 @@ def find_inputs(
     Returns:
         Training and evaluation set without shared questions
     """
-    if dataset in PRESETS:
-        train, held_out = train or PRESETS[dataset].train, held_out or PRESETS[dataset].held_out
+    if dataset in PRESETS or names_recipe(dataset):
+        recipe = find_recipe(dataset)
+        if isinstance(recipe, GeneratorSpec):
+            train, held_out = train or recipe.train, held_out or recipe.held_out
+        train = train or OWN_TRAIN
         version = f"{tunix_rt.__version__}-t{train}-h{held_out}-s{seed}"
         made = freeze_recipe(dataset, version=version, train=train, held_out=held_out, seed=seed)
         train_set, held = made[0], made[1] if len(made) > 1 else None
