@@ -340,6 +340,49 @@ def test_push_through_kaggles_own_client(
     ].endswith("session")
 
 
+def test_plug_ins_travel_with_a_push(
+    kaggle: Kaggle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tunix_rt.core.plugins import PLUGIN_FOLDERS, load_plugin
+    from tunix_rt.kaggle.environment import Place
+    from tunix_rt.kaggle.plugins import use_attached_plugins
+
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "limits.py").write_text("SHORT = 20\n")
+    mine = home / "mine.py"
+    mine.write_text(
+        "import limits\n\ndef brevity(completions, **kwargs):\n"
+        "    return [float(len(text) < limits.SHORT) for text in completions]\n\n"
+        "def halves(count, seed):\n    return []\n"
+    )
+    spec = f"{mine}:brevity"
+    line = ["push", "--title", "Gemma shows its work", "--bundle", str(bundle_of(tmp_path / "w"))]
+    line += ["-p", f"reward_funcs=correct, {spec}", "-p", f"dataset={mine}:halves"]
+    code, said = typed([*line, "--output", str(tmp_path / "out")], capsys)
+    assert code == 0, said
+    ref = "ada/gemma-shows-its-work-plugins"
+    assert ref in kaggle.last("SaveKernel")["datasetDataSources"]
+    assert kaggle.names_of(kaggle.datasets[ref]["files"]) == {
+        "limits.py",
+        "mine.py",
+        "plugins.json",
+    }
+
+    shutil.copytree(tmp_path / "out/plugins", tmp_path / "kaggle/input/datasets/ada/plugins")
+    shutil.rmtree(home)
+    monkeypatch.setenv(PLUGIN_FOLDERS, "")
+    use_attached_plugins(Place("batch", tmp_path, tmp_path, (), False))
+    assert load_plugin("rewards", spec)(["short", "as long as can be imagined"]) == [1.0, 0.0]
+
+    line[-3] = f"reward_funcs={tmp_path}/nowhere.py:brevity"
+    code, said = typed([*line, "--dry-run"], capsys)
+    assert code and "nowhere.py does not exist" in said
+
+
 def test_what_kaggle_leaves_out_is_an_error(
     kaggle: Kaggle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

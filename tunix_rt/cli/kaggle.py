@@ -79,6 +79,9 @@ def bundle(
     wheel: Annotated[
         str, typer.Option(help="tunix_rt wheel [default: built from the checkout]")
     ] = "",
+    extras: Annotated[
+        list[str] | None, typer.Option("--with", help="Package to carry too, such as a plug-in")
+    ] = None,
     output: Output = "",
 ) -> None:
     """Collect the wheels that Kaggle's image lacks, for sessions without internet.
@@ -96,6 +99,7 @@ def bundle(
         accelerator=accelerator,
         image=Path(image).expanduser() if image else None,
         wheel=Path(wheel).expanduser() if wheel else None,
+        extras=extras or (),
     )
     typer.echo(f"{made!r}\n  in {folder}")
 

@@ -9,6 +9,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
@@ -23,9 +24,9 @@ from .errors import DatasetError, RunError, ScoringError, TunixError
 from .files import parse_expression, sha256_file, sha256_text
 
 # %% auto #0
-__all__ = ['KINDS', 'PluginKind', 'entry_points', 'entry_point', 'Spec', 'split_spec', 'resolve_spec', 'split_specs',
-           'parse_arguments', 'load_module', 'load_object', 'load_plugin', 'is_installed', 'plugin_source',
-           'plugin_sources', 'Plugin', 'list_plugins']
+__all__ = ['KINDS', 'PLUGIN_FOLDERS', 'PluginKind', 'entry_points', 'entry_point', 'Spec', 'split_spec', 'find_plugin_file',
+           'resolve_spec', 'split_specs', 'parse_arguments', 'load_module', 'load_object', 'load_plugin',
+           'is_installed', 'plugin_source', 'plugin_sources', 'Plugin', 'list_plugins']
 
 # %% ../../nbs/core/60_plugins.ipynb #3ea3b531
 class PluginKind(NamedTuple):
@@ -133,6 +134,27 @@ def split_spec(
     return found and Spec(found["place"].strip(), found["name"], found["call"])
 
 
+PLUGIN_FOLDERS = "TUNIX_RT_PLUGINS"  # Variable with further folders of plug-in files
+
+
+def find_plugin_file(
+    place: str,  # Path that ends in .py, or dotted name of a module
+) -> str:  # The same, or the file of that name in one of PLUGIN_FOLDERS
+    """Find a file that came from another machine, where it had another folder.
+
+    Args:
+        place: Path that ends in .py, or dotted name of a module
+
+    Returns:
+        The same, or the file of that name in one of PLUGIN_FOLDERS
+    """
+    if place.endswith(".py") and not Path(place).expanduser().is_file():
+        for folder in filter(None, os.environ.get(PLUGIN_FOLDERS, "").split(os.pathsep)):
+            if (there := Path(folder, re.split(r"[/\\]", place)[-1])).is_file():
+                return str(there)
+    return place
+
+
 def resolve_spec(
     kind: str,  # Key of KINDS
     spec: str,  # Name, package.module:name or file.py:name
@@ -158,7 +180,7 @@ def resolve_spec(
             f"file.py:name, with arguments as in {example}"
         )
     if parts.place:
-        return parts
+        return parts._replace(place=find_plugin_file(parts.place))
     point = entry_point(kind, parts.name)
     if point is None:
         raise error(

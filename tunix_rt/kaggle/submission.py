@@ -23,6 +23,7 @@ from tunix_rt.kaggle.metadata import (
     model_metadata,
     write_metadata,
 )
+from .plugins import collect_plugins, names_recipe, write_plugins
 from .session import SUBMISSION, save_session
 from .wheels import check_bundle
 from ..runs.folder import Run
@@ -173,15 +174,20 @@ def dataset_upload(
 
 # %% ../../nbs/kaggle/70_submission.ipynb #0ec86ae8
 def _datasets(submission: Submission, asked: Mapping[str, Any], folder: Path) -> list[Upload]:
-    uploads = []
+    uploads, bundled = [], None
     if submission.bundle is not None:
-        check_bundle(submission.bundle)
+        bundle = check_bundle(submission.bundle)
+        bundled = [item["name"] for item in bundle.facts["wheels"]]
         shutil.copytree(submission.bundle, folder / "wheels")
         line = "Wheels that Kaggle's image lacks, to install without internet"
         uploads.append(dataset_upload(folder / "wheels", submission, "wheels", line))
+    if files := collect_plugins(asked, bundled):
+        write_plugins(files, folder / "plugins")
+        line = "Python files of rewards, scorers and recipes that the notebook names"
+        uploads.append(dataset_upload(folder / "plugins", submission, "plugins", line))
     for name in ("dataset", "evaluation_set", "practice_dataset"):
         key = str(asked.get(name) or "")
-        if key and key not in PRESETS and not KEYS.fullmatch(key):
+        if key and key not in PRESETS and not KEYS.fullmatch(key) and not names_recipe(key):
             held = load_dataset(key)
             shutil.copytree(held.folder, folder / f"data-{name}")
             line = f"{held.key[:40]}: reasoning traces, frozen with their hashes"
