@@ -100,6 +100,7 @@ from .training.config import TrainConfig
 from .training.export import check_export, export_bytes, export_model
 from .training.loop import LoopConfig, TrainResult, train
 from .training.model_card import model_card
+from .training.multihost import broadcast_json
 from .training.packing import batch_fingerprint
 from .training.sft import SFTBatches, prepare_batches, sft_objective
 
@@ -800,7 +801,7 @@ def _fine_tune(
     )  # fmt: skip
     if done.stopped_by == "signal":
         raise KeyboardInterrupt(f"step {done.steps} is saved; the same call continues from there")
-    metrics = pd.DataFrame(read_jsonl_log(done.folder / "metrics.jsonl"))
+    metrics = pd.DataFrame(broadcast_json(read_jsonl_log(done.folder / "metrics.jsonl")))
     done = replace(done, state=None)  # The optimizer is not needed for what follows
     results = _key_figures(done, batches, metrics)
     files = save_model(

@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 from .data import assignments
 from .show import TYPED, columns, way_on
 from ..core.errors import ModelError, TunixError
-from ..core.remote import url_of
+from ..core.remote import fetch, url_of
 from ..core.settings import resolve, settings
 from ..models.config import MODEL_PRESETS
 from ..registry.model_refs import pin_spec
@@ -29,7 +29,7 @@ from ..runs.run_spec import make_spec
 
 # %% auto #0
 __all__ = ['OPENING', 'TOGETHER', 'Parameters', 'RunDir', 'RESUMED', 'as_typed', 'parameter_rows', 'pipeline_command', 'ending',
-           'require_model', 'run_notebook', 'pipeline_function', 'run', 'add_pipeline']
+           'require_model', 'run_notebook', 'fetched_record', 'pipeline_function', 'run', 'add_pipeline']
 
 # %% ../../nbs/cli/25_pipelines.ipynb #93314bf2
 def as_typed(
@@ -173,7 +173,7 @@ def run_notebook(
         if unfinished is not None:
             typer.echo(f"resuming {unfinished.folder}, which is unfinished")
             run_dir = str(unfinished.folder)
-    if not place.leads and resume and is_done(resolve(run_dir)):
+    if not place.leads and resume and is_done(fetched_record(run_dir)):
         typer.echo(f"{run_dir} holds this run, completed")
         return
     try:
@@ -192,6 +192,20 @@ def run_notebook(
     typer.echo(f"\n{ending(run)}")
     if unfinished_code and run.resumable:
         raise typer.Exit(unfinished_code)
+
+
+def fetched_record(
+    run_dir: str,  # Run folder of process 0, possibly a URL
+) -> Path:  # Folder on this machine, which may hold nothing
+    """Fetch what a run folder records, without its checkpoints.
+
+    Args:
+        run_dir: Run folder of process 0, possibly a URL
+
+    Returns:
+        Folder on this machine, which may hold nothing
+    """
+    return fetch(resolve(run_dir), without=("checkpoints", "model"), missing_ok=True)
 
 # %% ../../nbs/cli/25_pipelines.ipynb #82b63743
 Parameters = Annotated[

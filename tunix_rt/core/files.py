@@ -25,10 +25,10 @@ from typing import IO, Any
 from .errors import PathError, TunixError
 
 # %% auto #0
-__all__ = ['JSON_ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'own', 'taking_over', 'remove_abandoned', 'hidden_beside',
-           'scratch_folder', 'replacing', 'new_folder', 'JSONRefused', 'json_fault', 'parse_json', 'canonical_json',
-           'write_json', 'read_json', 'lines_of', 'read_lines', 'append_json', 'read_jsonl_log', 'sha256_text',
-           'sha256_file', 'parse_statements', 'parse_expression']
+__all__ = ['JSON_ADVICE', 'INT_LIMIT', 'DEEPEST', 'sync_folder', 'own', 'taking_over', 'remove_path', 'remove_abandoned',
+           'hidden_beside', 'scratch_folder', 'replacing', 'new_folder', 'JSONRefused', 'json_fault', 'parse_json',
+           'canonical_json', 'write_json', 'read_json', 'lines_of', 'read_lines', 'append_json', 'read_jsonl_log',
+           'sha256_text', 'sha256_file', 'parse_statements', 'parse_expression']
 
 # %% ../../nbs/core/30_files.ipynb #bae68586
 def sync_folder(
@@ -102,6 +102,17 @@ def taking_over(
         os.close(handle)
 
 
+def remove_path(
+    path: Path,  # Existing file or folder
+) -> None:
+    """Remove a file, or a folder with all that is in it.
+
+    Args:
+        path: Existing file or folder
+    """
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def remove_abandoned(
     path: Path,  # Temporary file or folder
 ) -> bool:  # False if somebody owns it, and it was left alone
@@ -115,7 +126,7 @@ def remove_abandoned(
     """
     with taking_over(path) as free:
         if free:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove_path(path)
         return free
 
 # %% ../../nbs/core/30_files.ipynb #73b47b45

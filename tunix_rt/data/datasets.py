@@ -693,6 +693,7 @@ def freeze_recipe(
     version: str,  # Version, such as "v2"
     train: int | None = None,  # Number of training problems; the recipe's by default
     held_out: int | None = None,  # Number of evaluation problems; the recipe's by default
+    train_mix: Mapping[str, float] | None = None,  # Shares of training problems, if others
     seed: int = 42,  # Seed of every draw
     home: Path | str | None = None,  # Folder of datasets, or its URL; the settings' by default
     created_at: datetime | None = None,  # Build time; now by default
@@ -704,6 +705,7 @@ def freeze_recipe(
         version: Version, such as "v2"
         train: Number of training problems; the recipe's by default
         held_out: Number of evaluation problems; the recipe's by default
+        train_mix: Shares of training problems, if others
         seed: Seed of every draw
         home: Folder of datasets, or its URL; the settings' by default
         created_at: Build time; now by default
@@ -711,10 +713,11 @@ def freeze_recipe(
     Returns:
         Training set, and the held-out set (`<recipe>-held-out`) if any
     """
-    parts = generate_traces(recipe, train=train, held_out=held_out, seed=seed)
+    parts = generate_traces(recipe, train=train, held_out=held_out, train_mix=train_mix, seed=seed)
     name, split = recipe_name(recipe), PRESETS[recipe].split if recipe in PRESETS else "train"
     names = ((name, split), (f"{name}-held-out", "test"))
     provenance: dict[str, Any] = {"source": "tunix_rt generators", "recipe": recipe}
+    provenance |= {"train_mix": dict(train_mix)} if train_mix else {}
     if plugin := plugin_sources("generators", [recipe], PRESETS):
         provenance["plugins"] = [
             {name: value for name, value in source.items() if name != "file"} for source in plugin
@@ -741,6 +744,7 @@ def freeze_questions(
     version: str,  # Version, such as "v2"
     count: int,  # Number of questions to draw; those that overlap are left out
     avoid: Iterable[Trace],  # Traces of the training and the evaluation set
+    mix: Mapping[str, float] | None = None,  # Family to its share; all equally often by default
     seed: int = 43,  # Seed of every draw
     home: Path | None = None,  # Folder of datasets; that of the settings by default
 ) -> Dataset:  # Questions with an answer and no steps (`<recipe>-questions`)
@@ -751,6 +755,7 @@ def freeze_questions(
         version: Version, such as "v2"
         count: Number of questions to draw; those that overlap are left out
         avoid: Traces of the training and the evaluation set
+        mix: Family to its share; all equally often by default
         seed: Seed of every draw
         home: Folder of datasets; that of the settings by default
 
@@ -758,7 +763,7 @@ def freeze_questions(
         Questions with an answer and no steps (`<recipe>-questions`)
     """
     known = list(avoid)
-    mix = dict.fromkeys(PRESETS[recipe].mix, 1.0)
+    mix = mix or dict.fromkeys(PRESETS[recipe].mix, 1.0)
     drawn, _ = generate_traces(recipe, train=count, held_out=0, seed=seed, mix=mix, avoid=known)
     seen = EvaluationPrompts(known)
     new = [t.model_copy(update={"steps": ()}) for t in drawn if not seen.asks(t.prompt)]

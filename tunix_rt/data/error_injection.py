@@ -5,7 +5,7 @@
 # %% ../../nbs/data/22_error_injection.ipynb #e12b6f97
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from random import Random
@@ -19,7 +19,8 @@ from ..traces.schema import Step, Trace
 __all__ = ['ERROR_KINDS', 'PLACEMENTS', 'NO_ERROR', 'MISSING', 'COUNTED', 'Steps', 'TRIES', 'NO_STEP', 'Column', 'complete',
            'work_column', 'wrong_column', 'Error', 'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'digit_pairs',
            'check_line', 'all_lines', 'list_steps', 'check_each', 'check_at_end', 'with_checks', 'inject_error',
-           'check_worked_trace', 'CheckSpec', 'add_checks', 'verifier_prompt', 'verifier_trace']
+           'errors_of', 'check_worked_trace', 'wrong_line', 'wrong_lines', 'inject_errors', 'CheckSpec', 'add_checks',
+           'verifier_prompt', 'verifier_trace']
 
 # %% ../../nbs/data/22_error_injection.ipynb #b4054f68
 @dataclass(frozen=True)
@@ -382,18 +383,16 @@ def list_steps(
 # %% ../../nbs/data/22_error_injection.ipynb #0cab6575
 def check_each(
     right: Sequence[WorkedSum],  # Sums as they should be
-    wrong: Sequence[WorkedSum] | None,  # Sums with an error; None for none
-    error: int,  # Number of the wrong step; 0 for none
-) -> Steps:  # Each step, its check, and after the wrong one its correction
+    wrong: Mapping[int, str],  # Number of each wrong step to what is written there
+) -> Steps:  # Each step, its check, and after a wrong one its correction
     """List the steps of sums with a check after each.
 
     Args:
         right: Sums as they should be
-        wrong: Sums with an error; None for none
-        error: Number of the wrong step; 0 for none
+        wrong: Number of each wrong step to what is written there
 
     Returns:
-        Each step, its check, and after the wrong one its correction
+        Each step, its check, and after a wrong one its correction
     """
     steps, number = Steps(), 0
     for kind, content in list_steps(right):
@@ -401,10 +400,9 @@ def check_each(
             steps.append((kind, content))
             continue
         number += 1
-        found = number == error
-        written = all_lines(wrong or ())[number - 1] if found else content
+        written = wrong.get(number, content)
         steps += [(kind, written), ("check", check_line(number, written, content))]
-        steps += [("correction", content)] if found else []
+        steps += [("correction", content)] if number in wrong else []
     return steps
 
 
@@ -460,7 +458,7 @@ def with_checks(
         )
     sums = work_sums(plans_of(trace))
     assert sums is not None
-    steps = (check_each if placement == "step" else check_at_end)(sums, None, 0)
+    steps = check_each(sums, {}) if placement == "step" else check_at_end(sums, None, 0)
     return _with_steps(trace, steps, {"checks": placement, "error": None})
 
 
@@ -502,8 +500,10 @@ def inject_error(
         error = Error(draw.randrange(count) + 1, draw.choice(list(kinds)))
         wrong = work_sums(plans, error, draw)
         if wrong is not None:
-            lay = check_each if placement == "step" else check_at_end
-            steps = lay(right, wrong, error.step)
+            if placement == "step":
+                steps = check_each(right, {error.step: all_lines(wrong)[error.step - 1]})
+            else:
+                steps = check_at_end(right, wrong, error.step)
             at = _place_of(steps, error.step)
             noted = {"step": error.step, "kind": error.kind, "at": at}
             meta = {"checks": placement, "error": noted, "untrained_steps": [at]}
@@ -514,6 +514,21 @@ def inject_error(
     )
 
 # %% ../../nbs/data/22_error_injection.ipynb #19083413
+def errors_of(
+    trace: Trace,  # Trace with checks
+) -> list[dict[str, Any]]:  # Step, kind and position of each error, in the order of the steps
+    """List the errors of a trace.
+
+    Args:
+        trace: Trace with checks
+
+    Returns:
+        Step, kind and position of each error, in the order of the steps
+    """
+    meta = trace.meta or {}
+    return meta.get("errors") or ([meta["error"]] if meta.get("error") else [])
+
+
 def check_worked_trace(
     trace: Trace,  # Trace with checks
 ) -> None:
@@ -522,12 +537,12 @@ def check_worked_trace(
     Args:
         trace: Trace with checks
     """
-    error = (trace.meta or {}).get("error")
+    errors = errors_of(trace)
     checks = [step for step in trace.steps if step.type == "check"]
     found = [step for step in checks if not step.content.endswith(f"; {NO_ERROR}")]
     last = next(step for step in reversed(trace.steps) if step.type != "check")
-    wrong_from, wrong_to = (error["at"], found[0].i) if error and found else (0, 0)
-    sound = [step for step in trace.steps if not wrong_from <= step.i < wrong_to]
+    stretches = [range(e["at"], check.i) for e, check in zip(errors, found, strict=False)]
+    sound = [step for step in trace.steps if not any(step.i in wrong for wrong in stretches)]
     false = [text for step in sound for text in false_equations(step.content)]
     expression, _, result = last.content.rpartition(" = ")
     faults = {
@@ -535,7 +550,7 @@ def check_worked_trace(
         f"ends in {last.content}, and the answer is {trace.final_answer}": (
             not result == trace.final_answer == str(evaluate_expression(expression))
         ),
-        "has an error and not one check that finds it, or the reverse": (len(found) != bool(error)),
+        "has an error and not one check that finds it, or the reverse": len(found) != len(errors),
         "has a check that does not fit the line it checks": not _checks_fit(trace, checks),
     }
     for fault, there in faults.items():
@@ -546,17 +561,108 @@ def check_worked_trace(
 def _checks_fit(trace: Trace, checks: Sequence[Step]) -> bool:
     "Compare each check with the step that it is about."
     lines = [step.content for step in trace.steps if step.type in COUNTED]
-    error = ((trace.meta or {}).get("error") or {}).get("step")
     corrections = [step.content for step in trace.steps if step.type == "correction"]
+    corrected = dict(zip((e["step"] for e in errors_of(trace)), corrections, strict=False))
     for number, check in enumerate(checks, start=1):
-        written, right = lines[number - 1], lines[number - 1]
-        if number == error:
-            right = corrections[0]
+        written = lines[number - 1]
+        right = corrected.get(number, written)
         if check.content != check_line(number, written, right) or (written == right) != (
             NO_ERROR in check.content
         ):
             return False
     return True
+
+# %% ../../nbs/data/22_error_injection.ipynb #2a0c52a3
+def wrong_line(
+    done: WorkedSum,  # Right sum
+    step: int,  # Number of the step in this sum, from 1
+    kinds: Sequence[str],  # Kinds of error to choose from
+    draw: Random,  # Source of randomness
+) -> tuple[str, str] | None:  # Kind of error and the line with it; None if none is possible
+    """Write one line of a sum wrong.
+
+    Args:
+        done: Right sum
+        step: Number of the step in this sum, from 1
+        kinds: Kinds of error to choose from
+        draw: Source of randomness
+
+    Returns:
+        Kind of error and the line with it; None if none is possible
+    """
+    here = [kind for kind in kinds if (kind == "result") == (step == len(done.lines))]
+    for kind in draw.sample(here, len(here)):
+        wrong = work_sum(done.expression, error=Error(step, kind), draw=draw)
+        if wrong is not None:
+            return kind, wrong.lines[step - 1]
+    return None
+
+# %% ../../nbs/data/22_error_injection.ipynb #2cc1e52c
+def wrong_lines(
+    right: Sequence[WorkedSum],  # Sums as they should be
+    share: float,  # Share of steps to write wrong
+    kinds: Sequence[str],  # Kinds of error to choose from
+    draw: Random,  # Source of randomness
+) -> dict[int, tuple[str, str]]:  # Number of each wrong step to its kind of error and its line
+    """Write some lines of sums wrong, each for itself.
+
+    Args:
+        right: Sums as they should be
+        share: Share of steps to write wrong
+        kinds: Kinds of error to choose from
+        draw: Source of randomness
+
+    Returns:
+        Number of each wrong step to its kind of error and its line
+    """
+    places = [(done, step) for done in right for step in range(1, len(done.lines) + 1)]
+    lines = {
+        number: wrong_line(done, step, kinds, draw)
+        for number, (done, step) in enumerate(places, start=1)
+        if draw.random() < share
+    }
+    return {number: line for number, line in lines.items() if line is not None}
+
+
+def inject_errors(
+    trace: Trace,  # Worked trace without an error, with checks after each step
+    draw: Random,  # Source of randomness
+    *,
+    share: float,  # Share of wrong steps, of which each trace has one or more
+    kinds: Sequence[str] = ERROR_KINDS,  # Kinds of error to choose from
+) -> Trace:  # Trace with one error or more, each found and corrected at once
+    """Put errors into several steps of a worked trace.
+
+    Args:
+        trace: Worked trace without an error, with checks after each step
+        draw: Source of randomness
+        share: Share of wrong steps, of which each trace has one or more
+        kinds: Kinds of error to choose from
+
+    Returns:
+        Trace with one error or more, each found and corrected at once
+    """
+    if (trace.meta or {}).get("checks") != "step":
+        raise DatasetError(
+            f"several errors need a check after each step, and the checks of trace {trace.id} do "
+            f'not stand there; use with_checks(trace, "step")'
+        )
+    right = work_sums(plans_of(trace))
+    assert right is not None
+    for _ in range(TRIES):
+        wrong = wrong_lines(right, share, kinds, draw)
+        if wrong:
+            break
+    else:
+        return inject_error(trace, draw, kinds=kinds)
+    steps = check_each(right, {number: line for number, (_, line) in wrong.items()})
+    noted = [
+        {"step": number, "kind": kind, "at": _place_of(steps, number)}
+        for number, (kind, _) in wrong.items()
+    ]
+    untrained = [error["at"] for error in noted]
+    meta = {"error": noted[0], "errors": noted, "untrained_steps": untrained}
+    return _with_steps(trace, steps, meta)
 
 # %% ../../nbs/data/22_error_injection.ipynb #89bade40
 @dataclass(frozen=True)
@@ -566,18 +672,26 @@ class CheckSpec:
     Attributes:
         errors: Share of training traces with an error; held-out ones have none
         placement: "step" for a check after each step, "end" for all after the working
-        kinds: Kinds of error, equally often
+        kinds: Kinds of error; one named twice is drawn twice as often
+        wrong_steps: Share of wrong steps in traces with errors; 0 for one wrong step
     """
 
     errors: float = 0.5  # Share of training traces with an error; held-out ones have none
     placement: str = "end"  # "step" for a check after each step, "end" for all after the working
-    kinds: tuple[str, ...] = ERROR_KINDS  # Kinds of error, equally often
+    kinds: tuple[str, ...] = ERROR_KINDS  # Kinds of error; one named twice is drawn twice as often
+    wrong_steps: float = 0.0  # Share of wrong steps in traces with errors; 0 for one wrong step
 
     def __post_init__(self) -> None:
-        if not 0 <= self.errors <= 1 or self.placement not in PLACEMENTS:
+        shares = min(self.errors, self.wrong_steps), max(self.errors, self.wrong_steps)
+        if not 0 <= shares[0] <= shares[1] <= 1 or self.placement not in PLACEMENTS:
             raise DatasetError(
-                f"errors={self.errors} is a share from 0 to 1, and placement={self.placement!r} is "
-                f"one of {', '.join(PLACEMENTS)}"
+                f"errors={self.errors} and wrong_steps={self.wrong_steps} are shares from 0 to 1, "
+                f"and placement={self.placement!r} is one of {', '.join(PLACEMENTS)}"
+            )
+        if self.wrong_steps and self.placement != "step":
+            raise DatasetError(
+                f"wrong_steps={self.wrong_steps} asks for several errors in a trace, and checks at "
+                f'the end find the first one only; use placement="step"'
             )
 
 
@@ -598,10 +712,13 @@ def add_checks(
     """
     checked = [with_checks(trace, spec.placement) for trace in traces]
     chosen = set(draw.sample(range(len(checked)), round(spec.errors * len(checked))))
-    return [
-        inject_error(trace, draw, kinds=spec.kinds) if place in chosen else trace
-        for place, trace in enumerate(checked)
-    ]
+
+    def wrong(trace: Trace) -> Trace:
+        if spec.wrong_steps:
+            return inject_errors(trace, draw, share=spec.wrong_steps, kinds=spec.kinds)
+        return inject_error(trace, draw, kinds=spec.kinds)
+
+    return [wrong(trace) if place in chosen else trace for place, trace in enumerate(checked)]
 
 # %% ../../nbs/data/22_error_injection.ipynb #5c2d2448
 NO_STEP = "none"  # Answer of a verifier that finds nothing wrong

@@ -11,15 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import tunix_rt
-from ..data.datasets import Dataset, freeze_questions, freeze_recipe, load_dataset
-from ..data.generators import PRESETS
+from tunix_rt.data.datasets import (
+    Dataset,
+    build_dataset,
+    freeze_questions,
+    freeze_recipe,
+    load_dataset,
+)
+from ..data.generators import PRESETS, GeneratorSpec, find_recipe
 from ..data.overlap import check_no_overlap
 from .environment import NotebookEnvironment, find_dataset
 from .metadata import KaggleError
+from .plugins import names_recipe
 
 # %% auto #0
-__all__ = ['KEYS', 'EVALUATION_SET', 'FRESH', 'GEMMA', 'FRESH_PRACTICE', 'GEMMA_PRACTICE', 'one_set', 'find_inputs',
-           'ChosenParameter', 'common', 'choose_config', 'find_questions', 'choose_practice', 'steps_in']
+__all__ = ['KEYS', 'EVALUATION_SET', 'OWN_TRAIN', 'FRESH', 'GEMMA', 'METHODS', 'FRESH_PRACTICE', 'GEMMA_PRACTICE', 'one_set',
+           'find_inputs', 'ChosenParameter', 'common', 'choose_config', 'find_questions', 'hold_back',
+           'choose_practice', 'steps_in']
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #961829fb
 KEYS = re.compile(r"(golden|dev-reasoning)-(v\d+)")  # Small sets that any machine can make
@@ -46,9 +54,12 @@ def one_set(
     return load_dataset(find_dataset(place, name))
 
 
+OWN_TRAIN = 1_000  # Examples of a recipe of one's own that does not say how many
+
+
 def find_inputs(
     place: NotebookEnvironment,  # Current environment
-    dataset: str,  # Recipe, key, or path of a folder
+    dataset: str,  # Recipe, key, path of a folder, or file.py:name
     evaluation_set: str = "",  # Key or path of a folder; "" for the default
     *,
     train: int = 0,  # Examples to generate from a recipe; 0 for its own number
@@ -59,7 +70,7 @@ def find_inputs(
 
     Args:
         place: Current environment
-        dataset: Recipe, key, or path of a folder
+        dataset: Recipe, key, path of a folder, or file.py:name
         evaluation_set: Key or path of a folder; "" for the default
         train: Examples to generate from a recipe; 0 for its own number
         held_out: Questions to hold out from a recipe; 0 for its own number
@@ -68,8 +79,11 @@ def find_inputs(
     Returns:
         Training and evaluation set without shared questions
     """
-    if dataset in PRESETS:
-        train, held_out = train or PRESETS[dataset].train, held_out or PRESETS[dataset].held_out
+    if dataset in PRESETS or names_recipe(dataset):
+        recipe = find_recipe(dataset)
+        if isinstance(recipe, GeneratorSpec):
+            train, held_out = train or recipe.train, held_out or recipe.held_out
+        train = train or OWN_TRAIN
         version = f"{tunix_rt.__version__}-t{train}-h{held_out}-s{seed}"
         made = freeze_recipe(dataset, version=version, train=train, held_out=held_out, seed=seed)
         train_set, held = made[0], made[1] if len(made) > 1 else None
@@ -211,7 +225,40 @@ def find_questions(
     check_no_overlap(found.train_traces(), test_set)
     return found
 
+# %% ../../nbs/kaggle/40_inputs.ipynb #49b09b10
+def hold_back(
+    questions: Dataset,  # Questions to practice on
+    count: int,  # Most questions to hold back; a quarter of them at most
+) -> tuple[Dataset, Dataset]:  # Questions held back, and the others
+    """Split questions into some that decide which round is kept and the rest.
+
+    Args:
+        questions: Questions to practice on
+        count: Most questions to hold back; a quarter of them at most
+
+    Returns:
+        Questions held back, and the others
+    """
+    traces = list(questions.train_traces())
+    count = min(count, len(traces) // 4)
+    if not count:
+        raise KaggleError(
+            f"{questions.key} has {len(traces)} questions, too few to hold some back for choosing "
+            f"a round; give four or more, or choose practice='grpo'"
+        )
+    name, version = (
+        str(questions.manifest["dataset_name"]),
+        str(questions.manifest["dataset_version"]),
+    )
+    facts = {"source": questions.key, "fingerprint": questions.fingerprint}
+    watched, rest = (
+        build_dataset(part, name=f"{name}-{label}", version=version, provenance=facts)
+        for label, part in (("watched", traces[:count]), ("practiced", traces[count:]))
+    )
+    return watched, rest
+
 # %% ../../nbs/kaggle/40_inputs.ipynb #76cb552d
+METHODS = {"grpo": "grpo", "rejection": "practice", "preference": "preference"}  # To pipelines
 FRESH_PRACTICE = {
     "learning_rate": ChosenParameter(
         1e-4, "AdamW; at a higher one a small model stops ending its answers"
@@ -240,27 +287,79 @@ GEMMA_PRACTICE = {
 }
 
 
+def _rejection(tiny: bool) -> dict[str, ChosenParameter]:
+    "Choices of the practice notebook."
+    return {
+        "questions": ChosenParameter(250 if tiny else 256, "asked in a round"),
+        "samples": ChosenParameter(8, "answers to each question"),
+        "keep_per_question": ChosenParameter(
+            4, "right answers of one question, unlike in their wording"
+        ),
+        "rounds": ChosenParameter(100, "until the time is over"),
+        "patience": ChosenParameter(2, "rounds without a gain that end it"),
+        "max_steps": ChosenParameter(40 if tiny else 16, "updates in a round"),
+        "batch_size": ChosenParameter(8 if tiny else 32, "as in training"),
+        "seq_length": ChosenParameter(256 if tiny else 1024, "as in training"),
+        "learning_rate": ChosenParameter(
+            3e-4 if tiny else 1e-4, "constant; one's own answers surprise little"
+        ),
+        "generation_batch_size": ChosenParameter(64 if tiny else 128, "answers sampled at a time"),
+        "limit": ChosenParameter(0, "all that are held back decide which round is kept"),
+    }
+
+
+def _preference(tiny: bool) -> dict[str, ChosenParameter]:
+    "Choices of the preference notebook."
+    return {
+        "num_generations": ChosenParameter(
+            8, "answers to each question; the best is preferred to the worst"
+        ),
+        "max_pairs": ChosenParameter(
+            0, "every question whose answers differ in reward gives a pair"
+        ),
+        "batch_size": ChosenParameter(8, "packed rows of both answers"),
+        "generation_batch_size": ChosenParameter(64 if tiny else 128, "answers sampled at a time"),
+        "validation_pairs": ChosenParameter(16, "held back, to watch how they are ranked"),
+    }
+
+
 def choose_practice(
     model: str,  # "tiny", or a published Gemma
     adapters: bool,  # True if adapters are trained
     *,
+    method: str = "grpo",  # One of METHODS
     max_new_tokens: int,  # Longest answer, in tokens
-    reward_funcs: str = "correct",  # Rewards, with commas
-) -> dict[str, ChosenParameter]:  # Choices by parameter of the grpo notebook
+    reward_funcs: str = "correct",  # Rewards, with commas; rejection asks for right answers only
+) -> dict[str, ChosenParameter]:  # Choices by parameter of the notebook that the method executes
     """Choose the hyperparameters of practice, with reasons.
 
     Args:
         model: "tiny", or a published Gemma
         adapters: True if adapters are trained
+        method: One of METHODS
         max_new_tokens: Longest answer, in tokens
-        reward_funcs: Rewards, with commas
+        reward_funcs: Rewards, with commas; rejection asks for right answers only
 
     Returns:
-        Choices by parameter of the grpo notebook
+        Choices by parameter of the notebook that the method executes
     """
-    chosen = dict(FRESH_PRACTICE if model == "tiny" else GEMMA_PRACTICE)
+    if method not in METHODS:
+        raise KaggleError(f"practice is {method!r}; choose one of {', '.join(METHODS)}, or none")
+    tiny = model == "tiny"
+    gemma = GEMMA_PRACTICE if not tiny else {}
+    if method == "grpo":
+        chosen = dict(gemma or FRESH_PRACTICE)
+    else:
+        chosen = (_rejection if method == "rejection" else _preference)(tiny)
+        chosen |= {name: gemma[name] for name in ("base_dtype", "dtype", "remat") if gemma}
     chosen["max_new_tokens"] = ChosenParameter(max_new_tokens, "as in the evaluation")
-    chosen["reward_funcs"] = ChosenParameter(reward_funcs, "paid only in the right form")
+    if method != "rejection":
+        chosen["reward_funcs"] = ChosenParameter(reward_funcs, "paid only in the right form")
+    elif reward_funcs != "correct":
+        raise KaggleError(
+            f"rejection keeps right answers and reads no reward, so reward_funcs={reward_funcs!r} "
+            f"would do nothing; choose practice='grpo' or 'preference'"
+        )
     if adapters:
         chosen["export"] = ChosenParameter(
             "both", "adapters for the judges, merged weights for everybody"

@@ -24,7 +24,7 @@ from tunix_rt.core.plugins import (
     split_spec,
     split_specs,
 )
-from .environment import Place, below
+from .environment import NotebookEnvironment, below
 from .metadata import KaggleError
 
 # %% auto #0
@@ -217,7 +217,7 @@ def write_plugins(
 
 # %% ../../nbs/kaggle/65_plugins.ipynb #8947dc6a
 def use_attached_plugins(
-    place: Place,  # Current environment
+    place: NotebookEnvironment,  # Current environment
 ) -> list[Path]:  # Folders of plug-ins that are attached
     """Let specs such as mine.py:brevity name files that are attached.
 

@@ -8,24 +8,29 @@ from __future__ import annotations
 import json
 from asyncio import Transport
 from collections.abc import Iterable
+from functools import partial
+from itertools import islice
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..core.settings import Settings
+from .admission import HEALTH, AdmissionQueue, lane_of
 
 # %% auto #0
-__all__ = ['MOST_HEADER_BYTES', 'OVERHEAD', 'MOST_PIPELINED', 'SLOWEST', 'SMALLEST', 'UNREAD', 'TOO_LARGE', 'TOO_MANY',
-           'TOO_SLOW', 'TOO_SMALL', 'RESERVED', 'SETTLED', 'Refused', 'closing_response', 'LimitedProtocol',
-           'is_waiting', 'overdue', 'close_late', 'most_connections', 'least_missed', 'close_excess',
+__all__ = ['MOST_HEADER_BYTES', 'OVERHEAD', 'MOST_PIPELINED', 'MOST_CLOSED', 'SLOWEST', 'SMALLEST', 'PIECE', 'UNREAD',
+           'TOO_LARGE', 'TOO_MANY', 'TOO_SLOW', 'TOO_SMALL', 'RESERVED', 'SETTLED', 'Refused', 'closing_response',
+           'LimitedProtocol', 'is_waiting', 'overdue', 'close_late', 'most_connections', 'least_missed', 'close_excess',
            'limited_protocol']
 
 # %% ../../nbs/serve/82_connections.ipynb #94b0151d
 MOST_HEADER_BYTES = 64 * 1024  # Address, headers and trailers of a request
 OVERHEAD = 32  # Bytes that a header counts for, besides its own
 MOST_PIPELINED = 100  # Requests that wait for the response to an earlier one
+MOST_CLOSED = 100  # Connections that a sweep closes, so that others wait for it no longer
 SLOWEST = 1024  # Bytes a second of a body, on average
 SMALLEST = 32  # Bytes of a chunk, on average over a thousand
+PIECE = 4096  # Bytes of a body for which its reader is woken, before the end
 UNREAD = 2  # Times as long as a client may be silent, it may read nothing of a response
 
 TOO_LARGE = f"the headers are larger than {MOST_HEADER_BYTES:,} bytes; send less in them"
@@ -69,17 +74,34 @@ class LimitedProtocol(HttpToolsProtocol):
 
     patience: ClassVar[float] = 30.0  # Seconds that a client may be silent
     most: ClassVar[int] = 2000  # Connections of the server
+    queue: ClassVar[AdmissionQueue] = AdmissionQueue()
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self.refused: Refused | None = None
         self.header_bytes = self.unclaimed = self.body_bytes = self.body_pieces = self.unsent = 0
         self.since = self.moved = self.loop.time()  # Of this state, and of its last progress
+        self.served, self.app = self.app, self.admitted
+
+    async def admitted(self, scope: Any, receive: Any, send: Any) -> None:
+        "Let the app respond as soon as it is the turn of the request."
+        await self.queue.enter(lane_of(scope), urgent=scope["path"] == HEALTH)
+        if not self.transport.is_closing():
+            await self.served(scope, receive, send)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         "Begin to wait for a request."
         super().connection_made(transport)
         close_excess(self.connections, self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        "Let whoever writes a response know that its client has gone, in its turn."
+        self.connections.discard(self)
+        if self.cycle is None or self.cycle.response_complete:
+            super().connection_lost(exc)
+            return
+        self.cycle.disconnected = True
+        self.queue.later("departed", partial(super().connection_lost, exc))
 
     def data_received(self, data: bytes) -> None:
         "Parse a piece of input, unless it is one too many."
@@ -139,7 +161,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.body_pieces % 1000 == 0 and self.body_bytes < SMALLEST * self.body_pieces:
             self.refused = Refused(400, TOO_SMALL)
             raise self.refused
-        super().on_body(body)
+        if self.cycle.response_complete or len(self.cycle.body) + len(body) >= PIECE:
+            super().on_body(body)
+        else:
+            self.cycle.body += body  # whoever reads the body is not woken for so little
 
     def on_response_complete(self) -> None:
         "Begin to wait for the next request."
@@ -199,15 +224,16 @@ def close_late(
     Returns:
         Connections closed
     """
-    late = [each for each in connections if isinstance(each, LimitedProtocol) if overdue(each, now)]
-    for each in late:
+    late = (each for each in connections if isinstance(each, LimitedProtocol) if overdue(each, now))
+    closed = list(islice(late, MOST_CLOSED))
+    for each in closed:
         if each.flow.write_paused:
             each.transport.abort()
         elif is_waiting(each) and not each.unclaimed:
             each.transport.close()  # an idle connection, which ends without a word
         else:
             each.refuse(Refused(408, TOO_SLOW))
-    return len(late)
+    return len(closed)
 
 # %% ../../nbs/serve/82_connections.ipynb #a3552d98
 RESERVED = 128  # File descriptors for everything else
@@ -293,5 +319,6 @@ def limited_protocol(
     limits = {
         "patience": settings.idle_seconds,
         "most": most_connections(settings.max_connections),
+        "queue": AdmissionQueue(),
     }
     return type("LimitedProtocol", (LimitedProtocol,), limits)

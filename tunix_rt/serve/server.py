@@ -28,7 +28,8 @@ from ..store.engine import open_store
 from ..store.tokens import active_tokens
 
 # %% auto #0
-__all__ = ['GRACE', 'BACKLOG', 'ACCEPTED', 'SWITCH', 'log', 'prepare_routes', 'accept_many', 'Server', 'server_config', 'serve']
+__all__ = ['GRACE', 'BACKLOG', 'ACCEPTED', 'SWITCH', 'log', 'YOUNG', 'CALM', 'COLLECT', 'prepare_routes', 'accept_many', 'Server',
+           'server_config', 'serve']
 
 # %% ../../nbs/serve/85_server.ipynb #912c610e
 GRACE = 20  # Seconds for open requests to finish
@@ -73,6 +74,11 @@ async def accept_many(
             server.servers.append(await loop.create_server(connection, sock=again, backlog=BACKLOG))
 
 
+YOUNG = (2_000, 5, 1_000_000)  # Thresholds of the garbage collector: hardly ever all objects
+CALM = 64  # Connections below which all objects are looked at
+COLLECT = 300  # Ticks between two such looks, a tenth of a second each
+
+
 class Server(uvicorn.Server):
     "A server that logs its address, and ends its log streams on shutdown."
 
@@ -84,15 +90,19 @@ class Server(uvicorn.Server):
         sys.setswitchinterval(SWITCH)
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*YOUNG)
         for each in (each for server in self.servers for each in server.sockets):
             host, port = each.getsockname()[:2]
             log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
         await accept_many(self)
 
     async def on_tick(self, counter: int) -> bool:
-        "Close, once a second, the connections whose clients take too long."
-        if counter % 10 == 0:
+        "Close, twice a second, the connections whose clients take too long."
+        if counter % 5 == 0:
             close_late(list(self.server_state.connections), asyncio.get_running_loop().time())
+        calm = len(self.server_state.connections) < CALM
+        if counter % COLLECT == 0 and (calm or counter % (20 * COLLECT) == 0):
+            gc.collect()
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -9,8 +9,8 @@ import asyncio
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,12 +21,13 @@ from sqlalchemy import select
 
 from ..core.errors import StoreError, TunixError
 from ..jobs.logs import LogLine, read_log
+from ..jobs.queue import get_queued
 from ..store.engine import Store
 from ..store.tables import ENDED, RunRow
 
 # %% auto #0
-__all__ = ['States', 'Events', 'T', 'THREADS', 'PACE', 'AT_ONCE', 'log', 'UNSEEN', 'BEAT', 'event', 'log_event', 'run_states',
-           'read_events', 'RunPoller', 'stream_log']
+__all__ = ['States', 'Events', 'Turn', 'T', 'THREADS', 'SLICE', 'PIECE', 'AT_ONCE', 'log', 'UNSEEN', 'BEAT', 'event', 'log_event',
+           'run_states', 'join_events', 'read_events', 'RunPoller', 'stream_log']
 
 # %% ../../nbs/serve/50_sse.ipynb #0cc27fb7
 def event(
@@ -79,10 +80,34 @@ def run_states(
 
 # %% ../../nbs/serve/50_sse.ipynb #1b0ba6a1
 Events = list[tuple[int, str]]  # Seq and formatted event of each chunk
+Turn = asyncio.Future[None]  # Resumes a listener
 T = TypeVar("T")
 THREADS = 2  # Threads that read for listeners
-PACE = 0.0002  # Seconds of the event loop for each chunk that is sent
+SLICE = 10  # Listeners that are resumed in one turn of the event loop
+PIECE = 32_768  # Characters after which events are sent
 AT_ONCE = 50  # Maximum chunks of one read; each has up to 16,384 characters
+
+
+def join_events(
+    events: Iterable[str],  # Formatted events
+) -> Iterator[str]:  # Same text, in fewer pieces
+    """Join small events, since to send each alone takes longer than to write it.
+
+    Args:
+        events: Formatted events
+
+    Returns:
+        Same text, in fewer pieces
+    """
+    waiting, size = list[str](), 0
+    for text in events:
+        waiting.append(text)
+        size += len(text)
+        if size >= PIECE:
+            yield "".join(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield "".join(waiting)
 
 
 def read_events(
@@ -113,7 +138,6 @@ class RunPoller:
 
     Attributes:
         every: Seconds between two queries
-        free_at: Time of the event loop at which the next chunk may be sent
     """
 
     store: Store
@@ -122,31 +146,80 @@ class RunPoller:
     states: States = field(default_factory=dict)
     trouble: TunixError | None = None
     stopping: bool = False
-    pulse: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    waiting: dict[UUID, set[Turn]] = field(default_factory=dict, repr=False)
+    turns: deque[Turn] = field(default_factory=deque, repr=False)
+    pump: asyncio.Task[None] | None = field(default=None, repr=False)
     task: asyncio.Task[None] | None = field(default=None, repr=False)
     reads: dict[tuple[UUID, int], asyncio.Task[Events]] = field(default_factory=dict, repr=False)
     threads: CapacityLimiter | None = field(default=None, repr=False)
-    free_at: float = 0.0  # Time of the event loop at which the next chunk may be sent
+    known: dict[UUID, asyncio.Task[Any]] = field(default_factory=dict, repr=False)
 
     async def call(self, work: Callable[..., T], *words: Any) -> T:
         "Run a function in the threads for listeners."
         self.threads = self.threads or CapacityLimiter(THREADS)
         return await to_thread.run_sync(work, *words, limiter=self.threads)
 
-    async def pace(self) -> None:
-        "Wait for a turn to send, so that a crowd of listeners leaves the event loop time."
-        now = asyncio.get_running_loop().time()
-        self.free_at = max(self.free_at, now) + PACE
-        if self.free_at - now > 20 * PACE:
-            await asyncio.sleep(self.free_at - now)
+    async def check(self, run_id: UUID) -> None:
+        "Refuse a run that is not there, with one query for all that ask at the same time."
+        if run_id not in self.states:
+            await self._once(self.known, run_id, get_queued, run_id)
+
+    async def _once(self, tasks: dict[Any, asyncio.Task[T]], key: Any, work: Any, *words: Any) -> T:
+        if key not in tasks:
+            tasks[key] = asyncio.create_task(self.call(work, self.store, *words))
+            tasks[key].add_done_callback(lambda _: tasks.pop(key))
+        return await asyncio.shield(tasks[key])
+
+    async def turn(self) -> None:
+        "Wait for a turn, so that a crowd of listeners leaves the event loop time."
+        turn = asyncio.get_running_loop().create_future()
+        self._queue([turn])
+        await turn
+
+    async def change(
+        self,
+        run_id: UUID,  # Run of a listener
+        seconds: float,  # Longest wait
+    ) -> None:
+        """Wait for a change of a run, or as long as a listener may be silent; then for a turn.
+
+        Args:
+            run_id: Run of a listener
+            seconds: Longest wait
+        """
+        loop = asyncio.get_running_loop()
+        turn, mine = loop.create_future(), self.waiting.setdefault(run_id, set())
+        mine.add(turn)
+        timer = loop.call_later(seconds, self._queue, [turn])
+        try:
+            await turn
+        finally:
+            timer.cancel()
+            mine.discard(turn)
+            if not mine and self.waiting.get(run_id) is mine:
+                del self.waiting[run_id]
+
+    def _queue(self, turns: Iterable[Turn]) -> None:
+        self.turns.extend(turns)
+        if self.pump is None:
+            self.pump = asyncio.get_running_loop().create_task(self._resume())
+
+    async def _resume(self) -> None:
+        "Resume listeners, a few in each turn of the event loop, and rest as long as that took."
+        loop = asyncio.get_running_loop()
+        while self.turns:
+            begun = loop.time()
+            for turn in [self.turns.popleft() for _ in range(min(SLICE, len(self.turns)))]:
+                if not turn.done():
+                    turn.set_result(None)
+            await asyncio.sleep(0)
+            if self.turns:
+                await asyncio.sleep(min(loop.time() - begun, 0.05))
+        self.pump = None
 
     async def events_after(self, run_id: UUID, seq: int) -> Events:
         "Read what follows in a log, once for all listeners that are at the same place."
-        key = run_id, seq
-        if key not in self.reads:
-            self.reads[key] = asyncio.create_task(self.call(read_events, self.store, *key))
-            self.reads[key].add_done_callback(lambda _: self.reads.pop(key))
-        return await asyncio.shield(self.reads[key])
+        return await self._once(self.reads, (run_id, seq), read_events, run_id, seq)
 
     def stop(self) -> None:
         "End all streams."
@@ -159,10 +232,10 @@ class RunPoller:
         if self.task is not None:
             await self.task
 
-    def wake(self) -> None:
-        "Notify all listeners of a change."
-        pulse, self.pulse = self.pulse, asyncio.Event()
-        pulse.set()
+    def wake(self, runs: Iterable[UUID] | None = None) -> None:
+        "Notify the listeners of some runs of a change, or all of them."
+        for run_id in list(self.waiting) if runs is None else runs:
+            self._queue(self.waiting.pop(run_id, ()))
 
     @contextmanager
     def listening(self, run_id: UUID) -> Iterator[None]:
@@ -192,9 +265,9 @@ class RunPoller:
             except Exception:  # any failure: no listener may wait for a task that has ended
                 log.exception("the runs cannot be watched")
                 return self._give_up(StoreError(UNSEEN))
-            if found != self.states:
-                self.states = found
-                self.wake()
+            changed = [run_id for run_id in found if found[run_id] != self.states.get(run_id)]
+            self.states = found
+            self.wake(changed)
             await asyncio.sleep(self.every)
 
 # %% ../../nbs/serve/50_sse.ipynb #14c2c544
@@ -219,7 +292,7 @@ async def stream_log(
     seq, beat = since_seq, time.monotonic() + BEAT
     with watch.listening(run_id):
         while not watch.stopping:
-            pulse, (status, last) = watch.pulse, watch.states.get(run_id, ("", -1))
+            status, last = watch.states.get(run_id, ("", -1))
             if watch.trouble is not None:
                 yield event("error", {"error": str(watch.trouble)})
                 return
@@ -229,22 +302,15 @@ async def stream_log(
                 except TunixError as error:
                     yield event("error", {"error": str(error)})
                     return
-                for _, text in events:
-                    await watch.pace()
-                    yield text
+                for some in join_events(text for _, text in events):
+                    await watch.turn()
+                    yield some
                 seq = events[-1][0] if events else last
             elif status in ENDED:
                 yield event("status", {"status": status})
                 return
             else:
-                await _either(pulse, beat - time.monotonic())
+                await watch.change(run_id, max(0.0, beat - time.monotonic()))
             if time.monotonic() >= beat:
                 yield event("heartbeat", {"seq": seq})
                 beat = time.monotonic() + BEAT
-
-# %% ../../nbs/serve/50_sse.ipynb #f9fd6731
-async def _either(pulse: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(pulse.wait(), max(seconds, 0))
-    except TimeoutError:
-        pass

@@ -29,8 +29,8 @@ from ..traces.serialization import EncodedTrace, encode_trace, record_of
 # %% auto #0
 __all__ = ['LABEL', 'COLUMNS', 'Spelled', 'BATCH', 'EVERYTHING', 'PARTS', 'Stored', 'TraceDetail', 'label', 'spell',
            'encode_storable', 'insert_one', 'insert_rows', 'moment_text', 'insert_written', 'insert_traces',
-           'add_traces', 'found', 'get_traces', 'get_trace', 'count_traces', 'saying', 'Page', 'list_traces',
-           'baseline_score', 'Score', 'add_score', 'latest_score']
+           'add_traces', 'found', 'known_traces', 'get_traces', 'get_trace', 'count_traces', 'saying', 'Page',
+           'list_traces', 'baseline_score', 'Score', 'add_score', 'latest_score']
 
 # %% ../../nbs/store/30_traces.ipynb #5b497dc2
 @dataclass(frozen=True, slots=True)
@@ -324,6 +324,27 @@ def _deleted(
         return session.scalar(newest)
 
 
+def known_traces(
+    store: Store,  # Database to read from
+    ids: Sequence[UUID],  # Ids in any order, some of which may be of no stored trace
+) -> dict[UUID, TraceDetail]:  # Id to trace, for those that are stored
+    """Read those of some traces that are stored.
+
+    Args:
+        store: Database to read from
+        ids: Ids in any order, some of which may be of no stored trace
+
+    Returns:
+        Id to trace, for those that are stored
+    """
+    there: dict[UUID, TraceDetail] = {}
+    with store.reading() as session:
+        for start in range(0, len(ids), BATCH):
+            wanted = TraceRow.id.in_(ids[start : start + BATCH])
+            there |= {row.id: found(row) for row in session.execute(EVERYTHING.where(wanted))}
+    return there
+
+
 def get_traces(
     store: Store,  # Database to read from
     ids: Sequence[UUID],  # Ids in any order
@@ -337,11 +358,7 @@ def get_traces(
     Returns:
         Traces in the same order
     """
-    there: dict[UUID, TraceDetail] = {}
-    with store.reading() as session:
-        for start in range(0, len(ids), BATCH):
-            wanted = TraceRow.id.in_(ids[start : start + BATCH])
-            there |= {row.id: found(row) for row in session.execute(EVERYTHING.where(wanted))}
+    there = known_traces(store, ids)
     missing = [str(id) for id in ids if id not in there]
     if missing and (known := _deleted(store, UUID(missing[0]))):
         raise MissingError(

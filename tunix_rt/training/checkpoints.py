@@ -10,20 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ..core.errors import TrainingError
 from ..core.files import canonical_json, read_jsonl_log, replacing
-from ..core.remote import fetch
+from ..core.remote import fetch, url_of
+from ..models.weights import gathered
+from .multihost import broadcast_json, require_shared
 
 # %% auto #0
-__all__ = ['OLD_FIELDS', 'Checkpoints', 'save_state', 'check_identity', 'restore_state', 'find_checkpoints',
-           'ReadOnlyCheckpoints', 'resume_from']
+__all__ = ['OLD_FIELDS', 'Checkpoints', 'save_state', 'check_identity', 'restore_state', 'LeaderCheckpoints', 'open_checkpoints',
+           'find_checkpoints', 'ReadOnlyCheckpoints', 'resume_from']
 
 # %% ../../nbs/training/25_checkpoints.ipynb #8ae5b517
 def _loss(metrics: dict[str, float]) -> float:
     return metrics["loss"]
+
+
+def _only_leader(folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    zero = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="leader"
+    )
+    return {"create": False, "multiprocessing_options": zero}
 
 
 class Checkpoints:
@@ -35,17 +47,21 @@ class Checkpoints:
         identity: dict[
             str, str
         ],  # Fingerprints that a saved state must match: model, data, training config
+        *,
+        alone: bool = False,  # True if process 0 writes all of it, and no other any
     ):
         """
         Args:
             folder: Checkpoint folder; created if missing
             identity: Fingerprints that a saved state must match: model, data, training config
+            alone: True if process 0 writes all of it, and no other any
         """
-        self.folder, self.identity = folder, identity
+        self.folder, self.identity, self.alone = folder, identity, alone
         keep = AnyPreservationPolicy([LatestN(n=2), BestN(n=1, get_metric_fn=_loss, reverse=True)])
         options = ocp.CheckpointManagerOptions(
-            best_fn=_loss, best_mode="min", preservation_policy=keep, cleanup_tmp_directories=True
-        )
+            best_fn=_loss, best_mode="min", preservation_policy=keep, cleanup_tmp_directories=True,
+            **(_only_leader(folder) if alone else {}),
+        )  # fmt: skip
         self.manager = ocp.CheckpointManager(folder, options=options)
 
     def steps(self) -> list[int]:
@@ -55,6 +71,10 @@ class Checkpoints:
     def best(self) -> int | None:
         "Find the step with the lowest loss."
         return self.manager.best_step()
+
+    def saving(self) -> bool:
+        "Return whether a save is under way in this process."
+        return bool(self.manager.is_saving_in_progress())
 
     def wait(self) -> None:
         "Wait until pending saves are on disk."
@@ -82,6 +102,10 @@ def save_state(
         loss: Loss for choosing the best, in nats
         memory: Small values to resume with, as JSON
     """
+    if checkpoints.alone:
+        state = jax.tree.map(gathered, state)
+        if jax.process_index():
+            return
     note = {"identity": checkpoints.identity, "memory": memory}
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
     checkpoints.manager.save(step, args=items, metrics={"loss": loss}, force=True)
@@ -115,12 +139,16 @@ def check_identity(
 OLD_FIELDS = {"opt_state": "optimiser"}  # As version 0.1 spelled it
 
 
+def _abstract(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, np.ndarray) else ocp.utils.to_shape_dtype_struct(leaf)
+
+
 def _read_state(checkpoints: Checkpoints, number: int, like: Any) -> Any:
     fields = {name: OLD_FIELDS.get(name, name) for name in getattr(like, "_fields", ())}
     described = (checkpoints.folder / str(number) / "state" / "_METADATA").read_text()
     old = any(f"('{fields[name]}'" in described for name in fields if fields[name] != name)
     wanted = {fields[name]: part for name, part in like._asdict().items()} if old else like
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+    abstract = jax.tree.map(_abstract, wanted)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     held = checkpoints.manager.restore(number, args=args).state
     return type(like)(**{name: held[fields[name]] for name in fields}) if old else held
@@ -141,7 +169,11 @@ def restore_state(
     Returns:
         Step, state and memory; None without a checkpoint
     """
-    steps = [step] if step is not None else checkpoints.steps()[::-1]
+    return (_from_leader if checkpoints.alone else _newest)(checkpoints, like, step)
+
+
+def _newest(checkpoints: Checkpoints, like: Any, step: int | None) -> Any:
+    steps = [step] if step is not None else sorted(checkpoints.manager.all_steps())[::-1]
     damage = None
     for number in steps:
         try:
@@ -150,7 +182,7 @@ def restore_state(
             ).note
             check_identity(checkpoints, number, note["identity"])
             state = _read_state(checkpoints, number, like)
-            for newer in [other for other in checkpoints.steps() if damage and other > number]:
+            for newer in [other for other in steps if damage and other > number]:
                 checkpoints.manager.delete(newer)
             if damage:
                 warnings.warn(f"resuming from step {number}, because of {damage}", stacklevel=2)
@@ -163,6 +195,88 @@ def restore_state(
             f"Delete the folder to start afresh, or restore it from a copy"
         )
     return None
+
+# %% ../../nbs/training/25_checkpoints.ipynb #3546f6d7
+class LeaderCheckpoints(Checkpoints):
+    "Checkpoints on a disk of process 0, which writes and reads for all; all must call."
+
+    def __init__(
+        self,
+        folder: Path,  # Checkpoint folder of process 0
+        identity: dict[str, str],  # Fingerprints that a saved state must match
+    ):
+        """
+        Args:
+            folder: Checkpoint folder of process 0
+            identity: Fingerprints that a saved state must match
+        """
+        if jax.process_index() == 0:
+            super().__init__(folder, identity, alone=True)
+        else:
+            self.folder, self.identity, self.alone = folder, identity, True
+
+    def steps(self) -> list[int]:
+        "List the steps of process 0 that can be resumed from, oldest first."
+        return list(broadcast_json(None if jax.process_index() else super().steps()))
+
+    def best(self) -> int | None:
+        "Find the step with the lowest loss."
+        return broadcast_json(None if jax.process_index() else super().best())
+
+    def saving(self) -> bool:
+        "Return whether a save is under way in this process, which only process 0 does."
+        return jax.process_index() == 0 and super().saving()
+
+    def wait(self) -> None:
+        "Wait until pending saves of process 0 are on its disk."
+        if jax.process_index() == 0:
+            super().wait()
+
+    def close(self) -> None:
+        "Wait for pending saves and close the manager, if it is process 0."
+        if jax.process_index() == 0:
+            super().close()
+
+
+def open_checkpoints(
+    folder: Path,  # Checkpoint folder of process 0
+    identity: dict[str, str],  # Fingerprints that a saved state must match
+) -> Checkpoints:
+    """Open the checkpoints of a run that several processes may share.
+
+    Args:
+        folder: Checkpoint folder of process 0
+        identity: Fingerprints that a saved state must match
+    """
+    if jax.process_count() == 1:
+        return Checkpoints(folder, identity)
+    if broadcast_json(url_of(folder) is not None):
+        return LeaderCheckpoints(folder, identity)
+    require_shared(folder.parent)
+    return Checkpoints(folder, identity)
+
+# %% ../../nbs/training/25_checkpoints.ipynb #c7ea346d
+def _from_leader(checkpoints: Checkpoints, like: Any, step: int | None) -> Any:
+    empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    found, refusal = None, ""
+    if jax.process_index() == 0:
+        try:
+            found = _newest(checkpoints, empty, step)
+        except TrainingError as error:
+            refusal = str(error)
+    told = broadcast_json({"refusal": refusal, "found": found and [found[0], found[2]]})
+    if told["refusal"]:
+        raise TrainingError(told["refusal"])
+    if not told["found"]:
+        return None
+    number, memory = told["found"]
+    return number, jax.tree.map(_spread, found[1] if found else empty, like), memory
+
+
+def _spread(value: np.ndarray, like: Any) -> jax.Array:
+    "Send an array of process 0 to all, and place it."
+    whole = np.asarray(multihost_utils.broadcast_one_to_all(value))
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: whole[index])
 
 # %% ../../nbs/training/25_checkpoints.ipynb #b2f92777
 def find_checkpoints(
@@ -206,7 +320,7 @@ class ReadOnlyCheckpoints(Checkpoints):
             folder: Existing folder of checkpoints
             identity: Fingerprints that a saved state must match
         """
-        self.folder, self.identity = folder, identity
+        self.folder, self.identity, self.alone = folder, identity, False
         options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         self.manager = ocp.CheckpointManager(folder, options=options)
 

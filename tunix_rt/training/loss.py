@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from ..core.errors import TrainingError
+from ..models.devices import platform
 from tunix_rt.models.sharding import (
     ROWS,
     active_mesh,
@@ -24,8 +25,9 @@ from tunix_rt.models.sharding import (
 )
 
 # %% auto #0
-__all__ = ['FINER', 'SliceBody', 'SliceSoftmax', 'slice_softmax', 'slice_slope', 'Wanted', 'for_counted', 'take_places',
-           'put_back', 'in_share', 'sliced_loss', 'summed_loss']
+__all__ = ['FINER', 'SliceBody', 'BLOCK', 'LARGE', 'SliceSoftmax', 'slice_softmax', 'slice_slope', 'Wanted', 'for_counted',
+           'take_places', 'put_back', 'in_share', 'Online', 'read_block', 'score_in_blocks', 'in_blocks', 'sliced_loss',
+           'summed_loss']
 
 # %% ../../nbs/training/15_loss.ipynb #38d504dc
 class SliceSoftmax(NamedTuple):
@@ -205,6 +207,122 @@ def in_share(
     """
     return targets - jax.lax.axis_index(sides) * table.shape[0] if sides else targets
 
+# %% ../../nbs/training/15_loss.ipynb #0ac69600
+BLOCK = 1024  # Rows of a frozen table that a processor scores at a time
+LARGE = 16_384  # Rows from which a frozen table is scored in blocks
+
+
+class Online(NamedTuple):
+    """What is known of a slice of tokens after some blocks of the table.
+
+    Attributes:
+        top: Highest score, [M]
+        total: Sum of exp(score - top), [M]
+        pull: The same sum over rows of the table, [M, D]; None if not wanted
+    """
+
+    top: jax.Array  # Highest score, [M]
+    total: jax.Array  # Sum of exp(score - top), [M]
+    pull: jax.Array | None  # The same sum over rows of the table, [M, D]; None if not wanted
+
+
+def read_block(
+    seen: Online,  # Result of the blocks before
+    hidden: jax.Array,  # One slice, [M, D]
+    rows: jax.Array,  # One block of the table, [R, D]
+    *,
+    cap: float | None,  # Soft cap on the scores
+    temperature: float,  # Divisor of the scores, after the cap
+) -> Online:  # Result with this block
+    """Score a slice against one block of the table.
+
+    Args:
+        seen: Result of the blocks before
+        hidden: One slice, [M, D]
+        rows: One block of the table, [R, D]
+        cap: Soft cap on the scores
+        temperature: Divisor of the scores, after the cap
+
+    Returns:
+        Result with this block
+    """
+    scores = jnp.matmul(hidden, rows.T, preferred_element_type=jnp.float32)
+    scores = scores if cap is None else cap * jnp.tanh(scores / cap)
+    scaled = scores if temperature == 1 else scores / temperature
+    top = jnp.maximum(seen.top, scaled.max(axis=-1))
+    odds, shrink = jnp.exp(scaled - top[:, None]), jnp.exp(seen.top - top)
+    total = seen.total * shrink + odds.sum(axis=-1)
+    if seen.pull is None:
+        return Online(top, total, None)
+    steep = odds if cap is None else odds * (1 - jnp.square(scores / cap))
+    pull = jnp.matmul(steep.astype(rows.dtype), rows, preferred_element_type=jnp.float32)
+    return Online(top, total, seen.pull * shrink[:, None] + pull)
+
+
+def score_in_blocks(
+    hidden: jax.Array,  # One slice, [M, D]
+    table: jax.Array,  # The vocabulary, [V, D]
+    targets: jax.Array,  # Correct next token of each, [M]
+    *,
+    cap: float | None = None,  # Soft cap on the scores
+    temperature: float = 1.0,  # Divisor of the scores, after the cap
+    slope: bool = True,  # True to compute the gradient
+    block: int = BLOCK,  # R, rows of the table at a time
+) -> tuple[jax.Array, jax.Array | None]:  # Log-probability of the target [M], its slope [M, D]
+    """Compute the log-probability of each target, and its gradient by the hidden states.
+
+    Args:
+        hidden: One slice, [M, D]
+        table: The vocabulary, [V, D]
+        targets: Correct next token of each, [M]
+        cap: Soft cap on the scores
+        temperature: Divisor of the scores, after the cap
+        slope: True to compute the gradient
+        block: R, rows of the table at a time
+
+    Returns:
+        Log-probability of the target [M], its slope [M, D]
+    """
+    count = len(hidden)
+    how: Any = {"cap": cap, "temperature": temperature}
+    pull = jnp.zeros(hidden.shape, jnp.float32) if slope else None
+    seen = Online(jnp.full(count, -jnp.inf), jnp.zeros(count), pull)
+
+    def turn(index: jax.Array, seen: Online) -> Online:
+        rows = jax.lax.dynamic_slice_in_dim(table, index * block, block)
+        return read_block(seen, hidden, rows, **how)
+
+    whole = len(table) // block
+    seen = jax.lax.fori_loop(0, whole, turn, seen)
+    if whole * block < len(table):
+        seen = read_block(seen, hidden, table[whole * block :], **how)
+    mine = table[targets]
+    score = (hidden.astype(jnp.float32) * mine).sum(axis=-1)
+    score = score if cap is None else cap * jnp.tanh(score / cap)
+    logprobs = score / temperature - seen.top - jnp.log(seen.total)
+    if seen.pull is None:
+        return logprobs, None
+    steep = 1.0 if cap is None else 1 - jnp.square(score / cap)[:, None]
+    return logprobs, (steep * mine - seen.pull / seen.total[:, None]) / temperature
+
+
+def in_blocks(
+    table: jax.Array,  # The vocabulary, [V, D]
+    wanted: Wanted,  # Gradients that are needed
+    sides: tuple[str, ...] = (),  # Sides of the mesh along which the vocabulary is cut
+) -> bool:  # True on a processor with a large frozen table
+    """Decide whether a table is scored in blocks.
+
+    Args:
+        table: The vocabulary, [V, D]
+        wanted: Gradients that are needed
+        sides: Sides of the mesh along which the vocabulary is cut
+
+    Returns:
+        True on a processor with a large frozen table
+    """
+    return platform() == "cpu" and len(table) >= LARGE and not wanted.table and not sides
+
 # %% ../../nbs/training/15_loss.ipynb #15e451c0
 def _in_turn(
     hidden: jax.Array,  # [B, T, D]
@@ -224,10 +342,17 @@ def _in_turn(
     rows = (hidden.reshape(tokens, -1), targets.reshape(-1), weights.astype("f4").reshape(-1))
     counted, size = rows[2] != 0, min(size, tokens)
     how: Any = {"cap": cap, "temperature": temperature}
+    blocks = in_blocks(table, wanted, sides)
 
     def turn(first: jax.Array, places: jax.Array, carry: Any) -> Any:
         loss, for_hidden, for_table = carry
         states, aims, weights = (gather_rows(take_places(x, places), sides) for x in rows)
+        if blocks:
+            logprobs, pull = score_in_blocks(states, table, aims, **how, slope=wanted.hidden)
+            if pull is not None:
+                mine = (-weights[:, None] * pull).astype(states.dtype)
+                for_hidden = jax.lax.dynamic_update_slice_in_dim(for_hidden, mine, first, axis=0)
+            return loss - (weights * logprobs).sum(), for_hidden, None
         scored = slice_softmax(states, table, in_share(aims, table, sides), **how, sides=sides)
         loss -= (weights * scored.logprobs).sum()
         slope = slice_slope(scored, weights, **how).astype(states.dtype)

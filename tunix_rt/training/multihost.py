@@ -163,7 +163,10 @@ def require_shared(
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
     multihost_utils.sync_global_devices("made a file to look for")
-    seen = any(mark.exists() or time.sleep(0.5) for _ in range(LOOKS))
+    for _ in range(LOOKS):
+        if seen := mark.exists():
+            break
+        time.sleep(0.5)
     everybody = np.asarray(multihost_utils.process_allgather(np.array(seen)))
     if jax.process_index() == 0:
         mark.unlink()

@@ -116,7 +116,7 @@ def _duplicate(
     compared, missing = None, ""
     if each.kept in texts and each.id in texts:
         sides = [as_side(texts[id]) for id in (each.kept, each.id)]
-        compared = side_by_side(*sides, "kept", "left out")
+        compared = side_by_side(sides[0], sides[1], "kept", "left out")
         missing = "" if compared else "The two are too long to be compared here."
     elif each.id in gone or each.kept in gone:
         missing = "One of the two was deleted from the store."
@@ -202,7 +202,7 @@ def preferences_shown(
         compared = None
         if "chosen" in record and "rejected" in record:
             sides = [response_side(record[which]) for which in ("chosen", "rejected")]
-            compared = side_by_side(*sides, "better", "worse")
+            compared = side_by_side(sides[0], sides[1], "better", "worse")
         yield PreferenceShown(asked, record, compared)
 
 # %% ../../../nbs/serve/pages/42_pairs.ipynb #e7e02388
