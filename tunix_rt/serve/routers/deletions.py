@@ -5,7 +5,7 @@
 # %% ../../../nbs/serve/routers/65_deletions.ipynb #1dae5240
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Request
