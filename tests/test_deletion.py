@@ -177,8 +177,8 @@ def test_pages_delete_what_was_confirmed_and_say_who(own_page, root):
     page.post(f"/models/{version.model_id}/aliases/remove", data={"alias": "champion"})
     for path, word in (
         (f"/traces/{ids[0]}", "yes"), ("/traces", "3"), ("/datasets/spare-v1", "spare-v1"),
-        ("/preferences/r-v1", "r-v1"), ("/baselines/a%2Fb", "yes"), (f"/models/versions/{version.id}", "adder@v1"),
-        (f"/runs/{id}", "yes"),
+        ("/preferences/r-v1", "r-v1"), ("/baselines/a%2Fb", "yes"),
+        (f"/models/versions/{version.id}", "adder@v1"), (f"/runs/{id}", "yes"),
     ):  # fmt: skip
         address = f"{path}/delete?source=tests" if path == "/traces" else f"{path}/delete"
         for wrong in ({}, {"confirm": f"{word}9"}):
