@@ -92,7 +92,7 @@ ODD = "7\u202e4\u200f\x1b[31m\x01\x7f\u200b\ufeff\U000e0041."
 
 def unseen(text: str) -> list[str]:
     "What cannot be seen on a page, but for the fields of forms and the text of code."
-    raw = r'<textarea.*?</textarea>|value="[^"]*"|<bdi data-unseen="[^"]*">.</bdi>'
+    raw = r'<textarea.*?</textarea>|value="[^"]*"|<bdi dir="ltr" data-unseen="[^"]*">.</bdi>'
     return UNSEEN.findall(re.sub(raw, "", text, flags=re.DOTALL))
 
 
