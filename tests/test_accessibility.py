@@ -15,7 +15,9 @@ from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.api_router import PAGES
 from tunix_rt.store.deletions import TraceChoice, remove_traces
 from tunix_rt.store.engine import open_store
+from tunix_rt.store.preferences import keep_preferences
 from tunix_rt.store.ratings import add_rating
+from tunix_rt.store.search_index import update_index
 from tunix_rt.store.tables import ModelVersion
 from tunix_rt.store.traces import add_score, add_traces
 from tunix_rt.traces.schema import Trace
@@ -63,6 +65,10 @@ def furnish(store, root) -> dict[str, str]:
         add_rating(store, each.id, author=EVIL[:60], stars=1 + place % 5, thumb=1, note=EVIL)
         add_score(store, each.id, score=12.0 * place, criteria="baseline", details={})
     add_rating(store, stored[0].id, author="ann", step=1, thumb=-1, note="why?")
+    other = rich.model_copy(update={"final_answer": "$x = 9$"})
+    add_rating(store, add_traces(store, [other])[0].id, author="ann", stars=5)
+    update_index(store)
+    keep_preferences(store, "rated-v1")
     job = create_job(
         store, name="search", dataset_key="sums-v1", base_model_id="tiny", metric_name="loss",
         search_space={"learning_rate": {"type": "choice", "values": [0.1, 0.2]}},
@@ -76,6 +82,7 @@ def furnish(store, root) -> dict[str, str]:
         "trace_id": str(stored[0].id), "run_id": str(run), "model_id": str(model.id),
         "job_id": str(job.id), "dataset_key": "sums-v1", "version_id": str(version.id),
         "pipeline": "train", "name": "dataset", "baseline_name": "main", "alias": "champion",
+        "preferences_name": "rated-v1",
         "act_id": str(act), "/traces/delete": "?text=opponent*",
         "/traces/compare": f"?base={stored[0].id}&other={stored[1].id}",
         "/runs/compare": f"?run={run}",

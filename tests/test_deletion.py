@@ -54,11 +54,11 @@ def traces(*numbers, **meta):
 
 def rated(store, name: str):
     "Two answers to one prompt, rated and kept as a pair."
-    two = add_traces(store, traces(1, 1, by=name))
-    for each, stars in zip(two, (5, 1), strict=True):
+    worse = Trace.model_validate(sum_trace(1, source=name) | {"final_answer": "wrong"})
+    for each, stars in zip(
+        add_traces(store, [*traces(1, source=name), worse]), (5, 2), strict=True
+    ):
         add_rating(store, each.id, author="ann", stars=stars)
-    worse = Trace.model_validate(sum_trace(1) | {"final_answer": "wrong"})
-    add_rating(store, add_traces(store, [worse])[0].id, author="ann", stars=2)
     update_index(store)
     return keep_preferences(store, name)[0]
 
@@ -177,8 +177,8 @@ def test_pages_delete_what_was_confirmed_and_say_who(own_page, root):
     page.post(f"/models/{version.model_id}/aliases/remove", data={"alias": "champion"})
     for path, word in (
         (f"/traces/{ids[0]}", "yes"), ("/traces", "3"), ("/datasets/spare-v1", "spare-v1"),
-        ("/preferences/r-v1", "r-v1"), ("/baselines/a%2Fb", "yes"), (f"/models/versions/{version.id}", "adder@v1"),
-        (f"/runs/{id}", "yes"),
+        ("/preferences/r-v1", "r-v1"), ("/baselines/a%2Fb", "yes"),
+        (f"/models/versions/{version.id}", "adder@v1"), (f"/runs/{id}", "yes"),
     ):  # fmt: skip
         address = f"{path}/delete?source=tests" if path == "/traces" else f"{path}/delete"
         for wrong in ({}, {"confirm": f"{word}9"}):
@@ -187,7 +187,7 @@ def test_pages_delete_what_was_confirmed_and_say_who(own_page, root):
         assert done.status_code == 200 and "&lt;b&gt;spring" in done.text, (path, done.text)
         assert "Back to the list" in done.text and "<b>spring" not in done.text
         assert page.get(address).status_code in (404, 422) or path == "/traces"
-    assert count_traces(store) == 0 and list_baselines(store).baselines == []
+    assert count_traces(store) == 2 and list_baselines(store).baselines == []
     log = page.get("/api/audit").json()["data"]
     assert {each["action"] for each in log} >= {"delete_search_form", "delete_one_run_form"}
     assert [each["count"] for each in log if each["action"] == "delete_search_form"] == [3]

@@ -22,7 +22,6 @@ from tunix_rt.store.traces import add_traces, get_trace
 from tunix_rt.store.versions import versions_of
 from tunix_rt.traces.display import UNSEEN
 from tunix_rt.traces.schema import Trace
-from tunix_rt.tracking.run_notes import annotate
 
 
 @pytest.fixture
@@ -93,7 +92,7 @@ ODD = "7\u202e4\u200f\x1b[31m\x01\x7f\u200b\ufeff\U000e0041."
 
 def unseen(text: str) -> list[str]:
     "What cannot be seen on a page, but for the fields of forms and the text of code."
-    raw = r'<textarea.*?</textarea>|value="[^"]*"|<bdi data-unseen="[^"]*">.</bdi>'
+    raw = r'<textarea.*?</textarea>|value="[^"]*"|<bdi dir="ltr" data-unseen="[^"]*">.</bdi>'
     return UNSEEN.findall(re.sub(raw, "", text, flags=re.DOTALL))
 
 
@@ -109,22 +108,25 @@ def test_what_cannot_be_seen_is_visible_everywhere(pages, root):
         file.write(ODD)
     keep_preferences(pages.store, "odd-v1")
     run = make_run(pages.store, root, 1)
-    annotate(pages.store, run, name=ODD, note=ODD, tags=[ODD])
+    noted = {"note": ODD}  # a name and a tag are refused
+    assert pages.patch(f"/api/tunix/runs/{run}/notes", json=noted).status_code == 200
     wrong = quote(ODD)
     for path in (
         "/traces", f"/traces?text={wrong}", f"/traces?source={wrong}", f"/traces/{ids[0]}",
         f"/traces/{ids[0]}?view=plain", f"/traces/{ids[0]}/edit", f"/traces/{ids[0]}/delete",
-        f"/traces/compare?ids={ids[0]}&ids={ids[1]}", "/traces/build", f"/traces/pairs?text=bold",
+        f"/traces/compare?ids={ids[0]}&ids={ids[1]}", "/traces/build", "/traces/pairs?text=bold",
         "/datasets/odd-v1", "/preferences/odd-v1", "/runs", f"/runs/{run}", f"/runs?filter={wrong}",
-        f"/runs/{wrong}", f"/datasets/{wrong}", f"/preferences/{wrong}", f"/leaderboard?evaluation_set={wrong}",
+        f"/runs/{wrong}", f"/datasets/{wrong}", f"/preferences/{wrong}",
+        f"/leaderboard?evaluation_set={wrong}",
         f"/queue/new?pipeline=train&dataset={wrong}", f"/queue/dataset?dataset_name={wrong}",
     ):  # fmt: skip
         text = pages.get(path).text
         assert unseen(text) == [], (path, unseen(text))
-    assert r"7\u202e4\u200f\x1b[31m\x01\x7f\u200b\ufeff\U000e0041." in page(
-        pages, f"/traces/{ids[1]}"
+    assert (
+        r"7\u202e4\u200f\x1b[31m\x01\x7f\u200b\ufeff\U000e0041."
+        in pages.get(f"/traces/{ids[1]}").text
     )
-    code = page(pages, f"/traces/{ids[0]}").partition("<pre><code")[2].partition("</code>")[0]
+    code = pages.get(f"/traces/{ids[0]}").text.partition("<pre><code")[2].partition("</code>")[0]
     assert unescape(re.sub("<[^>]*>", "", code.partition(">")[2])) == f"x = '{ODD}'\n"
     pages.post(f"/traces/{ids[0]}/delete", data={"confirm": "yes", "reason": ODD})
     assert unseen(pages.get("/deletions").text) == []

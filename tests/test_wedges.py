@@ -28,6 +28,7 @@ from serving import TOKEN, free_port, make_root, make_run, sum_trace
 
 from tunix_rt.core.settings import settings
 from tunix_rt.data.datasets import build_dataset
+from tunix_rt.jobs.logs import append_log
 from tunix_rt.store.engine import open_store
 from tunix_rt.store.tables import RunRow
 from tunix_rt.store.traces import add_traces
@@ -498,6 +499,108 @@ def test_nobody_else_waits(server, attack):
         if max(worst.values()) < LIMIT and read < (LIMIT if attack is a_lock else READ * LIMIT):
             return
     pytest.fail(f"others waited for {worst}, and for a list {read:.2f} seconds")
+
+
+# Crowds: a thousand at once, who come, stay and leave together
+
+CROWD, WORK = 1000, 0.35  # Connections; seconds of computing between a health check and its answer
+
+
+def computed(process: int) -> float:
+    "Seconds that a process has computed, in all its threads."
+    total = 0
+    for task in Path(f"/proc/{process}/task").iterdir():
+        with contextlib.suppress(OSError):
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+class Health(threading.Thread):
+    "Asks for `/api/health`, and keeps what the server computed until each answer."
+
+    def __init__(self, port: int, process: int) -> None:
+        super().__init__(daemon=True)
+        self.port, self.process, self.stopped, self.worst = port, process, False, 0.0
+
+    def run(self) -> None:
+        while not self.stopped:
+            begun = computed(self.process)
+            with contextlib.suppress(OSError):
+                httpx.get(f"http://127.0.0.1:{self.port}/api/health", timeout=60)
+            self.worst = max(self.worst, computed(self.process) - begun)
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def roomy(tmp_path):
+    "A server with file descriptors for a crowd, and a run whose log can be followed."
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    port, url = free_port(), f"sqlite:///{tmp_path / 'crowd.db'}"
+    known = {"DATABASE_URL": url, "TUNIX_RT_ROOT": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    serve = "import sys; from tunix_rt.serve.server import serve; serve(port=int(sys.argv[1]))"
+    command = [sys.executable, "-c", serve]
+    with closing(open_store(url)) as store, (tmp_path / "server.log").open("a") as log:
+        following = listener_run(store).id
+        process = subprocess.Popen(
+            [*command, str(port)], env=os.environ | known, cwd=tmp_path, stderr=log
+        )
+        found = SimpleNamespace(
+            process=process, port=port, address=f"http://127.0.0.1:{port}", store=store,
+            following=following, log=tmp_path / "server.log",
+        )  # fmt: skip
+        try:
+            wait_for(found)
+            yield found
+        finally:
+            process.kill()
+            process.wait()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def crowd_of(server, start: bytes) -> list[socket.socket]:
+    "Many connections that send the same."
+    lines = []
+    for _ in range(CROWD):
+        lines.append(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+        lines[-1].sendall(start)
+    return lines
+
+
+FOLLOW = "GET /api/tunix/runs/{run}/logs HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CROWDS = {
+    "streams": FOLLOW,
+    "slow bodies": "POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\nx",
+    "health": "GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", CROWDS)
+def test_a_crowd_delays_nobody(roomy, kind):
+    """The measure is what the server computes meanwhile, which others on the machine do not change.
+
+    Before requests and listeners took turns, it was 0.5 to 2 seconds."""
+    start = CROWDS[kind].format(run=roomy.following).encode()
+    for _ in range(3):
+        asking = Health(roomy.port, roomy.process.pid)
+        asking.start()
+        lines = crowd_of(roomy, start)
+        for number in range(8):
+            append_log(roomy.store, roomy.following, [("stdout", f"step {number}\n" * 100)])
+            time.sleep(0.15)
+            if kind == "slow bodies":
+                for line in lines:
+                    with contextlib.suppress(OSError):
+                        line.sendall(b"x")
+        for line in lines:
+            line.close()
+        time.sleep(0.5)
+        asking.stopped = True
+        asking.join()
+        print(f"\n{kind}: {1000 * asking.worst:.0f} ms", end="")
+        if asking.worst < WORK:
+            return
+    pytest.fail(f"the server computed for {asking.worst:.2f} s before it answered")
 
 
 def peak(server) -> int:

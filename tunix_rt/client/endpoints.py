@@ -30,6 +30,7 @@ from tunix_rt.serve.schemas.datasets import (
     EngineStatus,
     IngestRequest,
     IngestedFile,
+    NearDuplicatesPage,
 )
 from tunix_rt.serve.schemas.deletions import DatasetVerified, DeletionsPublic, RemovalPublic
 from tunix_rt.serve.schemas.evaluation import (
@@ -108,6 +109,7 @@ __all__ = [
     "export_preferences",
     "keep_rated_preferences",
     "list_kept_preferences",
+    "read_kept_preferences",
     "rate_trace",
     "list_ratings",
     "remove_rating",
@@ -125,6 +127,7 @@ __all__ = [
     "ingest_dataset",
     "export_dataset",
     "get_dataset",
+    "list_near_duplicates",
     "list_datasets",
     "get_ungar_status",
     "generate_high_card_duel",
@@ -170,6 +173,7 @@ __all__ = [
     "remove_model_version",
     "remove_model",
     "remove_baseline",
+    "remove_preferences",
     "list_deleted",
     "verify_dataset_traces",
     "create_token",
@@ -334,6 +338,24 @@ def list_kept_preferences(
         client: Server to call
     """
     return request(client, PreferencesListed, "GET", "/api/traces/preferences")
+
+
+def read_kept_preferences(
+    client: Client,
+    preferences_name: str,
+) -> Iterator[dict[str, Any]]:
+    """Read preferences that were kept.
+
+    Args:
+        client: Server to call
+        preferences_name: Name of kept preferences, such as "rated-v1"
+
+    Returns:
+        One JSON object a line
+    """
+    return stream_records(
+        client, "GET", f"/api/traces/preferences/{quote_segment(preferences_name)}"
+    )
 
 
 def rate_trace(
@@ -635,6 +657,29 @@ def get_dataset(
         dataset_key: Key of a dataset, such as "golden-v2"
     """
     return dict(send(client, "GET", f"/api/datasets/{quote_segment(dataset_key)}").json())
+
+
+def list_near_duplicates(
+    client: Client,
+    dataset_key: str,
+    limit: int = 20,
+    offset: int = 0,
+) -> NearDuplicatesPage:
+    """List the traces that a build with dedup left out, each beside the one that was kept.
+
+    Args:
+        client: Server to call
+        dataset_key: Key of a dataset, such as "golden-v2"
+        limit: Maximum number of entries, up to 100
+        offset: Entries to skip
+    """
+    return request(
+        client,
+        NearDuplicatesPage,
+        "GET",
+        f"/api/datasets/{quote_segment(dataset_key)}/near-duplicates",
+        query={"limit": limit, "offset": offset},
+    )
 
 
 def list_datasets(
@@ -1495,11 +1540,38 @@ def remove_baseline(
     )
 
 
+def remove_preferences(
+    client: Client,
+    preferences_name: str,
+    dry_run: bool = False,
+    reason: str | None = None,
+    key: str | None = None,
+) -> RemovalPublic:
+    """Delete kept preferences that no run was trained on; the ratings stay.
+
+    Args:
+        client: Server to call
+        preferences_name: Name of kept preferences, such as "rated-v1"
+        dry_run: Only say what would happen
+        reason: Why, for the record
+        key: Idempotency key, the same for a repeat of the request; made up by default
+    """
+    return request(
+        client,
+        RemovalPublic,
+        "DELETE",
+        f"/api/traces/preferences/{quote_segment(preferences_name)}",
+        query={"dry_run": dry_run, "reason": reason},
+        key=key,
+    )
+
+
 def list_deleted(
     client: Client,
     limit: int = 20,
     offset: int = 0,
-    what: Literal["trace", "dataset", "run", "model", "model_version", "baseline"] | None = None,
+    what: Literal["trace", "dataset", "run", "model", "model_version", "baseline", "preferences"]
+    | None = None,
 ) -> DeletionsPublic:
     """List what was deleted, by whom, when and why, newest first.
 

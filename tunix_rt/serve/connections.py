@@ -161,10 +161,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.body_pieces % 1000 == 0 and self.body_bytes < SMALLEST * self.body_pieces:
             self.refused = Refused(400, TOO_SMALL)
             raise self.refused
-        if self.cycle.response_complete or len(self.cycle.body) + len(body) >= PIECE:
-            super().on_body(body)
-        else:
+        waits = self.cycle is not None and not self.cycle.response_complete
+        if waits and len(self.cycle.body) + len(body) < PIECE:
             self.cycle.body += body  # whoever reads the body is not woken for so little
+        else:
+            super().on_body(body)
 
     def on_response_complete(self) -> None:
         "Begin to wait for the next request."

@@ -54,7 +54,7 @@ def visible_code(
 
     def both(found: re.Match[str]) -> str:
         shown = escape(visible(found.group()))
-        return f'<bdi data-unseen="{shown}">{found.group()}</bdi>'
+        return f'<bdi dir="ltr" data-unseen="{shown}">{found.group()}</bdi>'
 
     return UNSEEN.sub(both, escape(text.replace("\0", "\\x00").replace("\r\n", "\n")))
 
