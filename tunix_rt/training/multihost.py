@@ -148,6 +148,14 @@ def leader_folder(
 LOOKS = 10  # Times that a process looks, half a second apart: a network share may be late
 
 
+def _appears(path: Path) -> bool:
+    for _ in range(LOOKS):
+        if path.exists():
+            return True
+        time.sleep(0.5)
+    return False
+
+
 def require_shared(
     folder: Path,  # Run folder of process 0
 ) -> None:
@@ -163,8 +171,7 @@ def require_shared(
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
     multihost_utils.sync_global_devices("made a file to look for")
-    seen = any(mark.exists() or time.sleep(0.5) for _ in range(LOOKS))
-    everybody = np.asarray(multihost_utils.process_allgather(np.array(seen)))
+    everybody = np.asarray(multihost_utils.process_allgather(np.array(_appears(mark))))
     if jax.process_index() == 0:
         mark.unlink()
     if not everybody.all():
