@@ -6795,6 +6795,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'tunix_rt/training/model_card.py')},
             'tunix_rt.training.multihost': { 'tunix_rt.training.multihost._alone_on_host': ( 'training/multihost.html#_alone_on_host',
                                                                                              'tunix_rt/training/multihost.py'),
+                                             'tunix_rt.training.multihost._appears': ( 'training/multihost.html#_appears',
+                                                                                       'tunix_rt/training/multihost.py'),
                                              'tunix_rt.training.multihost.agree_on_stop': ( 'training/multihost.html#agree_on_stop',
                                                                                             'tunix_rt/training/multihost.py'),
                                              'tunix_rt.training.multihost.broadcast_json': ( 'training/multihost.html#broadcast_json',
