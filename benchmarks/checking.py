@@ -53,7 +53,7 @@ class Row:
     what: str  # Row of the table
     checks: CheckSpec  # Checks and errors of the training traces
     families: Sequence[str] = TWO  # Families, equally often
-    steps: int = 250  # Updates
+    steps: int = 450  # Updates
     batch_size: int = 4  # Packed rows in an update
     seq_length: int = 512  # Tokens in a row
     train: int = 8000  # Training traces

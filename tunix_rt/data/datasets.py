@@ -768,8 +768,13 @@ def freeze_questions(
     known = list(avoid)
     mix = mix or dict.fromkeys(PRESETS[recipe].mix, 1.0)
     drawn, _ = generate(recipe, train=count, held_out=0, seed=seed, mix=mix, avoid=known)
-    seen = EvaluationPrompts(known)
-    new = [t.model_copy(update={"steps": ()}) for t in drawn if not seen.asks(t.prompt)]
+    seen, asked = EvaluationPrompts(known), EvaluationPrompts(drawn)
+    close = [trace.prompt for trace in known if asked.asks(trace.prompt)]
+    apart = [t for t in drawn if not seen.asks(t.prompt)]
+    apart = (
+        [t for t in apart if not any(map(EvaluationPrompts([t]).asks, close))] if close else apart
+    )
+    new = [t.model_copy(update={"steps": ()}) for t in apart]
     return build_dataset(
         new, name=f"{recipe}-questions", version=version, home=home, seed=seed,
         provenance={"source": "tunix_rt generators", "recipe": recipe, "without": "working"},
