@@ -53,7 +53,7 @@ class Row:
     what: str  # Row of the table
     checks: CheckSpec  # Checks and errors of the training traces
     families: Sequence[str] = TWO  # Families, equally often
-    steps: int = 300  # Updates
+    steps: int = 450  # Updates
     batch_size: int = 4  # Packed rows in an update
     seq_length: int = 512  # Tokens in a row
     train: int = 8000  # Training traces
@@ -181,15 +181,56 @@ def choose_by_verifier(folder: Path, base: Path, known: set[str]) -> dict[str, A
     pairs = zip(samples, verdicts, strict=True)
     kept = [said.model_dump(mode="json") | {"verdict": verdict} for said, verdict in pairs]
     (folder / "samples.json").write_text(json.dumps(kept))
-    names = ("single", "majority", "verified", "any_right", "accepted_right", "rejected_wrong")
     gain = found.difference
     return {
-        **{name: numbers(getattr(found, name)) for name in names},
+        **{name: numbers(getattr(found, name)) for name in CHOICES},
         "gain": {"difference": gain.difference, "low": gain.low, "high": gain.high},
         "better": gain.better, "worse": gain.worse, "n": gain.count,
     }  # fmt: skip
 
 
+def as_text(one: dict[str, Any]) -> str:
+    "Write a figure with its interval."
+    return f"{one['share']:.1%} [{100 * one['low']:.0f}, {100 * one['high']:.0f}]"
+
+
+def table(known: dict[str, dict[str, Any]]) -> str:
+    "Write all rows as tables."
+    heads = ("detection", "localization", "caught and corrected", "false alarms")
+    heads = (*heads, "right without an error")
+    rows = {name: found for name, found in known.items() if name in ROWS}
+    rows |= {
+        f"{name}, {family}": found["by family"][family] | {"row": found["row"]}
+        for name, found in rows.items()
+        for family in found.get("by family", ())
+    }
+    lines = ["| row | trained on | steps | " + " | ".join(heads) + " | n |", "|---" * 9 + "|"]
+    for name, found in rows.items():
+        row = found["row"]
+        cells = [name, row["what"], f"{row['steps']} of {row['batch_size']} x {row['seq_length']}"]
+        cells += [as_text(found[head]) for head in heads] + [str(found["detection"]["n"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Caught and corrected, by kind of error:", ""]
+    lines += ["| row | " + " | ".join(KINDS) + " |", "|---" * (1 + len(KINDS)) + "|"]
+    for name, found in rows.items():
+        cells = [as_text(found["by kind"][k]) if k in found["by kind"] else "" for k in KINDS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    if "verifier" in known:
+        found = known["verifier"]
+        gain = " ".join(f"{100 * value:+.1f}" for value in found["gain"].values())
+        lines += ["", "| best of 8 | right |", "|---|---|"]
+        lines += [f"| {name} | {as_text(found[name])} |" for name in CHOICES]
+        lines += ["", f"Verified against plain majority: {gain} points (difference, low, high), "]
+        lines[-1] += f"{found['better']} better, {found['worse']} worse, n = {found['n']}."
+    return "\n".join(lines)
+
+
+HEAD = """# Does it check, or does it only say so?
+
+Made by `benchmarks/checking.py`. The budget of a row is its steps: the machine was shared, so its
+seconds, in the JSON file, say little. 95% intervals over questions; each row is one training.
+"""
+CHOICES = ("single", "majority", "verified", "any_right", "accepted_right", "rejected_wrong")
 ALL = [*ROWS, "verifier"]
 SOLVER_STEPS = 160  # Of a schedule this long the solver is right about half of the time
 
@@ -219,6 +260,7 @@ def main() -> None:
             "date": time.strftime("%Y-%m-%d"),
         }  # fmt: skip
         given.results.write_text(json.dumps(known, indent=1, default=str) + "\n")
+        given.results.with_suffix(".md").write_text(f"{HEAD}\n{table(known)}\n")
         print(json.dumps({name: known[name]}, indent=1, default=str), flush=True)
 
 

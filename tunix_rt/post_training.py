@@ -32,6 +32,7 @@ from .evaluation.predict import predict
 from .evaluation.report import write_report
 from .inference.engine import SamplingParams
 from .models.attention_backends import choose_attention
+from .models.devices import choose_micro_batch_size
 from .models.sharding import row_shards
 from .rewards.check import check_rewards
 from .rewards.functions import RewardSet, load_rewards
@@ -54,7 +55,7 @@ from .training.export import check_export
 
 # %% auto #0
 __all__ = ['ACCELERATOR_ROWS', 'Signal', 'probe_signal', 'plan_for', 'measure', 'GRPOResult', 'PracticeData', 'practice_split',
-           'accuracies', 'report_change', 'grpo']
+           'answer_rows', 'accuracies', 'report_change', 'grpo']
 
 # %% ../nbs/12_post_training.ipynb #db78f737
 @dataclass(frozen=True)
@@ -351,13 +352,38 @@ def _begin(session: _Practice) -> Evaluation | None:
 ACCELERATOR_ROWS = 8  # Rows of answers computed at a time on each shard of a GPU or TPU
 
 
-def _row_shape(session: _Practice, seq_length: int, micro_batch_size: int) -> dict[str, int]:
-    "Choose the tokens in a row of answers, and the rows computed at a time."
-    model, longest = session.model, session.questions.longest + session.config.max_new_tokens
+def answer_rows(
+    wanted: int,  # Requested rows at a time; 0 for all, -1 to decide by the device
+    kind: str,  # "cpu", "gpu" or "tpu"
+    longest: int,  # Tokens of the longest prompt and answer
+    *,
+    seq_length: int = 0,  # Tokens in a row; 0 to choose
+    shards: int = 1,  # Devices that share the rows
+) -> dict[str, int]:  # micro_batch_size and seq_length, as `plan_grpo` takes them
+    """Choose the tokens in a row of answers, and the rows computed at a time.
+
+    Args:
+        wanted: Requested rows at a time; 0 for all, -1 to decide by the device
+        kind: "cpu", "gpu" or "tpu"
+        longest: Tokens of the longest prompt and answer
+        seq_length: Tokens in a row; 0 to choose
+        shards: Devices that share the rows
+
+    Returns:
+        micro_batch_size and seq_length, as `plan_grpo` takes them
+    """
     time = policy_shape(1, longest, seq_length=seq_length).seq_length
-    rows = model.device.micro_batch_size(64, time) or ACCELERATOR_ROWS
-    micro = rows * row_shards(model.mesh) if micro_batch_size < 0 else micro_batch_size
+    rows = choose_micro_batch_size(-1, kind, 64, time) or ACCELERATOR_ROWS
+    micro = rows * shards if wanted < 0 else wanted
     return {"micro_batch_size": micro, "seq_length": time}
+
+
+def _row_shape(session: _Practice, seq_length: int, micro_batch_size: int) -> dict[str, int]:
+    model, longest = session.model, session.questions.longest + session.config.max_new_tokens
+    return answer_rows(
+        micro_batch_size, model.device.kind, longest, seq_length=seq_length,
+        shards=row_shards(model.mesh),
+    )  # fmt: skip
 
 
 def _practice(

@@ -288,15 +288,18 @@ def grpo_plan(
     Returns:
         Plan, displayed as a table
     """
+    from tunix_rt.post_training import answer_rows
     from tunix_rt.rl.memory import plan_grpo
     from tunix_rt.rl.rollouts import GRPOConfig
 
     numbers = ("prompts_per_step", "num_generations", "max_new_tokens", "generation_batch_size")
+    longest = typed["prompt_length"] + typed["max_new_tokens"]
+    shards = on["data"] * on["fsdp"]
+    rows = answer_rows(typed["micro_batch_size"], on["kind"], longest, shards=shards)
     return plan_grpo(
         model, GRPOConfig(**{name: typed[name] for name in numbers}),
         prompt_length=typed["prompt_length"], lora=lora, optimizer=train_config.optimizer,
-        micro_batch_size=train_config.micro_batch_size, dtype=train_config.dtype,
-        remat=train_config.remat, **on,
+        dtype=train_config.dtype, remat=train_config.remat, **rows, **on,
     )  # fmt: skip
 
 # %% ../../nbs/cli/15_doctor.ipynb #d1a0c008
