@@ -6,7 +6,7 @@
 
 Everything goes through the commands that a user types: `ingest`, `build`, `train`, `evaluate`. The
 same problems of the test set are asked each time, drawn with a fixed seed, greedily and with 160
-new tokens at most: alone, and after four worked examples of the training set. `--folder` keeps the
+new tokens at most: alone, and after eight worked examples of the training set. `--folder` keeps the
 runs, and what has been finished there is not done again. GSM8K is no part of this project:
 `--gsm8k` is a folder with train.jsonl and test.jsonl.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from harness import ROOT, markdown_table
 
 sys.path += [str(ROOT), str(ROOT / "tests")]
-SHOTS = 4
+SHOTS = 8
 FORMS = {"zero-shot": {}, f"{SHOTS} examples": {"shots": SHOTS, "shots_dataset": "gsm8k-v1"}}
 
 

@@ -51,6 +51,14 @@ def llama_writes(server: Any, prompts: list[list[int]], new: int) -> list[list[i
     return [[one["id"] for one in each["choices"][0]["logprobs"]["content"]] for each in said]
 
 
+def llama_scores(server: Any, tokens: list[int]) -> dict[int, float]:
+    "Log-probabilities that llama.cpp gives to the likeliest next tokens; of none where it is mute."
+    asking = {"n_predict": 1, "temperature": 0, "n_probs": 8, "ignore_eos": True}
+    said = server.handle_completions(asking | {"prompt": tokens})["choices"][0]["logprobs"]
+    found = (said or {}).get("content") or [{"top_logprobs": []}]
+    return {one["id"]: one["logprob"] for one in found[0]["top_logprobs"]}
+
+
 def llama_tokenizes(server: Any, texts: list[str]) -> list[list[int]]:
     "Token ids of texts as llama.cpp tokenizes them, control tokens included."
     import httpx

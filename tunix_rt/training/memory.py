@@ -32,7 +32,7 @@ from tunix_rt.models.sharding import (
     vocabulary_sides,
 )
 from .config import TrainConfig
-from .loss import summed_loss
+from .loss import BLOCK, LARGE, summed_loss
 from .packing import PackedBatch
 from .sft import sft_objective
 from .train_step import Step, init_train_state, make_step, split_params
@@ -303,6 +303,9 @@ def scores_bytes(
     scored = min(SLICE, setup.tokens * together)
     held_in = "float32" if setup.lora is None else setup.base.replace("int8", "bfloat16")
     changed = words * config.width * size if held_in != setup.train_config.dtype else 0
+    if setup.kind == "cpu" and setup.lora and words >= LARGE and not sharing:
+        slopes = (setup.tokens + scored) * config.width * size
+        return slopes + 4 * (3 * scored * config.width + BLOCK * (scored + config.width)) + changed
     return scored * words * (8 + (size if size < 4 else 0)) + changed
 
 # %% ../../nbs/training/60_memory.ipynb #ce15c462
