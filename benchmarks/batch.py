@@ -250,14 +250,14 @@ def run_job(root: Path, job: Job, rows: int, where: Where) -> dict[str, float]:
 def write_sources(root: Path, wanted: set[tuple[str, int]]) -> None:
     "Write the rows of all jobs, and a model for the questions."
     from tunix_rt.api import create_model
-    from tunix_rt.data.generators import generate
+    from tunix_rt.data.generators import generate_traces
     from tunix_rt.models.weights import save_model
     from tunix_rt.traces.schema import write_traces
 
     most = min(max(rows for _, rows in wanted), 64_000)
     long = {"digits": (3, 6)}  # enough for as many problems that are not alike
     options = {"addition": long, "subtraction": long}
-    traces = generate(train=most, held_out=0, mix=dict.fromkeys(options, 1.0), options=options)[0]
+    traces = generate_traces(train=most, held_out=0, mix=dict.fromkeys(options, 1.0), options=options)[0]
     for name, rows in wanted:
         whole, rest = divmod(rows, most)
         with (root / f"{name}-{rows}.jsonl").open("wb") as file:

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import tunix_rt as rt
-from tunix_rt.data.error_injection import KINDS, CheckSpec, verifier_trace
-from tunix_rt.data.generators import generate
-from tunix_rt.evaluation.error_detection import ErrorDetection, detect_errors, summarize
+from tunix_rt.data.error_injection import ERROR_KINDS, CheckSpec, verifier_trace
+from tunix_rt.data.generators import generate_traces
+from tunix_rt.evaluation.error_detection import ErrorDetection, detect_errors, detection_figures
 from tunix_rt.evaluation.predict import predict
 from tunix_rt.evaluation.statistics import Figure
 from tunix_rt.evaluation.step_verifier import best_of_n, verify_predictions
@@ -42,7 +42,7 @@ THREE = (*TWO, "multiplication")
 FOUR = (*THREE, "word_problem")
 COLUMNS = ("detection", "localization", "correction", "caught and corrected")
 # Totals that are off by one are the hardest to find, so they are half of the errors in a column.
-HARDER = (*KINDS, "off_by_one", "off_by_one")
+HARDER = (*ERROR_KINDS, "off_by_one", "off_by_one")
 DENSE = CheckSpec(errors=0.8, placement="step", kinds=HARDER, wrong_steps=0.3)
 
 
@@ -97,7 +97,7 @@ def sums_in(trace: Trace) -> list[str]:
 
 def held_out(row: Row, known: set[str]) -> tuple[list[Trace], list[Trace]]:
     "Make the training traces of a row, and held-out ones without an error in the same form."
-    train, asked = generate(
+    train, asked = generate_traces(
         "arithmetic-checks", train=row.train, held_out=4 * HELD_OUT, checks=row.checks,
         mix=dict.fromkeys(row.families, 1.0),
         options={name: {"digits": (2, 3)} for name in row.families if name != "word_problem"},
@@ -149,7 +149,7 @@ def measure_row(row: Row, folder: Path, base: Path, known: set[str]) -> dict[str
     for family in row.measured:
         here = [i for i, trace in enumerate(asked) if (trace.meta or {})["family"] == family]
         injected, controls = ([part[i] for i in here] for part in halves)
-        alone = summarize(injected, controls, name=family)
+        alone = detection_figures(injected, controls, name=family)
         figures.setdefault("by family", {})[family] = detection_figures(alone)
     return figures
 
@@ -211,9 +211,9 @@ def table(known: dict[str, dict[str, Any]]) -> str:
         cells += [as_text(found[head]) for head in heads] + [str(found["detection"]["n"])]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Caught and corrected, by kind of error:", ""]
-    lines += ["| row | " + " | ".join(KINDS) + " |", "|---" * (1 + len(KINDS)) + "|"]
+    lines += ["| row | " + " | ".join(ERROR_KINDS) + " |", "|---" * (1 + len(ERROR_KINDS)) + "|"]
     for name, found in rows.items():
-        cells = [as_text(found["by kind"][k]) if k in found["by kind"] else "" for k in KINDS]
+        cells = [as_text(found["by kind"][k]) if k in found["by kind"] else "" for k in ERROR_KINDS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     if "verifier" in known:
         found = known["verifier"]

@@ -347,7 +347,7 @@ def test_plug_ins_travel_with_a_push(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from tunix_rt.core.plugins import PLUGIN_FOLDERS, load_plugin
-    from tunix_rt.kaggle.environment import Place
+    from tunix_rt.kaggle.environment import NotebookEnvironment
     from tunix_rt.kaggle.plugins import use_attached_plugins
 
     home = tmp_path / "home"
@@ -375,7 +375,7 @@ def test_plug_ins_travel_with_a_push(
     shutil.copytree(tmp_path / "out/plugins", tmp_path / "kaggle/input/datasets/ada/plugins")
     shutil.rmtree(home)
     monkeypatch.setenv(PLUGIN_FOLDERS, "")
-    use_attached_plugins(Place("batch", tmp_path, tmp_path, (), False))
+    use_attached_plugins(NotebookEnvironment("batch", tmp_path, tmp_path, (), False))
     assert load_plugin("rewards", spec)(["short", "as long as can be imagined"]) == [1.0, 0.0]
 
     line[-3] = f"reward_funcs={tmp_path}/nowhere.py:brevity"

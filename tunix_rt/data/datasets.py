@@ -714,6 +714,9 @@ def freeze_recipe(
         Training set, and the held-out set (`<recipe>-held-out`) if any
     """
     parts = generate_traces(recipe, train=train, held_out=held_out, train_mix=train_mix, seed=seed)
+    if train_mix:  # a larger share of a small family comes close to questions that are held out
+        known = EvaluationPrompts(parts[1])
+        parts = [trace for trace in parts[0] if not known.asks(trace.prompt)], parts[1]
     name, split = recipe_name(recipe), PRESETS[recipe].split if recipe in PRESETS else "train"
     names = ((name, split), (f"{name}-held-out", "test"))
     provenance: dict[str, Any] = {"source": "tunix_rt generators", "recipe": recipe}
@@ -765,8 +768,13 @@ def freeze_questions(
     known = list(avoid)
     mix = mix or dict.fromkeys(PRESETS[recipe].mix, 1.0)
     drawn, _ = generate_traces(recipe, train=count, held_out=0, seed=seed, mix=mix, avoid=known)
-    seen = EvaluationPrompts(known)
-    new = [t.model_copy(update={"steps": ()}) for t in drawn if not seen.asks(t.prompt)]
+    seen, asked = EvaluationPrompts(known), EvaluationPrompts(drawn)
+    close = [trace.prompt for trace in known if asked.asks(trace.prompt)]
+    apart = [t for t in drawn if not seen.asks(t.prompt)]
+    apart = (
+        [t for t in apart if not any(map(EvaluationPrompts([t]).asks, close))] if close else apart
+    )
+    new = [t.model_copy(update={"steps": ()}) for t in apart]
     return build_dataset(
         new, name=f"{recipe}-questions", version=version, home=home, seed=seed,
         provenance={"source": "tunix_rt generators", "recipe": recipe, "without": "working"},

@@ -17,10 +17,10 @@ from ..traces.schema import Step, Trace
 
 # %% auto #0
 __all__ = ['ERROR_KINDS', 'PLACEMENTS', 'NO_ERROR', 'MISSING', 'COUNTED', 'Steps', 'TRIES', 'NO_STEP', 'Column', 'complete',
-           'work_column', 'wrong_column', 'Error', 'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'digit_pairs',
-           'check_line', 'all_lines', 'list_steps', 'check_each', 'check_at_end', 'with_checks', 'inject_error',
-           'errors_of', 'check_worked_trace', 'wrong_line', 'wrong_lines', 'inject_errors', 'CheckSpec', 'add_checks',
-           'verifier_prompt', 'verifier_trace']
+           'work_column', 'wrong_column', 'Error', 'WorkedSum', 'work_sum', 'plans_of', 'work_sums', 'what_goes_on',
+           'sum_again', 'digit_pairs', 'check_line', 'all_lines', 'list_steps', 'check_each', 'check_at_end',
+           'with_checks', 'inject_error', 'errors_of', 'check_worked_trace', 'wrong_line', 'wrong_lines',
+           'inject_errors', 'CheckSpec', 'add_checks', 'verifier_prompt', 'verifier_trace']
 
 # %% ../../nbs/data/22_error_injection.ipynb #b4054f68
 @dataclass(frozen=True)
@@ -114,13 +114,15 @@ def work_column(
 ERROR_KINDS = ("off_by_one", "digit", "carry", "copy", "result")
 
 
-def _copied(right: Column, last: bool, draw: Random) -> Column:
-    "Read one of the two digits wrong, and work on from it."
+def _copied(right: Column, last: bool, draw: Random) -> Column | None:
+    "Read one of the two digits wrong, and work on from it; None if nothing follows from that."
     digits = [right.upper, right.lower]
     place = draw.randrange(2)
     least = 2 if right.sign == "*" and place == 1 else 0
     digits[place] = draw.choice([n for n in range(least, 10) if n != digits[place]])
-    return work_column(right.sign, right.place, (digits[0], digits[1]), right.carried, last)
+    wrong = work_column(right.sign, right.place, (digits[0], digits[1]), right.carried, last)
+    same = (wrong.write, wrong.carry) == (right.write, right.carry)
+    return None if same else wrong
 
 
 def wrong_column(
@@ -307,13 +309,41 @@ COUNTED = ("column", "result")  # Types of the steps that are counted and checke
 Steps = list[tuple[str, str]]  # (type, content) of each step
 
 
+def what_goes_on(
+    line: str,  # Column or result
+) -> str:  # What is written and carried, or the result
+    """Take from a step what the following steps read.
+
+    Args:
+        line: Column or result
+
+    Returns:
+        What is written and carried, or the result
+    """
+    return line.partition(", write ")[2] or line.rpartition(" = ")[2]
+
+
+def sum_again(
+    right: str,  # Step as it should be
+) -> str:  # Its sum, without the name of the column and what is written
+    """Take the sum from a step.
+
+    Args:
+        right: Step as it should be
+
+    Returns:
+        Its sum, without the name of the column and what is written
+    """
+    return right.partition(", write ")[0].rpartition(": ")[2]
+
+
 def digit_pairs(
     written: str,  # Step as it was written
     right: str,  # Step as it should be
 ) -> list[
     tuple[str, str]
 ]:  # Digit written and digit that it should be; MISSING where there is none
-    """Put the digits of two steps side by side, up to the first that differs.
+    """Put the digits that go on from two steps side by side, up to the first that differs.
 
     Args:
         written: Step as it was written
@@ -322,7 +352,8 @@ def digit_pairs(
     Returns:
         Digit written and digit that it should be; MISSING where there is none
     """
-    one_side, other_side = ([sign for sign in x if sign.isdecimal()] for x in (written, right))
+    sides = what_goes_on(written), what_goes_on(right)
+    one_side, other_side = ([sign for sign in x if sign.isdecimal()] for x in sides)
     pairs = list(zip_longest(one_side, other_side, fillvalue=MISSING))
     differing = [place for place, (one, other) in enumerate(pairs, start=1) if one != other]
     return pairs[: differing[0] if differing else None]
@@ -333,7 +364,7 @@ def check_line(
     written: str,  # Step as it was written
     right: str,  # Step as it should be
 ) -> str:  # Content of a check step
-    """Write the check of one step: its digits beside those worked out again, and a verdict.
+    """Write the check of one step: its sum again, its digits beside those that follow, a verdict.
 
     Args:
         number: Number of the step, from 1
@@ -345,7 +376,7 @@ def check_line(
     """
     pairs = digit_pairs(written, right)
     verdict = NO_ERROR if pairs[-1][0] == pairs[-1][1] else f"error in step {number}"
-    return f"check {number}: {', '.join(map(' '.join, pairs))}; {verdict}"
+    return f"check {number}: {sum_again(right)}; {', '.join(map(' '.join, pairs))}; {verdict}"
 
 
 def all_lines(

@@ -17,7 +17,7 @@ from .datasets import DUPLICATES, Dataset
 from ..traces.schema import Trace, parse_trace
 
 # %% auto #0
-__all__ = ['FARTHEST', 'LeftOut', 'dedup_of', 'read_left_out', 'reason_text', 'traces_of']
+__all__ = ['FARTHEST', 'LeftOut', 'dedup_of', 'read_left_out', 'reason_text', 'left_out_traces']
 
 # %% ../../nbs/data/49_left_out.ipynb #591d22f2
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def reason_text(
 FARTHEST = 200_000  # Lines of a dataset that are read to find a trace
 
 
-def traces_of(
+def left_out_traces(
     data: Dataset,  # Dataset that may hold them
     ids: Collection[UUID],  # Ids of traces
     farthest: int = FARTHEST,  # Lines that are read at most

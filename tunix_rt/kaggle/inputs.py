@@ -27,7 +27,7 @@ from .plugins import names_recipe
 # %% auto #0
 __all__ = ['KEYS', 'EVALUATION_SET', 'OWN_TRAIN', 'FRESH', 'GEMMA', 'METHODS', 'FRESH_PRACTICE', 'GEMMA_PRACTICE', 'one_set',
            'find_inputs', 'ChosenParameter', 'common', 'choose_config', 'find_questions', 'hold_back',
-           'choose_practice', 'steps_in']
+           'practice_pipeline', 'choose_practice', 'steps_in']
 
 # %% ../../nbs/kaggle/40_inputs.ipynb #961829fb
 KEYS = re.compile(r"(golden|dev-reasoning)-(v\d+)")  # Small sets that any machine can make
@@ -287,6 +287,22 @@ GEMMA_PRACTICE = {
 }
 
 
+def practice_pipeline(
+    method: str,  # One of METHODS
+) -> str:  # Verb of the notebook that the method executes
+    """Name the pipeline of a way to practice.
+
+    Args:
+        method: One of METHODS
+
+    Returns:
+        Verb of the notebook that the method executes
+    """
+    if method not in METHODS:
+        raise KaggleError(f"practice is {method!r}; choose one of {', '.join(METHODS)}, or none")
+    return METHODS[method]
+
+
 def _rejection(tiny: bool) -> dict[str, ChosenParameter]:
     "Choices of the practice notebook."
     return {
@@ -343,8 +359,7 @@ def choose_practice(
     Returns:
         Choices by parameter of the notebook that the method executes
     """
-    if method not in METHODS:
-        raise KaggleError(f"practice is {method!r}; choose one of {', '.join(METHODS)}, or none")
+    practice_pipeline(method)
     tiny = model == "tiny"
     gemma = GEMMA_PRACTICE if not tiny else {}
     if method == "grpo":

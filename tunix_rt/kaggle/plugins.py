@@ -28,7 +28,7 @@ from .environment import NotebookEnvironment, below
 from .metadata import KaggleError
 
 # %% auto #0
-__all__ = ['PARAMETERS', 'MANIFEST', 'Named', 'named_plugins', 'names_recipe', 'imported_names', 'with_neighbors',
+__all__ = ['PARAMETERS', 'MANIFEST', 'NamedPlugin', 'named_plugins', 'names_recipe', 'imported_names', 'with_neighbors',
            'check_carried', 'collect_plugins', 'write_plugins', 'use_attached_plugins']
 
 # %% ../../nbs/kaggle/35_plugins.ipynb #35e67514
@@ -40,7 +40,7 @@ PARAMETERS = {
 }  # Parameter of a notebook -> kind of its plug-ins
 
 
-class Named(NamedTuple):
+class NamedPlugin(NamedTuple):
     """A plug-in that a submission names.
 
     Attributes:
@@ -56,7 +56,7 @@ class Named(NamedTuple):
 
 def named_plugins(
     parameters: Mapping[str, Any],  # Parameters of the notebook
-) -> list[Named]:  # Plug-ins from files, modules and installed packages
+) -> list[NamedPlugin]:  # Plug-ins from files, modules and installed packages
     """List the plug-ins among the parameters of a submission.
 
     Args:
@@ -70,7 +70,7 @@ def named_plugins(
         for text in split_specs(str(parameters.get(name) or "")):
             spec = split_spec(text)
             if spec and (spec.place or spec.name in entry_points(kind)):
-                found.append(Named(kind, text, spec))
+                found.append(NamedPlugin(kind, text, spec))
     return found
 
 
@@ -140,7 +140,7 @@ MANIFEST = "plugins.json"  # Marks the folder, and lists its files with their ha
 
 
 def check_carried(
-    named: Named,  # Plug-in of a module or an installed package
+    named: NamedPlugin,  # Plug-in of a module or an installed package
     bundled: list[str] | None,  # Packages of the bundle; None if it is on Kaggle already
 ) -> None:
     """Refuse a plug-in whose package would not be there.

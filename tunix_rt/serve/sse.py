@@ -26,8 +26,8 @@ from ..store.engine import Store
 from ..store.tables import ENDED, RunRow
 
 # %% auto #0
-__all__ = ['States', 'Events', 'Turn', 'T', 'THREADS', 'SLICE', 'PIECE', 'AT_ONCE', 'log', 'UNSEEN', 'BEAT', 'event', 'log_event',
-           'run_states', 'join_events', 'read_events', 'RunPoller', 'stream_log']
+__all__ = ['States', 'Events', 'Turn', 'T', 'THREADS', 'SLICE', 'PIECE', 'RECENT', 'AT_ONCE', 'log', 'UNSEEN', 'BEAT', 'event',
+           'log_event', 'run_states', 'join_events', 'read_events', 'RunPoller', 'stream_log']
 
 # %% ../../nbs/serve/50_sse.ipynb #0cc27fb7
 def event(
@@ -85,6 +85,7 @@ T = TypeVar("T")
 THREADS = 2  # Threads that read for listeners
 SLICE = 10  # Listeners that are resumed in one turn of the event loop
 PIECE = 32_768  # Characters after which events are sent
+RECENT = 200  # Chunks of a log that are kept for other listeners
 AT_ONCE = 50  # Maximum chunks of one read; each has up to 16,384 characters
 
 
@@ -152,6 +153,7 @@ class RunPoller:
     task: asyncio.Task[None] | None = field(default=None, repr=False)
     reads: dict[tuple[UUID, int], asyncio.Task[Events]] = field(default_factory=dict, repr=False)
     threads: CapacityLimiter | None = field(default=None, repr=False)
+    recent: dict[UUID, dict[int, str]] = field(default_factory=dict, repr=False)
     known: dict[UUID, asyncio.Task[Any]] = field(default_factory=dict, repr=False)
 
     async def call(self, work: Callable[..., T], *words: Any) -> T:
@@ -219,7 +221,17 @@ class RunPoller:
 
     async def events_after(self, run_id: UUID, seq: int) -> Events:
         "Read what follows in a log, once for all listeners that are at the same place."
-        return await self._once(self.reads, (run_id, seq), read_events, run_id, seq)
+        kept, found = self.recent.setdefault(run_id, {}), list[tuple[int, str]]()
+        while (text := kept.get(seq + 1)) is not None and len(found) < AT_ONCE:
+            seq += 1
+            found.append((seq, text))
+        if found:
+            return found
+        found = await self._once(self.reads, (run_id, seq), read_events, run_id, seq)
+        kept.update(found)
+        for old in list(kept)[:-RECENT]:
+            kept.pop(old, None)
+        return found
 
     def stop(self) -> None:
         "End all streams."
@@ -251,6 +263,7 @@ class RunPoller:
             self.listeners += Counter()  # drops those at zero
             if run_id not in self.listeners:
                 self.states.pop(run_id, None)
+                self.recent.pop(run_id, None)
 
     def _give_up(self, trouble: TunixError) -> None:
         self.trouble = trouble

@@ -283,8 +283,7 @@ def score_in_blocks(
     Returns:
         Log-probability of the target [M], its slope [M, D]
     """
-    count = len(hidden)
-    how: Any = {"cap": cap, "temperature": temperature}
+    count, how = len(hidden), dict[str, Any](cap=cap, temperature=temperature)
     pull = jnp.zeros(hidden.shape, jnp.float32) if slope else None
     seen = Online(jnp.full(count, -jnp.inf), jnp.zeros(count), pull)
 

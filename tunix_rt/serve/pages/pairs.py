@@ -18,7 +18,7 @@ from ...core.errors import DatasetError
 from ...core.files import parse_json, read_lines
 from ...core.settings import resolve, settings
 from ...data.datasets import Dataset, dataset_folder, read_manifest
-from ...data.left_out import LeftOut, dedup_of, read_left_out, reason_text, traces_of
+from ...data.left_out import LeftOut, dedup_of, read_left_out, reason_text, left_out_traces
 from ...scoring.answers import read_response
 from ..dependencies import DatasetKey, StoreDep
 from .rendering import Skip, around, show
@@ -34,7 +34,7 @@ from ...traces.schema import Trace
 from ...tracking.delete_preferences import rows_given
 
 # %% auto #0
-__all__ = ['AT_ONCE', 'LONGEST', 'MOST_STEPS', 'router', 'side_by_side', 'DuplicateShown', 'duplicates_shown',
+__all__ = ['AT_ONCE', 'LONGEST', 'MOST_STEPS', 'router', 'diff_texts', 'DuplicateShown', 'duplicates_shown',
            'near_duplicates_page', 'response_side', 'PreferenceShown', 'preferences_shown', 'preferences_page']
 
 # %% ../../../nbs/serve/pages/42_pairs.ipynb #a0cd83b9
@@ -43,7 +43,7 @@ LONGEST = 20_000  # Characters of two texts that are compared on a page with oth
 MOST_STEPS = 60  # Steps of one of them
 
 
-def side_by_side(
+def diff_texts(
     left: Side,  # Text on the left
     right: Side,  # Text on the right
     left_title: str,  # Heading above it
@@ -102,7 +102,7 @@ def duplicates_shown(
     """
     ids = list({id for each in found for id in (each.kept, each.id)})
     stored = {id: each.trace for id, each in known_traces(store, ids).items()}
-    texts: dict[UUID, Trace] = stored | traces_of(data, {each.kept for each in found})
+    texts: dict[UUID, Trace] = stored | left_out_traces(data, {each.kept for each in found})
     gone = deletions_among(store, [id for id in ids if id not in texts])
     return [_duplicate(each, data, stored, texts, gone) for each in found]
 
@@ -116,7 +116,7 @@ def _duplicate(
     compared, missing = None, ""
     if each.kept in texts and each.id in texts:
         sides = [as_side(texts[id]) for id in (each.kept, each.id)]
-        compared = side_by_side(sides[0], sides[1], "kept", "left out")
+        compared = diff_texts(sides[0], sides[1], "kept", "left out")
         missing = "" if compared else "The two are too long to be compared here."
     elif each.id in gone or each.kept in gone:
         missing = "One of the two was deleted from the store."
@@ -202,7 +202,7 @@ def preferences_shown(
         compared = None
         if "chosen" in record and "rejected" in record:
             sides = [response_side(record[which]) for which in ("chosen", "rejected")]
-            compared = side_by_side(sides[0], sides[1], "better", "worse")
+            compared = diff_texts(sides[0], sides[1], "better", "worse")
         yield PreferenceShown(asked, record, compared)
 
 # %% ../../../nbs/serve/pages/42_pairs.ipynb #e7e02388
