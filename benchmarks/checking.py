@@ -125,7 +125,7 @@ def numbers(figure: Figure) -> dict[str, Any]:
     return {"share": figure.mean, "low": figure.low, "high": figure.high, "n": figure.count}
 
 
-def detection_figures(found: ErrorDetection) -> dict[str, Any]:
+def detection_row(found: ErrorDetection) -> dict[str, Any]:
     "What a measurement found, as numbers."
     kinds = found.by_kind.items()
     return {
@@ -144,7 +144,7 @@ def measure_row(row: Row, folder: Path, base: Path, known: set[str]) -> dict[str
     model = trained(train, row, folder, base)
     found = detect_errors(model.module, model.tokenizer, asked, name=folder.name)
     (folder / "detection.json").write_text(found.model_dump_json())
-    figures = detection_figures(found)
+    figures = detection_row(found)
     halves = found.results[: len(asked)], found.results[len(asked) :]
     for family in row.measured:
         here = [i for i, trace in enumerate(asked) if (trace.meta or {})["family"] == family]

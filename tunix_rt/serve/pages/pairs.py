@@ -18,7 +18,7 @@ from ...core.errors import DatasetError
 from ...core.files import parse_json, read_lines
 from ...core.settings import resolve, settings
 from ...data.datasets import Dataset, dataset_folder, read_manifest
-from ...data.left_out import LeftOut, dedup_of, read_left_out, reason_text, left_out_traces
+from ...data.left_out import LeftOut, dedup_of, left_out_traces, read_left_out, reason_text
 from ...scoring.answers import read_response
 from ..dependencies import DatasetKey, StoreDep
 from .rendering import Skip, around, show
