@@ -221,8 +221,8 @@ def remove_preferences(
 ) -> RemovalPublic:  # fmt: skip
     "Delete kept preferences that no run was trained on; the ratings stay."
     with with_status(409, InUse):
-        name, act = preferences_name, {"who": who, "reason": reason, "dry_run": dry_run}
-        return _shown(delete_preferences(store, name, **act))
+        name = preferences_name
+        return _shown(delete_preferences(store, name, who=who, reason=reason, dry_run=dry_run))
 
 
 @router.get("/api/deletions")
