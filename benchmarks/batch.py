@@ -257,7 +257,8 @@ def write_sources(root: Path, wanted: set[tuple[str, int]]) -> None:
     most = min(max(rows for _, rows in wanted), 64_000)
     long = {"digits": (3, 6)}  # enough for as many problems that are not alike
     options = {"addition": long, "subtraction": long}
-    traces = generate_traces(train=most, held_out=0, mix=dict.fromkeys(options, 1.0), options=options)[0]
+    mix = dict.fromkeys(options, 1.0)
+    traces = generate_traces(train=most, held_out=0, mix=mix, options=options)[0]
     for name, rows in wanted:
         whole, rest = divmod(rows, most)
         with (root / f"{name}-{rows}.jsonl").open("wb") as file:

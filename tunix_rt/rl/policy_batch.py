@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.errors import TrainingError
-from ..models.attention import BLOCK
 from ..models.gemma import Gemma
 from .policy_loss import PolicyBatch, PolicyLoss, token_weights
 from ..training.logprobs import batch_logprobs
@@ -22,7 +21,7 @@ from ..training.packing import best_fit
 from ..training.train_step import micro_batches, used_slices
 
 # %% auto #0
-__all__ = ['LONG', 'STEP', 'Answer', 'PolicyShape', 'policy_shape', 'assign_rows', 'lay_out_row', 'pack_answers', 'dealt',
+__all__ = ['LONG', 'ROW_MULTIPLE', 'Answer', 'PolicyShape', 'policy_shape', 'assign_rows', 'lay_out_row', 'pack_answers', 'dealt',
            'logprobs_program']
 
 # %% ../../nbs/rl/30_policy_batch.ipynb #ef18564a
@@ -46,7 +45,7 @@ class Answer:
 
 # %% ../../nbs/rl/30_policy_batch.ipynb #aeee9e30
 LONG = 1024  # Tokens up to which a row has room for two answers
-STEP = 2 * BLOCK  # A row is a multiple of so many tokens
+ROW_MULTIPLE = 256  # A row is a multiple of so many tokens, which are two blocks of attention
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def policy_shape(
         Shape in which any answers fit
     """
     two = max(2 * longest, 256)
-    seq_length = seq_length or -(-(two if two <= LONG else longest) // STEP) * STEP
+    seq_length = seq_length or -(-(two if two <= LONG else longest) // ROW_MULTIPLE) * ROW_MULTIPLE
     if seq_length < longest:
         raise TrainingError(
             f"rows of {seq_length} tokens are too short for a prompt and an answer of {longest}; "

@@ -115,8 +115,8 @@ def _duplicate(
     both = each.kept in stored, each.id in stored
     compared, missing = None, ""
     if each.kept in texts and each.id in texts:
-        sides = [as_side(texts[id]) for id in (each.kept, each.id)]
-        compared = diff_texts(sides[0], sides[1], "kept", "left out")
+        one, other = as_side(texts[each.kept]), as_side(texts[each.id])
+        compared = diff_texts(one, other, "kept", "left out")
         missing = "" if compared else "The two are too long to be compared here."
     elif each.id in gone or each.kept in gone:
         missing = "One of the two was deleted from the store."
@@ -201,8 +201,8 @@ def preferences_shown(
         asked = prompt if isinstance(prompt, str) else "\n".join(response_side(prompt).steps)
         compared = None
         if "chosen" in record and "rejected" in record:
-            sides = [response_side(record[which]) for which in ("chosen", "rejected")]
-            compared = diff_texts(sides[0], sides[1], "better", "worse")
+            one, other = (response_side(record[which]) for which in ("chosen", "rejected"))
+            compared = diff_texts(one, other, "better", "worse")
         yield PreferenceShown(asked, record, compared)
 
 # %% ../../../nbs/serve/pages/42_pairs.ipynb #e7e02388

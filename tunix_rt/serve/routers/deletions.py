@@ -5,7 +5,7 @@
 # %% ../../../nbs/serve/routers/65_deletions.ipynb #1dae5240
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -221,8 +221,8 @@ def remove_preferences(
 ) -> RemovalPublic:  # fmt: skip
     "Delete kept preferences that no run was trained on; the ratings stay."
     with with_status(409, InUse):
-        act: Any = {"who": who, "reason": reason, "dry_run": dry_run}
-        return _shown(delete_preferences(store, preferences_name, **act))
+        name = preferences_name
+        return _shown(delete_preferences(store, name, who=who, reason=reason, dry_run=dry_run))
 
 
 @router.get("/api/deletions")

@@ -16,7 +16,6 @@ from ...core.files import canonical_json
 from ...data.membership import datasets_with
 from ..authors import author_of
 from ..dependencies import LimitQuery, ServicesDep, StoreDep
-from .datasets import in_pieces
 from .ungar import LINES
 from tunix_rt.serve.schemas.trace_search import (
     THUMBS,
@@ -155,7 +154,8 @@ def read_kept_preferences(preferences_name: PreferencesName) -> StreamingRespons
 
     def pieces() -> Iterator[bytes]:
         with path.open("rb") as file:
-            yield from in_pieces(file)
+            while piece := file.read(2**18):
+                yield piece
 
     return StreamingResponse(pieces(), media_type="application/x-ndjson")
 
