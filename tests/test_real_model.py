@@ -235,5 +235,7 @@ def test_llama_cpp_writes_the_same_text(trained: Any):
     wanted = written(model, words, prompts, 32)
     for tokens, found in zip(wanted, llama_writes(server, prompts, 32), strict=True):
         assert found[: len(tokens)] == tokens
-    texts = [text for text in AWKWARD if "\x00" not in text]
+    # In a GGUF file runs of spaces are tokens with spaces, so a literal "▁▁▁" is three tokens to
+    # llama.cpp, with the file that this model came in as with ours.
+    texts = [text for text in AWKWARD if not {"\x00", "▁"} & set(text)]
     assert llama_tokenizes(server, texts) == [words(text).input_ids for text in texts]
