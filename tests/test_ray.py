@@ -48,6 +48,7 @@ class TwoNodes:
         known = environment(root, PATH=f"{root / 'bin'}:{os.environ['PATH']}")
         self.before = dict(os.environ)
         os.environ.update(known, RAY_USAGE_STATS_ENABLED="0")  # inherited by what Ray starts
+        os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # else others' memory ends our workers
         dashboard = {"include_dashboard": True, "dashboard_port": free_port()}
         self.client = f"ray://127.0.0.1:{free_port()}"
         door = {"ray_client_server_port": int(self.client.rpartition(":")[2])}
