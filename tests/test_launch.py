@@ -23,8 +23,8 @@ import yaml
 from compile_fast import COMPILE_FAST
 
 from tunix_rt.cli.app import main
+from tunix_rt.core.files import read_jsonl_log
 from tunix_rt.core.settings import settings
-from tunix_rt.training.metrics_log import read_log
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DEPLOY = CHECKOUT / "deploy/kubernetes"
@@ -240,7 +240,7 @@ def start(root: Path, run: str, count: int) -> list[subprocess.Popen[str]]:
 
 def losses(run: Path) -> list[tuple[int, float, float | None]]:
     "The part of metrics.jsonl that must not depend on the number of hosts."
-    lines = read_log(run / "metrics.jsonl")
+    lines = read_jsonl_log(run / "metrics.jsonl")
     return [(line["step"], line["loss"], line.get("validation_loss")) for line in lines]
 
 

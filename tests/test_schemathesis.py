@@ -18,6 +18,7 @@ from tunix_rt.registry.models import create_registered_model
 from tunix_rt.registry.promotion import promote
 from tunix_rt.serve.app import create_app
 from tunix_rt.serve.schemas.traces import EXAMPLE
+from tunix_rt.store.preferences import keep_preferences
 from tunix_rt.store.ratings import add_rating
 from tunix_rt.store.tokens import create_token
 from tunix_rt.store.traces import add_traces
@@ -69,9 +70,13 @@ def known(store, root):
         "waiting_id": enqueue(store, "train", {"dataset": "sums-v1"}).id,
         "job_id": create_job(store, **SEARCH).id,
     }
+    other = Trace.model_validate(EXAMPLE | {"final_answer": "another"})
+    add_rating(store, add_traces(store, [other])[0].id, author="ann", stars=1)
+    keep_preferences(store, "rated-v1")
     create_token(store, "spare", "read", by="tests")
     others = {"dataset_key": "sums-v1", "filename": "run.json", "alias": "champion"}
     others |= {"pipeline": "train", "name": "spare", "baseline_name": "b"}
+    others["preferences_name"] = "rated-v1"
     return {name: str(id) for name, id in ids.items()} | others
 
 
@@ -111,6 +116,7 @@ GOOD = {
             "models/versions/{version_id}",
             "models/{model_id}",
             "regression/baselines/{baseline_name}",
+            "traces/preferences/{preferences_name}",
         )
     },
 }

@@ -1,5 +1,6 @@
 "The pages of traces, by a program: hostile texts, ratings, edits, datasets from what was found."
 
+import html
 import json
 import re
 import time
@@ -234,7 +235,7 @@ def test_datasets_are_built_from_the_list(pages):
     for query, size in (("text=sum", 6), (f"take=ids&ids={ids[1]}&ids={ids[4]}", 2)):
         text = page(pages, f"/traces/build?{query}")
         assert f"<strong>{size}</strong>" in text
-        filters = re.search(r'name="filters" value="([^"]*)"', text)[1].replace("&#34;", '"')
+        filters = html.unescape(re.search(r'name="filters" value="([^"]*)"', text)[1])
         form = {"dataset_name": f"from {size}", "dataset_version": "v1", "filters": filters,
                 "limit": "", "seed": ""}  # fmt: skip
         sent = pages.post("/traces/build", data=form, follow_redirects=False)

@@ -100,7 +100,7 @@ from .training.config import TrainConfig
 from .training.export import check_export, export_bytes, export_model
 from .training.loop import LoopConfig, TrainResult, train
 from .training.model_card import model_card
-from .training.multihost import broadcast_json
+from .training.multihost import broadcast_json, wait_for_all
 from .training.packing import batch_fingerprint
 from .training.sft import SFTBatches, prepare_batches, sft_objective
 
@@ -808,6 +808,7 @@ def _fine_tune(
         done.folder, model, train_config, export=export, dataset=batches.dataset,
         sha256=batches.fingerprint, figures=results, read=_read_facts(batches), where=place,
     )  # fmt: skip
+    wait_for_all("the model is written")
     return SFTResult(model, run, metrics, results, files)
 
 # %% ../nbs/10_api.ipynb #c280df4e

@@ -25,7 +25,7 @@ from ..runs.hosts import ADDRESS, HOSTS, SOURCES, detect_place
 
 # %% auto #0
 __all__ = ['SILENCE', 'ROUND', 'LOOKS', 'REASONS', 'LOST', 'join_hosts', 'join_if_several', 'broadcast_json', 'leader_folder',
-           'require_shared', 'agree_on_stop', 'explain_lost_process']
+           'wait_for_all', 'require_shared', 'agree_on_stop', 'explain_lost_process']
 
 # %% ../../nbs/training/22_multihost.ipynb #7c3e38cc
 SILENCE = 30  # Seconds without a sign of life after which a process counts as dead
@@ -143,6 +143,18 @@ def leader_folder(
     if jax.process_count() == 1:
         return folder
     return Path(broadcast_json(str(folder.absolute())))
+
+
+def wait_for_all(
+    what: str,  # What is done, for the message of a process that waits in vain
+) -> None:
+    """Wait until every process is here: one that ends first would take its coordinator with it.
+
+    Args:
+        what: What is done, for the message of a process that waits in vain
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 # %% ../../nbs/training/22_multihost.ipynb #7b5ec605
 LOOKS = 10  # Times that a process looks, half a second apart: a network share may be late
